@@ -5,10 +5,10 @@ BIN := .venv/bin
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test check bench mutants torture format clean
+.PHONY: help install demo test check bench mutants torture stripe-mock format clean
 
 help: ## Say what the targets do
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
 .venv/.uv:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Tidemark needs Python 3.11 or newer: set PYTHON=python3.11"; exit 1; }
@@ -57,6 +57,9 @@ mutants: .venv/.development ## Show that the simulation catches deliberate defec
 
 torture: .venv/.development ## Kill real processes and services at random under load, then compare all (8 minutes; ARGS=--seed 7)
 	@$(BIN)/python -m tests.torture $(ARGS)
+
+stripe-mock: .venv/.development ## Let Stripe's own mock server judge what is sent to Stripe (needs Go; 3 minutes)
+	@$(BIN)/python -m tests.stripe_mock $(ARGS)
 
 format: .venv/.development ## Format the code
 	@$(BIN)/ruff format .

@@ -31,7 +31,7 @@ from typing import Any, Final, NamedTuple
 
 from schemas.clock import MINUTE_MS
 from schemas.periods import Billing, Binding, Interval
-from schemas.side_tables import Link, Row
+from schemas.side_tables import Link, Overlap, Row
 
 # The statuses in which Stripe bills usage.
 BILLED: Final = frozenset(["active", "past_due", "trialing"])
@@ -61,15 +61,6 @@ class Payer(NamedTuple):
         if self.billing is not Billing.MAPPED:
             return (self.billing,)
         return self.billing, self.customer, _minute(self.rule.anchor_ms), self.rule.interval, self.rule.interval_count
-
-
-class Overlap(NamedTuple):
-    """Two subscriptions of a customer that bill at the same time and cannot both be right."""
-
-    customer: str
-    subscription: str
-    other: str
-    reason: str
 
 
 class _Price(NamedTuple):

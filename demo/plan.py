@@ -29,6 +29,8 @@ ENVIRONMENT: Final = {
     "TIDEMARK_TICK_INTERVAL_S": "1",
     "TIDEMARK_RELAY_INTERVAL_S": "2",
     "TIDEMARK_ARCHIVE_LINGER_S": "3",
+    # No canary: its two minutes of patience are less than a real second.
+    "TIDEMARK_CANARY_CUSTOMER": "",
 }
 # Ten real seconds for the archive, which collects records for three seconds.
 ARCHIVE_WAIT_S: Final = 10.0 * FACTOR

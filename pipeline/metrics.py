@@ -45,6 +45,7 @@ MetricName = Literal[
     "tidemark_mirror_fetches",
     "tidemark_mirror_delay_seconds",
     "tidemark_mirror_held_events",
+    "tidemark_mirror_overlaps",
     "tidemark_mirror_due_bindings",
     "tidemark_mirror_due_binding_age_seconds",
     "tidemark_mirror_recovered_events",
@@ -192,6 +193,11 @@ METRICS: Final[dict[MetricName, MetricSpec]] = {
         "gauge",
         "Events of customers that belong to no account, up to 10 000; from the process that owns partition 0. Link "
         "the customers: `tidemark billing status` names them.",
+    ),
+    "tidemark_mirror_overlaps": MetricSpec(
+        "gauge",
+        "Pairs of subscriptions ever found that bill one meter twice, or meters in different periods, up to 1000; from "
+        "the process that owns partition 0. Grows: cancel one of the two; `tidemark billing audit` names them.",
     ),
     "tidemark_mirror_due_bindings": MetricSpec(
         "gauge",

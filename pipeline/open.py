@@ -148,10 +148,10 @@ async def open_side_tables(base: Base) -> PostgresSideTables:
             "TIDEMARK_SQL_URL",
             "pgserver:// is a server that `tidemark dev` starts and owns; run that, or name a postgresql:// server",
         )
-    from aggregators.binding_timeline import timeline
+    from aggregators.binding_timeline import overlaps, timeline
     from sinks.sql.store import PostgresSideTables
 
-    tables = PostgresSideTables(base.settings.sql_url, timeline, base.settings.store_timeout_s)
+    tables = PostgresSideTables(base.settings.sql_url, timeline, base.settings.store_timeout_s, overlaps=overlaps)
     try:
         mode = "live" if base.genesis.livemode else "test"
         await tables.migrate(f"{mode}:{base.genesis.stripe_account}", base.genesis.log_id)

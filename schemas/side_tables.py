@@ -58,6 +58,10 @@ PARTS_OF: Final[Mapping[ObjectKind, tuple[str, str]]] = {
 }
 
 
+# The entity of an audit row about two subscriptions that cannot both be right; `entity_id` has both ids.
+OVERLAP: Final = "overlap"
+
+
 class Outcome(StrEnum):
     """What became of an event. `HELD`: its customer belongs to no account yet; linking the customer re-reads it."""
 
@@ -160,6 +164,23 @@ class Timeline(Protocol):
         ...
 
 
+class Overlap(NamedTuple):
+    """Two subscriptions of a customer that bill at one time and cannot both be right; `subscription` is followed."""
+
+    customer: str
+    subscription: str
+    other: str
+    reason: str
+
+
+class Overlaps(Protocol):
+    """Finds overlaps among the subscriptions of an account; a pure function like `Timeline`, with its `mirror`."""
+
+    def __call__(self, mirror: Mapping[str, Sequence[Row]], now_ms: int) -> Sequence[Overlap]:
+        """The overlaps from now on. The store writes one audit row for each pair."""
+        ...
+
+
 class SideTables(Protocol):
     """The store of the side tables. Every call may raise `Transient`; no call holds a lock when it returns."""
 
@@ -219,6 +240,10 @@ class SideTables(Protocol):
 
     async def audit(self, account: str, limit: int = 1_000) -> Sequence[AuditRow]:
         """An account's audit rows, oldest first."""
+        ...
+
+    async def overlaps(self, limit: int = 1_000) -> Sequence[AuditRow]:
+        """The audit rows of subscriptions that overlap, of all accounts. An overlap gets one row, which stays."""
         ...
 
     async def mirror(self) -> Mapping[str, Sequence[Row]]:

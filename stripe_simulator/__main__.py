@@ -2,114 +2,82 @@
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import gc
 import socket
-import sqlite3
-import sys
-from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, Final
 
+import click
 import uvicorn
 
 from stripe_simulator.app import create_app
 from stripe_simulator.clock import Clock, parse_clock
 from stripe_simulator.settings import SimulatorSettings
-from stripe_simulator.simulator import Simulator
+from stripe_simulator.simulator import Check, Simulator
 
-READY_PREFIX = "stripe simulator ready at "
-SECONDS_MAX = 10**9
+READY_PREFIX: Final = "stripe simulator ready at "
+SECONDS_MAX: Final = 10**9
 # Objects are JSON without cycles, and there can be millions of them: they are searched for garbage rarely.
-GARBAGE = (200_000, 20, 1_000)
-
-
-class _Parser(argparse.ArgumentParser):
-    def format_help(self) -> str:
-        """The help, with headings like those of the other commands."""
-        return super().format_help().replace("usage: ", "Usage: ", 1).replace("\noptions:\n", "\nOptions:\n", 1)
-
-    def error(self, message: str) -> NoReturn:
-        """One line that names the argument, however long the argument is."""
-        text = "".join(character if character.isprintable() else " " for character in message[:300])
-        self.exit(2, f"{self.prog}: {text}; see --help\n")
-
-
-def _port(text: str) -> int:
-    port = int(text)
-    if not 0 <= port <= 65_535:
-        raise argparse.ArgumentTypeError("must be from 0 to 65535")
-    return port
+GARBAGE: Final = (200_000, 20, 1_000)
+_DEFAULTS: Final = SimulatorSettings()
 
 
 def _seconds(text: str) -> float:
-    seconds = float(text)
-    if not 0 <= seconds <= SECONDS_MAX:
-        raise argparse.ArgumentTypeError(f"must be from 0 to {SECONDS_MAX} seconds")
-    return seconds
-
-
-def _rate(text: str) -> int:
-    rate = int(text)
-    if rate < 0:
-        raise argparse.ArgumentTypeError("must be 0 or more")
-    return rate
+    if not 0 <= float(text) <= SECONDS_MAX:
+        raise click.BadParameter(f"must be from 0 to {SECONDS_MAX} seconds")
+    return float(text)
 
 
 def _clock(text: str) -> Clock:
     try:
         return parse_clock(text)
     except (ValueError, OSError, ZeroDivisionError, RecursionError) as error:
-        raise argparse.ArgumentTypeError(f"{text[:100]!a} is no clock: {error}"[:300]) from error
+        raise click.BadParameter(f"{text[:100]!a} is no clock: {error}"[:300]) from error
 
 
-def _arguments(arguments: Sequence[str] | None, program: str) -> argparse.Namespace:
-    defaults = SimulatorSettings()
-    parser = _Parser(prog=program, description="A simulator of Stripe, with pages for a browser.")
-    parser.add_argument("--port", type=_port, default=0, help="port on 127.0.0.1; 0 takes a free one")
-    parser.add_argument("--state", type=Path, default=None, help="journal file that keeps the state over restarts")
-    parser.add_argument("--clock", type=_clock, default="system", help="system, or scaled:REAL_MS:SIMULATED_MS:FACTOR")
-    parser.add_argument("--account", default=defaults.account, help="the Stripe account id")
-    parser.add_argument("--summary-lag-s", type=_seconds, default=defaults.summary_lag_s)
-    parser.add_argument("--validation-window-s", type=_seconds, default=defaults.validation_window_s)
-    parser.add_argument("--validation-delay-s", type=_seconds, default=defaults.validation_delay_s)
-    parser.add_argument("--latency-s", type=_seconds, default=defaults.latency_s)
-    parser.add_argument("--rate-per-s", type=_rate, default=defaults.rate_per_s, help="Stripe's rate limit; 0 for none")
-    parser.add_argument(
-        "--invoice-grace-s",
-        type=_seconds,
-        default=defaults.invoice_grace_s,
-        help="how long a cycle's invoice is a draft",
-    )
-    parser.add_argument("--seed", type=int, default=defaults.seed, help="decides ids and the order of equal jobs")
-    parser.add_argument("--check-responses", action="store_true", help="answer 500 if a response is not as in the SDK")
-    return parser.parse_args(arguments)
+@click.command(context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
+@click.option("--port", type=click.IntRange(0, 65_535), default=0, help="Port on 127.0.0.1; 0 takes a free one.")
+@click.option("--state", type=click.Path(path_type=Path), help="Journal that keeps the state over restarts.")
+@click.option(
+    "--clock", type=_clock, metavar="TEXT", default="system", help="Or scaled:REAL_MS:SIMULATED_MS:FACTOR, file:PATH."
+)
+@click.option("--account", default=_DEFAULTS.account, help="The Stripe account id.")
+@click.option("--summary-lag-s", type=_seconds, metavar="SECONDS", default=_DEFAULTS.summary_lag_s)
+@click.option("--validation-window-s", type=_seconds, metavar="SECONDS", default=_DEFAULTS.validation_window_s)
+@click.option("--validation-delay-s", type=_seconds, metavar="SECONDS", default=_DEFAULTS.validation_delay_s)
+@click.option("--rate-per-s", type=click.IntRange(0), default=_DEFAULTS.rate_per_s, help="Rate limit; 0 for none.")
+@click.option(
+    "--invoice-grace-s",
+    type=click.IntRange(0, SECONDS_MAX),
+    metavar="SECONDS",
+    default=_DEFAULTS.invoice_grace_s,
+    help="How long the invoice of a cycle is a draft.",
+)
+@click.option("--seed", type=int, default=_DEFAULTS.seed, help="Decides ids and the order of equal jobs.")
+@click.pass_obj
+def main(check: Check | None, /, port: int, state: Path | None, clock: Clock, **settings: Any) -> None:
+    """Run a simulator of Stripe, with pages for a browser, until a signal.
+
+    \f
+    The object of the click context is a check of all responses.
+    """
+    try:
+        asyncio.run(_serve(check, port, state, clock, settings))
+    except (OSError, ValueError) as failure:
+        raise click.ClickException(f"correct --port or --state: {failure}") from failure
 
 
-async def _serve(arguments: argparse.Namespace) -> None:
+async def _serve(check: Check | None, port: int, state: Path | None, clock: Clock, settings: dict[str, Any]) -> None:
     gc.set_threshold(*GARBAGE)
     # asyncio sets TCP_NODELAY only on this socket type; without it, each answer waits 40 ms for an ACK.
     listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    listener.bind(("127.0.0.1", arguments.port))
+    listener.bind(("127.0.0.1", port))
     url = f"http://127.0.0.1:{listener.getsockname()[1]}"
-    settings = SimulatorSettings(
-        pages_url=url,
-        account=arguments.account,
-        summary_lag_s=arguments.summary_lag_s,
-        validation_window_s=arguments.validation_window_s,
-        validation_delay_s=arguments.validation_delay_s,
-        latency_s=arguments.latency_s,
-        rate_per_s=arguments.rate_per_s,
-        seed=arguments.seed,
-        invoice_grace_s=int(arguments.invoice_grace_s),
-        check_responses=arguments.check_responses,
-    )
-    simulator = Simulator(arguments.clock, settings, arguments.state)
+    simulator = Simulator(clock, SimulatorSettings(pages_url=url, **settings), state, check)
     listener.listen(512)
-    sys.stdout.write(f"{READY_PREFIX}{url}\npages for a browser at {url}/_simulator/\n")
-    sys.stdout.flush()
+    click.echo(f"{READY_PREFIX}{url}\npages for a browser at {url}/_simulator/")
     config = uvicorn.Config(
         create_app(simulator), log_level="critical", access_log=False, lifespan="off", timeout_graceful_shutdown=1
     )
@@ -120,14 +88,6 @@ async def _serve(arguments: argparse.Namespace) -> None:
             jobs.cancel()
     finally:
         simulator.close()
-
-
-def main(arguments: Sequence[str] | None = None, program: str = "python -m stripe_simulator") -> None:
-    """Serve until a signal. Exits with 2 for a bad argument, with 1 for a port or file that cannot be used."""
-    try:
-        asyncio.run(_serve(_arguments(arguments, program)))
-    except (OSError, sqlite3.Error, ValueError) as failure:
-        sys.exit(f"{program}: correct --port or --state: {failure}")
 
 
 if __name__ == "__main__":

@@ -1,8 +1,9 @@
-"""The simulator's time: a protocol, and the three clocks of the command line."""
+"""The simulator's time: a protocol, and the clocks of the command line."""
 
 from __future__ import annotations
 
 import time
+from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 from typing import Protocol
@@ -16,27 +17,18 @@ class Clock(Protocol):
         ...
 
 
-class SystemClock:
-    """The machine's clock."""
-
-    def now_ms(self) -> int:
-        """The machine's time in milliseconds."""
-        return time.time_ns() // 1_000_000
-
-
+@dataclass(frozen=True)
 class ScaledClock:
     """A clock that showed `simulated_origin_ms` when the machine's clock showed `real_origin_ms`, and runs `factor`
-    times as fast. Processes with the same three numbers show the same time."""
+    times as fast. Processes with the same three numbers show the same time; the defaults are the machine's clock."""
 
-    def __init__(self, real_origin_ms: int, simulated_origin_ms: int, factor: Fraction) -> None:
-        self._real_origin_ms = real_origin_ms
-        self._simulated_origin_ms = simulated_origin_ms
-        self._factor = factor
-        self._system = SystemClock()
+    real_origin_ms: int = 0
+    simulated_origin_ms: int = 0
+    factor: Fraction = Fraction(1)
 
     def now_ms(self) -> int:
         """The simulated time in milliseconds."""
-        return self._simulated_origin_ms + int((self._system.now_ms() - self._real_origin_ms) * self._factor)
+        return self.simulated_origin_ms + int((time.time_ns() // 1_000_000 - self.real_origin_ms) * self.factor)
 
 
 class FileClock:
@@ -54,15 +46,12 @@ class FileClock:
 def parse_clock(text: str) -> Clock:
     """A clock from `system`, `scaled:REAL_ORIGIN_MS:SIMULATED_ORIGIN_MS:FACTOR`, or `file:PATH` of a file with such a
     text. Raises `ValueError`."""
-    if text == "system":
-        return SystemClock()
-    if text.startswith("file:"):
+    kind, *parts = text.split(":")
+    if kind == "system" and not parts:
+        return ScaledClock()
+    if kind == "file":
         return FileClock(Path(text.removeprefix("file:")))
-    parts = text.split(":")
-    if len(parts) == 4 and parts[0] == "scaled":
-        factor = Fraction(parts[3])
-        if factor <= 0:
-            raise ValueError(f"clock {text!r}: the factor must be above 0")
-        return ScaledClock(int(parts[1]), int(parts[2]), factor)
-    known = "`system`, `scaled:REAL_ORIGIN_MS:SIMULATED_ORIGIN_MS:FACTOR` or `file:PATH`"
+    if kind == "scaled" and len(parts) == 3 and Fraction(parts[2]) > 0:
+        return ScaledClock(int(parts[0]), int(parts[1]), Fraction(parts[2]))
+    known = "`system`, `scaled:REAL_ORIGIN_MS:SIMULATED_ORIGIN_MS:FACTOR` or `file:PATH`, with a factor above 0"
     raise ValueError(f"clock {text!r}: write {known}")

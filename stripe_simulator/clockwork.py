@@ -10,14 +10,13 @@ from __future__ import annotations
 import hashlib
 import heapq
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from stripe_simulator.clock import Clock
 from stripe_simulator.journal import Journal
 
 REAL = ""
-
-JobHandler = Callable[[dict[str, Any]], None]
 
 
 class Job(NamedTuple):
@@ -30,49 +29,49 @@ class Job(NamedTuple):
     arguments: dict[str, Any]
 
 
+@dataclass(eq=False)
 class Clockwork:
     """The queues of one mode. `handlers` maps a kind of job to its function."""
 
-    def __init__(
-        self, clock: Clock, journal: Journal, seed: str, handlers: Mapping[str, JobHandler], name: str
-    ) -> None:
-        self._clock = clock
-        self._journal = journal
-        self._seed = seed
-        self._handlers = handlers
-        self._name = name
-        self._queues: dict[str, list[Job]] = {REAL: []}
-        self._waiting: set[int] = set()
-        self._times_ms: dict[str, int] = {}
-        self._numbers = 0
-        journal.register(f"{name}.schedule", self._apply_schedule)
-        journal.register(f"{name}.done", self._apply_done)
-        journal.register(f"{name}.time", self._apply_time)
+    clock: Clock
+    journal: Journal
+    seed: str
+    handlers: Mapping[str, Callable[[dict[str, Any]], None]]
+    name: str
+    _queues: dict[str, list[Job]] = field(default_factory=lambda: {REAL: []})
+    _waiting: set[int] = field(default_factory=set)
+    _times_ms: dict[str, int | None] = field(default_factory=dict)
+    _numbers: int = 0
+
+    def __post_init__(self) -> None:
+        self.journal.register(f"{self.name}.schedule", self._apply_schedule)
+        self.journal.register(f"{self.name}.done", self._apply_done)
+        self.journal.register(f"{self.name}.time", self._apply_time)
 
     def now_ms(self, clock: str = REAL) -> int:
         """The time of a clock: of the running job, of the frozen test clock, or the real time."""
         frozen_ms = self._times_ms.get(clock)
-        return self._clock.now_ms() if frozen_ms is None else frozen_ms
+        return self.clock.now_ms() if frozen_ms is None else frozen_ms
 
     def schedule(self, due_ms: int, kind: str, arguments: dict[str, Any], clock: str = REAL) -> int:
         """Add a job. Returns its number for `cancel`. A job in the past runs at the next opportunity."""
-        if kind not in self._handlers:
+        if kind not in self.handlers:
             raise LookupError(f"no resource has a job of kind {kind}")
         number = self._numbers + 1
-        with self._journal.transaction():
-            self._journal.change(f"{self._name}.schedule", number, due_ms, kind, arguments, clock)
+        with self.journal.transaction():
+            self.journal.change(f"{self.name}.schedule", number, due_ms, kind, arguments, clock)
         return number
 
     def cancel(self, number: int) -> None:
         """Remove a job. Nothing happens if the job has run."""
         if number in self._waiting:
-            with self._journal.transaction():
-                self._journal.change(f"{self._name}.done", number)
+            with self.journal.transaction():
+                self.journal.change(f"{self.name}.done", number)
 
     def set_time(self, clock: str, now_ms: int) -> None:
         """Start or move a test clock without running its jobs."""
-        with self._journal.transaction():
-            self._journal.change(f"{self._name}.time", clock, now_ms)
+        with self.journal.transaction():
+            self.journal.change(f"{self.name}.time", clock, now_ms)
 
     def next_due_ms(self, clock: str = REAL) -> int | None:
         """When the next job of a clock is due, or None."""
@@ -84,7 +83,7 @@ class Clockwork:
     def catch_up(self) -> None:
         """Run every job of the real clock that is due now."""
         if self._queues[REAL]:
-            self.run(REAL, self._clock.now_ms())
+            self.run(REAL, self.clock.now_ms())
 
     def run(self, clock: str, until_ms: int) -> None:
         """Run the jobs of a clock that are due until `until_ms`, in order, each in a transaction of its own.
@@ -95,13 +94,13 @@ class Clockwork:
         while (due_ms := self.next_due_ms(clock)) is not None and due_ms <= until_ms:
             job = self._queues[clock][0]
             before_ms = self._times_ms.get(clock)
-            self._times_ms[clock] = due_ms if before_ms is None else max(due_ms, before_ms)
+            self._times_ms[clock] = max(due_ms, before_ms or due_ms)
             try:
-                with self._journal.transaction():
-                    self._journal.change(f"{self._name}.done", job.number)
+                with self.journal.transaction():
+                    self.journal.change(f"{self.name}.done", job.number)
                     if clock != REAL:
-                        self._journal.change(f"{self._name}.time", clock, self._times_ms[clock])
-                    self._handlers[job.kind](job.arguments)
+                        self.journal.change(f"{self.name}.time", clock, self._times_ms[clock])
+                    self.handlers[job.kind](job.arguments)
             finally:
                 if clock == REAL:
                     del self._times_ms[clock]
@@ -114,24 +113,17 @@ class Clockwork:
         return [(job.due_ms, clock, job.kind) for job, clock in sorted(jobs)]
 
     def _apply_schedule(self, number: int, due_ms: int, kind: str, arguments: dict[str, Any], clock: str) -> None:
-        tie = int.from_bytes(hashlib.blake2b(f"{self._seed}:{number}".encode(), digest_size=8).digest())
+        tie = int.from_bytes(hashlib.blake2b(f"{self.seed}:{number}".encode(), digest_size=8).digest())
         heapq.heappush(self._queues.setdefault(clock, []), Job(due_ms, tie, number, kind, arguments))
         self._waiting.add(number)
         self._numbers = number
-        self._journal.undo(lambda: self._waiting.discard(number))
+        self.journal.undo(lambda: self._waiting.discard(number))
 
     def _apply_done(self, number: int) -> None:
         self._waiting.discard(number)
-        self._journal.undo(lambda: self._waiting.add(number))
+        self.journal.undo(lambda: self._waiting.add(number))
 
     def _apply_time(self, clock: str, now_ms: int) -> None:
         before_ms = self._times_ms.get(clock)
         self._times_ms[clock] = now_ms
-
-        def undo() -> None:
-            if before_ms is None:
-                self._times_ms.pop(clock, None)
-            else:
-                self._times_ms[clock] = before_ms
-
-        self._journal.undo(undo)
+        self.journal.undo(lambda: self._times_ms.update({clock: before_ms}))

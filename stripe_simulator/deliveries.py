@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import hmac
-from collections.abc import Iterator
+from functools import partial
 from typing import Any, Final
 from urllib.parse import urlsplit
 
@@ -34,24 +34,26 @@ _Connections = dict[str, tuple[asyncio.StreamReader, asyncio.StreamWriter, float
 
 def publish(mode: Mode, event: Object) -> None:
     """Create the deliveries of a new snapshot or thin event, in the event's transaction."""
-    for target in _targets(mode, event["type"], "snapshot" if event["object"] == "event" else "thin"):
+    payload, now_ms = "snapshot" if event["object"] == "event" else "thin", mode.now_ms()
+    for target in [*mode.store.newest("webhook_endpoint"), *mode.store.newest(DESTINATION)]:
+        wants = event["type"] in target["enabled_events"] or "*" in target["enabled_events"]
+        if not wants or target["status"] != "enabled" or target.get("event_payload", "snapshot") != payload:
+            continue
         asked = [target["url"], event["type"], event["id"]]
-        fault = mode.faults.take(FaultKind.DELIVERY_DUPLICATED, "", asked, mode.now_ms())
+        fault = mode.faults.take(FaultKind.DELIVERY_DUPLICATED, "", asked, now_ms)
         for copy in range(fault.span()[0] if fault else 1):
-            _create(mode, event, target["id"], mode.faults.delay_ms(asked, mode.now_ms()), is_copy=copy > 0)
-
-
-def _create(mode: Mode, event: Object, target: str, delay_ms: int, *, is_copy: bool) -> None:
-    """A delivery whose first attempt is due after `delay_ms`. A copy does not count as a pending webhook."""
-    body = {
-        "id": mode.store.new_id("dlv"), "object": DELIVERY, "event": event["id"], "event_type": event["type"],
-        "target": target, "is_copy": is_copy, "status": "pending", "due_ms": mode.now_ms() + delay_ms, "attempts": [],
-    }  # fmt: skip
-    mode.store.put(body)
-    if delay_ms:
-        mode.clockwork.schedule(body["due_ms"], SEND, {"delivery": body["id"]})
-    else:
-        mode.journal.after(lambda: mode.outbox.put_nowait(body["id"]))
+            delay_ms = mode.faults.delay_ms(asked, now_ms)
+            # A copy does not count as a pending webhook.
+            delivery = {
+                "id": mode.store.new_id("dlv"), "object": DELIVERY, "event": event["id"], "asked": asked,
+                "target": target["id"], "is_copy": copy > 0, "status": "pending", "due_ms": now_ms + delay_ms,
+                "attempts": [],
+            }  # fmt: skip
+            mode.store.put(delivery)
+            if delay_ms:
+                mode.clockwork.schedule(now_ms + delay_ms, SEND, {"delivery": delivery["id"]})
+            else:
+                mode.journal.after(partial(mode.outbox.put_nowait, delivery["id"]))
 
 
 def pending(mode: Mode, event: str) -> int:
@@ -98,44 +100,46 @@ async def _attempt(mode: Mode, identifier: str, connections: _Connections) -> No
     delivery, at_ms = mode.store.get(DELIVERY, identifier), mode.now_ms()
     if delivery is None or delivery["status"] != "pending" or delivery["due_ms"] > at_ms:
         return
-    target = mode.store.get("webhook_endpoint", delivery["target"]) or mode.store.find(delivery["target"])
+    target = mode.store.get("webhook_endpoint", delivery["target"]) or mode.store.get(DESTINATION, delivery["target"])
     if target is None or target["status"] != "enabled":
         # Stripe attempts no event again whose endpoint is gone at the time of the attempt.
         mode.store.put({**delivery, "status": "failed"})
         return
     status, failure = 0, ""
-    asked = [target["url"], delivery["event_type"], delivery["event"]]
-    if mode.faults.take(FaultKind.DELIVERY_DROPPED, "", asked, at_ms):
+    if mode.faults.take(FaultKind.DELIVERY_DROPPED, "", delivery["asked"], at_ms):
         failure = "dropped by a fault"
     else:
-        event = mode.store.get("event", delivery["event"]) or mode.store.find(delivery["event"])
-        body = _body(mode, event or {})
+        event = mode.store.get("event", delivery["event"]) or mode.fetch("v2.core.event", delivery["event"])
+        body = _body(mode, event)
         try:
             async with asyncio.timeout(mode.settings.delivery_timeout_s):
                 status = await _post(connections, target["url"], _signature(mode, target["id"], body), body)
         except (OSError, EOFError, ValueError, LookupError, asyncio.LimitOverrunError) as error:
             failure = repr(error)
-    delivery = {**delivery, "attempts": [*delivery["attempts"], {"at_ms": at_ms, "status": status, "failure": failure}]}
+    attempts = [*delivery["attempts"], {"at_ms": at_ms, "status": status, "failure": failure}]
     retries_s = RETRIES_S if mode.livemode else RETRIES_S[:SANDBOX_RETRIES]
+    delivery = {**delivery, "attempts": attempts}
     with mode.journal.transaction():
-        if 200 <= status < 300 or len(delivery["attempts"]) > len(retries_s):
-            mode.store.put({**delivery, "status": "succeeded" if 200 <= status < 300 else "failed"})
-            return
-        due_ms = mode.now_ms() + retries_s[len(delivery["attempts"]) - 1] * 1_000
-        mode.clockwork.schedule(due_ms, SEND, {"delivery": identifier})
-        mode.store.put({**delivery, "due_ms": due_ms})
+        if 200 <= status < 300:
+            delivery["status"] = "succeeded"
+        elif len(attempts) > len(retries_s):
+            delivery["status"] = "failed"
+        else:
+            delivery["due_ms"] = mode.now_ms() + retries_s[len(attempts) - 1] * 1_000
+            mode.clockwork.schedule(delivery["due_ms"], SEND, {"delivery": identifier})
+        mode.store.put(delivery)
 
 
 async def _post(connections: _Connections, url: str, signature: str, body: bytes) -> int:
     """The status of the answer. A general HTTP client costs thirty times the CPU."""
-    parts = urlsplit(url)
-    origin, is_tls, now_s = f"{parts.scheme}://{parts.netloc}", parts.scheme == "https", asyncio.get_running_loop().time
-    reader, writer, used_s = connections.pop(origin, (None, None, 0.0))
-    if reader is None or writer is None or reader.at_eof() or now_s() - used_s > IDLE_MAX_S:
-        if writer is not None:
-            writer.close()
-        port = parts.port or (443 if is_tls else 80)
-        reader, writer = await asyncio.open_connection(parts.hostname, port, ssl=is_tls or None)
+    parts, now_s = urlsplit(url), asyncio.get_running_loop().time
+    origin, is_tls = f"{parts.scheme}://{parts.netloc}", parts.scheme == "https"
+    kept = connections.pop(origin, None)
+    if kept and (kept[0].at_eof() or now_s() - kept[2] > IDLE_MAX_S):
+        kept[1].close()
+        kept = None
+    port = parts.port or (443 if is_tls else 80)
+    reader, writer = kept[:2] if kept else await asyncio.open_connection(parts.hostname, port, ssl=is_tls or None)
     is_kept = False
     try:
         head = (
@@ -158,14 +162,6 @@ async def _post(connections: _Connections, url: str, signature: str, body: bytes
             writer.close()
 
 
-def _targets(mode: Mode, event_type: str, payload: str) -> Iterator[Object]:
-    for kind in ("webhook_endpoint", DESTINATION):
-        for target in mode.store.newest(kind):
-            wants = event_type in target["enabled_events"] or "*" in target["enabled_events"]
-            if wants and target["status"] == "enabled" and target.get("event_payload", "snapshot") == payload:
-                yield target
-
-
 def _body(mode: Mode, event: Object) -> bytes:
     """The payload, indented as at Stripe: the signature holds for these bytes only."""
     shown: dict[str, Any] = {name: event[name] for name in _THIN if event.get(name) is not None}
@@ -177,11 +173,10 @@ def _body(mode: Mode, event: Object) -> bytes:
 def _signature(mode: Mode, target: str, body: bytes) -> str:
     """The `Stripe-Signature` header. In test mode, Stripe adds a scheme `v0` that receivers must ignore."""
     at_s = mode.now_s()
-    signed = f"{at_s}.".encode() + body
     schemes = [("v1", secret) for secret, _ in _secrets(mode, target)] + ([] if mode.livemode else [("v0", "v0")])
-    return ",".join(
-        [f"t={at_s}", *(f"{name}={hmac.digest(key.encode(), signed, 'sha256').hex()}" for name, key in schemes)]
-    )
+    signed = f"{at_s}.".encode() + body
+    signatures = (f",{name}={hmac.digest(key.encode(), signed, 'sha256').hex()}" for name, key in schemes)
+    return f"t={at_s}{''.join(signatures)}"
 
 
 def _secrets(mode: Mode, target: str) -> list[tuple[str, int | None]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, Final
 
-from stripe_simulator.contract.shapes import fields_of, route_type
+from stripe_simulator.contract import fields_of, route_type
 from stripe_simulator.errors import ApiError, not_simulated
 from stripe_simulator.store import Object, copied
 
@@ -23,9 +23,7 @@ def without_includable(value: Any) -> Any:
         kind = value.get("object")
         hidden = INCLUDABLE.get(kind) if isinstance(kind, str) else None
         return {name: without_includable(item) for name, item in value.items() if name != hidden}
-    if isinstance(value, list):
-        return [without_includable(item) for item in value]
-    return value
+    return [without_includable(item) for item in value] if isinstance(value, list) else value
 
 
 def expand(route: str, body: Object, paths: Sequence[str], find: Find) -> Object:
@@ -34,9 +32,8 @@ def expand(route: str, body: Object, paths: Sequence[str], find: Find) -> Object
     for path in paths:
         steps = path.split(".")
         if len(steps) - (steps[0] == "data") > DEPTH_MAX:
-            raise ApiError(
-                400, f"You cannot expand more than {DEPTH_MAX} levels of a property ({path}).", param="expand"
-            )
+            message = f"You cannot expand more than {DEPTH_MAX} levels of a property ({path})."
+            raise ApiError(400, message, param="expand")
         _Expansion(path, find).walk(expanded, route_type(route), steps)
     return expanded
 
@@ -47,58 +44,52 @@ class _Expansion:
         self._find = find
 
     def walk(self, value: Any, kind: Any, steps: Sequence[str], *, was_expandable: bool = False) -> Any:
-        """The value, expanded along the steps. The object is changed in place."""
-        while kind[0] == "optional":
-            kind = kind[1]
-        if kind[0] == "expandable":
-            if isinstance(value, str):
-                value = without_includable(self._find(value))
-            return self.walk(value, kind[1], steps, was_expandable=True)
-        if kind[0] == "list":
-            items = value or []
-            items[:] = [self.walk(item, kind[1], steps, was_expandable=was_expandable) for item in items]
-            if not items:
-                self.walk(None, kind[1], steps, was_expandable=was_expandable)
-            return value
-        if kind[0] == "union":
-            return self._walk_union(value, kind[1], steps, was_expandable)
-        if kind[0] in ("page", "page2"):
-            return self._walk_page(value, kind[1], steps)
+        """The value, expanded along the steps. The object is changed in place; an absent one is None."""
+        match kind:
+            case ["optional", inner]:
+                return self.walk(value, inner, steps, was_expandable=was_expandable)
+            case ["expandable", inner]:
+                found = without_includable(self._find(value)) if isinstance(value, str) else value
+                return self.walk(found, inner, steps, was_expandable=True)
+            case ["list", inner]:
+                for index, item in enumerate(value or [None]):
+                    result = self.walk(item, inner, steps, was_expandable=was_expandable)
+                    if value:
+                        value[index] = result
+                return value
+            case ["union", kinds]:
+                # By the member that the object is; an absent object is checked against none.
+                if not steps or not isinstance(value, dict):
+                    return value
+                named = (member for member in kinds if member[0] == "object")
+                own = ["enum", [value.get("object")]]
+                inner = next((member for member in named if fields_of(member[1]).get("object") == own), "any")
+                return self.walk(value, inner, steps, was_expandable=was_expandable)
+            case ["page" | "page2", inner]:
+                return self._walk_page(value, inner, steps)
         if not steps and was_expandable:
             return value
         fields = fields_of(kind[1]) if kind[0] == "object" else {}
-        if len(steps) == 1 and steps[0] in INCLUDABLE.values() and "id" in fields and steps[0] in fields:
-            if isinstance(value, dict):
-                value[steps[0]] = copied(self._find(value["id"]) or {}).get(steps[0])
-            return value
         if not steps or steps[0] not in fields:
             raise self._refused()
-        below = value.get(steps[0]) if isinstance(value, dict) else None
-        result = self.walk(below, fields[steps[0]], steps[1:])
-        if isinstance(value, dict) and steps[0] in value:
-            value[steps[0]] = result
+        step, body = steps[0], value if isinstance(value, dict) else {}
+        if len(steps) == 1 and step in INCLUDABLE.values() and "id" in fields:
+            body[step] = copied(self._find(body.get("id", "")) or {}).get(step)
+        else:
+            result = self.walk(body.get(step), fields[step], steps[1:])
+            if step in body:
+                body[step] = result
         return value
 
     def _walk_page(self, value: Any, kind: Any, steps: Sequence[str]) -> Any:
-        if not steps:
-            # A list that an answer contains only if the request expands the list.
-            if value is None:
-                raise not_simulated(f"the expansion of {self._path}")
-            return value
-        if steps[0] != "data":
+        if steps and steps[0] != "data":
             raise self._refused(f". You may want to try expanding 'data.{self._path}' instead" if value else "")
-        if isinstance(value, dict):
+        if not steps and value is None:
+            # A list that an answer contains only if the request expands the list.
+            raise not_simulated(f"the expansion of {self._path}")
+        if steps and isinstance(value, dict):
             self.walk(value["data"], ["list", kind], steps[1:])
         return value
-
-    def _walk_union(self, value: Any, kinds: Sequence[Any], steps: Sequence[str], was_expandable: bool) -> Any:
-        """By the member that the object is; an absent object is checked against none."""
-        if not steps or not isinstance(value, dict):
-            return value
-        for kind in kinds:
-            if kind[0] == "object" and fields_of(kind[1]).get("object") == ["enum", [value.get("object")]]:
-                return self.walk(value, kind, steps, was_expandable=was_expandable)
-        raise self._refused()
 
     def _refused(self, hint: str = "") -> ApiError:
         return ApiError(400, f"This property cannot be expanded ({self._path}){hint}.", param="expand")

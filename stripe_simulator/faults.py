@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import random
+from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
 from enum import StrEnum
+
+import msgspec
 
 FAULTS_MAX = 1_000
 
@@ -29,8 +31,7 @@ class FaultKind(StrEnum):
     DELIVERY_DELAYED = "delivery_delayed"
 
 
-@dataclass(frozen=True, slots=True)
-class Fault:
+class Fault(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A fault for the next `count` matching requests (-1: for ever); a request is hit with `probability`.
 
     A request matches by method, by the beginning of its path and, if `contains` is set, by a parameter that contains
@@ -52,10 +53,15 @@ class Fault:
     reason: str = ""
     until_ms: int = 0
 
+    def is_of_deliveries(self) -> bool:
+        """Whether the fault matches deliveries, not requests."""
+        return self.kind.startswith("delivery_")
+
     def matches(self, method: str, path: str, params: object) -> bool:
         """Whether the fault matches this request, or this delivery if `method` is the fault's own kind."""
-        is_delivery = self.kind.startswith("delivery_")
-        if method != (self.kind if is_delivery else self.method) or not (is_delivery or path.startswith(self.path)):
+        if method != (self.kind if self.is_of_deliveries() else self.method):
+            return False
+        if not (self.is_of_deliveries() or path.startswith(self.path)):
             return False
         return not self.contains or any(self.contains in value for value in _texts(params))
 
@@ -68,49 +74,46 @@ class Fault:
 
 
 def _texts(params: object) -> Iterator[str]:
-    if isinstance(params, dict):
-        for value in params.values():
-            yield from _texts(value)
-    elif isinstance(params, list):
-        for value in params:
+    if isinstance(params, dict | list):
+        for value in params.values() if isinstance(params, dict) else params:
             yield from _texts(value)
     elif params is not None:
         yield str(params)
 
 
 class FaultPlan:
-    """The faults that have not happened yet, at most `FAULTS_MAX`."""
+    """The faults that have not happened yet, at most `FAULTS_MAX`.
+
+    `waiting` has them with the number of times that they may still happen, `happened` the faults that did, by kind.
+    """
 
     def __init__(self, seed: int = 0) -> None:
         self._random = random.Random(seed)
-        self._waiting: list[tuple[Fault, int]] = []
-        self._happened: dict[str, int] = {}
+        self.waiting: list[tuple[Fault, int]] = []
+        self.happened: Counter[str] = Counter()
 
     def add(self, fault: Fault) -> None:
         """Append a fault; earlier faults are applied first. Raises `ValueError` beyond `FAULTS_MAX` faults."""
-        if len(self._waiting) >= FAULTS_MAX:
+        if len(self.waiting) >= FAULTS_MAX:
             raise ValueError(f"at most {FAULTS_MAX} faults may wait: clear some first")
         if fault.kind in (FaultKind.DELIVERY_DUPLICATED, FaultKind.DELIVERY_DELAYED):
             fault.span()
         if fault.count:
-            self._waiting.append((fault, fault.count))
+            self.waiting.append((fault, fault.count))
 
     def clear(self, kind: str = "") -> None:
         """Delete the faults that have not happened yet, of one kind or all."""
-        self._waiting = [(fault, left) for fault, left in self._waiting if kind and fault.kind != kind]
+        self.waiting = [(fault, left) for fault, left in self.waiting if kind and fault.kind != kind]
 
-    def take(self, method: str, path: str, params: object, now_ms: int = 0) -> Fault | None:
+    def take(self, method: str, path: str, params: object, now_ms: int) -> Fault | None:
         """The fault for this request or delivery, or None. Uses up one application of the fault."""
-        for index, (fault, left) in enumerate(self._waiting):
+        for index, (fault, left) in enumerate(self.waiting):
             if 0 < fault.until_ms <= now_ms:
                 continue
             if not fault.matches(method, path, params) or self._random.random() >= fault.probability:
                 continue
-            if left == 1:
-                del self._waiting[index]
-            elif left > 1:
-                self._waiting[index] = (fault, left - 1)
-            self._happened[fault.kind] = self._happened.get(fault.kind, 0) + 1
+            self.waiting[index : index + 1] = [(fault, left - (left > 0))] if left != 1 else []
+            self.happened[fault.kind] += 1
             return fault
         return None
 
@@ -119,11 +122,3 @@ class FaultPlan:
         fault = self.take(FaultKind.DELIVERY_DELAYED, "", asked, now_ms)
         low, high = fault.span() if fault else (0, 0)
         return self._random.randint(1_000 * low, 1_000 * high)
-
-    def waiting(self) -> list[tuple[Fault, int]]:
-        """The faults, with the number of times that they may still happen."""
-        return list(self._waiting)
-
-    def happened(self) -> dict[str, int]:
-        """The number of faults that happened, by kind."""
-        return dict(self._happened)

@@ -8,12 +8,12 @@ from fractions import Fraction
 from typing import Any, Final
 
 from stripe_simulator.engine.amounts import rounded
-from stripe_simulator.engine.discounts import Discount
-from stripe_simulator.engine.lines import Line
+from stripe_simulator.engine.lines import Item, Line, Usage, usage_lines
 from stripe_simulator.engine.periods import Period
 from stripe_simulator.mode import Mode
-from stripe_simulator.resources import coupons
+from stripe_simulator.resources.prices import engine_price
 from stripe_simulator.store import Object
+from stripe_simulator.usage import DECIMAL_PLACES_MAX
 
 _SHARED: Final = (
     "amount", "currency", "description", "discountable", "discounts", "livemode", "metadata", "period", "pricing",
@@ -22,18 +22,16 @@ _SHARED: Final = (
 
 
 def new_line(mode: Mode, invoice: Object, line: Line) -> Object:
-    """The line of a subscription item, with the discounts and the metadata of the item."""
-    item = mode.store.get("subscription_item", line.item) or {"discounts": [], "metadata": {}}
+    """The line of a subscription item, with the metadata of the item."""
+    item = mode.store.get("subscription_item", line.item) or {"metadata": {}}
     shared = _shared(mode, line, invoice["currency"]) | {"metadata": item["metadata"]}
-    if not line.proration:
-        shared["discounts"] = item["discounts"]
     return _line(mode, invoice, shared, owner_of(invoice) or None, line.item, None)
 
 
 def line_of_item(mode: Mode, invoice: Object, item: Object) -> Object:
     """The line of an invoice item."""
-    owner = (item["parent"] or {"subscription_details": {}})["subscription_details"]
-    return _line(mode, invoice, item, owner.get("subscription"), owner.get("subscription_item"), item["id"])
+    details = (item["parent"] or {"subscription_details": {}})["subscription_details"]
+    return _line(mode, invoice, item, owner_of(item) or None, details.get("subscription_item"), item["id"])
 
 
 def new_item(mode: Mode, customer: Object, line: Line, currency: str, **fields: Any) -> Object:
@@ -46,23 +44,22 @@ def new_item(mode: Mode, customer: Object, line: Line, currency: str, **fields: 
 
 
 def engine_line(mode: Mode, body: Object) -> Line:
-    """The engine's form of an invoice line."""
-    pricing = body["pricing"] or {"price_details": {"price": "", "product": ""}, "unit_amount_decimal": None}
-    price = mode.store.get("price", pricing["price_details"]["price"])
-    details, unit_amount = details_of(body), pricing["unit_amount_decimal"]
+    """The engine's form of an invoice line, as `totals` needs it: with a rounded quantity and without a unit amount."""
+    sold = body["pricing"]["price_details"] if body["pricing"] else {"price": "", "product": ""}
     return Line(
-        item=details.get("subscription_item") or "",
-        price=pricing["price_details"]["price"],
-        product=pricing["price_details"]["product"],
+        item=details_of(body).get("subscription_item") or "",
+        **sold,
         amount=body["amount"],
-        quantity=Fraction(body["quantity_decimal"]),
+        quantity=Fraction(body["quantity"]),
         period=Period(**body["period"]),
-        unit_amount=None if unit_amount is None else Fraction(unit_amount),
-        proration=details["proration"],
         discountable=body["discountable"],
-        metered=price is not None and (price["recurring"] or {}).get("usage_type") == "metered",
-        discounts=discounts_of(mode, body["discounts"]),
+        metered=_is_metered(mode, body),
     )
+
+
+def _is_metered(mode: Mode, body: Object) -> bool:
+    price = mode.store.get("price", body["pricing"]["price_details"]["price"]) if body["pricing"] else None
+    return price is not None and (price["recurring"] or {}).get("usage_type") == "metered"
 
 
 def details_of(line: Object) -> Object:
@@ -71,14 +68,34 @@ def details_of(line: Object) -> Object:
     return details
 
 
-def owner_of(invoice: Object) -> str:
-    """The id of an invoice's subscription, or nothing."""
-    return str(invoice["parent"]["subscription_details"]["subscription"]) if invoice["parent"] else ""
+def owner_of(body: Object) -> str:
+    """The id of the subscription of an invoice or an invoice item, or nothing."""
+    return str(body["parent"]["subscription_details"]["subscription"]) if body["parent"] else ""
 
 
-def discounts_of(mode: Mode, ids: Sequence[str]) -> tuple[Discount, ...]:
-    """The engine's form of stored discounts."""
-    return tuple(coupons.discount_of(mode, identifier) for identifier in ids)
+def usage_of(mode: Mode, customer: str, price: Object, period: Period) -> Usage:
+    """A customer's usage of a metered price, known by minute: a minute belongs to the period in which it begins."""
+    total = mode.usage.total(price["recurring"]["meter"], customer, period.start, period.end)
+    return Usage(Fraction(total, 10**DECIMAL_PLACES_MAX), period)
+
+
+def with_late_usage(mode: Mode, invoice: Object, bodies: Sequence[Object]) -> list[Object]:
+    """The lines of a cycle's draft with the usage that arrived in its grace period."""
+    result: list[Object] = []
+    renewed = set()
+    for body in bodies:
+        if not _is_metered(mode, body) or details_of(body)["invoice_item"]:
+            result.append(body)
+            continue
+        line = engine_line(mode, body)
+        if (line.item, line.price, line.period) not in renewed:
+            # One line for each tier: the first of them stands for all.
+            renewed.add((line.item, line.price, line.period))
+            price = mode.fetch("price", line.price)
+            usage = usage_of(mode, invoice["customer"], price, line.period)
+            item = Item(line.item, engine_price(price), line.period)
+            result += [new_line(mode, invoice, fresh) for fresh in usage_lines(item, usage)]
+    return result
 
 
 def _decimal_text(number: Fraction) -> str:

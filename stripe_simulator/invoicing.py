@@ -1,33 +1,30 @@
 """Invoices from the draft to the payment: what subscriptions and the routes of invoices share.
 
-Money is computed by `engine.cycle.totals`. An invoice's lines are stored in one object of the kind `invoice_lines`; the
+Money is computed by `engine.totals`. An invoice's lines are stored in one object of the kind `invoice_lines`; the
 invoice itself shows the first ten.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 from stripe_simulator import invoice_lines as form
 from stripe_simulator import payments
 from stripe_simulator.engine.amounts import charge_min
-from stripe_simulator.engine.collection import INVOICE_MOVES, InvoiceStatus, advances, after_failure, is_charged
-from stripe_simulator.engine.cycle import totals
+from stripe_simulator.engine.collection import DAY_S, HARD_DECLINE_CODES, INVOICE_MOVES, InvoiceStatus, after_failure
 from stripe_simulator.engine.lines import Line
 from stripe_simulator.engine.periods import Period
+from stripe_simulator.engine.totals import totals
 from stripe_simulator.errors import ApiError
 from stripe_simulator.invoice_lines import owner_of
 from stripe_simulator.mode import Mode, new_object
 from stripe_simulator.resources import balance_transactions, coupons, credit_grants, tax
 from stripe_simulator.store import Object
 
-# Modules that follow a subscription's invoices, filled by `registry.py`. Each has functions of (mode, invoice):
-# `invoice_paid`, `invoice_failed` (after each failed attempt; `next_payment_attempt` is None after the last),
-# `invoice_voided`, and `invoice_lines`: the new lines of a draft that becomes final, or None if none changed.
-LISTENERS: list[Any] = []
+# Called with a subscription's invoice that was paid, was voided, or could not be collected; filled by `registry.py`.
+LISTENERS: list[Callable[[Mode, Object], None]] = []
 LINES_SHOWN: Final = 10
-DAY_S: Final = 86_400
 FINALIZE: Final = "invoice.finalize"
 COLLECT: Final = "invoice.collect"
 _NULL: Final = (
@@ -61,10 +58,9 @@ def subscription_invoice(
 ) -> Object:
     """Create an invoice of a subscription and return the invoice as stored.
 
-    Pending invoice items come first. Without grace the invoice is final at once and, if it charges automatically,
-    collected: not with `collect_now=False`, as for `payment_behavior=default_incomplete`. With grace it stays a draft
-    until a job of the customer's clock. `reason` is a `billing_reason`. `period` is the invoice's, now by default.
-    Raises `Drafted` inside a preview.
+    Pending invoice items come first. Without grace the invoice is final at once and, unless `collect_now` is False,
+    collected. An unpaid subscription's invoices stay drafts. `reason` is a `billing_reason`. `period` is now by
+    default. Raises `Drafted` inside a preview.
     """
     customer = mode.fetch("customer", subscription["customer"])
     invoice = new(mode, customer, subscription["currency"], reason, subscription)
@@ -75,27 +71,24 @@ def subscription_invoice(
     set_lines(mode, invoice, bodies)
     if mode.journal.discards:
         raise Drafted(invoice, bodies)
-    behavior = (subscription.get("pause_collection") or {}).get("behavior")
-    if behavior == "keep_as_draft" or (reason == "subscription_cycle" and not advances(subscription["status"])):
+    if reason == "subscription_cycle" and subscription["status"] == "unpaid":
         return mode.store.save({**invoice, "auto_advance": False})
     if draft_grace_s:
         return schedule_finalization(mode, invoice, invoice["created"] + draft_grace_s)
     return advance(mode, mode.store.save(invoice), collect_now=collect_now)
 
 
-def pending_items(mode: Mode, subscription: Object, lines: Sequence[Line]) -> list[Object]:
+def add_pending(mode: Mode, subscription: Object, lines: Sequence[Line]) -> None:
     """Store lines, such as prorations, as invoice items for the subscription's next invoice."""
     customer = mode.fetch("customer", subscription["customer"])
-    items = []
     for line in lines:
         details = {"subscription": subscription["id"], "subscription_item": line.item or None}
         parent = {"subscription_details": details, "type": "subscription_details"}
-        items.append(mode.store.save(form.new_item(mode, customer, line, subscription["currency"], parent=parent)))
-    return items
+        mode.store.save(form.new_item(mode, customer, line, subscription["currency"], parent=parent))
 
 
 def new(mode: Mode, customer: Object, currency: str, reason: str, subscription: Object | None = None) -> Object:
-    """A draft without lines, not yet stored. A subscription's discounts replace those of the customer."""
+    """A draft without lines, not yet stored."""
     owner = subscription or {}
     details = {"metadata": owner.get("metadata", {}), "subscription": owner.get("id")}
     parent = {"quote_details": None, "subscription_details": details, "type": "subscription_details"}
@@ -111,25 +104,25 @@ def new(mode: Mode, customer: Object, currency: str, reason: str, subscription: 
         "payment_settings": {"payment_method_types": None}, "status": "draft",
         "status_transitions": dict.fromkeys(_STAMPS.values()), "test_clock": customer["test_clock"],
     }  # fmt: skip
-    discount = customer["discount"]
-    source = owner if owner.get("discounts") else {"discounts": [discount["id"]] if discount else []}
-    invoice["discounts"] = list(coupons.discounts_of(mode, source, invoice["created"]))
+    invoice["discounts"] = list(coupons.discounts_of(mode, subscription or {"discounts": []}, invoice["created"]))
     if owner.get("days_until_due") is not None:
         invoice["due_date"] = invoice["created"] + owner["days_until_due"] * DAY_S
     return invoice | {"period_end": invoice["created"], "period_start": invoice["created"]}
 
 
+def waiting_for(mode: Mode, customer: str, *owners: str) -> list[Object]:
+    """The pending invoice items of a customer's subscriptions, oldest first; an empty id: of no subscription."""
+    items = mode.store.newest("invoiceitem", "customer", customer)
+    return [item for item in items if item["invoice"] is None and owner_of(item) in owners][::-1]
+
+
 def take_pending(mode: Mode, invoice: Object) -> list[Object]:
     """The pending invoice items that the invoice takes, oldest first; they are pending no longer."""
-    owners = {owner_of(invoice), ""} if invoice["billing_reason"] in _TAKES_ALL else {owner_of(invoice)}
-    items = [
-        item
-        for item in mode.store.newest("invoiceitem", "customer", invoice["customer"])
-        if item["invoice"] is None
-        and item["currency"] == invoice["currency"]
-        and (item["parent"] or {"subscription_details": {}})["subscription_details"].get("subscription", "") in owners
-    ][::-1]
-    return [mode.store.put({**item, "invoice": invoice["id"]}) for item in items]
+    owners = (owner_of(invoice), *[""] * (invoice["billing_reason"] in _TAKES_ALL))
+    items = waiting_for(mode, invoice["customer"], *owners)
+    return [
+        mode.store.put({**item, "invoice": invoice["id"]}) for item in items if item["currency"] == invoice["currency"]
+    ]
 
 
 def lines_of(mode: Mode, invoice: Object) -> list[Object]:
@@ -140,15 +133,13 @@ def lines_of(mode: Mode, invoice: Object) -> list[Object]:
 def set_lines(mode: Mode, invoice: Object, bodies: Sequence[Object], *, final: bool = False) -> None:
     """Set a draft's lines and amounts. Only the final amounts contain credit grants."""
     customer = mode.fetch("customer", invoice["customer"])
-    lines, discounts = [form.engine_line(mode, body) for body in bodies], form.discounts_of(mode, invoice["discounts"])
+    discounts = [coupons.discount_of(mode, identifier) for identifier in invoice["discounts"]]
     ids = dict(zip(discounts, invoice["discounts"], strict=True))
-    for line, body in zip(lines, bodies, strict=True):
-        ids.update(zip(line.discounts, body["discounts"], strict=True))
     applied = tax.rate_of(mode, customer) if invoice["automatic_tax"]["enabled"] else None
     result = totals(
-        lines,
+        [form.engine_line(mode, body) for body in bodies],
         discounts=discounts,
-        tax_rate=applied.rate if applied else None,
+        tax_percentage=applied.percentage if applied else None,
         grants=credit_grants.grants_of(mode, customer["id"], invoice["currency"]) if final else (),
         at=mode.now_s(customer["test_clock"] or ""),
         starting_balance=customer["balance"],
@@ -163,12 +154,13 @@ def set_lines(mode: Mode, invoice: Object, bodies: Sequence[Object], *, final: b
     mode.store.put({"object": "invoice_lines", "id": f"{invoice['id']}/lines", "data": bodies})
     taxable, url = sum(part.taxable for part in result.lines), f"/v1/invoices/{invoice['id']}/lines"
     shown = {"object": "list", "data": bodies[:LINES_SHOWN], "has_more": len(bodies) > LINES_SHOWN, "url": url}
-    names = ("amount_due", "starting_balance", "subtotal", "total", "total_excluding_tax")
+    names = ("amount_due", "subtotal", "total", "total_excluding_tax")
     invoice |= {name: getattr(result, name) for name in names} | {
         "amount_remaining": result.amount_due,
         "automatic_tax": invoice["automatic_tax"] | ({"status": "complete", "provider": "stripe"} if applied else {}),
         "ending_balance": result.ending_balance if final else None,
         "lines": shown,
+        "starting_balance": customer["balance"],
         "subtotal_excluding_tax": result.subtotal,
         "total_discount_amounts": _summed(bodies, "discount_amounts"),
         "total_pretax_credit_amounts": _summed(bodies, "pretax_credit_amounts"),
@@ -185,14 +177,8 @@ def schedule_finalization(mode: Mode, invoice: Object, due_s: int) -> Object:
 def advance(mode: Mode, draft: Object, *, collect_now: bool = True) -> Object:
     """Finalize a draft and, if it charges automatically, collect it. Returns the stored invoice."""
     invoice = finalize(mode, draft)
-    if invoice["status"] == "open":
-        behavior = (_subscription(mode, invoice).get("pause_collection") or {}).get("behavior")
-        if behavior == "void":
-            void(mode, invoice)
-        elif behavior == "mark_uncollectible":
-            mark_uncollectible(mode, invoice, "subscription_paused")
-        elif invoice["collection_method"] == "charge_automatically" and collect_now:
-            collect(mode, invoice)
+    if invoice["status"] == "open" and invoice["collection_method"] == "charge_automatically" and collect_now:
+        collect(mode, invoice)
     return mode.fetch("invoice", invoice["id"])
 
 
@@ -200,34 +186,27 @@ def finalize(mode: Mode, draft: Object) -> Object:
     """Give a draft its final lines, amounts and number. An invoice without an amount due is paid at once."""
     check_move(draft, "open")
     invoice, bodies = {**draft}, lines_of(mode, draft)
-    for listener in LISTENERS if invoice["parent"] else ():
-        fresh = listener.invoice_lines(mode, invoice)
-        if fresh is not None:
-            kept = [body for body in bodies if form.details_of(body)["invoice_item"]]
-            bodies = [*kept, *(form.new_line(mode, invoice, line) for line in fresh)]
+    if invoice["billing_reason"] == "subscription_cycle":
+        bodies = form.with_late_usage(mode, invoice, bodies)
     set_lines(mode, invoice, bodies, final=True)
     _use_balance(mode, invoice, "applied_to_invoice", invoice["ending_balance"] - invoice["starting_balance"])
     customer = mode.fetch("customer", invoice["customer"])
     number = customer["next_invoice_sequence"]
     mode.store.save({**customer, "currency": invoice["currency"], "next_invoice_sequence": number + 1})
     page = f"{mode.settings.pages_url}/_simulator/invoice/{invoice['id']}"
-    _move(mode, invoice, "open")
     invoice |= {
-        "automatically_finalizes_at": None, "effective_at": invoice["status_transitions"]["finalized_at"],
+        "automatically_finalizes_at": None, "effective_at": mode.now_s(invoice["test_clock"] or ""),
         "hosted_invoice_url": page, "invoice_pdf": f"{page}/pdf",
         "number": f"{customer['invoice_prefix']}-{number:04d}",
     }  # fmt: skip
-    mode.store.save(invoice, "invoice.finalized")
+    invoice = _moved(mode, invoice, "open", "invoice.finalized")
     return invoice if invoice["amount_due"] else settle(mode, invoice)
 
 
 def settle(mode: Mode, invoice: Object) -> Object:
-    """Mark an invoice as paid, and tell the listeners."""
-    paid = invoice["amount_paid"] + invoice["amount_remaining"]
-    invoice = {**invoice, "amount_paid": paid, "amount_remaining": 0, "attempted": True}
-    _move(mode, invoice, "paid")
-    mode.store.save(invoice, "invoice.paid", "invoice.payment_succeeded")
-    return _told(mode, invoice, "invoice_paid")
+    """Mark an invoice as paid."""
+    fields = {"amount_paid": invoice["amount_paid"] + invoice["amount_remaining"], "attempted": True}
+    return _moved(mode, invoice, "paid", "invoice.paid", "invoice.payment_succeeded", amount_remaining=0, **fields)
 
 
 def collect(mode: Mode, invoice: Object, payment_method: str | None = None) -> payments.Outcome:
@@ -250,21 +229,15 @@ def void(mode: Mode, invoice: Object) -> Object:
     check_move(invoice, "void")
     credit_grants.reinstate(mode, invoice)
     _use_balance(mode, invoice, "unapplied_from_invoice", invoice["starting_balance"] - invoice["ending_balance"])
-    intent = payments.intent_of(mode, invoice["customer"], invoice["id"])
-    if intent:
+    if intent := payments.intent_of(mode, invoice["customer"], invoice["id"]):
         payments.cancel(mode, intent, "void_invoice")
-    invoice = {**invoice, "amount_remaining": 0}
-    _move(mode, invoice, "void")
-    mode.store.save(invoice, "invoice.voided")
-    return _told(mode, invoice, "invoice_voided")
+    return _moved(mode, invoice, "void", "invoice.voided", amount_remaining=0)
 
 
 def mark_uncollectible(mode: Mode, invoice: Object, reason: str = "user_forgiven") -> Object:
     """Write an open invoice off. The invoice can still be paid or voided."""
-    check_move(invoice, "uncollectible")
-    invoice = {**invoice, "status_details": {"uncollectible": {"reason": reason}}}
-    _move(mode, invoice, "uncollectible")
-    return mode.store.save(invoice, "invoice.marked_uncollectible")
+    details = {"uncollectible": {"reason": reason}}
+    return _moved(mode, invoice, "uncollectible", "invoice.marked_uncollectible", status_details=details)
 
 
 def check_move(invoice: Object, status: InvoiceStatus) -> None:
@@ -275,24 +248,22 @@ def check_move(invoice: Object, status: InvoiceStatus) -> None:
 
 def run_finalize(mode: Mode, arguments: dict[str, Any]) -> None:
     """The job that ends a draft's grace period."""
-    invoice = mode.store.edit("invoice", arguments["invoice"])
-    if invoice and invoice["status"] == "draft" and invoice["auto_advance"] and _has_customer(mode, invoice):
+    if invoice := _waiting(mode, arguments["invoice"], "draft"):
         advance(mode, invoice)
 
 
 def run_collect(mode: Mode, arguments: dict[str, Any]) -> None:
     """The job of a retry. After a hard decline nothing is charged without a new payment method."""
-    invoice = mode.fetch("invoice", arguments["invoice"])
-    due = invoice["next_payment_attempt"] == mode.now_s(invoice["test_clock"] or "")
-    if invoice["status"] != "open" or not invoice["auto_advance"] or not due or not _has_customer(mode, invoice):
+    invoice = _waiting(mode, arguments["invoice"], "open")
+    if invoice is None or invoice["next_payment_attempt"] != mode.now_s(invoice["test_clock"] or ""):
         return
     intent = payments.intent_of(mode, invoice["customer"], invoice["id"]) or {}
     error = intent.get("last_payment_error") or {}
-    declined = (error.get("payment_method") or {}).get("id")
-    if is_charged(error.get("decline_code"), new_payment_method=declined != _payment_method(mode, invoice)):
-        collect(mode, invoice)
-    else:
+    is_same = (error.get("payment_method") or {}).get("id") == _payment_method(mode, invoice)
+    if is_same and error.get("decline_code") in HARD_DECLINE_CODES:
         _failed(mode, {**invoice, "attempt_count": invoice["attempt_count"] + 1})
+    else:
+        collect(mode, invoice)
 
 
 def _collected(mode: Mode, invoice: Object, outcome: payments.Outcome) -> None:
@@ -316,16 +287,17 @@ def _failed(mode: Mode, invoice: Object, *types: str) -> None:
             mode.clockwork.schedule(due_s * 1_000, COLLECT, {"invoice": invoice["id"]}, invoice["test_clock"] or "")
         elif after.invoice == "uncollectible":
             invoice = mark_uncollectible(mode, invoice, "max_payment_attempts")
-    mode.store.save(invoice, *types)
-    _told(mode, invoice, "invoice_failed")
+    _tell(mode, mode.store.save(invoice, *types))
 
 
 def _record_payment(mode: Mode, invoice: Object, outcome: payments.Outcome) -> None:
     """Store the invoice's InvoicePayment: one for all attempts with the same PaymentIntent."""
     paid = outcome.status == "succeeded"
-    stored = list(mode.store.newest("invoice_payment", "invoice", invoice["id"]))
-    clock = invoice["test_clock"] or ""
-    body = {**stored[0]} if stored else new_object(mode, "invoice_payment", "inpay", {}, clock)
+    clock, stored = (
+        invoice["test_clock"] or "",
+        next(mode.store.newest("invoice_payment", "invoice", invoice["id"]), None),
+    )
+    body = {**(stored or new_object(mode, "invoice_payment", "inpay", {}, clock))}
     body.pop("metadata", None)
     body |= {
         "amount_paid": invoice["amount_remaining"] if paid else None, "amount_requested": invoice["amount_remaining"],
@@ -346,24 +318,30 @@ def _use_balance(mode: Mode, invoice: Object, kind: str, amount: int) -> None:
         balance_transactions.record(mode, customer, amount, kind, invoice["currency"], invoice=invoice["id"])
 
 
-def _move(mode: Mode, invoice: Object, status: InvoiceStatus) -> None:
-    """Change the status of a copy; a closed invoice is not collected any more."""
+def _moved(mode: Mode, invoice: Object, status: InvoiceStatus, *types: str, **fields: Any) -> Object:
+    """Save an invoice with another status, and tell the listeners. A closed invoice is not collected any more."""
     check_move(invoice, status)
-    invoice["status"] = status
     stamp = {_STAMPS[status]: mode.now_s(invoice["test_clock"] or "")}
-    invoice["status_transitions"] = invoice["status_transitions"] | stamp
+    fields |= {"status": status, "status_transitions": invoice["status_transitions"] | stamp}
     if status != "open":
-        invoice |= {"auto_advance": False, "next_payment_attempt": None}
-
-
-def _told(mode: Mode, invoice: Object, what: str) -> Object:
-    for listener in LISTENERS if invoice["parent"] else ():
-        getattr(listener, what)(mode, invoice)
+        fields |= {"auto_advance": False, "next_payment_attempt": None}
+    invoice = mode.store.save({**invoice, **fields}, *types)
+    if status in ("paid", "void"):
+        _tell(mode, invoice)
     return invoice
 
 
-def _has_customer(mode: Mode, invoice: Object) -> bool:
-    return mode.store.get("customer", invoice["customer"]) is not None
+def _tell(mode: Mode, invoice: Object) -> None:
+    for listener in LISTENERS if invoice["parent"] else ():
+        listener(mode, invoice)
+
+
+def _waiting(mode: Mode, identifier: str, status: InvoiceStatus) -> Object | None:
+    """The invoice of a job, if the invoice still waits for the job and its customer was not deleted."""
+    invoice = mode.store.edit("invoice", identifier)
+    if invoice is None or mode.store.get("customer", invoice["customer"]) is None:
+        return None
+    return invoice if invoice["status"] == status and invoice["auto_advance"] else None
 
 
 def _subscription(mode: Mode, invoice: Object) -> Object:
@@ -372,9 +350,8 @@ def _subscription(mode: Mode, invoice: Object) -> Object:
 
 def _payment_method(mode: Mode, invoice: Object) -> Any:
     """The payment method of the next attempt: the invoice's own, the subscription's, or the customer's."""
-    settings = mode.fetch("customer", invoice["customer"])["invoice_settings"]
     own = invoice["default_payment_method"] or _subscription(mode, invoice).get("default_payment_method")
-    return own or settings["default_payment_method"]
+    return own or payments.default_method(mode, invoice["customer"])
 
 
 def tax_entry(amount: int, taxable: int, rate: str) -> Object:

@@ -15,26 +15,27 @@ from typing import Final
 
 import msgspec
 
-FORMAT: Final = {"journal": "stripe_simulator", "version": 1}
-
-Applier = Callable[..., None]
+FORMAT: Final = {"journal": "stripe_simulator", "version": 2}
 
 
 class Journal:
-    """The open transaction and the file. Used by one event loop; a transaction must not await."""
+    """The open transaction and the file. Used by one event loop; a transaction must not await.
+
+    `with journal.transaction():` makes and writes all changes of the block or none. A nested transaction joins.
+    """
 
     def __init__(self, path: Path | None = None) -> None:
-        self._path = path
-        self._file = -1
-        self._appliers: dict[str, Applier] = {}
         # True inside `discarded`.
         self.discards = False
+        self._path = path
+        self._file = -1
+        self._appliers: dict[str, Callable[..., None]] = {}
         self._depth = 0
         self._records: list[tuple[object, ...]] = []
         self._undo: list[Callable[[], None]] = []
         self._after: list[Callable[[], None]] = []
 
-    def register(self, operation: str, applier: Applier) -> None:
+    def register(self, operation: str, applier: Callable[..., None]) -> None:
         """Name the function that makes one kind of change."""
         self._appliers[operation] = applier
 
@@ -54,7 +55,7 @@ class Journal:
         self._after.append(function)
 
     def transaction(self) -> Journal:
-        """`with journal.transaction():` makes and writes all changes of the block or none. A nested one joins."""
+        """The context manager of a transaction."""
         return self
 
     def __enter__(self) -> None:
@@ -64,35 +65,34 @@ class Journal:
         self._depth -= 1
         if self._depth:
             return
+        after = []
         try:
             if error is None and self._records:
                 os.write(self._file, msgspec.json.encode(self._records) + b"\n")
-        except BaseException as failure:
-            error = failure
-            raise
+            if error is None:
+                self._undo, after = [], self._after
         finally:
-            undo, self._undo = self._undo, []
-            after, self._after = self._after, []
-            self._records.clear()
-            if error is not None:
-                for function in reversed(undo):
-                    function()
-        if error is None:
-            for function in after:
-                function()
+            # What is still there after a failure is undone.
+            self._take_back(0)
+            self._records, self._after = [], []
+        for function in after:
+            function()
+
+    def _take_back(self, mark: int) -> None:
+        while len(self._undo) > mark:
+            self._undo.pop()()
 
     @contextmanager
     def discarded(self) -> Iterator[None]:
         """Undo the changes of the block when the block ends. Only inside a transaction."""
-        marks = len(self._records), len(self._undo), len(self._after)
+        records, undo, after = len(self._records), len(self._undo), len(self._after)
         self.discards = True
         try:
             yield
         finally:
             self.discards = False
-            for function in reversed(self._undo[marks[1] :]):
-                function()
-            del self._records[marks[0] :], self._undo[marks[1] :], self._after[marks[2] :]
+            self._take_back(undo)
+            del self._records[records:], self._after[after:]
 
     def open(self) -> None:
         """Restore the state from the file and write to the file from now on; nothing without a path.
@@ -103,17 +103,16 @@ class Journal:
             return
         content = self._path.read_bytes() if self._path.exists() else b""
         complete = content[: content.rfind(b"\n") + 1]
-        lines = complete.splitlines()
-        header = msgspec.json.encode(FORMAT)
-        if content and (not lines or lines[0] != header):
+        header, *lines = complete.splitlines() or [b""]
+        if content and header != msgspec.json.encode(FORMAT):
             raise ValueError(f"{self._path} is not a journal of this simulator: remove it or name another file")
-        for line in lines[1:]:
+        for line in lines:
             for operation, *arguments in msgspec.json.decode(line):
                 self._appliers[operation](*arguments)
         self._file = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
         os.ftruncate(self._file, len(complete))
-        if not lines:
-            os.write(self._file, header + b"\n")
+        if not content:
+            os.write(self._file, msgspec.json.encode(FORMAT) + b"\n")
 
     def close(self) -> None:
         """Close the file. Safe to call twice."""

@@ -16,14 +16,12 @@ def merged(old: Mapping[str, str], wanted: Mapping[str, str] | None) -> dict[str
     """The metadata after a request: None clears all keys, an empty value removes its key. Raises `ApiError`."""
     if wanted is None:
         return {}
+    limits = "Metadata {} can have up to {} characters, but you passed in {}."
     for key, value in wanted.items():
         if len(key) > KEY_CHARACTERS_MAX:
-            message = f"Metadata keys can have up to {KEY_CHARACTERS_MAX} characters, but you passed in {len(key)}."
-            raise ApiError(400, message, param="metadata")
+            raise ApiError(400, limits.format("keys", KEY_CHARACTERS_MAX, len(key)), param="metadata")
         if len(value) > VALUE_CHARACTERS_MAX:
-            message = (
-                f"Metadata values can have up to {VALUE_CHARACTERS_MAX} characters, but you passed in {len(value)}."
-            )
+            message = limits.format("values", VALUE_CHARACTERS_MAX, len(value))
             raise ApiError(400, f"{message} Invalid value: {value[:20]}…", param=f"metadata[{key}]")
     result = {key: value for key, value in {**old, **wanted}.items() if value != ""}
     if len(result) > KEYS_MAX:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 from stripe_simulator.clock import Clock
@@ -64,7 +65,8 @@ Subscriber = Callable[["Mode", Object], None]
 class Mode:
     """The objects, the usage and the due jobs of one mode.
 
-    `outbox` has the ids of the deliveries to attempt. `subscribers` get every snapshot event in its transaction.
+    `outbox` has the ids of the deliveries to attempt, `running` the locks and Idempotency-Keys of requests in
+    execution. `subscribers` get every snapshot event in its transaction.
     """
 
     def __init__(
@@ -85,15 +87,14 @@ class Mode:
         self.journal = journal
         self.faults = faults
         self.outbox: asyncio.Queue[str] = asyncio.Queue()
-        handlers = {kind: _bound(job, self) for kind, job in jobs.items()}
+        self.running: set[object] = set()
+        handlers = {kind: partial(job, self) for kind, job in jobs.items()}
         self.clockwork = Clockwork(clock, journal, seed, handlers, name)
         self.store = Store(journal, name, livemode, seed, self.now_s, indexed)
-        self.store.subscribers += [_bound(subscriber, self) for subscriber in subscribers]
-        timing = UsageTiming(
-            settings.summary_lag_ms,
-            max(1, round(settings.validation_window_s * 1_000)),
-            round(settings.validation_delay_s * 1_000),
-        )
+        self.store.subscribers += [partial(subscriber, self) for subscriber in subscribers]
+        times_s = (settings.summary_lag_s, settings.validation_window_s, settings.validation_delay_s)
+        lag_ms, window_ms, delay_ms = (round(1_000 * time_s) for time_s in times_s)
+        timing = UsageTiming(lag_ms, max(1, window_ms), delay_ms)
         self.usage = Usage(journal, self.clockwork, name, lambda it: self.store.get("customer", it) is not None, timing)
 
     def now_ms(self, clock: str = REAL) -> int:
@@ -135,7 +136,3 @@ def new_object(mode: Mode, kind: str, prefix: str, params: Params, clock: str = 
 def retrieve(kind: str, label: str = "") -> Callable[[Mode, Call], Object]:
     """The `run` of a route that answers with the object whose id is in the path."""
     return lambda mode, call: mode.fetch(kind, call.id, label)
-
-
-def _bound(function: Callable[[Mode, dict[str, Any]], None], mode: Mode) -> Callable[[dict[str, Any]], None]:
-    return lambda argument: function(mode, argument)

@@ -2,30 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+import operator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import islice
-from typing import Any
+from typing import Any, Final
 from urllib.parse import urlencode
 
-from stripe_simulator.contract.parameters import Params
 from stripe_simulator.errors import ApiError, no_such
 from stripe_simulator.mode import Call, Mode
 from stripe_simulator.store import Object
 
-LIST = ("limit", "starting_after", "ending_before")
-COMPARISONS: Mapping[str, Callable[[int, int], bool]] = {
-    "gt": lambda value, bound: value > bound,
-    "gte": lambda value, bound: value >= bound,
-    "lt": lambda value, bound: value < bound,
-    "lte": lambda value, bound: value <= bound,
-}
+LIST: Final = ("limit", "starting_after", "ending_before")
+COMPARISONS: Final = {"gt": operator.gt, "gte": operator.ge, "lt": operator.lt, "lte": operator.le}
 
-
-def matches(value: int, wanted: Any) -> bool:
-    """Whether a time in seconds satisfies a filter such as `created`: an instant or bounds `gt`, `gte`, `lt`, `lte`."""
-    if isinstance(wanted, dict):
-        return all(COMPARISONS[name](value, bound) for name, bound in wanted.items())
-    return wanted is None or value == wanted
+# The objects from next to a cursor on, or all without one, older or newer; None if there is no such object.
+_Rows = Callable[[str, bool], Iterable[Object] | None]
 
 
 def page(
@@ -38,27 +29,28 @@ def page(
     """A page of the objects of a kind, newest first.
 
     `where` names fields and the values to keep; None keeps all. An indexed field is looked up. `created` of the request
-    is applied here. `keep` is any other filter.
+    is applied here: an instant or the bounds `gt`, `gte`, `lt`, `lte`. `keep` is any other filter.
     """
     wanted = {field: value for field, value in (where or {}).items() if value is not None}
     indexed = next((field for field in wanted if mode.store.is_indexed(kind, field)), "")
-    created = call.params.get("created")
+    created = call.params.get("created", {})
+    bounds = created if isinstance(created, dict) else {"gte": created, "lte": created}
 
     def is_kept(body: Object) -> bool:
         return (
             all(body.get(field) == value for field, value in wanted.items())
-            and matches(body.get("created", 0), created)
+            and all(COMPARISONS[name](body.get("created", 0), bound) for name, bound in bounds.items())
             and keep(body)
         )
 
-    def objects(cursor: str, *, older: bool) -> Iterable[Object]:
+    def rows(cursor: str, older: bool) -> Iterable[Object] | None:
         place = mode.store.place(kind, cursor) if cursor else None
         if cursor and place is None:
-            raise _no_cursor(call.params, kind, cursor)
-        rows = mode.store.from_place(kind, indexed, wanted.get(indexed), place, older=older)
-        return (body for _, body in rows if is_kept(body))
+            return None
+        found = mode.store.from_place(kind, indexed, wanted.get(indexed), place, older=older)
+        return (body for _, body in found if is_kept(body))
 
-    return _page(call, objects)
+    return _page(call, kind.replace("_", " "), rows)
 
 
 def listed(kind: str, *fields: str) -> Callable[[Mode, Call], Object]:
@@ -66,76 +58,59 @@ def listed(kind: str, *fields: str) -> Callable[[Mode, Call], Object]:
     return lambda mode, call: page(mode, call, kind, {field: call.params.get(field) for field in fields})
 
 
-def page_of(call: Call, rows: list[Object]) -> Object:
-    """A page of rows that are no stored objects. `rows` is the whole list in the order of the answer."""
-    places = {row["id"]: place for place, row in enumerate(rows)}
+def page_of(call: Call, objects: list[Object]) -> Object:
+    """A page of rows that are no stored objects. `objects` is the whole list in the order of the answer."""
 
-    def objects(cursor: str, *, older: bool) -> Iterable[Object]:
-        if cursor and cursor not in places:
-            raise _no_cursor(call.params, "object", cursor)
+    def rows(cursor: str, older: bool) -> Iterable[Object] | None:
         if not cursor:
-            return rows
-        place = places[cursor]
-        return rows[place + 1 :] if older else reversed(rows[:place])
+            return objects
+        place = next((place for place, row in enumerate(objects) if row["id"] == cursor), None)
+        if place is None:
+            return None
+        return objects[place + 1 :] if older else objects[:place][::-1]
 
-    return _page(call, objects)
-
-
-def _no_cursor(params: Params, kind: str, cursor: str) -> ApiError:
-    param = "starting_after" if "starting_after" in params else "ending_before"
-    return no_such(kind.replace("_", " "), cursor, param, 400)
+    return _page(call, "object", rows)
 
 
-def _page(call: Call, objects: Callable[..., Iterable[Object]]) -> Object:
-    limit = limit_of(call.params, 10)
-    after, before = call.params.get("starting_after", ""), call.params.get("ending_before", "")
-    if after and before:
+def _page(call: Call, label: str, rows: _Rows) -> Object:
+    limit, cursors = _limit(call, 10), [name for name in LIST[1:] if call.params.get(name)]
+    if len(cursors) > 1:
         raise ApiError(400, "Only one of starting_after and ending_before can be set.", code="parameters_exclusive")
-    rows = list(islice(objects(after or before, older=not before), limit + 1))
-    data = rows[:limit]
-    return {
-        "object": "list",
-        "url": call.path,
-        "has_more": len(rows) > limit,
-        "data": data[::-1] if before else data,
-    }
+    cursor, is_back = call.params[cursors[0]] if cursors else "", "ending_before" in cursors
+    found = rows(cursor, not is_back)
+    if found is None:
+        raise no_such(label, cursor, cursors[0], 400)
+    data = list(islice(found, limit + 1))
+    shown = data[:limit][::-1] if is_back else data[:limit]
+    return {"object": "list", "url": call.path, "has_more": len(data) > limit, "data": shown}
 
 
-def limit_of(params: Params, default: int) -> int:
-    """The size of a page. Raises `ApiError` if it is not between 1 and 100."""
-    limit = params.get("limit", default)
-    if limit > 100:
-        raise ApiError(
-            400, "This value must be less than or equal to 100.", param="limit", code="parameter_invalid_integer"
-        )
-    if limit < 1:
-        message = "This value must be greater than or equal to 1."
+def _limit(call: Call, default: int) -> int:
+    limit: int = call.params.get("limit", default)
+    if not 1 <= limit <= 100:
+        message = f"This value must be {'less than or equal to 100' if limit > 1 else 'greater than or equal to 1'}."
         raise ApiError(400, message, param="limit", code="parameter_invalid_integer")
-    return int(limit)
+    return limit
 
 
 def page_v2(mode: Mode, call: Call, kind: str, keep: Callable[[Object], bool]) -> Object:
     """A page of API v2: the address of the next page contains the filters and a token."""
-    limit = limit_of(call.params, 20)
-    token = call.params.get("page")
+    limit, token = _limit(call, 20), call.params.get("page")
     place = None if token is None else mode.store.place(kind, token)
     if token is not None and place is None:
         raise ApiError(400, "The page token is invalid.", param="page")
-    rows = (body for _, body in mode.store.from_place(kind, place=place) if keep(body))
-    data = list(islice(rows, limit + 1))
+    data = list(islice((body for _, body in mode.store.from_place(kind, place=place) if keep(body)), limit + 1))
     next_url = None
     if len(data) > limit:
         again = {**call.params, "limit": limit, "page": data[limit - 1]["id"]}
-        next_url = f"{call.path}?{urlencode(list(_flat(again)))}"
+        next_url = f"{call.path}?{urlencode(list(_query(again, '')))}"
     return {"data": data[:limit], "next_page_url": next_url, "previous_page_url": None}
 
 
-def _flat(params: Any, prefix: str = "") -> Iterable[tuple[str, str]]:
-    """The fields of a query string."""
-    items = params.items() if isinstance(params, dict) else enumerate(params)
-    for key, value in items:
-        name = f"{prefix}[{key}]" if prefix else str(key)
-        if isinstance(value, dict | list):
-            yield from _flat(value, name)
-        else:
-            yield name, str(value)
+def _query(value: Any, name: str) -> Iterator[tuple[str, str]]:
+    """The fields of a query string for nested parameters."""
+    if not isinstance(value, dict | list):
+        yield name, str(value)
+        return
+    for key, item in value.items() if isinstance(value, dict) else enumerate(value):
+        yield from _query(item, f"{name}[{key}]" if name else str(key))

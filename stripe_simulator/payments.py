@@ -1,4 +1,4 @@
-"""Charges: what a card answers to an amount, as a PaymentIntent.
+"""Charges, as payment intents, and cards for later charges, as setup intents.
 
 The first charge of an invoice creates a PaymentIntent, and each later attempt uses it again. The PaymentIntent names
 the invoice in `payment_details.order_reference`.
@@ -11,9 +11,9 @@ from datetime import UTC, datetime
 from typing import Final, Literal, NamedTuple
 
 from stripe_simulator.mode import Mode, new_object
-from stripe_simulator.resources.payment_methods import card_of
+from stripe_simulator.resources.conventions import Object
+from stripe_simulator.resources.payment_methods import attached, card_of
 from stripe_simulator.resources.test_cards import ASK, REQUIRES_ACTION, card_error
-from stripe_simulator.store import Object
 
 _NULL: Final = ("canceled_at", "cancellation_reason", "last_payment_error", "next_action", "payment_method")
 
@@ -90,21 +90,34 @@ def decline_next(mode: Mode, customer: str, decline_code: str, count: int = 1) -
     mode.store.put({"object": "simulator.declines", "id": identifier, "codes": [*waiting, *[decline_code] * count]})
 
 
+def set_up(mode: Mode, method: Object, customer: str, *, agreed: bool) -> Object:
+    """Give a customer a card on a hosted page, with a SetupIntent. Raises `ApiError` if the cardholder must agree and
+    has not."""
+    body: Object = dict.fromkeys(("last_setup_error", "next_action")) | new_object(mode, "setup_intent", "seti", {})
+    intent = mode.store.save(body | {
+        "client_secret": _secret(mode, body), "customer": customer, "payment_method": method["id"],
+        "payment_method_types": ["card"], "status": "requires_confirmation", "usage": "off_session",
+    })  # fmt: skip
+    if card_of(method).authentication:
+        mode.store.save(intent | ASK, "setup_intent.requires_action")
+        if not agreed:
+            raise card_error("authentication_required")
+    attached(mode, method, customer)
+    return mode.store.save({**intent, "status": "succeeded"}, "setup_intent.succeeded")
+
+
 def _new(mode: Mode, customer: str, currency: str, invoice: str) -> Object:
     body = dict.fromkeys(_NULL) | new_object(mode, "payment_intent", "pi", {}, mode.clock_of(customer))
     return body | {
-        "amount": 0,
-        "amount_capturable": 0,
-        "amount_received": 0,
-        "capture_method": "automatic",
-        "client_secret": f"{body['id']}_secret_{mode.store.new_id('')[1:]}",
-        "confirmation_method": "automatic",
-        "currency": currency,
-        "customer": customer,
-        "payment_details": {"customer_reference": None, "order_reference": invoice or None},
-        "payment_method_types": ["card"],
-        "status": "requires_payment_method",
-    }
+        "amount": 0, "amount_capturable": 0, "amount_received": 0, "capture_method": "automatic",
+        "client_secret": _secret(mode, body), "confirmation_method": "automatic", "currency": currency,
+        "customer": customer, "payment_details": {"customer_reference": None, "order_reference": invoice or None},
+        "payment_method_types": ["card"], "status": "requires_payment_method",
+    }  # fmt: skip
+
+
+def _secret(mode: Mode, intent: Object) -> str:
+    return f"{intent['id']}_secret_{mode.store.new_id('')[1:]}"
 
 
 def _attempt(mode: Mode, intent: Object, method: Object, refusal: str) -> Outcome:

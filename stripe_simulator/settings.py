@@ -12,15 +12,14 @@ class SimulatorSettings:
     """Settings of the simulator. `latency_s`, `hold_s` and `delivery_timeout_s` are real time, all others are of the
     simulator's clock.
 
-    `summary_lag_s`: from receipt until summaries contain an event. `validation_delay_s`: from the end of a validation
-    window until its errors are reported. `latency_s`: the execution time of a meter event, during which another event
-    of the same customer and meter gets 409. `keys`: the valid API keys; None accepts every well-formed key.
+    `pages_url`: where a browser finds the hosted pages. `summary_lag_s`: from receipt until summaries contain an event.
+    `validation_delay_s`: from the end of a validation window until its errors are reported. `latency_s`: the execution
+    time of a meter event, during which another event of the same customer and meter gets 409. `hold_s`: how long an
+    answer is missing before its connection is cut. `delivery_timeout_s`: the time in which an endpoint must answer.
     `rate_per_s`, `meter_event_rate_per_s`: requests per second and mode, 0 for no limit; with the second at 0, meter
-    events count against the first, as in a sandbox. `check_responses`: a response that differs from the SDK's shapes
-    becomes a 500 and is recorded. `retry_policy`: the account's retries of failed payments and what ends them.
-    `invoice_grace_s`: how long the invoice of a cycle stays a draft.
-    `delivery_timeout_s`: the real time in which an endpoint must answer.
-    `pages_url`: where a browser finds the hosted pages.
+    events count against the first, as in a sandbox. `seed` decides ids and the order of equal jobs. `retry_policy`: the
+    account's retries of failed payments and what ends them. `invoice_grace_s`: how long the invoice of a cycle stays a
+    draft.
     """
 
     account: str = "acct_simulator"
@@ -31,15 +30,8 @@ class SimulatorSettings:
     latency_s: float = 0.0
     hold_s: float = 120.0
     delivery_timeout_s: float = 10.0
-    keys: frozenset[str] | None = None
     rate_per_s: int = 0
     meter_event_rate_per_s: int = 0
-    check_responses: bool = False
     seed: int = 0
     retry_policy: RetryPolicy = SMART_RETRIES
     invoice_grace_s: int = 3_600
-
-    @property
-    def summary_lag_ms(self) -> int:
-        """The summaries' lag in milliseconds."""
-        return round(self.summary_lag_s * 1_000)

@@ -3,49 +3,59 @@
 from __future__ import annotations
 
 import asyncio
-from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
 from stripe_simulator import deliveries
+from stripe_simulator.admission import Limits
 from stripe_simulator.clock import Clock
 from stripe_simulator.faults import FaultPlan
-from stripe_simulator.idempotency import Idempotency
 from stripe_simulator.journal import Journal
-from stripe_simulator.limits import Limits
 from stripe_simulator.mode import Mode
 from stripe_simulator.registry import INDEXED, JOBS, SUBSCRIBERS
 from stripe_simulator.resources import customers
 from stripe_simulator.settings import SimulatorSettings
+from stripe_simulator.store import Object
 
 TICK_S: Final = 0.02
 DELIVERIES_AT_ONCE: Final = 8
 _DEFAULTS: Final = SimulatorSettings()
+
+# What is wrong with a route's response, in words; empty if nothing is.
+Check = Callable[[str, Any], list[str]]
 
 
 class Simulator:
     """State, clock, faults. Used by one event loop; `close()` releases the file.
 
     `state` is the journal from which the state is restored. Raises `ValueError` if the file is not a journal.
-    `violations` are defects of the simulator: its exceptions and, with `check_responses`, the differences of responses
-    from the SDK's shapes. `checked` are the routes of the compared responses.
+    A response that `check` objects to becomes a 500; `checked` are the routes of the checked responses. `violations`
+    are defects of the simulator: its exceptions and the objections.
     """
 
-    def __init__(self, clock: Clock, settings: SimulatorSettings = _DEFAULTS, state: Path | None = None) -> None:
-        self.clock = clock
+    def __init__(
+        self,
+        clock: Clock,
+        settings: SimulatorSettings = _DEFAULTS,
+        state: Path | None = None,
+        check: Check | None = None,
+    ) -> None:
         self.settings = settings
-        self.journal = Journal(state)
-        self.faults = FaultPlan(settings.seed)
-        self.test, self.live = (
-            Mode(settings, clock, self.journal, livemode, JOBS, INDEXED, SUBSCRIBERS, self.faults)
-            for livemode in (False, True)
-        )
-        self.idempotency = Idempotency(self.journal)
-        self.limits = Limits(settings.rate_per_s, settings.meter_event_rate_per_s)
-        self.calls: Counter[str] = Counter()
+        self.check = check
         self.checked: set[str] = set()
         self.violations: list[str] = []
-        self._requests = 0
+        self.clock = clock
+        # The simulator's time in milliseconds.
+        self.now_ms = clock.now_ms
+        self.journal = Journal(state)
+        self.faults = FaultPlan(settings.seed)
+        subscribers = (deliveries.publish, *SUBSCRIBERS)
+        self.test, self.live = (
+            Mode(settings, clock, self.journal, livemode, JOBS, INDEXED, subscribers, self.faults)
+            for livemode in (False, True)
+        )
+        self.limits = Limits(settings.rate_per_s, settings.meter_event_rate_per_s)
         self.journal.open()
         for mode in (self.test, self.live):
             deliveries.requeue(mode)
@@ -57,15 +67,6 @@ class Simulator:
     def mode(self, livemode: bool) -> Mode:
         """The live or the test mode."""
         return self.live if livemode else self.test
-
-    def now_ms(self) -> int:
-        """The simulator's time in milliseconds."""
-        return self.clock.now_ms()
-
-    def next_request_id(self) -> str:
-        """A new `Request-Id`."""
-        self._requests += 1
-        return f"req_{self._requests:014d}"
 
     def catch_up(self) -> None:
         """Run all due jobs of the real clock."""
@@ -88,11 +89,7 @@ class Simulator:
         await self.test.outbox.join()
         await self.live.outbox.join()
 
-    def create_customer(self, livemode: bool, fields: dict[str, Any], identifier: str = "") -> dict[str, Any]:
+    def create_customer(self, livemode: bool, fields: dict[str, Any], identifier: str = "") -> Object:
         """Add a customer and return its body in Stripe's form."""
         with self.journal.transaction():
             return customers.new(self.mode(livemode), fields, identifier)
-
-    def customer_exists(self, livemode: bool, identifier: str) -> bool:
-        """Whether this mode has the customer."""
-        return self.mode(livemode).store.get("customer", identifier) is not None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from bisect import bisect_left, insort
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 import msgspec
@@ -13,7 +14,6 @@ from stripe_simulator.contract.parameters import api_version
 from stripe_simulator.journal import Journal
 
 Object = dict[str, Any]
-Subscriber = Callable[[Object], None]
 
 # The beginning of an event's type, for the objects whose name it does not repeat.
 EVENT_FAMILY: Final = {"subscription": "customer.subscription", "discount": "customer.discount"}
@@ -51,61 +51,49 @@ class _Collection:
 
     def put(self, identifier: str, body: Object | None) -> None:
         """Set or remove an object. A removed object keeps its place in the order."""
-        old = self.objects.get(identifier)
+        old = self.objects.pop(identifier, None)
         if identifier not in self.places:
             self.places[identifier] = len(self.order)
             self.order.append(identifier)
-        place = self.places[identifier]
-        for field, index in self.indices.items():
-            before, after = old and old.get(field), body and body.get(field)
-            if before == after:
-                continue
-            if before is not None:
-                index[before].remove(place)
-            if after is not None:
-                insort(index.setdefault(after, []), place)
-        if body is None:
-            self.objects.pop(identifier, None)
-        else:
+        if body is not None:
             self.objects[identifier] = body
+        for name, index in self.indices.items():
+            before, after = old and old.get(name), body and body.get(name)
+            if before != after and before is not None:
+                index[before].remove(self.places[identifier])
+            if before != after and after is not None:
+                insort(index.setdefault(after, []), self.places[identifier])
 
 
+@dataclass(eq=False)
 class Store:
     """All objects of one mode. A stored object is never changed in place: `edit`, change the copy, `save`.
 
-    `now_s` is the time of a clock. `subscribers` get every event in its transaction.
+    `now_s` is the time of a clock. `subscribers` get every event in its transaction. `request` has the id and the
+    Idempotency-Key of the request in execution; both are None for jobs.
     """
 
-    def __init__(
-        self,
-        journal: Journal,
-        name: str,
-        livemode: bool,
-        seed: str,
-        now_s: Callable[[str], int],
-        indexed: Mapping[str, Sequence[str]],
-    ) -> None:
-        self.subscribers: list[Subscriber] = []
-        # The id and the Idempotency-Key of the request in execution; both None for jobs.
-        self.request: dict[str, str | None] = {"id": None, "idempotency_key": None}
-        self._journal = journal
-        self._name = name
-        self._livemode = livemode
-        self._seed = seed
-        self._now_s = now_s
-        self._indexed = indexed
-        self._collections: dict[str, _Collection] = {}
-        self._ids = 0
-        journal.register(f"{name}.put", self._apply_put)
-        journal.register(f"{name}.event", self._apply_event)
-        journal.register(f"{name}.delete", self._apply_delete)
-        journal.register(f"{name}.ids", self._apply_ids)
+    journal: Journal
+    name: str
+    livemode: bool
+    seed: str
+    now_s: Callable[[str], int]
+    indexed: Mapping[str, Sequence[str]]
+    subscribers: list[Callable[[Object], None]] = field(default_factory=list)
+    request: dict[str, str | None] = field(default_factory=lambda: {"id": None, "idempotency_key": None})
+    _collections: dict[str, _Collection] = field(default_factory=dict)
+    _ids: int = 0
+
+    def __post_init__(self) -> None:
+        self.journal.register(f"{self.name}.put", lambda body: self._set(body["object"], body["id"], body))
+        self.journal.register(f"{self.name}.delete", lambda kind, identifier: self._set(kind, identifier, None))
+        self.journal.register(f"{self.name}.ids", self._set_ids)
 
     def new_id(self, prefix: str, length: int = 14) -> str:
         """A new id such as `cus_…`, which depends on the seed and on the number of ids before it. `length`: to 32."""
-        with self._journal.transaction():
-            self._journal.change(f"{self._name}.ids", self._ids + 1)
-        digest = hashlib.sha256(f"{self._seed}:{prefix}:{self._ids}".encode()).digest()
+        with self.journal.transaction():
+            self.journal.change(f"{self.name}.ids", self._ids + 1)
+        digest = hashlib.sha256(f"{self.seed}:{prefix}:{self._ids}".encode()).digest()
         return f"{prefix}_{digest[:length].translate(_DIGITS).decode()}"
 
     def get(self, kind: str, identifier: str) -> Object | None:
@@ -152,7 +140,7 @@ class Store:
 
     def is_indexed(self, kind: str, field: str) -> bool:
         """Whether `newest` and `from_place` take this field."""
-        return field in self._indexed.get(kind, ())
+        return field in self.indexed.get(kind, ())
 
     def save(self, body: Object, *types: str) -> Object:
         """Store an object and create its events: of these types, or `….created` or `….updated`.
@@ -166,7 +154,7 @@ class Store:
             if old is not None and not previous:
                 return old
             types = (f"{EVENT_FAMILY.get(kind, kind)}.{'created' if old is None else 'updated'}",)
-        with self._journal.transaction():
+        with self.journal.transaction():
             self.put(body)
             for event_type in types:
                 self._create_event(event_type, body, previous)
@@ -174,75 +162,55 @@ class Store:
 
     def put(self, body: Object) -> Object:
         """Store an object without an event."""
-        with self._journal.transaction():
-            self._journal.change(f"{self._name}.put", body)
+        with self.journal.transaction():
+            self.journal.change(f"{self.name}.put", body)
         return body
 
     def delete(self, body: Object) -> Object:
         """Remove an object and create its `….deleted` event. Returns Stripe's answer to the deletion."""
         kind, identifier = str(body["object"]), str(body["id"])
-        with self._journal.transaction():
-            self._create_event(f"{EVENT_FAMILY.get(kind, kind)}.deleted", body, None)
+        with self.journal.transaction():
+            self._create_event(f"{EVENT_FAMILY.get(kind, kind)}.deleted", self.get(kind, identifier) or body)
             return self.remove(kind, identifier)
 
     def remove(self, kind: str, identifier: str) -> Object:
         """Remove an object without an event. Returns Stripe's answer to the deletion."""
-        with self._journal.transaction():
-            self._journal.change(f"{self._name}.delete", kind, identifier)
+        with self.journal.transaction():
+            self.journal.change(f"{self.name}.delete", kind, identifier)
         return {"id": identifier, "object": kind, "deleted": True}
 
     def announce(self, event_type: str, snapshot: Object, clock: str = "") -> None:
         """Create an event about an object that has no id and is not stored."""
-        with self._journal.transaction():
-            self._create_event(event_type, {**snapshot, "test_clock": clock}, None, snapshot)
+        with self.journal.transaction():
+            self._create_event(event_type, snapshot, clock=clock)
 
     def _create_event(
-        self, event_type: str, body: Object, previous: Object | None, snapshot: Object | None = None
+        self, event_type: str, body: Object, previous: Object | None = None, clock: str | None = None
     ) -> None:
-        owner = body if "test_clock" in body else self.get("customer", body.get("customer") or "") or {}
-        clock = owner.get("test_clock")
-        identifier = self.new_id("evt", 24)
+        if clock is None:
+            owner = body if "test_clock" in body else self.get("customer", body.get("customer") or "") or {}
+            clock = owner.get("test_clock")
         event = {
-            "id": identifier,
-            "object": "event",
-            "api_version": api_version(),
-            "created": self._now_s(clock if isinstance(clock, str) else ""),
-            "livemode": self._livemode,
-            "pending_webhooks": 0,
-            "request": dict(self.request),
-            "type": event_type,
-        }
-        if snapshot is None:
-            self._journal.change(f"{self._name}.event", event, body["object"], body["id"], previous)
-        else:
-            self.put({**event, "data": {"object": snapshot}})
+            "id": self.new_id("evt", 24), "object": "event", "api_version": api_version(),
+            "created": self.now_s(clock or ""), "livemode": self.livemode, "pending_webhooks": 0,
+            "request": dict(self.request), "type": event_type,
+            "data": {"object": body} | ({"previous_attributes": previous} if previous else {}),
+        }  # fmt: skip
+        self.put(event)
         for subscriber in self.subscribers:
-            subscriber(self._collections["event"].objects[identifier])
+            subscriber(event)
 
     def _collection(self, kind: str) -> _Collection:
         if kind not in self._collections:
-            self._collections[kind] = _Collection(self._indexed.get(kind, ()))
+            self._collections[kind] = _Collection(self.indexed.get(kind, ()))
         return self._collections[kind]
 
-    def _apply_put(self, body: Object) -> None:
-        collection, identifier = self._collection(body["object"]), body["id"]
-        old = collection.objects.get(identifier)
-        collection.put(identifier, body)
-        self._journal.undo(lambda: collection.put(identifier, old))
-
-    def _apply_event(self, event: Object, kind: str, identifier: str, previous: Object | None) -> None:
-        """The event contains the object as it is now, so the journal need not repeat the object."""
-        data: Object = {"object": self.get(kind, identifier)}
-        if previous:
-            data["previous_attributes"] = previous
-        self._apply_put({**event, "data": data})
-
-    def _apply_delete(self, kind: str, identifier: str) -> None:
+    def _set(self, kind: str, identifier: str, body: Object | None) -> None:
         collection = self._collection(kind)
         old = collection.objects.get(identifier)
-        collection.put(identifier, None)
-        self._journal.undo(lambda: collection.put(identifier, old))
+        collection.put(identifier, body)
+        self.journal.undo(lambda: collection.put(identifier, old))
 
-    def _apply_ids(self, count: int) -> None:
+    def _set_ids(self, count: int) -> None:
         before, self._ids = self._ids, count
-        self._journal.undo(lambda: setattr(self, "_ids", before))
+        self.journal.undo(lambda: setattr(self, "_ids", before))

@@ -1,14 +1,14 @@
-"""The meter events of one mode, their validation after the answer, and running sums.
+"""The meter events of one mode and their running sums.
 
-Stripe answers a meter event with 200, validates it later and adds it to the summaries later still. Here the events
-stand in one list in the order of receipt; two marks move along it, one for the validation and one for the sums.
+Stripe answers a meter event with 200 and adds the event to the summaries later. Here the events stand in one list in
+the order of receipt, and a mark moves along the list: the sums contain the events before the mark.
 """
 
 from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any, Final, NamedTuple
@@ -21,20 +21,18 @@ DECIMAL_PLACES_MAX: Final = 12
 # Sums stay finite as a double.
 EXPONENT_MAX: Final = 30
 MINUTE_S: Final = 60
-HOUR_S: Final = 3_600
+HOUR_MINUTES: Final = 60
 _NUMBER: Final = re.compile(r"[+-]?[0-9]+(\.[0-9]*)?([eE][+-]?[0-9]{1,3})?$")
-WINDOW_S: Final = {"hour": HOUR_S, "day": 24 * HOUR_S}
 
-VALIDATE: Final = "usage.validate"
 ADD_UP: Final = "usage.add_up"
 REPORT: Final = "usage.report"
 
 
 @dataclass(slots=True)
 class MeterEvent:
-    """A meter event. `code` says why an event is or will be rejected; `injected` is 1 if no client sent the event.
+    """A meter event. `code` says why an event is rejected; `injected` is 1 if no client sent the event.
 
-    `Usage` sets `received_ms`, `seq` (from 1) and `status`: received, accepted, rejected or canceled.
+    `Usage` sets `received_ms`, `seq` (from 1) and `status`: accepted, rejected or canceled.
     """
 
     identifier: str
@@ -47,37 +45,7 @@ class MeterEvent:
     injected: int = 0
     received_ms: int = 0
     seq: int = 0
-    status: str = "received"
-
-
-@dataclass(slots=True)
-class Cell:
-    """What the events of a span add up to. Values are multiples of 10^-12.
-
-    `last` is the event with the latest timestamp, `newest` the one that was received last: (order, timestamp, value).
-    """
-
-    total: int = 0
-    count: int = 0
-    last: tuple[int, int, int] = (-1, 0, 0)
-    newest: tuple[int, int, int] = (-1, 0, 0)
-
-    def add(self, other: Cell) -> None:
-        """Add the events of another cell."""
-        self.total += other.total
-        self.count += other.count
-        self.last = max(self.last, other.last, key=lambda entry: (entry[1], entry[0]) if entry[0] >= 0 else (-1, -1))
-        self.newest = max(self.newest, other.newest)
-
-
-class _Hour:
-    """The sums of one hour, whole and by minute."""
-
-    __slots__ = ("minutes", "whole")
-
-    def __init__(self) -> None:
-        self.whole = Cell()
-        self.minutes: dict[int, Cell] = {}
+    status: str = "accepted"
 
 
 def number_of(value: str) -> Decimal | None:
@@ -93,64 +61,60 @@ class UsageTiming(NamedTuple):
     window_ms: int
     validation_delay_ms: int
 
-    @property
-    def patience_ms(self) -> int:
-        """From the receipt of an event until its validation."""
-        return min(self.lag_ms, self.validation_delay_ms)
-
 
 class Usage:
-    """The usage of one mode. `customer_exists` serves the validation. Its jobs are `VALIDATE`, `ADD_UP`, `REPORT`."""
+    """The usage of one mode. `has_customer` serves the validation. Its jobs are `ADD_UP` and `REPORT`."""
 
     def __init__(
         self,
         journal: Journal,
         clockwork: Clockwork,
         name: str,
-        customer_exists: Callable[[str], bool],
+        has_customer: Callable[[str], bool],
         timing: UsageTiming,
     ) -> None:
         self.events: list[MeterEvent] = []
         self._journal = journal
         self._clockwork = clockwork
         self._name = name
-        self._customer_exists = customer_exists
+        self._has_customer = has_customer
         self._timing = timing
         self._latest: dict[str, int] = {}
-        self._validated = 0
         self._added = 0
-        self._rejected: dict[int, list[MeterEvent]] = {}
-        self._hours: defaultdict[tuple[str, str], dict[int, _Hour]] = defaultdict(dict)
+        self._rejected: defaultdict[int, list[MeterEvent]] = defaultdict(list)
+        # By meter and customer, hour, and minute, in multiples of 10^-12.
+        self._sums: defaultdict[tuple[str, str | None], dict[int, dict[int, int]]] = defaultdict(dict)
         self._operation = f"{name}.receive"
         journal.register(self._operation, self._apply_receive)
-        journal.register(f"{name}.validated", self._apply_validated)
         journal.register(f"{name}.added", self._apply_added)
         journal.register(f"{name}.cancel", self._apply_cancel)
 
-    def is_taken(self, identifier: str, now_ms: int) -> bool:
-        """Whether an event of the last 24 h has this identifier. The identifier of a rejected event stays taken."""
-        place = self._latest.get(identifier)
-        return place is not None and self.events[place].received_ms > now_ms - IDENTIFIER_WINDOW_MS
-
     def latest_of(self, identifier: str) -> MeterEvent | None:
-        """The latest event with this identifier."""
-        place = self._latest.get(identifier)
-        return None if place is None else self.events[place]
+        """The event of the last 24 h that has this identifier. The identifier of a rejected event stays taken."""
+        event = self.events[self._latest[identifier]] if identifier in self._latest else None
+        return event if event and event.received_ms > self._clockwork.now_ms() - IDENTIFIER_WINDOW_MS else None
 
     def receive(self, event: MeterEvent) -> MeterEvent:
-        """Add an event whose identifier is free. The last change of a request: a receipt is not undone."""
+        """Store an event whose identifier is free; an empty one is replaced. Returns the stored event.
+
+        The last change of a request: a receipt is not undone.
+        """
+        now_ms, code = self._clockwork.now_ms(), event.code or self._judge(event)
+        identifier = event.identifier or f"{len(self.events) + 1:032x}"
+        start_ms = self._window_start(now_ms)
         with self._journal.transaction():
+            if code and start_ms not in self._rejected:
+                end_ms = start_ms + self._timing.window_ms
+                arguments = {"start_ms": start_ms, "end_ms": end_ms}
+                self._clockwork.schedule(end_ms + self._timing.validation_delay_ms, REPORT, arguments)
+            # One job at a time: the job schedules the next one.
+            if self._added == len(self.events):
+                self._clockwork.schedule(now_ms + self._timing.lag_ms, ADD_UP, {})
             self._journal.change(
-                self._operation, event.identifier, event.event_name, event.meter, event.customer, event.value,
-                event.timestamp_s, event.code, event.injected, self._clockwork.now_ms(),
+                self._operation, identifier, event.event_name, event.meter, event.customer, event.value,
+                event.timestamp_s, code, event.injected, now_ms,
             )  # fmt: skip
-            # One job at a time for each mark: the job schedules the next one.
-            before = len(self.events) - 1
-            if self._validated == before and self._timing.patience_ms < self._timing.lag_ms:
-                self._schedule(VALIDATE)
-            if self._added == before:
-                self._schedule(ADD_UP)
-        return self.events[before]
+        return self.events[-1]
 
     def cancel(self, event: MeterEvent) -> None:
         """Take an event out of the sums. The last change of a request, as `receive`."""
@@ -160,64 +124,50 @@ class Usage:
     def set_lag(self, lag_ms: int) -> None:
         """Change the lag of the summaries for all events that the summaries do not contain yet."""
         self._timing = self._timing._replace(lag_ms=lag_ms)
-        if self._added < len(self.events):
-            self._schedule(VALIDATE)
-            self._schedule(ADD_UP)
+        self._schedule()
 
-    def settle(self, kind: str) -> None:
-        """A job: validate the due events, then add the due events to the sums."""
-        now_ms = self._clockwork.now_ms()
-        end = self._due(self._validated, now_ms - self._timing.patience_ms)
-        codes = {str(place): code for place in range(self._validated, end) if (code := self._judge(self.events[place]))}
-        reported = set(self._rejected) if codes else set()
-        if end > self._validated:
-            self._journal.change(f"{self._name}.validated", end, codes)
-        for start_ms in sorted(self._rejected.keys() - reported) if codes else ():
-            end_ms = start_ms + self._timing.window_ms
-            arguments = {"start_ms": start_ms, "end_ms": end_ms}
-            self._clockwork.schedule(end_ms + self._timing.validation_delay_ms, REPORT, arguments)
-        end = self._due(self._added, now_ms - self._timing.lag_ms)
+    def add_up(self) -> None:
+        """The job that adds the due events to the sums."""
+        end, received_until_ms = self._added, self._clockwork.now_ms() - self._timing.lag_ms
+        while end < len(self.events) and self.events[end].received_ms <= received_until_ms:
+            end += 1
         if end > self._added:
             self._journal.change(f"{self._name}.added", end)
-        self._schedule(kind)
+        self._schedule()
 
     def rejected(self, start_ms: int) -> list[MeterEvent]:
         """The rejected events that were received in the validation window that starts at `start_ms`."""
-        return self._rejected.get(start_ms, [])
+        return [event for event in self._rejected.get(start_ms, ()) if event.status == "rejected"]
 
-    def cells(self, meter: str, customer: str, start_s: int, end_s: int) -> Iterable[tuple[int, Cell]]:
-        """(start of an hour, sums) over `[start_s, end_s)`, whose ends are whole minutes, in order of time."""
-        hours = self._hours.get((meter, customer), {})
-        first, last = start_s // HOUR_S, (end_s - 1) // HOUR_S
-        for hour in sorted(hour for hour in hours if first <= hour <= last):
-            if start_s <= hour * HOUR_S and (hour + 1) * HOUR_S <= end_s:
-                yield hour * HOUR_S, hours[hour].whole
-                continue
-            cell = Cell()
-            for minute, part in hours[hour].minutes.items():
-                if start_s <= minute * MINUTE_S < end_s:
-                    cell.add(part)
-            if cell.count:
-                yield hour * HOUR_S, cell
+    def total(self, meter: str, customer: str, start_s: int, end_s: int) -> int:
+        """The sum, in multiples of 10^-12, of the events of the minutes that begin in `[start_s, end_s)`."""
+        first, last = -(-start_s // MINUTE_S), -(-end_s // MINUTE_S)
+        total = 0
+        for hour, minutes in self._sums.get((meter, customer), {}).items():
+            if first <= hour * HOUR_MINUTES and (hour + 1) * HOUR_MINUTES <= last:
+                total += sum(minutes.values())
+            elif first < (hour + 1) * HOUR_MINUTES and hour * HOUR_MINUTES < last:
+                total += sum(value for minute, value in minutes.items() if first <= minute < last)
+        return total
 
-    def _due(self, place: int, received_until_ms: int) -> int:
-        while place < len(self.events) and self.events[place].received_ms <= received_until_ms:
-            place += 1
-        return place
+    def minutes(self, meter: str, customer: str, start_s: int, end_s: int) -> list[int]:
+        """The starts of the minutes with events in `[start_s, end_s)`, in seconds."""
+        sums = self._sums.get((meter, customer), {})
+        starts = [minute * MINUTE_S for hour in sums.values() for minute in hour]
+        return [minute_s for minute_s in starts if start_s <= minute_s < end_s]
 
-    def _schedule(self, kind: str) -> None:
-        place = self._validated if kind == VALIDATE else self._added
-        if place < len(self.events):
-            wait_ms = self._timing.patience_ms if kind == VALIDATE else self._timing.lag_ms
-            self._clockwork.schedule(self.events[place].received_ms + wait_ms, kind, {})
+    def _window_start(self, received_ms: int) -> int:
+        return received_ms // self._timing.window_ms * self._timing.window_ms
+
+    def _schedule(self) -> None:
+        if self._added < len(self.events):
+            self._clockwork.schedule(self.events[self._added].received_ms + self._timing.lag_ms, ADD_UP, {})
 
     def _judge(self, event: MeterEvent) -> str:
         """Why the event is rejected, or "" if it is accepted."""
-        if event.code:
-            return event.code
         if not event.customer:
             return "meter_event_no_customer_defined"
-        if not self._customer_exists(event.customer):
+        if not self._has_customer(event.customer):
             return "meter_event_customer_not_found"
         if event.value is None:
             return "meter_event_value_not_found"
@@ -230,50 +180,26 @@ class Usage:
 
     def _apply_receive(self, *fields: Any) -> None:
         event = MeterEvent(*fields)
-        event.seq = len(self.events) + 1
         self._latest[event.identifier] = len(self.events)
         self.events.append(event)
-
-    def _apply_validated(self, end: int, codes: dict[str, str]) -> None:
-        for place in range(self._validated, end):
-            event = self.events[place]
-            if event.status == "canceled":
-                continue
-            event.code = codes.get(str(place), "")
-            event.status = "rejected" if event.code else "accepted"
-            if event.code:
-                start_ms = event.received_ms // self._timing.window_ms * self._timing.window_ms
-                self._rejected.setdefault(start_ms, []).append(event)
-        self._validated = end
+        event.seq = len(self.events)
+        if event.code:
+            event.status = "rejected"
+            self._rejected[self._window_start(event.received_ms)].append(event)
 
     def _apply_added(self, end: int) -> None:
-        for place in range(self._added, end):
-            self._add(place)
+        for event in self.events[self._added : end]:
+            if event.status == "accepted":
+                self._add(event, 1)
         self._added = end
 
-    def _add(self, place: int) -> None:
-        event = self.events[place]
-        if event.status != "accepted" or event.customer is None or event.value is None:
-            return
-        hours = self._hours[event.meter, event.customer]
-        hour = hours.get(event.timestamp_s // HOUR_S)
-        if hour is None:
-            hour = hours[event.timestamp_s // HOUR_S] = _Hour()
-        value = int(Decimal(event.value).scaleb(DECIMAL_PLACES_MAX))
-        entry = (place, event.timestamp_s, value)
-        cell = Cell(value, 1, entry, entry)
-        hour.whole.add(cell)
-        minute = hour.minutes.get(event.timestamp_s // MINUTE_S)
-        if minute is None:
-            hour.minutes[event.timestamp_s // MINUTE_S] = cell
-        else:
-            minute.add(cell)
-
     def _apply_cancel(self, place: int) -> None:
-        """A cell keeps only its last value, so the customer's events are added up again."""
         event = self.events[place]
+        if event.status == "accepted" and place < self._added:
+            self._add(event, -1)
         event.status = "canceled"
-        self._hours.pop((event.meter, event.customer or ""), None)
-        for number, other in enumerate(self.events[: self._added]):
-            if (other.meter, other.customer) == (event.meter, event.customer):
-                self._add(number)
+
+    def _add(self, event: MeterEvent, sign: int) -> None:
+        minute = event.timestamp_s // MINUTE_S
+        minutes = self._sums[event.meter, event.customer].setdefault(minute // HOUR_MINUTES, {})
+        minutes[minute] = minutes.get(minute, 0) + sign * int(Decimal(event.value or 0).scaleb(DECIMAL_PLACES_MAX))

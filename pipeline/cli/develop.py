@@ -73,7 +73,7 @@ def stripe_simulator(arguments: tuple[str, ...]) -> None:
     """
     from stripe_simulator.__main__ import main
 
-    main(arguments, "tidemark stripe-simulator")
+    main.main(arguments, "tidemark stripe-simulator", standalone_mode=False)
 
 
 def _check_free(option: str, port: int) -> None:

@@ -32,7 +32,7 @@ from schemas.side_tables import SideTables
 # sign-up share their fetches.
 READ_EVENTS_MAX: Final = 200
 HELD_EVENTS_MAX: Final = 10_000
-HELD_INTERVAL_S: Final = 15.0
+COUNT_INTERVAL_S: Final = 15.0
 
 
 async def run_mirror(settings: Settings) -> None:
@@ -58,7 +58,7 @@ async def run_mirror(settings: Settings) -> None:
         processor = BillingEventProcessor(base.log, tables, objects, base.clock, settings.canary_customer)
         outbox = BindingOutbox(tables, account_log(base), view)
         canary = Canary(settings.canary_customer, objects, tables, base.clock) if settings.canary_customer else None
-        walker, metrics, held = Walker(base.log, objects, tables, base.clock), Metrics(), _Held(tables)
+        walker, metrics, counted = Walker(base.log, objects, tables, base.clock), Metrics(), _Counted(tables)
         recoveries: list[Recovery] = []
 
         def beside(runner: Runner) -> Iterable[Awaitable[None]]:
@@ -72,13 +72,13 @@ async def run_mirror(settings: Settings) -> None:
                 metrics.add("tidemark_relay_failures_total", view="bindings")
 
             return (
-                relaying(owned, lambda _: outbox.drain(), settings.relay_interval_s, on_failure=failed),
-                relaying(owned, lambda _: held.count(), HELD_INTERVAL_S),
+                relaying(owned, lambda _: outbox.relay(), settings.relay_interval_s, on_failure=failed),
+                relaying(owned, lambda _: counted.count(), COUNT_INTERVAL_S),
                 recovery.run(),
             )
 
         def refresh() -> None:
-            _gauges(metrics, base.clock, processor, outbox, held.counted)
+            _gauges(metrics, base.clock, processor, outbox, counted)
             for recovery in recoveries:
                 _recovery_gauges(metrics, recovery)
 
@@ -86,19 +86,21 @@ async def run_mirror(settings: Settings) -> None:
         await run_processor(base, processor, runner, beside, metrics, refresh)
 
 
-class _Held:
-    """Counts the held events now and then, because a scrape cannot wait for SQL."""
+class _Counted:
+    """What waits for a person, counted now and then because a scrape cannot wait for SQL; None before the first."""
 
     def __init__(self, tables: SideTables) -> None:
         self._tables = tables
-        self.counted: int | None = None
+        self.held: int | None = None
+        self.overlaps: int | None = None
 
     async def count(self) -> None:
-        self.counted = len(await self._tables.held(limit=HELD_EVENTS_MAX))
+        self.held = len(await self._tables.held(limit=HELD_EVENTS_MAX))
+        self.overlaps = len(await self._tables.overlaps())
 
 
 def _gauges(
-    metrics: Metrics, clock: Clock, processor: BillingEventProcessor, outbox: BindingOutbox, held: int | None
+    metrics: Metrics, clock: Clock, processor: BillingEventProcessor, outbox: BindingOutbox, counted: _Counted
 ) -> None:
     status, due = processor.status(), outbox.status()
     for outcome, events in status.outcomes.items():
@@ -107,8 +109,10 @@ def _gauges(
         metrics.set("tidemark_mirror_fetches", fetches, result=result)
     if status.delay_s is not None:
         metrics.set("tidemark_mirror_delay_seconds", status.delay_s)
-    if held is not None:
-        metrics.set("tidemark_mirror_held_events", held)
+    if counted.held is not None:
+        metrics.set("tidemark_mirror_held_events", counted.held)
+    if counted.overlaps is not None:
+        metrics.set("tidemark_mirror_overlaps", counted.overlaps)
     metrics.set("tidemark_mirror_due_bindings", due.due)
     metrics.clear("tidemark_mirror_due_binding_age_seconds")
     if due.oldest_ms is not None:

@@ -44,7 +44,7 @@ class BindingOutbox:
         self._seen_ms: dict[tuple[str, int], int] = {}
         self._sent = 0
 
-    async def drain(self) -> int:
+    async def relay(self) -> int:
         """One round; returns how many bindings are marked as sent.
 
         An account that fails does not hold up those of other partitions. Raises the first `Transient` after the round;
@@ -70,8 +70,10 @@ class BindingOutbox:
         bindings = [one.binding for one in due]
         known = await standing(self._accounts, self._view, account)
         for binding in bindings[present(known, account, bindings) :]:
-            await append_plan(self._accounts, planned(known, account, binding))
-            known = await standing(self._accounts, self._view, account)
+            plan = planned(known, account, binding)
+            await append_plan(self._accounts, plan)
+            # The next append reads back from the same offset, so a record of somebody else is noticed.
+            known = known._replace(state=known.after(plan.record))
         await self._tables.sent(due, self._accounts.clock.now_ms())
         for one in due:
             self._seen_ms.pop((one.account, one.number), None)

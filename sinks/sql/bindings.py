@@ -3,22 +3,31 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping
-from typing import Final
+from collections.abc import Mapping, Sequence
+from typing import Final, NamedTuple
 
-from sqlalchemy import Connection, RowMapping, insert
+from sqlalchemy import Connection, RowMapping, insert, literal_column, select
 
 from schemas.billing_events import ObjectKind
 from schemas.periods import Binding
-from schemas.side_tables import PARTS_OF, TABLE_OF, Row, Timeline
+from schemas.side_tables import OVERLAP, PARTS_OF, TABLE_OF, AuditRow, Overlap, Overlaps, Row, Timeline
+from sinks.sql import audit
 from sinks.sql.queries import Head, Values, links_of, mirror_row, rows_where
 from sinks.sql.tables import account_bindings, customer_column, mirror
+from sinks.sql.tables import audit as table
 
 # Invoices decide no binding. An account may have years of them.
 _KINDS: Final = (ObjectKind.CUSTOMER, ObjectKind.SUBSCRIPTION, ObjectKind.SCHEDULE)
 
 
-def plan_bindings(connection: Connection, heads: Mapping[str, Head], timeline: Timeline, now_ms: int) -> None:
+class Planner(NamedTuple):
+    """The pure functions that say what follows from the mirror."""
+
+    timeline: Timeline
+    overlaps: Overlaps
+
+
+def plan_bindings(connection: Connection, heads: Mapping[str, Head], planner: Planner, now_ms: int) -> None:
     """Plan what each locked account's bindings lack. Moves the numbers of the heads, which the caller saves."""
     if not heads:
         return
@@ -30,14 +39,40 @@ def plan_bindings(connection: Connection, heads: Mapping[str, Head], timeline: T
         customers = sorted({link.customer for link in links[account]})
         tables: dict[str, list[Row]] = defaultdict(list)
         for customer in customers:
-            for table, own in owned[customer].items():
-                tables[table] += own
-        for binding in timeline(links[account], tables, planned[account], now_ms):
+            for name, own in owned[customer].items():
+                tables[name] += own
+        _audit_overlaps(connection, head, account, planner.overlaps(tables, now_ms), now_ms)
+        for binding in planner.timeline(links[account], tables, planned[account], now_ms):
             head.binding_number += 1
             values = {**binding.model_dump(mode="json"), "account": account, "number": head.binding_number}
             rows.append({**values, "planned_ms": now_ms})
     if rows:
         connection.execute(insert(account_bindings), rows)
+
+
+def _audit_overlaps(connection: Connection, head: Head, account: str, found: Sequence[Overlap], now_ms: int) -> None:
+    """Append an audit row for each overlap that has none yet."""
+    if not found:
+        return
+    is_overlap = (table.c.account == account) & (table.c.entity == literal_column(f"'{OVERLAP}'"))
+    known = set(connection.execute(select(table.c.entity_id).where(is_overlap)).scalars())
+    rows: list[tuple[AuditRow, str]] = []
+    for overlap in found:
+        entity_id = f"{overlap.subscription} {overlap.other}"
+        if entity_id not in known:
+            row = audit.next_row(
+                head,
+                account,
+                now_ms,
+                actor="stripe",
+                cause=overlap.customer,
+                entity=(OVERLAP, entity_id),
+                before=None,
+                after=None,
+                reason=overlap.reason,
+            )
+            rows.append((row, head.audit_hash))
+    audit.append(connection, rows)
 
 
 def binding_of(row: Values | RowMapping) -> Binding:

@@ -7,9 +7,9 @@ from typing import TypeVar
 
 from sqlalchemy import Connection, StaticPool, create_engine
 
-from schemas.side_tables import Timeline
+from schemas.side_tables import Overlaps, Timeline
 from sinks.sql.schema import claim_database
-from sinks.sql.side_tables import SqlSideTables
+from sinks.sql.side_tables import SqlSideTables, no_overlaps
 from sinks.sql.tables import metadata
 
 Answer = TypeVar("Answer")
@@ -18,8 +18,8 @@ Answer = TypeVar("Answer")
 class FakeSideTables(SqlSideTables):
     """An empty store. Each call runs its transaction at once, so no other call can come between."""
 
-    def __init__(self, timeline: Timeline) -> None:
-        super().__init__(timeline)
+    def __init__(self, timeline: Timeline, overlaps: Overlaps = no_overlaps) -> None:
+        super().__init__(timeline, overlaps)
         self._engine = create_engine("sqlite://", poolclass=StaticPool)
 
     async def migrate(self, scope: str, log_id: str) -> None:

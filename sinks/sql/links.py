@@ -8,9 +8,9 @@ from sqlalchemy import Connection, insert
 
 from schemas.errors import InvalidInput
 from schemas.periods import INSTANT_MAX_MS, INSTANT_MIN_MS
-from schemas.side_tables import Link, Timeline
+from schemas.side_tables import Link
 from sinks.sql import audit
-from sinks.sql.bindings import plan_bindings
+from sinks.sql.bindings import Planner, plan_bindings
 from sinks.sql.queries import insert_new, links_of, lock_accounts, lock_customers, rows_where, save_heads
 from sinks.sql.tables import account_customers, accounts
 
@@ -19,7 +19,7 @@ COMMAND: Final = "account link"
 
 def link(
     connection: Connection,
-    timeline: Timeline,
+    planner: Planner,
     account: str,
     customer: str,
     starts_ms: int,
@@ -59,7 +59,7 @@ def link(
         reason=reason,
     )
     audit.append(connection, [(row, heads[account].audit_hash)])
-    plan_bindings(connection, heads, timeline, now_ms)
+    plan_bindings(connection, heads, planner, now_ms)
     save_heads(connection, heads)
     return made
 

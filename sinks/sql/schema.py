@@ -46,9 +46,9 @@ def claim_database(connection: Connection, scope: str, log_id: str) -> None:
     """Note whose the database is, or raise `OperatorNeeded` if it belongs to another scope or log."""
     insert_new(connection, meta, [{"one": 1, "scope": scope, "log_id": log_id}])
     row = connection.execute(select(meta.c.scope, meta.c.log_id)).one()
-    for what, held, ours in (("Stripe account", row.scope, scope), ("log", row.log_id, log_id)):
-        if held != ours:
+    for what, theirs, ours in (("Stripe account", row.scope, scope), ("log", row.log_id, log_id)):
+        if theirs != ours:
             raise OperatorNeeded(
-                f"the SQL database belongs to the {what} {held}, this process to {ours}: set TIDEMARK_SQL_URL to the "
+                f"the SQL database belongs to the {what} {theirs}, this process to {ours}: set TIDEMARK_SQL_URL to the "
                 "database of this deployment, or to an empty one and resync from Stripe"
             )

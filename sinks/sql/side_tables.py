@@ -7,28 +7,36 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
-from sqlalchemy import Connection, bindparam, literal_column, select, update
+from sqlalchemy import ColumnElement, Connection, bindparam, literal_column, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
 from schemas.billing_events import ObjectName, Via
 from schemas.side_tables import (
+    OVERLAP,
     AuditRow,
     DueBinding,
     HeldEvent,
     Link,
     Outcome,
+    Overlap,
+    Overlaps,
     Row,
     Step,
     Timeline,
 )
 from sinks.sql import links, step
-from sinks.sql.bindings import binding_of
+from sinks.sql.bindings import Planner, binding_of
 from sinks.sql.queries import links_of, mirror_rows, rows_where
 from sinks.sql.tables import account_bindings, audit, cursors, processed_events
 
 Answer = TypeVar("Answer")
+
+
+def no_overlaps(mirror: Mapping[str, Sequence[Row]], now_ms: int) -> Sequence[Overlap]:  # noqa: ARG001  # a protocol
+    """Finds none."""
+    return ()
 
 
 class SqlSideTables(ABC):
@@ -40,10 +48,10 @@ class SqlSideTables(ABC):
     outcomes of a lost answer are in `processed_events`: a step with the same events returns them.
     """
 
-    def __init__(self, timeline: Timeline) -> None:
+    def __init__(self, timeline: Timeline, overlaps: Overlaps = no_overlaps) -> None:
         """`timeline` derives bindings; see `schemas.side_tables.Timeline`. Its `mirror` has no invoices and no lines:
         an account may have years of them, and they decide no binding. `sent` is in the order of the numbers."""
-        self._timeline = timeline
+        self._planner = Planner(timeline, overlaps)
 
     @abstractmethod
     async def _run(self, body: Callable[[Connection], Answer]) -> Answer:
@@ -70,12 +78,12 @@ class SqlSideTables(ABC):
         return await self._run(lambda connection: step.fetch_seqs(connection, names))
 
     async def commit(self, step_: Step) -> Mapping[str, Outcome]:
-        return await self._run(lambda connection: step.commit(connection, step_, self._timeline))
+        return await self._run(lambda connection: step.commit(connection, step_, self._planner))
 
     async def link(self, account: str, customer: str, starts_ms: int, actor: str, reason: str, now_ms: int) -> Link:
         return await self._run(
             lambda connection: links.link(
-                connection, self._timeline, account, customer, starts_ms, actor, reason, now_ms
+                connection, self._planner, account, customer, starts_ms, actor, reason, now_ms
             )
         )
 
@@ -113,12 +121,20 @@ class SqlSideTables(ABC):
             await self._run(lambda connection: connection.execute(update(table).where(is_due), marks))
 
     async def audit(self, account: str, limit: int = 1_000) -> Sequence[AuditRow]:
+        return await self._audited(audit.c.account == account, limit)
+
+    async def overlaps(self, limit: int = 1_000) -> Sequence[AuditRow]:
+        # The text is in the statement because PostgreSQL finds the partial index only then.
+        return await self._audited(audit.c.entity == literal_column(f"'{OVERLAP}'"), limit)
+
+    async def _audited(self, where: ColumnElement[bool], limit: int) -> Sequence[AuditRow]:
         row = audit.c
         wanted = select(
             row.account, row.seq, row.at_ms, row.actor, row.cause, row.entity, row.entity_id, row.before_json,
             row.after_json, row.reason,
-        ).where(row.account == account).order_by(row.seq).limit(limit)  # fmt: skip
-        return await self._run(lambda connection: [AuditRow._make(found) for found in connection.execute(wanted).all()])
+        ).where(where).order_by(row.account, row.seq).limit(limit)  # fmt: skip
+        rows: Sequence[Any] = await self._run(lambda connection: connection.execute(wanted).all())
+        return [AuditRow(*found) for found in rows]
 
     async def mirror(self) -> Mapping[str, Sequence[Row]]:
         return await self._run(mirror_rows)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
@@ -20,10 +21,9 @@ from schemas.side_tables import (
     Outcome,
     Stale,
     Step,
-    Timeline,
 )
 from sinks.sql import audit
-from sinks.sql.bindings import plan_bindings
+from sinks.sql.bindings import Planner, plan_bindings
 from sinks.sql.queries import (
     Head,
     Values,
@@ -44,7 +44,7 @@ STRIPE: Final = "stripe"
 Rows = dict[str, dict[str, Values]]
 
 
-class Held(NamedTuple):
+class Stored(NamedTuple):
     """What the store has of an object."""
 
     fetch_seq: int
@@ -56,17 +56,18 @@ class Work(NamedTuple):
     audit."""
 
     name: ObjectName
-    held: Held
+    stored: Stored
     rows: Rows
     cause: str
 
 
-def commit(connection: Connection, step: Step, timeline: Timeline) -> dict[str, Outcome]:
+def commit(connection: Connection, step: Step, planner: Planner) -> dict[str, Outcome]:
     """Apply a step. See `schemas.side_tables.SideTables.commit`."""
     # Read before the locks, because the rows say which customers to lock. `_write` refuses a row that moved since.
-    held = held_objects(connection, [fetched.name for fetched in step.fetched])
-    customers = {arrived.event.id: _customers(arrived, step.fetched, held) for arrived in step.arrived}
-    concerned = set().union(*customers.values(), *(_owners(fetched, held) for fetched in step.fetched))
+    stored = stored_objects(connection, [fetched.name for fetched in step.fetched])
+    owners = {fetched.name: _owners(fetched, stored) for fetched in step.fetched}
+    customers = {arrived.event.id: _customers(arrived, owners) for arrived in step.arrived}
+    concerned = set().union(*customers.values(), *owners.values())
     lock_customers(connection, concerned)
     account_of, names = _accounts(connection, concerned, step.now_ms)
     heads = lock_accounts(connection, names)
@@ -77,12 +78,15 @@ def commit(connection: Connection, step: Step, timeline: Timeline) -> dict[str, 
     for arrived in step.arrived:
         if processed.get(arrived.event.id, Outcome.HELD) is Outcome.HELD:
             new.setdefault(arrived.event.id, arrived)
-    works = _works(step, held, new, customers)
+    works = _works(step, stored, owners, new, customers)
+    works_of: dict[str, list[Work]] = defaultdict(list)
+    for work in works:
+        works_of[work.cause].append(work)
     outcomes = dict(processed)
     rows = []
     for event_id, arrived in new.items():
         account = min((account_of[customer] for customer in customers[event_id] if customer in account_of), default="")
-        own = [work for work in works if work.cause == event_id]
+        own = works_of[event_id]
         was_held = event_id in processed
         outcomes[event_id] = _outcome(arrived, account, customers[event_id], own, was_held=was_held)
         row = _audit_row(arrived, account, heads, own, outcomes[event_id], step.now_ms, was_held=was_held)
@@ -92,24 +96,24 @@ def commit(connection: Connection, step: Step, timeline: Timeline) -> dict[str, 
     _write(connection, works, step.now_ms)
     audit.append(connection, rows)
     if new:
-        plan_bindings(connection, heads, timeline, step.now_ms)
+        plan_bindings(connection, heads, planner, step.now_ms)
         save_heads(connection, heads)
     return outcomes
 
 
-def held_objects(connection: Connection, names: Collection[ObjectName]) -> dict[ObjectName, Held]:
+def stored_objects(connection: Connection, names: Collection[ObjectName]) -> dict[ObjectName, Stored]:
     """What the store has of each object; `fetch_seq` is 0 without a row."""
-    held = {name: Held(0, {table: {} for table in _tables(name.kind)}) for name in names}
+    stored = {name: Stored(0, {table: {} for table in _tables(name.kind)}) for name in names}
     for kind in ObjectKind:
         wanted = {name.id for name in names if name.kind is kind}
         for row in rows_where(connection, mirror[TABLE_OF[kind]], "id", wanted):
             name, table = ObjectName(kind, row["id"]), TABLE_OF[kind]
-            held[name] = Held(row["fetch_seq"], {**held[name].rows, table: {name.id: mirror_row(table, row)}})
+            stored[name] = Stored(row["fetch_seq"], {**stored[name].rows, table: {name.id: mirror_row(table, row)}})
         if kind in PARTS_OF:
             part, owner = PARTS_OF[kind]
             for row in rows_where(connection, mirror[part], owner, wanted):
-                held[ObjectName(kind, row[owner])].rows[part][row["id"]] = mirror_row(part, row)
-    return held
+                stored[ObjectName(kind, row[owner])].rows[part][row["id"]] = mirror_row(part, row)
+    return stored
 
 
 def fetch_seqs(connection: Connection, names: Collection[ObjectName]) -> dict[ObjectName, int]:
@@ -127,7 +131,7 @@ def _tables(kind: ObjectKind) -> tuple[str, ...]:
     return (TABLE_OF[kind], PARTS_OF[kind][0]) if kind in PARTS_OF else (TABLE_OF[kind],)
 
 
-def _rows(fetched: Fetched, held: Held) -> Rows:
+def _rows(fetched: Fetched, stored: Stored) -> Rows:
     """The rows that the store will have. Of an object that is gone the own row stays, with `deleted` 1: a slower fetch
     from before the deletion then finds that `fetch_seq` moved."""
     name, own = fetched.name, TABLE_OF[fetched.name.kind]
@@ -139,24 +143,24 @@ def _rows(fetched: Fetched, held: Held) -> Rows:
         for table in _tables(name.kind)
     }
     if not rows[own]:
-        rows[own] = {name.id: {**mirror_row(own, held.rows[own].get(name.id, {"id": name.id})), "deleted": 1}}
+        rows[own] = {name.id: {**mirror_row(own, stored.rows[own].get(name.id, {"id": name.id})), "deleted": 1}}
     return rows
 
 
-def _owners(fetched: Fetched, held: Mapping[ObjectName, Held]) -> set[str]:
+def _owners(fetched: Fetched, stored: Mapping[ObjectName, Stored]) -> set[str]:
     """The customer of an object, as Stripe and the store have it."""
     table, column = TABLE_OF[fetched.name.kind], customer_column(fetched.name.kind)
-    rows = [*fetched.rows.get(table, ()), *held[fetched.name].rows[table].values()]
+    rows = [*fetched.rows.get(table, ()), *stored[fetched.name].rows[table].values()]
     if fetched.name.kind is ObjectKind.CUSTOMER:
         return {fetched.name.id}
     return {str(row[column]) for row in rows if row.get(column)}
 
 
-def _customers(arrived: Arrived, fetched: Sequence[Fetched], held: Mapping[ObjectName, Held]) -> set[str]:
+def _customers(arrived: Arrived, owners: Mapping[ObjectName, set[str]]) -> set[str]:
     """The customer that an event names, or else those of its objects."""
     if arrived.event.customer:
         return {arrived.event.customer}
-    return set().union(*(_owners(one, held) for one in fetched if one.name in arrived.event.objects))
+    return set().union(*(owners.get(name, set()) for name in arrived.event.objects))
 
 
 def _accounts(connection: Connection, customers: set[str], now_ms: int) -> tuple[dict[str, str], set[str]]:
@@ -186,37 +190,39 @@ def _processed(connection: Connection, event_ids: Collection[str]) -> dict[str, 
 
 
 def _works(
-    step: Step, held: Mapping[ObjectName, Held], new: Mapping[str, Arrived], customers: Mapping[str, set[str]]
+    step: Step,
+    stored: Mapping[ObjectName, Stored],
+    owners: Mapping[ObjectName, set[str]],
+    new: Mapping[str, Arrived],
+    customers: Mapping[str, set[str]],
 ) -> list[Work]:
-    """The objects to write. Raises `Stale` if one of them was fetched again since."""
+    """The objects to write. Raises `Stale` if one of them was fetched again since.
+
+    The cause is the first new event that names the object. An object that only processed events name is left out. An
+    object that no event names came along with its customer's events, or else with those of the step.
+    """
+    named: dict[ObjectName, list[str]] = defaultdict(list)
+    for arrived in step.arrived:
+        for name in arrived.event.objects:
+            named[name].append(arrived.event.id)
+    first: dict[str, str] = {}
+    for event_id in new:
+        for customer in customers[event_id]:
+            first.setdefault(customer, event_id)
     works = []
     for fetched in step.fetched:
-        cause = _cause(fetched, held, step, new, customers)
+        if fetched.name in named:
+            cause = next((event_id for event_id in named[fetched.name] if event_id in new), None)
+        else:
+            causes = (first[owner] for owner in sorted(owners[fetched.name]) if owner in first)
+            cause = next(causes, next(iter(new), None))
         if cause is None:
             continue
-        was = held[fetched.name]
+        was = stored[fetched.name]
         if fetched.fetch_seq != was.fetch_seq:
             raise Stale(f"{fetched.name.id} was fetched again: {was.fetch_seq}, not {fetched.fetch_seq}")
         works.append(Work(fetched.name, was, _rows(fetched, was), cause))
     return works
-
-
-def _cause(
-    fetched: Fetched,
-    held: Mapping[ObjectName, Held],
-    step: Step,
-    new: Mapping[str, Arrived],
-    customers: Mapping[str, set[str]],
-) -> str | None:
-    """The first new event that names the object; None if all events that name the object were processed before.
-
-    An object that no event names came along with its customer's events, or else with those of the step.
-    """
-    named = [arrived.event.id for arrived in step.arrived if fetched.name in arrived.event.objects]
-    if named:
-        return next((event_id for event_id in named if event_id in new), None)
-    owners = _owners(fetched, held)
-    return next((event_id for event_id in new if customers[event_id] & owners), next(iter(new), None))
 
 
 def _changes(before: Rows, after: Rows) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -241,7 +247,7 @@ def _outcome(arrived: Arrived, account: str, customers: set[str], works: Sequenc
         return Outcome.IGNORED
     if customers and not account:
         return Outcome.HELD
-    if was_held or any(work.rows != work.held.rows for work in works):
+    if was_held or any(work.rows != work.stored.rows for work in works):
         return Outcome.APPLIED
     return Outcome.UNCHANGED
 
@@ -265,8 +271,8 @@ def _audit_row(
     before: dict[str, dict[str, Any]] = {}
     after: dict[str, dict[str, Any]] = {}
     for work in works:
-        # The account never had the rows of an event that was held.
-        known = {table: {} for table in work.rows} if was_held else work.held.rows
+        # The account never had the rows of an event that was stored.
+        known: Rows = {table: {} for table in work.rows} if was_held else work.stored.rows
         for side, changed in zip((before, after), _changes(known, work.rows), strict=True):
             for table, rows in changed.items():
                 side.setdefault(table, {}).update(rows)
@@ -328,7 +334,7 @@ def _write(connection: Connection, works: Sequence[Work], now_ms: int) -> None:
         rows = [
             {**work.rows[TABLE_OF[kind]][work.name.id], **counts, "fetch_seq": 1}
             for work in own
-            if not work.held.fetch_seq
+            if not work.stored.fetch_seq
         ]
         if insert_new(connection, table, rows) != len(rows):
             raise Stale(f"another step fetched one of {len(rows)} objects of the kind {kind} first")
@@ -336,12 +342,12 @@ def _write(connection: Connection, works: Sequence[Work], now_ms: int) -> None:
             {
                 **{f"new_{column}": value for column, value in work.rows[TABLE_OF[kind]][work.name.id].items()},
                 "new_fetched_ms": now_ms,
-                "new_fetch_seq": work.held.fetch_seq + 1,
+                "new_fetch_seq": work.stored.fetch_seq + 1,
                 "key": work.name.id,
-                "seen": work.held.fetch_seq,
+                "seen": work.stored.fetch_seq,
             }
             for work in own
-            if work.held.fetch_seq
+            if work.stored.fetch_seq
         ]
         if changed:
             is_seen = (table.c.id == bindparam("key")) & (table.c.fetch_seq == bindparam("seen"))
@@ -354,8 +360,8 @@ def _write(connection: Connection, works: Sequence[Work], now_ms: int) -> None:
 
 def _replace_parts(connection: Connection, kind: ObjectKind, works: Sequence[Work]) -> None:
     part, owner = PARTS_OF[kind]
-    replaced = [work for work in works if work.rows[part] != work.held.rows[part]]
-    for chunk in chunks([work.name.id for work in replaced]):
+    replaced = [work for work in works if work.rows[part] != work.stored.rows[part]]
+    for chunk in chunks([work.name.id for work in replaced if work.stored.rows[part]]):
         connection.execute(delete(mirror[part]).where(mirror[part].c[owner].in_(chunk)))
     for chunk in chunks([row for work in replaced for row in work.rows[part].values()]):
         connection.execute(insert(mirror[part]), chunk)

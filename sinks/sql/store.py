@@ -16,9 +16,9 @@ from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.ext.asyncio import create_async_engine
 
 from schemas.errors import InvalidInput, Transient
-from schemas.side_tables import Timeline
+from schemas.side_tables import Overlaps, Timeline
 from sinks.sql.schema import migrate
-from sinks.sql.side_tables import SqlSideTables
+from sinks.sql.side_tables import SqlSideTables, no_overlaps
 
 Answer = TypeVar("Answer")
 
@@ -48,9 +48,10 @@ class PostgresSideTables(SqlSideTables):
         timeline: Timeline,
         timeout_s: float = STORE_TIMEOUT_S,
         connections_max: int = CONNECTIONS_MAX,
+        overlaps: Overlaps = no_overlaps,
     ) -> None:
         """`url` is `postgresql://…`; `timeout_s` bounds each call. Raises `InvalidInput` if the URL is not one."""
-        super().__init__(timeline)
+        super().__init__(timeline, overlaps)
         try:
             address = make_url(url).set(drivername="postgresql+psycopg")
         except (ArgumentError, ValueError) as error:
@@ -65,6 +66,8 @@ class PostgresSideTables(SqlSideTables):
             pool_size=connections_max,
             max_overflow=0,
             pool_timeout=timeout_s,
+            # An error goes to the log; the values of a statement have people's addresses.
+            hide_parameters=True,
             connect_args={
                 "connect_timeout": max(1, round(min(timeout_s, CONNECT_TIMEOUT_S))),
                 "options": " ".join(f"-c {limit}={timeout_ms}" for limit in limits),

@@ -11,7 +11,7 @@ from typing import Any, Final
 from sqlalchemy import BigInteger, CheckConstraint, Column, Index, Integer, MetaData, Table, Text
 
 from schemas.billing_events import ObjectKind
-from schemas.side_tables import MIRROR_COLUMNS, PARTS_OF, TABLE_OF, Outcome
+from schemas.side_tables import MIRROR_COLUMNS, OVERLAP, PARTS_OF, TABLE_OF, Outcome
 
 metadata: Final = MetaData()
 # A strict table of SQLite knows no BIGINT; its INTEGER has 64 bits.
@@ -120,6 +120,13 @@ audit: Final = _table(
     Column("after_json", Text),
     _text("reason"),
     _text("hash"),
+)
+Index(
+    "audit_overlaps",
+    audit.c.account,
+    audit.c.seq,
+    postgresql_where=audit.c.entity == OVERLAP,
+    sqlite_where=audit.c.entity == OVERLAP,
 )
 # Authoritative. Up to where each walker has read Stripe's list of events.
 cursors: Final = _table("cursors", _text("name", key=True), _integer("until_s"), _integer("moved_ms"))

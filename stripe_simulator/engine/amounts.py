@@ -52,7 +52,7 @@ def rounded(amount: Fraction | int) -> int:
 
 
 def exponent(currency: str) -> int:
-    """The number of decimals of a currency in Stripe's API: 0, 2 or 3."""
+    """The number of decimals of a currency in Stripe's API."""
     return 0 if currency in ZERO_DECIMAL else 3 if currency in THREE_DECIMAL else 2
 
 
@@ -62,22 +62,17 @@ def charge_min(currency: str) -> int:
 
 
 def allocated(total: int, weights: Sequence[int]) -> tuple[int, ...]:
-    """Divide `total` in proportion to `weights`; the last part gets the remainder.
+    """Divide `total` in proportion to `weights`, none negative, whose sum is at least `total`.
 
     "billing/subscriptions/prorations" shows the rule: a coupon of 500 over lines of 1000 and 2000 is 166 and 334. Each
-    share is cut, not rounded. A part never exceeds its weight when the weights can take the total: the engine then
-    moves the excess of the remainder to the parts before the last (undocumented).
-
-    Raises:
-        ValueError: a weight or the total is negative, or all weights are 0 and the total is not.
+    share is cut, not rounded, and the last part gets the remainder. A part never exceeds its weight: the engine moves
+    the excess of the remainder to the parts before the last (undocumented).
     """
     whole = sum(weights)
-    if total < 0 or any(weight < 0 for weight in weights) or (total and not whole):
-        raise ValueError(f"{total} cannot be divided over {weights}")
     shares = [total * weight // whole if whole else 0 for weight in weights]
     remainder = total - sum(shares)
-    for index in reversed([index for index, weight in enumerate(weights) if weight]):
-        room = weights[index] - shares[index] if total <= whole else remainder
-        shares[index] += min(room, remainder)
-        remainder -= min(room, remainder)
+    for index in reversed(range(len(weights))):
+        more = min(weights[index] - shares[index], remainder)
+        shares[index] += more
+        remainder -= more
     return tuple(shares)

@@ -10,22 +10,14 @@ from __future__ import annotations
 from typing import Final, Literal, NamedTuple
 
 DAY_S: Final = 86_400
+# An incomplete subscription expires after 23 hours, and a pending update is dropped.
 INCOMPLETE_S: Final = 23 * 3600
 
 # Stripe does not retry these without a new payment method. Every other code, `expired_card` among them, is retried.
 HARD_DECLINE_CODES: Final = frozenset(
-    {
-        "authentication_required",
-        "highest_risk_level",
-        "incorrect_number",
-        "lost_card",
-        "pickup_card",
-        "revocation_of_all_authorizations",
-        "revocation_of_authorization",
-        "stolen_card",
-        "transaction_not_allowed",
-    }
-)
+    ["authentication_required", "highest_risk_level", "incorrect_number", "lost_card", "pickup_card",
+     "revocation_of_all_authorizations", "revocation_of_authorization", "stolen_card", "transaction_not_allowed"]
+)  # fmt: skip
 
 InvoiceStatus = Literal["draft", "open", "paid", "uncollectible", "void"]
 SubscriptionStatus = Literal[
@@ -42,11 +34,7 @@ INVOICE_MOVES: Final[dict[InvoiceStatus, frozenset[InvoiceStatus]]] = {
 
 
 class RetryPolicy(NamedTuple):
-    """The account's settings for failed payments.
-
-    `days` are the days from the first failed attempt to each retry. `subscription_end` and `invoice_end` say what
-    becomes of both after the last retry.
-    """
+    """The days from the first failed attempt to each retry, and what becomes of both after the last retry."""
 
     days: tuple[int, ...]
     subscription_end: Literal["canceled", "unpaid", "past_due", "paused"] = "canceled"
@@ -57,37 +45,18 @@ class RetryPolicy(NamedTuple):
 SMART_RETRIES: Final = RetryPolicy(days=(1, 3, 5, 7, 9, 11, 13, 14))
 
 
-def next_payment_attempt(policy: RetryPolicy, first_attempt_at: int, attempt_count: int) -> int | None:
-    """When the next automatic attempt is due, after `attempt_count` attempts; None after the last one.
-
-    Retries stay scheduled after a hard decline: `is_charged` says whether the attempt reaches the issuer. A manual
-    payment does not change the schedule.
-    """
-    if not 1 <= attempt_count <= len(policy.days):
-        return None
-    return first_attempt_at + policy.days[attempt_count - 1] * DAY_S
-
-
-def is_charged(last_decline_code: str | None, *, new_payment_method: bool) -> bool:
-    """True when a scheduled attempt reaches the issuer. After a hard decline only a new payment method does."""
-    return new_payment_method or last_decline_code not in HARD_DECLINE_CODES
-
-
 class Collection(NamedTuple):
-    """The state after an attempt. `next_payment_attempt` is None when nothing more is scheduled."""
+    """The state after a failed attempt. `next_payment_attempt` is None when nothing more is scheduled."""
 
     invoice: InvoiceStatus
     subscription: SubscriptionStatus
     next_payment_attempt: int | None
 
 
-def after_payment(subscription: SubscriptionStatus, *, latest_invoice: bool = True) -> Collection:
-    """The state after an open invoice was paid.
-
-    Paying the latest invoice makes an incomplete, past_due or unpaid subscription active. A terminal status stays.
-    """
+def after_payment(subscription: SubscriptionStatus, *, latest_invoice: bool = True) -> SubscriptionStatus:
+    """The status after an open invoice was paid: the latest invoice repairs a subscription. A terminal status stays."""
     recovers = subscription == "incomplete" or (latest_invoice and subscription in {"past_due", "unpaid"})
-    return Collection("paid", "active" if recovers else subscription, None)
+    return "active" if recovers else subscription
 
 
 def after_failure(
@@ -95,36 +64,12 @@ def after_failure(
 ) -> Collection:
     """The state after attempt number `attempt_count` (from 1) failed.
 
-    The first invoice of a subscription is not retried: the subscription stays `incomplete` until `expires_at`.
+    The first invoice of a subscription is not retried: the subscription stays `incomplete` until it expires. Retries
+    stay scheduled after a hard decline. A manual payment does not change the schedule.
     """
     if subscription in {"incomplete", "incomplete_expired", "canceled", "paused"}:
         return Collection("open", subscription, None)
-    due = next_payment_attempt(policy, first_attempt_at, attempt_count)
-    if due is not None:
-        return Collection("open", subscription if subscription in {"trialing", "unpaid"} else "past_due", due)
-    return Collection(policy.invoice_end, policy.subscription_end, None)
-
-
-def first_status(*, trial: bool, amount_due: int, paid: bool) -> SubscriptionStatus:
-    """The status of a new subscription with `payment_behavior=allow_incomplete` or `default_incomplete`."""
-    if trial:
-        return "trialing"
-    return "active" if paid or amount_due == 0 else "incomplete"
-
-
-def expires_at(created: int) -> int:
-    """When an incomplete subscription becomes `incomplete_expired`, or a pending update is dropped: after 23 hours."""
-    return created + INCOMPLETE_S
-
-
-def expired() -> Collection:
-    """The state of an incomplete subscription at `expires_at`: its invoice is void."""
-    return Collection("void", "incomplete_expired", None)
-
-
-def advances(subscription: SubscriptionStatus) -> bool:
-    """True when a new cycle invoice of the subscription is finalized and collected by itself.
-
-    An unpaid subscription's invoices stay drafts. The terminal statuses and `paused` have no new invoices.
-    """
-    return subscription in {"trialing", "active", "past_due"}
+    if attempt_count > len(policy.days):
+        return Collection(policy.invoice_end, policy.subscription_end, None)
+    due = first_attempt_at + policy.days[attempt_count - 1] * DAY_S
+    return Collection("open", subscription if subscription in {"trialing", "unpaid"} else "past_due", due)

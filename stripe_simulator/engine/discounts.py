@@ -1,8 +1,7 @@
 """What coupons take off invoice lines.
 
-Sources: docs.stripe.com, "billing/subscriptions/coupons" (duration, several discounts in order, item discounts before
-invoice discounts) and "billing/subscriptions/prorations" (a coupon of 500 over 1000 and 2000 is 166 and 334). Promotion
-codes, redemption limits and the removal of a used coupon belong to the resources.
+Sources: docs.stripe.com, "billing/subscriptions/coupons" (duration, several discounts in order) and
+"billing/subscriptions/prorations" (a coupon of 500 over 1000 and 2000 is 166 and 334).
 """
 
 from __future__ import annotations
@@ -12,6 +11,7 @@ from fractions import Fraction
 from typing import Literal, NamedTuple
 
 from stripe_simulator.engine.amounts import allocated, rounded
+from stripe_simulator.engine.lines import Line
 from stripe_simulator.engine.periods import add_months
 
 
@@ -49,64 +49,35 @@ def remaining(discounts: Sequence[Discount], at: int) -> tuple[Discount, ...]:
     return tuple(discount for discount in discounts if discount.coupon.duration != "once" and discount.active_at(at))
 
 
-class Part(NamedTuple):
-    """A line as discounts see it. Prorations and negative invoice items are not discountable."""
-
-    amount: int
-    product: str = ""
-    discounts: tuple[Discount, ...] = ()
-    discountable: bool = True
-
-
 class Cut(NamedTuple):
-    """What the discount number `discount` takes off a line: an entry of `discount_amounts`."""
+    """What a discount takes off a line: an entry of `discount_amounts`."""
 
     discount: Discount
     amount: int
-    item_level: bool = False
 
 
-def apply(parts: Sequence[Part], discounts: Sequence[Discount] = ()) -> tuple[tuple[Cut, ...], ...]:
-    """The cuts of each line: first the line's own discounts, then those of the invoice, each in order.
+def apply(lines: Sequence[Line], discounts: Sequence[Discount]) -> tuple[tuple[Cut, ...], ...]:
+    """The cuts of each line. Each discount, in order, sees what the earlier ones left.
 
-    Each discount sees what the earlier ones left. A percentage is taken of the sum of the lines and rounded once; the
-    last line gets the remainder (undocumented for percentages). No line falls below 0, and the unused rest of an amount
-    is lost.
+    A percentage is taken of the sum of the lines and rounded once; the last line gets the remainder (undocumented for
+    percentages). No line falls below 0, and the unused rest of an amount is lost.
     """
-    cuts: list[list[Cut]] = [[] for _ in parts]
-    left = [part.amount for part in parts]
-    for index, part in enumerate(parts):
-        for discount in part.discounts:
-            _take(discount, [index], parts, left, cuts, item_level=True)
+    cuts: list[list[Cut]] = [[] for _ in lines]
+    left = [line.amount for line in lines]
     for discount in discounts:
-        _take(discount, range(len(parts)), parts, left, cuts, item_level=False)
+        coupon = discount.coupon
+        eligible = [
+            index
+            for index, line in enumerate(lines)
+            if line.discountable and (not coupon.applies_to or line.product in coupon.applies_to)
+        ]
+        # A negative line lowers the base but takes no share.
+        base = max(0, sum(left[index] for index in eligible))
+        percentage = rounded(base * (coupon.percent_off or Fraction(0)) / 100)
+        off = percentage if coupon.amount_off is None else coupon.amount_off
+        shares = allocated(min(base, off), [max(0, left[index]) for index in eligible])
+        for index, share in zip(eligible, shares, strict=True):
+            if share:
+                left[index] -= share
+                cuts[index].append(Cut(discount, share))
     return tuple(tuple(line) for line in cuts)
-
-
-def _take(
-    discount: Discount,
-    indices: Sequence[int],
-    parts: Sequence[Part],
-    left: list[int],
-    cuts: list[list[Cut]],
-    *,
-    item_level: bool,
-) -> None:
-    coupon = discount.coupon
-    eligible = [
-        index
-        for index in indices
-        if parts[index].discountable and (not coupon.applies_to or parts[index].product in coupon.applies_to)
-    ]
-    # A negative line, such as "previously billed", lowers the base but takes no share.
-    base = max(0, sum(left[index] for index in eligible))
-    off = min(base, coupon.amount_off if coupon.amount_off is not None else _percentage(coupon, base))
-    shares = allocated(off, [max(0, left[index]) for index in eligible])
-    for index, share in zip(eligible, shares, strict=True):
-        if share:
-            left[index] -= share
-            cuts[index].append(Cut(discount, share, item_level))
-
-
-def _percentage(coupon: Coupon, base: int) -> int:
-    return rounded(base * coupon.percent_off / 100) if coupon.percent_off is not None else 0

@@ -1,14 +1,18 @@
-"""Subscription items and the invoice lines that result from them."""
+"""Subscription items, their metered usage, and the invoice lines that result from both.
+
+Sources: docs.stripe.com, "billing/invoices/subscription" (licensed items in advance, metered items in arrears) and
+"billing/subscriptions/usage-based/recording-usage" (negative values).
+"""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from fractions import Fraction
 from typing import NamedTuple
 
 from stripe_simulator.engine.amounts import rounded
-from stripe_simulator.engine.discounts import Discount
 from stripe_simulator.engine.periods import Period
-from stripe_simulator.engine.tiers import Price, exact_total
+from stripe_simulator.engine.tiers import Price, charges, exact_total
 
 
 class Item(NamedTuple):
@@ -18,11 +22,17 @@ class Item(NamedTuple):
     price: Price
     period: Period
     quantity: int = 1
-    discounts: tuple[Discount, ...] = ()
+
+
+class Usage(NamedTuple):
+    """The aggregated value of a metered item in `period`; it may be negative."""
+
+    value: Fraction
+    period: Period
 
 
 class Line(NamedTuple):
-    """An invoice line or a pending invoice item; `amount` is before discounts and exclusive tax.
+    """An invoice line or a pending invoice item; `amount` is before discounts and tax.
 
     `item` is empty for a one-off invoice item. A proration is already discounted and not discountable.
     `unit_amount` is None when no single unit amount explains the line.
@@ -38,19 +48,34 @@ class Line(NamedTuple):
     proration: bool = False
     discountable: bool = True
     metered: bool = False
-    discounts: tuple[Discount, ...] = ()
 
 
 def licensed_line(item: Item) -> Line:
-    """The line of a licensed item for its whole period, before discounts."""
-    exact = exact_total(item.price, item.quantity)
-    return Line(
-        item=item.id,
-        price=item.price.id,
-        product=item.price.product,
-        amount=rounded(exact),
-        quantity=Fraction(item.quantity),
-        period=item.period,
-        unit_amount=None if item.price.tiers else item.price.unit_amount,
-        discounts=item.discounts,
+    """The line of a licensed item for its whole period."""
+    price = item.price
+    amount = rounded(exact_total(price, item.quantity))
+    unit_amount = None if price.tiers else price.unit_amount
+    return Line(item.id, price.id, price.product, amount, Fraction(item.quantity), item.period, unit_amount)
+
+
+def usage_lines(item: Item, usage: Usage) -> tuple[Line, ...]:
+    """One line for each tier, from the first unit of the period. A negative total bills 0."""
+    return tuple(
+        Line(
+            item=item.id,
+            price=item.price.id,
+            product=item.price.product,
+            amount=rounded(charge.exact),
+            quantity=charge.quantity,
+            period=usage.period,
+            unit_amount=None if charge.flat_amount else charge.unit_amount,
+            metered=True,
+        )
+        for charge in charges(item.price, max(Fraction(0), usage.value))
     )
+
+
+def cycle_lines(items: Sequence[Item], usages: Mapping[str, Usage]) -> tuple[Line, ...]:
+    """The lines at a period's boundary: `items` with their new period, and by item id the usage of the ended one."""
+    metered = [line for item in items if item.id in usages for line in usage_lines(item, usages[item.id])]
+    return (*metered, *(licensed_line(item) for item in items if not item.price.metered))

@@ -7,15 +7,15 @@ on the last day of a shorter month: February 28, then March 31.
 from __future__ import annotations
 
 import calendar
-import math
 from datetime import UTC, datetime
 from fractions import Fraction
 from typing import Final, Literal, NamedTuple
 
 Interval = Literal["day", "week", "month", "year"]
 
-_SECONDS: Final[dict[str, int]] = {"day": 86_400, "week": 7 * 86_400}
-_MONTHS: Final[dict[str, int]] = {"month": 1, "year": 12}
+# Exact for days and weeks; the mean of the calendar for months and years, which are computed by month.
+_SECONDS: Final = {"day": 86_400, "week": 7 * 86_400, "month": 2_629_746, "year": 31_556_952}
+_MONTHS: Final = {"month": 1, "year": 12}
 
 
 class Recurrence(NamedTuple):
@@ -40,9 +40,14 @@ class Period(NamedTuple):
 def add_months(at: int, months: int) -> int:
     """The same day and time `months` later, or the last day of a shorter month."""
     moment = datetime.fromtimestamp(at, UTC)
-    year, month = divmod(moment.year * 12 + moment.month - 1 + months, 12)
-    day = min(moment.day, calendar.monthrange(year, month + 1)[1])
-    return calendar.timegm(moment.replace(year=year, month=month + 1, day=day).timetuple())
+    return _in_month(moment, moment.year * 12 + moment.month - 1 + months, moment.day)
+
+
+def _in_month(moment: datetime, month: int, day: int) -> int:
+    """A moment moved to a day, or the last day, of a month, which is counted from the year 0."""
+    year, number = month // 12, month % 12 + 1
+    day = min(day, calendar.monthrange(year, number)[1])
+    return calendar.timegm(moment.replace(year=year, month=number, day=day).timetuple())
 
 
 def boundary(anchor: int, recurrence: Recurrence, index: int) -> int:
@@ -51,69 +56,33 @@ def boundary(anchor: int, recurrence: Recurrence, index: int) -> int:
     Each boundary is computed from the anchor, so that a short month does not shorten the later ones.
     """
     steps = index * recurrence.interval_count
-    if recurrence.interval in _SECONDS:
-        return anchor + steps * _SECONDS[recurrence.interval]
-    return add_months(anchor, steps * _MONTHS[recurrence.interval])
+    if recurrence.interval in _MONTHS:
+        return add_months(anchor, steps * _MONTHS[recurrence.interval])
+    return anchor + steps * _SECONDS[recurrence.interval]
 
 
 def period_containing(anchor: int, recurrence: Recurrence, at: int) -> Period:
     """The period that contains the second `at`. The anchor may be later than `at`."""
-    index = _index_near(anchor, recurrence, at)
-    while boundary(anchor, recurrence, index) > at:
-        index -= 1
-    while boundary(anchor, recurrence, index + 1) <= at:
-        index += 1
-    return Period(boundary(anchor, recurrence, index), boundary(anchor, recurrence, index + 1))
+    index = (at - anchor) // (_SECONDS[recurrence.interval] * recurrence.interval_count)
+    start, end = boundary(anchor, recurrence, index), boundary(anchor, recurrence, index + 1)
+    while start > at:
+        index, start, end = index - 1, boundary(anchor, recurrence, index - 1), start
+    while end <= at:
+        index, start, end = index + 1, end, boundary(anchor, recurrence, index + 2)
+    return Period(start, end)
 
 
-def _index_near(anchor: int, recurrence: Recurrence, at: int) -> int:
-    if recurrence.interval in _SECONDS:
-        return (at - anchor) // (_SECONDS[recurrence.interval] * recurrence.interval_count)
-    first, second = datetime.fromtimestamp(anchor, UTC), datetime.fromtimestamp(at, UTC)
-    months = (second.year - first.year) * 12 + second.month - first.month
-    return months // (_MONTHS[recurrence.interval] * recurrence.interval_count)
-
-
-class AnchorConfig(NamedTuple):
-    """`billing_cycle_anchor_config`. A missing hour, minute or second is that of the subscription's start."""
-
-    day_of_month: int
-    month: int | None = None
-    hour: int | None = None
-    minute: int | None = None
-    second: int | None = None
-
-
-def anchor_of(config: AnchorConfig, recurrence: Recurrence, start: int) -> int:
+def anchor_of(recurrence: Recurrence, start: int, day_of_month: int, **time: int) -> int:
     """The `billing_cycle_anchor` of a monthly or yearly subscription that starts at `start`.
 
-    The first full period begins within one period from `start`, on `day_of_month` or the last day of a shorter month.
-    The anchor can be later: the first boundary whose month has that day, so that the day is not forgotten. Stripe's
-    example: two-month periods from February with day 31 have the anchor August 31 and a first boundary in February.
+    `time` has the hour, minute and second; those of `start` by default. The first full period begins within a month
+    from `start`, on `day_of_month` or the last day of a shorter month. The anchor is the first boundary whose month has
+    that day. Stripe's example: two-month periods from February with day 31 have the anchor August 31.
     """
-    moment = datetime.fromtimestamp(start, UTC)
-    months = recurrence.interval_count * _MONTHS[recurrence.interval]
+    moment = datetime.fromtimestamp(start, UTC).replace(**time)  # type: ignore[arg-type]  # a time has no time zone
     first = moment.year * 12 + moment.month - 1
-    # A month of the year fixes the boundaries only if the periods divide the year.
-    every = math.gcd(months, 12)
-    while (config.month and (first + 1 - config.month) % every) or _configured(config, moment, first) < start:
-        first += 1
-    for month in range(first, first + 13 * months, months):
-        if calendar.monthrange(month // 12, month % 12 + 1)[1] >= config.day_of_month:
-            return _configured(config, moment, month)
-    return _configured(config, moment, first)
-
-
-def _configured(config: AnchorConfig, start: datetime, month: int) -> int:
-    """The configured instant in a month, which is counted from the year 0."""
-    year, number = month // 12, month % 12 + 1
-    return calendar.timegm(
-        start.replace(
-            year=year,
-            month=number,
-            day=min(config.day_of_month, calendar.monthrange(year, number)[1]),
-            hour=start.hour if config.hour is None else config.hour,
-            minute=start.minute if config.minute is None else config.minute,
-            second=start.second if config.second is None else config.second,
-        ).timetuple()
-    )
+    first += _in_month(moment, first, day_of_month) < start
+    months = recurrence.interval_count * _MONTHS[recurrence.interval]
+    later = range(first, first + 13 * months, months)
+    whole = (month for month in later if calendar.monthrange(month // 12, month % 12 + 1)[1] >= day_of_month)
+    return _in_month(moment, next(whole, first), day_of_month)

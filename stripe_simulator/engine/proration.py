@@ -13,7 +13,7 @@ from fractions import Fraction
 from typing import Literal, NamedTuple
 
 from stripe_simulator.engine.amounts import rounded
-from stripe_simulator.engine.discounts import Discount, Part, apply
+from stripe_simulator.engine.discounts import Discount, apply
 from stripe_simulator.engine.lines import Item, Line, licensed_line
 from stripe_simulator.engine.periods import Period
 from stripe_simulator.engine.tiers import exact_total
@@ -24,13 +24,12 @@ BillingMode = Literal["classic", "flexible"]
 class Debit(NamedTuple):
     """What a licensed item was billed, so that flexible mode can credit exactly that.
 
-    `net` is the exact discounted amount of the whole `period`; `billed` is the part of it that is billed and not yet
-    credited. The exact amount is kept, because a credit of a rounded proration would be a cent off.
+    `net` is the exact discounted amount of the item's whole period; `billed` is the part of the period that is billed
+    and not yet credited. The exact amount is kept, because a credit of a rounded proration would be a cent off.
     """
 
     item: Item
     net: Fraction
-    period: Period
     billed: Period
 
 
@@ -47,18 +46,14 @@ def net_amounts(items: Sequence[Item], discounts: Sequence[Discount], mode: Bill
     Flexible mode divides a discount over the items that are billed for the same period. Classic mode takes the whole
     discount off each item: "−0.5 × (10 USD price − 5 USD coupon)" in "Credit prorations".
     """
-    licensed = [item for item in items if not item.price.metered]
     together: dict[object, list[Item]] = {}
-    for item in licensed:
-        together.setdefault(item.period if mode == "flexible" else item.id, []).append(item)
+    for item in items:
+        if not item.price.metered:
+            together.setdefault(item.period if mode == "flexible" else item.id, []).append(item)
     nets = {}
     for group in together.values():
-        exact = [exact_total(item.price, item.quantity) for item in group]
-        parts = [
-            Part(rounded(amount), item.price.product, item.discounts) for item, amount in zip(group, exact, strict=True)
-        ]
-        for item, amount, cuts in zip(group, exact, apply(parts, discounts), strict=True):
-            nets[item.id] = amount - sum(cut.amount for cut in cuts)
+        for item, cuts in zip(group, apply([licensed_line(item) for item in group], discounts), strict=True):
+            nets[item.id] = exact_total(item.price, item.quantity) - sum(cut.amount for cut in cuts)
     return nets
 
 
@@ -68,7 +63,7 @@ def debits_of(items: Iterable[Item], discounted: Mapping[str, int]) -> tuple[Deb
     `discounted` has what the invoice's discounts took off each item, by item id.
     """
     return tuple(
-        Debit(item, exact_total(item.price, item.quantity) - discounted.get(item.id, 0), item.period, item.period)
+        Debit(item, exact_total(item.price, item.quantity) - discounted.get(item.id, 0), item.period)
         for item in items
         if not item.price.metered
     )
@@ -114,62 +109,44 @@ def prorate(
             restarted: the item gets a full line, which the invoice discounts, instead of a proration.
         at: `proration_date`, in UTC seconds.
         discounts: the subscription's discounts after the request.
-        debits: the ledger of flexible mode; classic mode ignores the ledger.
+        debits: the ledger of flexible mode. Classic mode credits each item's current price instead.
         prorations: False for `proration_behavior=none`: only restarted items get lines, and nothing is credited.
     """
     old = {item.id: item for item in before}
     new = {item.id: item for item in after}
-    nets_before = net_amounts(before, discounts, mode)
-    nets_after = net_amounts(after, discounts, mode)
+    nets = net_amounts(after, discounts, mode)
+    if mode == "classic":
+        debits = [Debit(old[key], net, old[key].period) for key, net in net_amounts(before, discounts, mode).items()]
     ledger = [debit for debit in debits if prorations or debit.item.id in new]
     lines: list[Line] = []
     for item_id in {**old, **new}:
         was, will_be = old.get(item_id), new.get(item_id)
-        if was and will_be and _billed_alike(was, will_be):
+        if was == will_be:
+            # A new discount alone creates no proration ("Discount changes and prorations").
             continue
         restarted = will_be is not None and will_be.period.start == at and (was is None or was.period != will_be.period)
         if not prorations and not restarted:
             continue
-        if prorations and mode == "flexible":
-            lines += [_credit(debit, at) for debit in ledger if debit.item.id == item_id and debit.billed.end > at]
-        elif prorations and was is not None and item_id in nets_before and was.period.end > at:
-            lines.append(_credit(Debit(was, nets_before[item_id], was.period, was.period), at))
-        ledger = _until(ledger, item_id, at)
-        if will_be is not None and item_id in nets_after and will_be.period.end > at:
-            billed = Period(max(at, will_be.period.start), will_be.period.end)
-            lines.append(licensed_line(will_be) if restarted else _charge(will_be, nets_after[item_id], billed))
-            ledger.append(Debit(will_be, nets_after[item_id], will_be.period, billed))
+        own = [debit for debit in ledger if debit.item.id == item_id]
+        if prorations:
+            lines += [_proration(debit, at, -1) for debit in own if debit.billed.end > at]
+        ledger = [debit for debit in ledger if debit.item.id != item_id]
+        # Until `at`, the item stays billed.
+        ledger += [
+            debit._replace(billed=Period(debit.billed.start, min(debit.billed.end, at)))
+            for debit in own
+            if debit.billed.start < at
+        ]
+        if will_be is not None and item_id in nets and will_be.period.end > at:
+            debit = Debit(will_be, nets[item_id], Period(max(at, will_be.period.start), will_be.period.end))
+            lines.append(licensed_line(will_be) if restarted else _proration(debit, at, 1))
+            ledger.append(debit)
     return Prorated(tuple(lines), tuple(ledger))
 
 
-def _billed_alike(was: Item, will_be: Item) -> bool:
-    """A new discount alone creates no proration ("Discount changes and prorations")."""
-    return (was.price, was.quantity, was.period) == (will_be.price, will_be.quantity, will_be.period)
-
-
-def _until(ledger: list[Debit], item_id: str, at: int) -> list[Debit]:
-    """The ledger in which the item is billed until `at` only."""
-    cut = (
-        debit._replace(billed=Period(debit.billed.start, min(debit.billed.end, at)))
-        if debit.item.id == item_id
-        else debit
-        for debit in ledger
-    )
-    return [debit for debit in cut if debit.billed.start < debit.billed.end]
-
-
-def _charge(item: Item, net: Fraction, billed: Period) -> Line:
-    """Stripe calls this line "Remaining time on …"."""
-    return _proration(item, rounded(net * item.period.share(billed)), billed)
-
-
-def _credit(debit: Debit, at: int) -> Line:
-    """The credit for the billed time from `at` on; Stripe calls this line "Unused time on …"."""
-    unused = Period(max(at, debit.billed.start), debit.billed.end)
-    return _proration(debit.item, -rounded(debit.net * debit.period.share(unused)), unused)
-
-
-def _proration(item: Item, amount: int, period: Period) -> Line:
-    return licensed_line(item)._replace(
-        amount=amount, period=period, unit_amount=None, proration=True, discountable=False, discounts=()
-    )
+def _proration(debit: Debit, at: int, sign: int) -> Line:
+    """The billed time from `at` on: with `sign` -1 Stripe's line "Unused time on …", with 1 "Remaining time on …"."""
+    part = Period(max(at, debit.billed.start), debit.billed.end)
+    amount = sign * rounded(debit.net * debit.item.period.share(part))
+    line = licensed_line(debit.item)
+    return line._replace(amount=amount, period=part, unit_amount=None, proration=True, discountable=False)

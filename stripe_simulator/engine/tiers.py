@@ -6,7 +6,6 @@ Source: docs.stripe.com, "products-prices/pricing-models" (tiered pricing, usage
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from fractions import Fraction
 from typing import Literal, NamedTuple
 
@@ -30,7 +29,7 @@ class TransformQuantity(NamedTuple):
 
 
 class Price(NamedTuple):
-    """A recurring price. A price has either `unit_amount`, or `tiers` with a `tiers_mode`."""
+    """A price with a `unit_amount` and perhaps `transform_quantity`, or with a `tiers_mode` and `tiers` to infinity."""
 
     id: str
     recurrence: Recurrence
@@ -59,49 +58,28 @@ class Charge(NamedTuple):
 
 
 def charges(price: Price, quantity: Fraction | int) -> tuple[Charge, ...]:
-    """The parts of `quantity`, one for each tier that the quantity enters.
+    """The parts of `quantity`, which is not negative: one for each tier that the quantity enters.
 
     A flat amount is a part of its own. The quantity 0 enters the first tier, so its flat amount is due ("fixed fee and
     overage"). A fraction of a unit belongs to the tier of the unit that the fraction begins.
-
-    Raises:
-        ValueError: the quantity is negative, the last tier has a bound, or tiers are combined with
-            `transform_quantity`.
     """
-    if quantity < 0:
-        raise ValueError(f"a quantity of {quantity} cannot be charged")
     units = Fraction(quantity)
-    if price.tiers and price.transform_quantity:
-        raise ValueError("transform_quantity cannot be combined with tiers")
-    if price.tiers and price.tiers[-1].up_to is not None:
-        raise ValueError("the last tier must have up_to=inf")
     if price.transform_quantity:
         packages = units / price.transform_quantity.divide_by
         units = Fraction(-(-packages // 1) if price.transform_quantity.round == "up" else packages // 1)
     if not price.tiers:
         return (Charge(units, price.unit_amount),)
-    return tuple(_volume(price, units) if price.tiers_mode == "volume" else _graduated(price, units))
-
-
-def _graduated(price: Price, units: Fraction) -> Iterator[Charge]:
-    below = Fraction(0)
+    parts, below, is_volume = [], Fraction(0), price.tiers_mode == "volume"
     for tier in price.tiers:
-        if units <= below and tier is not price.tiers[0]:
-            return
         top = units if tier.up_to is None else min(units, Fraction(tier.up_to))
-        yield from _tier_charges(tier, top - below)
-        below = top if tier.up_to is None else Fraction(tier.up_to)
-
-
-def _volume(price: Price, units: Fraction) -> Iterator[Charge]:
-    tier = next(tier for tier in price.tiers if tier.up_to is None or units <= tier.up_to)
-    yield from _tier_charges(tier, units)
-
-
-def _tier_charges(tier: Tier, units: Fraction) -> Iterator[Charge]:
-    yield Charge(units, tier.unit_amount)
-    if tier.flat_amount:
-        yield Charge(Fraction(0), Fraction(0), tier.flat_amount)
+        if not is_volume or top == units:
+            parts.append(Charge(top - below, tier.unit_amount))
+            if tier.flat_amount:
+                parts.append(Charge(Fraction(0), Fraction(0), tier.flat_amount))
+        if top == units:
+            break
+        below = below if is_volume else top
+    return tuple(parts)
 
 
 def exact_total(price: Price, quantity: Fraction | int) -> Fraction:

@@ -15,66 +15,57 @@ from stripe_simulator.errors import ApiError, no_such
 from stripe_simulator.invoicing import lines_of
 from stripe_simulator.mode import Call, Mode
 from stripe_simulator.pages import html as ui
-from stripe_simulator.pages.html import ROOT, Html, attempt, h, join
+from stripe_simulator.pages.html import ROOT, Html, Sent, attempt, h, join
 from stripe_simulator.resources import checkout_sessions, invoices, payment_methods, portal_sessions
 from stripe_simulator.resources.subscription_changes import ENDED, items_of
 from stripe_simulator.resources.test_cards import CARDS, MESSAGES, card_error
 from stripe_simulator.simulator import Simulator
 from stripe_simulator.store import Object
 
-ASKS: Final = "authentication_required"
-Sent = dict[str, str]
-# Runs with the payment method of the form, and whether the cardholder has confirmed.
-Pay = Callable[[Object, bool], Any]
+# The two codes of an error by which a bank asks the cardholder.
+ASKS: Final = ("authentication_required", "invoice_payment_intent_requires_action")
+_REFUSED: Final = MESSAGES[ASKS[0]]
+_TITLES: Final = {"subscription": "Subscribe", "payment": "Pay", "setup": "Save a card"}
 
 
 def routes(simulator: Simulator) -> list[Route]:
-    """The routes of the hosted pages. A page is found in either mode by the id of its object."""
-    pages: dict[str, tuple[str, Callable[[Mode, Object, Request, Sent], Response]]] = {
-        "checkout": (checkout_sessions.KIND, _checkout),
-        "invoice": ("invoice", _invoice),
-        "portal": (portal_sessions.KIND, _portal),
-    }
+    """The routes of the hosted pages, below `/_simulator`. A page is found in either mode by the id of its object."""
 
-    def bound(kind: str, run: Callable[[Mode, Object, Request, Sent], Response]) -> Callable[..., Response]:
-        def handle(request: Request, sent: Sent) -> Response:
+    def route(name: str, kind: str, run: Callable[[Mode, Object, Request, Sent], Response]) -> Route:
+        def find(request: Request, sent: Sent) -> Response:
             for mode in (simulator.test, simulator.live):
-                body = mode.store.edit(kind, request.path_params["id"])
-                if body is not None:
+                if body := mode.store.edit(kind, request.path_params["id"]):
                     return run(mode, body, request, sent)
             raise no_such("page", request.path_params["id"], "id")
 
-        return handle
+        return ui.route(simulator, f"/{name}/{{id}}", find)
 
     return [
-        *(
-            Route(f"{ROOT}/{name}/{{id}}", ui.handler(simulator, bound(*entry)), methods=["GET", "POST"])
-            for name, entry in pages.items()
-        ),
-        Route(f"{ROOT}/invoice/{{id}}/pdf", lambda request: ui.back(f"{ROOT}/invoice/{request.path_params['id']}")),
+        route("checkout", checkout_sessions.KIND, _checkout),
+        route("invoice", "invoice", _invoice),
+        route("portal", portal_sessions.KIND, _portal),
+        Route("/invoice/{id}/pdf", lambda request: ui.back(f"{ROOT}/invoice/{request.path_params['id']}")),
     ]
 
 
-def _checkout(mode: Mode, session: Object, request: Request, sent: Sent) -> Response:
+def _checkout(mode: Mode, session: Object, _request: Request, sent: Sent) -> Response:
     done = str(session["success_url"]).replace("{CHECKOUT_SESSION_ID}", session["id"])
+    if session["status"] == "complete":
+        return ui.page("Checkout", h("h1", "This checkout is paid."), h("p", ui.link("Continue", done)))
     if session["status"] != "open":
-        text = "This checkout is paid." if session["status"] == "complete" else "This checkout has expired."
-        onward = ui.link("Continue", done) if session["status"] == "complete" else ""
-        return ui.page("Checkout", h("h1", text), h("p", onward))
+        return ui.page("Checkout", h("h1", "This checkout has expired."))
     payer = {"email": sent.get("email") or session["customer_email"], "name": sent.get("name") or None}
 
     def complete(method: Object, agreed: bool) -> None:
         checkout_sessions.complete(mode, mode.fetch(session["object"], session["id"]), method, payer, agreed=agreed)
 
-    problem, asks = _pay(mode, sent, complete) if request.method == "POST" else ("", Html())
-    if request.method == "POST" and not problem and not asks:
+    problem, asks = _pay(mode, sent, complete)
+    if sent and not problem and not asks:
         return ui.back(done)
     request_body, currency = checkout_sessions.request_of(mode, session["id"]), session["currency"]
+    total, title = ui.money(session["amount_total"], currency), _TITLES[session["mode"]]
     rows = [(line["description"], ui.money(line["amount"], currency)) for line in request_body["lines"]]
-    total = ui.money(session["amount_total"], currency)
     days = request_body["subscription"].get("trial_period_days")
-    titles = {"subscription": "Subscribe", "payment": "Pay", "setup": "Save a card"}
-    submit = f"{titles[session['mode']]} – {total}" if session["amount_total"] else titles[session["mode"]]
     summary = "" if session["mode"] == "setup" else join(
         ui.table(("What", "Amount"), rows, "Nothing is due today."),
         h("p", "Due today ", h("strong", total), class_="total"),
@@ -82,8 +73,8 @@ def _checkout(mode: Mode, session: Object, request: Request, sent: Sent) -> Resp
     )  # fmt: skip
     more = "" if session["customer"] else ui.template("payer", email=payer["email"] or "", name=payer["name"] or "")
     cancel = h("p", ui.link("Cancel", session["cancel_url"])) if session["cancel_url"] else ""
-    body = asks or _card_form(submit, sent, more)
-    return _hosted(mode, titles[session["mode"]], summary, ui.notice(problem), body, cancel, form_to=done)
+    form = asks or _card_form(f"{title} – {total}" if session["amount_total"] else title, sent, more)
+    return _hosted(mode, title, summary, ui.notice(problem), form, cancel, form_to=done)
 
 
 def _invoice(mode: Mode, invoice: Object, request: Request, sent: Sent) -> Response:
@@ -96,56 +87,56 @@ def _invoice(mode: Mode, invoice: Object, request: Request, sent: Sent) -> Respo
         try:
             invoices.pay(mode, Call("", {"payment_method": owned["id"]}, (invoice["id"],)))
         except ApiError as error:
-            if error.code != "invoice_payment_intent_requires_action":
+            if error.code not in ASKS:
                 mode.store.put(method)
             raise
 
-    problem = ""
+    problem, is_open = "", invoice["status"] in ("open", "uncollectible")
     intent = payments.intent_of(mode, invoice["customer"], invoice["id"]) or {"status": ""}
-    asks = intent["status"] == "requires_action" and invoice["status"] in ("open", "uncollectible")
-    if request.method == "POST":
-        if asks and sent.get("action") in ("confirm", "refuse"):
+    asks = is_open and intent["status"] == "requires_action"
+    if sent:
+        if asks and sent["action"] in ("confirm", "refuse"):
             agrees = sent["action"] == "confirm"
             error = attempt(mode, lambda: payments.authenticate(mode, intent, agrees=agrees))
-            problem = error.message if error else "" if agrees else MESSAGES[ASKS]
+            problem = error.message if error else "" if agrees else _REFUSED
         else:
-            problem, question = _pay(mode, sent, pay, keep=True)
-            asks = bool(question)
+            problem, _ = _pay(mode, sent, pay, keep=True)
         if not problem:
             return ui.back(request.url.path)
         invoice, asks = mode.fetch("invoice", invoice["id"]), False
     currency = invoice["currency"]
-    rows = [(line["description"], ui.money(line["amount"], currency)) for line in lines_of(mode, invoice)]
-    sums = {
+    rows: list[tuple[object, str]] = [
+        (line["description"], ui.money(line["amount"], currency)) for line in lines_of(mode, invoice)
+    ]
+    for name, amount in {
         "Subtotal": invoice["subtotal"],
         "Discounts": -sum(entry["amount"] for entry in invoice["total_discount_amounts"]),
         "Tax": sum(entry["amount"] for entry in invoice["total_taxes"]),
         "Total": invoice["total"],
         "Paid": invoice["amount_paid"],
-    }
-    rows += [(h("em", name), ui.money(amount, currency)) for name, amount in sums.items() if amount or name == "Total"]
+    }.items():
+        if amount or name == "Total":
+            rows.append((h("em", name), ui.money(amount, currency)))
     is_open = invoice["status"] in ("open", "uncollectible")
     verb, amount = ("Due", invoice["amount_remaining"]) if is_open else ("Paid", invoice["amount_paid"])
     shown = ui.money(amount, currency)
     due = h("p", f"{verb} ", h("strong", shown), " ", ui.badge(invoice["status"]), class_="total")
     payer = invoice["customer_name"] or invoice["customer_email"] or invoice["customer"]
-    facts = h("p", f"{ui.time(invoice['effective_at'], day_only=True)}, for {payer}")
-    body = (_question("", {}) if asks else _card_form(f"Pay {shown}", sent, "")) if is_open else ""
-    return _hosted(
-        mode, f"Invoice {invoice['number']}", facts, due, ui.table(("What", "Amount"), rows, "No lines."),
-        ui.notice(problem), body,
-    )  # fmt: skip
+    facts = h("p", f"{ui.time(invoice['effective_at'])[:10]}, for {payer}")
+    body = (_question("", sent) if asks else _card_form(f"Pay {shown}", sent)) if is_open else ""
+    lines = ui.table(("What", "Amount"), rows, "No lines.")
+    return _hosted(mode, f"Invoice {invoice['number']}", facts, due, lines, ui.notice(problem), body)
 
 
 def _portal(mode: Mode, session: Object, request: Request, sent: Sent) -> Response:
-    customer, problem, asks, note = session["customer"], "", Html(), ""
-    if request.method == "POST" and sent.get("action") in ("cancel", "keep"):
+    customer, problem, asks, path = session["customer"], "", Html(), request.url.path
+    if sent and sent["action"] in ("cancel", "keep"):
         is_set, subscription = sent["action"] == "cancel", sent.get("subscription", "")
         error = attempt(mode, lambda: portal_sessions.cancel_at_period_end(mode, customer, subscription, is_set=is_set))
         if error is None:
-            return ui.back(request.url.path)
+            return ui.back(path)
         problem = error.message
-    elif request.method == "POST":
+    elif sent:
         unpaid: list[Object] = []
 
         def replace(method: Object, agreed: bool) -> None:
@@ -153,34 +144,27 @@ def _portal(mode: Mode, session: Object, request: Request, sent: Sent) -> Respon
 
         problem, asks = _pay(mode, sent, replace)
         if not problem and not asks and not unpaid:
-            return ui.back(f"{request.url.path}?saved")
+            return ui.back(f"{path}?saved")
         if unpaid:
             problem = f"The card is saved. The payment of {unpaid[0]['number']} failed: try another card."
-    elif "saved" in request.query_params:
-        note = "The new card is saved."
-    owner = mode.store.get("customer", customer)
-    if owner is None:
+    if mode.store.get("customer", customer) is None:
         raise no_such("customer", customer, "id")
     method = mode.store.get("payment_method", payments.default_method(mode, customer) or "")
-    card = _card(method["card"]) if method else "No card is saved."
+    card = "{brand} ···· {last4}, expires {exp_month:02}/{exp_year}".format_map(method["card"]) if method else ""
     bills = [
-        (ui.link(invoice["number"], f"{ROOT}/invoice/{invoice['id']}"), ui.time(invoice["created"], day_only=True),
+        (ui.link(invoice["number"], f"{ROOT}/invoice/{invoice['id']}"), ui.time(invoice["created"])[:10],
          ui.money(invoice["amount_due"], invoice["currency"]), ui.badge(invoice["status"]))
         for invoice in mode.store.newest("invoice", "customer", customer) if invoice["number"]
     ]  # fmt: skip
-    heads = ("Invoice", "Date", "Amount", "Status")
-    leave = h("p", ui.link("Back", session["return_url"])) if session["return_url"] else ""
     plans = [_plan(mode, body) for body in mode.store.newest("subscription", "customer", customer)]
     return _hosted(
-        mode, "Your subscription", ui.notice(problem), ui.notice(note, "good"),
-        *(plans or [h("p", "There is no subscription.", class_="empty")]), h("h2", "Card"), h("p", card),
-        asks or _card_form("Save this card", sent, ""), h("h2", "Invoices"), ui.table(heads, bills, "No invoice yet."),
-        leave,
+        mode, "Your subscription", ui.notice(problem),
+        ui.notice("The new card is saved." if "saved" in request.query_params and not sent else "", "good"),
+        *(plans or [h("p", "There is no subscription.", class_="empty")]),
+        h("h2", "Card"), h("p", card or "No card is saved."), asks or _card_form("Save this card", sent),
+        h("h2", "Invoices"), ui.table(("Invoice", "Date", "Amount", "Status"), bills, "No invoice yet."),
+        h("p", ui.link("Back", session["return_url"])) if session["return_url"] else "",
     )  # fmt: skip
-
-
-def _card(card: Object) -> str:
-    return f"{card['brand']} ···· {card['last4']}, expires {card['exp_month']:02}/{card['exp_year']}"
 
 
 def _plan(mode: Mode, body: Object) -> Html:
@@ -190,21 +174,23 @@ def _plan(mode: Mode, body: Object) -> Html:
     what = ", ".join(f"{item.get('quantity') or 1} × {name}" for name, item in zip(names, items, strict=True))
     if body["status"] in ENDED:
         return h("section", h("strong", what), " ", ui.badge(body["status"]), class_="plan")
-    end = ui.time(body["cancel_at"] or max(item["current_period_end"] for item in items), day_only=True)
-    is_canceling = body["cancel_at"] is not None
-    text, label, action = (f"Ends on {end}.", "Keep the plan", "keep") if is_canceling else (
-        f"Renews on {end}.", "Cancel at the end of the period", "cancel"
-    )  # fmt: skip
-    change = ui.action(label, action, subscription=body["id"])
+    end = ui.time(body["cancel_at"] or max(item["current_period_end"] for item in items))[:10]
+    text, label, action = (f"Renews on {end}.", "Cancel at the end of the period", "cancel")
+    if body["cancel_at"] is not None:
+        text, label, action = (f"Ends on {end}.", "Keep the plan", "keep")
+    change = ui.template("action", label=label, action=action, field="subscription", value=body["id"])
     return h("section", h("p", h("strong", what), " ", ui.badge(body["status"])), h("p", text), change, class_="plan")
 
 
-def _pay(mode: Mode, sent: Sent, pay: Pay, *, keep: bool = False) -> tuple[str, Html]:
-    """Pay with the card of the form: what went wrong in words, and the question to the cardholder."""
-    if sent.get("action") == "refuse":
-        return MESSAGES[ASKS], Html()
+def _pay(mode: Mode, sent: Sent, pay: Callable[[Object, bool], Any], *, keep: bool = False) -> tuple[str, Html]:
+    """Pay with the card of the form: what went wrong in words, and the question to the cardholder.
+
+    `pay` gets the payment method, and whether the cardholder has confirmed. Nothing happens without a form.
+    """
+    if not sent or sent["action"] == "refuse":
+        return _REFUSED if sent else "", Html()
     method: Object = {}
-    agreed = sent.get("action") == "confirm"
+    agreed = sent["action"] == "confirm"
 
     def prepare() -> None:
         method.update(mode.fetch("payment_method", sent.get("method", "")) if agreed else _method(mode, sent))
@@ -212,11 +198,9 @@ def _pay(mode: Mode, sent: Sent, pay: Pay, *, keep: bool = False) -> tuple[str, 
             raise card_error("card_declined")
 
     error = attempt(mode, prepare) or attempt(mode, lambda: pay(method, agreed), keep=keep)
-    if error is None:
-        return "", Html()
-    if error.code in (ASKS, "invoice_payment_intent_requires_action") and not agreed:
+    if error and error.code in ASKS and not agreed:
         return "", _question(method["id"], sent)
-    return error.message, Html()
+    return error.message if error else "", Html()
 
 
 def _method(mode: Mode, sent: Sent) -> Object:
@@ -238,7 +222,7 @@ def _question(method: str, sent: Sent) -> Html:
     return ui.template("question", method=method, email=sent.get("email", ""), name=sent.get("name", ""))
 
 
-def _card_form(submit: str, sent: Sent, more: object) -> Html:
+def _card_form(submit: str, sent: Sent, more: object = "") -> Html:
     cards = [
         (card.number, card.decline_code.replace("_", " ") or ("asks to confirm" if card.authentication else "succeeds"))
         for card in CARDS.values()

@@ -13,18 +13,21 @@ from urllib.parse import parse_qsl, urlsplit
 
 from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
+from starlette.routing import Route
 
-from stripe_simulator.bodies import BODY_BYTES_MAX
+from stripe_simulator.contract.parameters import BODY_BYTES_MAX
 from stripe_simulator.engine.amounts import exponent
 from stripe_simulator.errors import ApiError
 from stripe_simulator.mode import Mode
 from stripe_simulator.simulator import Simulator
 
 ROOT: Final = "/_simulator"
-_FOLDER: Final = Path(__file__).parent
+FOLDER: Final = Path(__file__).parent
 # The year 10000, which Python has no dates for.
 SECONDS_MAX: Final = 253_402_300_800
-_VOID: Final = frozenset(["input"])
+
+# The fields of a form; empty if the page is only read.
+Sent = dict[str, str]
 
 
 class Html(str):
@@ -40,7 +43,7 @@ def h(tag: str, /, *children: object, **attributes: object) -> Html:
         for name, value in attributes.items()
         if value is not False
     )
-    return Html(f"<{tag}{names}>" if tag in _VOID else f"<{tag}{names}>{join(*children)}</{tag}>")
+    return Html(f"<{tag}{names}>{join(*children)}</{tag}>")
 
 
 def join(*children: object) -> Html:
@@ -55,19 +58,13 @@ def template(name: str, /, **values: object) -> Html:
 
 @cache
 def _template(name: str) -> Template:
-    return Template((_FOLDER / "templates" / f"{name}.html").read_text("utf-8"))
-
-
-@cache
-def stylesheet() -> bytes:
-    """The stylesheet of all pages."""
-    return (_FOLDER / "style.css").read_bytes()
+    return Template((FOLDER / "templates" / f"{name}.html").read_text("utf-8"))
 
 
 def page(title: str, *children: object, nav: object = "", status: int = 200, form_to: str = "") -> Response:
     """A whole page. `form_to` is the URL to which a form of the page may redirect."""
     target = urlsplit(form_to)
-    allowed = f" {target.scheme}://{target.netloc}" if target.scheme in ("http", "https") else ""
+    allowed = f" {target.scheme}://{target.netloc}" if target.netloc else ""
     policy = f"default-src 'none'; style-src 'self'; img-src data:; base-uri 'none'; form-action 'self'{allowed}"
     headers = {
         "Content-Security-Policy": f"{policy}; frame-ancestors 'none'",
@@ -84,19 +81,12 @@ def table(heads: Sequence[str], rows: Iterable[Sequence[object]], empty: object)
     lines = [h("tr", *(h("td", cell, data_head=head) for head, cell in zip(heads, row, strict=True))) for row in rows]
     if not lines:
         return h("p", empty, class_="empty")
-    head = h("thead", h("tr", *(h("th", name, scope="col") for name in heads)))
-    return h("table", head, h("tbody", *lines))
+    return h("table", h("thead", h("tr", *(h("th", name, scope="col") for name in heads))), h("tbody", *lines))
 
 
 def link(text: object, target: str) -> Html:
     """A link."""
     return h("a", text, href=target)
-
-
-def action(label: str, name: str, /, **hidden: str) -> Html:
-    """A button that posts an action to its own page, with hidden fields."""
-    fields = (h("input", type="hidden", name=key, value=value) for key, value in hidden.items())
-    return h("form", *fields, h("button", label, name="action", value=name, class_="quiet"), method="post")
 
 
 def badge(status: str) -> Html:
@@ -119,22 +109,11 @@ def money(amount: int | None, currency: str | None) -> str:
     return f"{'−' if amount < 0 else ''}{whole:,}{cents} {currency.upper()}"
 
 
-def time(at_s: object, *, day_only: bool = False) -> str:
+def time(at_s: object) -> str:
     """A UTC second, or the text of a time of API v2."""
     if not isinstance(at_s, int) or not 0 <= at_s < SECONDS_MAX:
         return str(at_s or "")
-    return f"{datetime.fromtimestamp(at_s, UTC):%Y-%m-%d %H:%M:%S}"[: 10 if day_only else None]
-
-
-async def fields(request: Request) -> dict[str, str]:
-    """The fields of a form. Raises `ApiError` for a form of another site."""
-    origin = request.headers.get("origin")
-    if origin is not None and urlsplit(origin).netloc != request.headers.get("host"):
-        raise ApiError(403, "This form is of another site.")
-    body = await request.body()
-    if len(body) > BODY_BYTES_MAX:
-        raise ApiError(413, "The form is too large.")
-    return dict(parse_qsl(body.decode("utf-8", "replace"), keep_blank_values=True))
+    return f"{datetime.fromtimestamp(at_s, UTC):%Y-%m-%d %H:%M:%S}"
 
 
 def attempt(mode: Mode, run: Callable[[], Any], *, keep: bool = False) -> ApiError | None:
@@ -152,12 +131,12 @@ def attempt(mode: Mode, run: Callable[[], Any], *, keep: bool = False) -> ApiErr
     return None
 
 
-def handler(simulator: Simulator, run: Callable[[Request, dict[str, str]], Response]) -> Callable[[Request], Any]:
-    """The endpoint of a page: due jobs run first, and an error is a page."""
+def route(simulator: Simulator, path: str, run: Callable[[Request, Sent], Response]) -> Route:
+    """The route of a page below `/_simulator`: due jobs run first, and an error is a page."""
 
     async def handle(request: Request) -> Response:
         try:
-            sent = await fields(request) if request.method == "POST" else {}
+            sent = await _fields(request) if request.method == "POST" else {}
             simulator.catch_up()
             return run(request, sent)
         except ApiError as error:
@@ -166,7 +145,18 @@ def handler(simulator: Simulator, run: Callable[[Request, dict[str, str]], Respo
             simulator.violations.append(f"{request.method} {request.url.path} {error!r}")
             raise
 
-    return handle
+    return Route(path, handle, methods=["GET", "POST"])
+
+
+async def _fields(request: Request) -> Sent:
+    """The fields of a form. Raises `ApiError` for a form of another site."""
+    origin = request.headers.get("origin")
+    if origin is not None and urlsplit(origin).netloc != request.headers.get("host"):
+        raise ApiError(403, "This form is of another site.")
+    body = await request.body()
+    if len(body) > BODY_BYTES_MAX:
+        raise ApiError(413, "The form is too large.")
+    return {"action": "", **dict(parse_qsl(body.decode("utf-8", "replace"), keep_blank_values=True))}
 
 
 def back(path: str) -> Response:

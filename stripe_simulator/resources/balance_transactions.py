@@ -6,18 +6,11 @@ from typing import Final
 
 from stripe_simulator.mode import Call, Mode, Route, new_object
 from stripe_simulator.pagination import LIST, page
-from stripe_simulator.store import Object
+from stripe_simulator.resources.conventions import Object
 
 KIND: Final = "customer_balance_transaction"
 PATH: Final = "/v1/customers/{customer}/balance_transactions"
 INDEXED = {KIND: ("customer",)}
-
-
-def create(mode: Mode, call: Call) -> Object:
-    """`POST /v1/customers/{customer}/balance_transactions`."""
-    customer, params = mode.fetch("customer", call.id), call.params
-    given = {"description": params.get("description"), "metadata": params.get("metadata") or {}}
-    return record(mode, customer, params["amount"], "adjustment", params["currency"], **given)
 
 
 def record(mode: Mode, customer: Object, amount: int, kind: str, currency: str, **fields: object) -> Object:
@@ -30,12 +23,13 @@ def record(mode: Mode, customer: Object, amount: int, kind: str, currency: str, 
     return mode.store.put(body | {"type": kind, **fields})
 
 
-def list_all(mode: Mode, call: Call) -> Object:
-    """`GET /v1/customers/{customer}/balance_transactions`."""
-    return page(mode, call, KIND, {"customer": call.id})
+def _create(mode: Mode, call: Call) -> Object:
+    customer, params = mode.fetch("customer", call.id), call.params
+    given = {"description": params.get("description"), "metadata": params.get("metadata") or {}}
+    return record(mode, customer, params["amount"], "adjustment", params["currency"], **given)
 
 
 ROUTES = (
-    Route("POST", PATH, create, ("amount", "currency", "description", "metadata")),
-    Route("GET", PATH, list_all, LIST),
+    Route("POST", PATH, _create, ("amount", "currency", "description", "metadata")),
+    Route("GET", PATH, lambda mode, call: page(mode, call, KIND, {"customer": call.id}), LIST),
 )

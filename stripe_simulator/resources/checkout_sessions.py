@@ -5,16 +5,14 @@ from __future__ import annotations
 from typing import Any, Final
 
 from stripe_simulator import invoicing, payments
-from stripe_simulator.contract.parameters import Params
 from stripe_simulator.engine.tiers import total
-from stripe_simulator.errors import ApiError, missing_parameter, not_simulated
-from stripe_simulator.mode import Call, Mode, Route, new_object, retrieve
-from stripe_simulator.pagination import LIST, listed
-from stripe_simulator.resources import customers, previews, setup_intents, subscriptions
+from stripe_simulator.errors import not_simulated, require_urls
+from stripe_simulator.mode import Call, Mode, Route, new_object
+from stripe_simulator.resources import customers, previews, subscriptions
+from stripe_simulator.resources.conventions import Object, Params, check, reads, require
 from stripe_simulator.resources.payment_methods import attached
 from stripe_simulator.resources.prices import engine_price
 from stripe_simulator.resources.test_cards import card_error
-from stripe_simulator.store import Object
 
 KIND: Final = "checkout.session"
 # What the hosted page shows and what completion needs: {"lines": [...], "items": [...], "subscription": {...}}.
@@ -24,47 +22,13 @@ OPEN_S: Final = 86_400
 INDEXED = {KIND: ("customer", "payment_intent", "subscription")}
 CREATE: Final = (
     "automatic_tax[enabled]", "cancel_url", "client_reference_id", "currency", "customer", "customer_email",
-    "discounts", "expires_at", "line_items", "metadata", "mode", "subscription_data", "success_url",
+    "discounts", "line_items", "metadata", "mode", "subscription_data[description]", "subscription_data[metadata]",
+    "subscription_data[trial_end]", "subscription_data[trial_period_days]", "success_url",
 )  # fmt: skip
-_DATA: Final = {"description", "metadata", "trial_end", "trial_period_days"}
 _NULL: Final = (
     "amount_subtotal", "amount_total", "cancel_url", "client_reference_id", "currency", "customer", "customer_details",
     "customer_email", "invoice", "payment_intent", "setup_intent", "subscription", "success_url", "total_details",
 )  # fmt: skip
-
-
-def create(mode: Mode, call: Call) -> Object:
-    """`POST /v1/checkout/sessions`, for a hosted page. Stripe has no event for it."""
-    params = call.params
-    if params.get("customer"):
-        mode.fetch("customer", params["customer"], param="customer")
-    kind = params.get("mode")
-    for name in ("mode", "success_url", "currency" if kind == "setup" else "line_items"):
-        if not params.get(name):
-            raise missing_parameter(name)
-    if other := params.get("subscription_data", {}).keys() - _DATA:
-        raise not_simulated(f"subscription_data[{min(other)}] of a checkout session")
-    if kind != "subscription" and params.keys() & {"subscription_data", "discounts", "automatic_tax"}:
-        raise not_simulated(f"subscription_data, discounts or automatic_tax with mode={kind}")
-    body: Object = dict.fromkeys(_NULL) | new_object(mode, KIND, "cs_live" if mode.livemode else "cs_test", params)
-    body |= {name: params[name] for name in _NULL if name in params}
-    body |= {
-        "automatic_tax": {"enabled": params.get("automatic_tax", {}).get("enabled", False), "liability": None,
-                          "provider": None, "status": None},
-        "custom_fields": [],
-        "custom_text": dict.fromkeys(("after_submit", "shipping_address", "submit", "terms_of_service_acceptance")),
-        "expires_at": params.get("expires_at", body["created"] + OPEN_S),
-        "mode": kind, "payment_method_types": ["card"], "payment_status": "unpaid", "shipping_options": [],
-        "status": "open", "ui_mode": "hosted_page",
-        "url": f"{mode.settings.pages_url}/_simulator/checkout/{body['id']}",
-    }  # fmt: skip
-    items = [_item(mode, number, item) for number, item in enumerate(params.get("line_items", ()))]
-    data = {**params.get("subscription_data", {}), "items": items}
-    data |= {name: params[name] for name in ("automatic_tax", "discounts") if name in params}
-    lines = _priced(mode, body, data) if kind == "subscription" else _one_time(mode, body, items)
-    mode.store.put({"object": REQUEST, "id": f"{body['id']}/request", "lines": lines, "subscription": data})
-    mode.clockwork.schedule(body["expires_at"] * 1_000, EXPIRE, {"session": body["id"]})
-    return mode.store.put(body)
 
 
 def request_of(mode: Mode, session: str) -> Object:
@@ -78,12 +42,11 @@ def complete(mode: Mode, session: Object, method: Object, payer: Params, *, agre
     `agreed`: the cardholder has confirmed. Raises `ApiError`, after which no change may stay: a decline, or
     `authentication_required` if the cardholder must confirm first.
     """
-    if session["status"] != "open":
-        raise ApiError(400, "This Checkout Session is no longer open.")
+    check(session["status"] == "open", "This Checkout Session is no longer open.")
     customer = session["customer"] or customers.new(mode, payer)["id"]
     done: Object = {"customer": customer}
     if session["mode"] == "setup":
-        done["setup_intent"] = setup_intents.set_up(mode, method, customer, agreed=agreed)["id"]
+        done["setup_intent"] = payments.set_up(mode, method, customer, agreed=agreed)["id"]
     elif session["mode"] == "payment":
         attached(mode, method, customer)
         outcome = payments.charge(mode, customer, method["id"], session["amount_total"], session["currency"])
@@ -97,20 +60,49 @@ def complete(mode: Mode, session: Object, method: Object, payer: Params, *, agre
     return mode.store.save({**session, **done, "status": "complete", "url": None}, "checkout.session.completed")
 
 
-def expire(mode: Mode, call: Call) -> Object:
-    """`POST /v1/checkout/sessions/{session}/expire`."""
+def _create(mode: Mode, call: Call) -> Object:
+    """For a hosted page. Stripe has no event for it."""
+    params, kind = call.params, call.params.get("mode")
+    if params.get("customer"):
+        mode.fetch("customer", params["customer"], param="customer")
+    require(params, "mode", "success_url", "currency" if kind == "setup" else "line_items")
+    require_urls(params, "success_url", "cancel_url")
+    if kind != "subscription" and params.keys() & {"subscription_data", "discounts", "automatic_tax"}:
+        raise not_simulated(f"subscription_data, discounts or automatic_tax with mode={kind}")
+    body: Object = dict.fromkeys(_NULL) | new_object(mode, KIND, "cs_live" if mode.livemode else "cs_test", params)
+    tax = {"enabled": params.get("automatic_tax", {}).get("enabled", False)}
+    body |= {name: params[name] for name in _NULL if name in params} | {
+        "automatic_tax": {**tax, "liability": None, "provider": None, "status": None}, "custom_fields": [],
+        "custom_text": dict.fromkeys(("after_submit", "shipping_address", "submit", "terms_of_service_acceptance")),
+        "expires_at": body["created"] + OPEN_S, "mode": kind, "payment_method_types": ["card"],
+        "payment_status": "unpaid", "shipping_options": [], "status": "open", "ui_mode": "hosted_page",
+        "url": f"{mode.settings.pages_url}/_simulator/checkout/{body['id']}",
+    }  # fmt: skip
+    items = [_item(mode, f"line_items[{number}]", item) for number, item in enumerate(params.get("line_items", ()))]
+    data = {**params.get("subscription_data", {}), "items": items}
+    data |= {name: params[name] for name in ("automatic_tax", "discounts") if name in params}
+    lines = _priced(mode, body, data) if kind == "subscription" else _one_time(mode, body, items)
+    mode.store.put({"object": REQUEST, "id": f"{body['id']}/request", "lines": lines, "subscription": data})
+    mode.clockwork.schedule(body["expires_at"] * 1_000, EXPIRE, {"session": body["id"]})
+    return mode.store.put(body)
+
+
+def _expire(mode: Mode, call: Call) -> Object:
     session = mode.fetch(KIND, call.id)
-    if session["status"] != "open":
-        raise ApiError(400, "Only Checkout Sessions with a status of `open` can be expired.")
+    check(session["status"] == "open", "Only Checkout Sessions with a status of `open` can be expired.")
     return mode.store.save({**session, "status": "expired", "url": None}, "checkout.session.expired")
 
 
-def _item(mode: Mode, number: int, item: Params) -> Object:
+def _run_expire(mode: Mode, arguments: dict[str, Any]) -> None:
+    if mode.fetch(KIND, arguments["session"])["status"] == "open":
+        _expire(mode, Call("", {}, (arguments["session"],)))
+
+
+def _item(mode: Mode, param: str, item: Params) -> Object:
     if other := item.keys() - {"price", "quantity"}:
         raise not_simulated(f"line_items[{min(other)}] of a checkout session")
-    if "price" not in item:
-        raise missing_parameter(f"line_items[{number}][price]")
-    mode.fetch("price", item["price"], param=f"line_items[{number}][price]")
+    require(item, "price", within=param)
+    mode.fetch("price", item["price"], param=f"{param}[price]")
     return dict(item)
 
 
@@ -119,14 +111,9 @@ def _priced(mode: Mode, session: Object, data: Params) -> list[Object]:
     with mode.journal.discarded():
         customer = session["customer"] or customers.new(mode, {})["id"]
         invoice = previews.create(mode, Call("", {"customer": customer, "subscription_details": data}))
-    sums: dict[str, int] = {
-        name: sum(entry["amount"] for entry in invoice[name]) for name in ("total_discount_amounts", "total_taxes")
-    }
-    details = {"amount_discount": sums["total_discount_amounts"], "amount_shipping": 0}
-    session |= {
-        "amount_subtotal": invoice["subtotal"], "amount_total": invoice["total"], "currency": invoice["currency"],
-        "total_details": {**details, "amount_tax": sums["total_taxes"]},
-    }  # fmt: skip
+    sums = (invoice["total_discount_amounts"], invoice["total_taxes"])
+    discount, tax = (sum(entry["amount"] for entry in entries) for entries in sums)
+    session |= _amounts(invoice["currency"], invoice["subtotal"], discount, tax)
     return [{"description": line["description"], "amount": line["amount"]} for line in invoice["lines"]["data"]]
 
 
@@ -135,17 +122,17 @@ def _one_time(mode: Mode, session: Object, items: list[Object]) -> list[Object]:
     lines: list[Object] = []
     for item in items:
         price, quantity = mode.fetch("price", item["price"]), item.get("quantity", 1)
-        if price["recurring"]:
-            message = "You specified `payment` mode but passed a recurring price. Either switch to `subscription` mode."
-            raise ApiError(400, message, param="line_items")
+        check(not price["recurring"], "You specified `payment` mode but passed a recurring price.", "line_items")
         name = mode.fetch("product", price["product"])["name"]
         lines.append({"description": f"{quantity} × {name}", "amount": total(engine_price(price), quantity)})
-        session["currency"] = price["currency"]
-    if lines:
-        amount = sum(line["amount"] for line in lines)
-        details = {"amount_discount": 0, "amount_shipping": 0, "amount_tax": 0}
-        session |= {"amount_subtotal": amount, "amount_total": amount, "total_details": details}
+        session |= _amounts(price["currency"], sum(line["amount"] for line in lines))
     return lines
+
+
+def _amounts(currency: str, subtotal: int, discount: int = 0, tax: int = 0) -> Object:
+    details = {"amount_discount": discount, "amount_shipping": 0, "amount_tax": tax}
+    sums = {"amount_subtotal": subtotal, "amount_total": subtotal - discount + tax}
+    return {**sums, "currency": currency, "total_details": details}
 
 
 def _subscribed(mode: Mode, request: Object, customer: str, method: Object, *, agreed: bool) -> Object:
@@ -167,17 +154,10 @@ def _paid(mode: Mode, outcome: payments.Outcome, *, agreed: bool) -> str:
     return outcome.payment_intent
 
 
-def _run_expire(mode: Mode, arguments: dict[str, Any]) -> None:
-    if mode.fetch(KIND, arguments["session"])["status"] == "open":
-        expire(mode, Call("", {}, (arguments["session"],)))
-
-
 JOBS = {EXPIRE: _run_expire}
 _ITEM: Final = "/v1/checkout/sessions/{session}"
-_FILTERS: Final = ("customer", "payment_intent", "status", "subscription")
 ROUTES = (
-    Route("POST", "/v1/checkout/sessions", create, CREATE),
-    Route("GET", "/v1/checkout/sessions", listed(KIND, *_FILTERS), (*LIST, *_FILTERS, "created")),
-    Route("GET", _ITEM, retrieve(KIND)),
-    Route("POST", f"{_ITEM}/expire", expire),
+    Route("POST", "/v1/checkout/sessions", _create, CREATE),
+    *reads(_ITEM, KIND, "customer", "payment_intent", "status", "subscription"),
+    Route("POST", f"{_ITEM}/expire", _expire),
 )

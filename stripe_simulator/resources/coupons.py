@@ -1,4 +1,4 @@
-"""Coupons, and the discounts that result from them (docs.stripe.com/api/coupons, /api/discounts)."""
+"""Coupons, promotion codes, and the discounts that result (docs.stripe.com/api/coupons, …/promotion_codes)."""
 
 from __future__ import annotations
 
@@ -6,38 +6,52 @@ from decimal import Decimal
 from fractions import Fraction
 from typing import Final
 
-from stripe_simulator.contract.parameters import Params
 from stripe_simulator.engine.discounts import Coupon, Discount, discount_from, remaining
-from stripe_simulator.errors import ApiError, missing_parameter, require_one, require_positive
-from stripe_simulator.mode import Call, Mode, Route, new_object, retrieve
-from stripe_simulator.pagination import LIST, listed
-from stripe_simulator.store import Object
+from stripe_simulator.errors import require_one, require_positive
+from stripe_simulator.mode import Call, Mode, Route, new_object
+from stripe_simulator.resources.conventions import Object, Params, check, reads, require
 
+INDEXED = {"promotion_code": ("code",)}
 FIELDS: Final = (
     "amount_off", "applies_to", "currency", "duration", "duration_in_months", "max_redemptions", "name", "percent_off",
     "redeem_by",
 )  # fmt: skip
+CODE: Final = ("active", "code", "customer", "expires_at", "max_redemptions")
 # The field that says whether a coupon or a promotion code can be redeemed, and the field of its end.
 _STATE: Final = {"coupon": ("valid", "redeem_by"), "promotion_code": ("active", "expires_at")}
 _OWNERS: Final = ("checkout_session", "invoice", "invoice_item", "subscription", "subscription_item")
 
 
-def create(mode: Mode, call: Call) -> Object:
-    """`POST /v1/coupons`."""
+def _create(mode: Mode, call: Call) -> Object:
     params = call.params
     name = require_one(params, "percent_off", "amount_off")
     require_positive(params, "amount_off", "duration_in_months", "max_redemptions")
-    if not 0 < params.get("percent_off", 100) <= 100:
-        raise ApiError(400, "Invalid percent_off: it must be above 0 and at most 100.", param="percent_off")
-    if name == "amount_off" and "currency" not in params:
-        raise missing_parameter("currency")
-    if (params.get("duration") == "repeating") != ("duration_in_months" in params):
-        message = "`duration_in_months` must be set if `duration=repeating`, and cannot be set otherwise."
-        raise ApiError(400, message, param="duration_in_months")
+    is_percent = 0 < params.get("percent_off", 100) <= 100
+    check(is_percent, "Invalid percent_off: it must be above 0 and at most 100.", "percent_off")
+    if name == "amount_off":
+        require(params, "currency")
+    message = "`duration_in_months` must be set if `duration=repeating`, and cannot be set otherwise."
+    is_repeating = params.get("duration") == "repeating"
+    check(is_repeating == ("duration_in_months" in params), message, "duration_in_months")
     identifier = params.get("id") or mode.store.new_id("", 8)[1:]
     body = new_object(mode, "coupon", "", {**params, "id": identifier}) | {name: params.get(name) for name in FIELDS}
     body |= {"duration": params.get("duration", "once"), "times_redeemed": 0, "valid": True}
     return mode.store.save(body)
+
+
+def _create_code(mode: Mode, call: Call) -> Object:
+    params = call.params
+    require_positive(params, "max_redemptions")
+    require(params["promotion"], "coupon", within="promotion")
+    mode.fetch("coupon", params["promotion"]["coupon"], param="promotion[coupon]")
+    if params.get("customer"):
+        mode.fetch("customer", params["customer"], param="customer")
+    body = new_object(mode, "promotion_code", "promo", params) | {name: params.get(name) for name in CODE}
+    body |= {"active": params.get("active", True), "code": body["code"] or mode.store.new_id("", 8)[1:].upper()}
+    is_taken = any(other["active"] for other in mode.store.newest("promotion_code", "code", body["code"]))
+    check(not is_taken, f"An active promotion code with `code: {body['code']}` already exists.", "code")
+    restrictions = {"minimum_amount": None, "minimum_amount_currency": None, "first_time_transaction": False}
+    return mode.store.save(body | {"promotion": params["promotion"], "restrictions": restrictions, "times_redeemed": 0})
 
 
 def redeem(mode: Mode, entry: Params, customer: str, param: str = "discounts[0]", **owner: str) -> Object:
@@ -53,40 +67,30 @@ def redeem(mode: Mode, entry: Params, customer: str, param: str = "discounts[0]"
         return body
     start = mode.now_s(mode.clock_of(customer))
     coupon = mode.fetch("coupon", body["promotion"]["coupon"], param=param) if key == "promotion_code" else body
-    if body.get("customer") not in (None, customer):
-        raise ApiError(400, "This promotion code belongs to another customer.", param=param)
-    if body.get("restrictions", {}).get("first_time_transaction") and _has_paid(mode, customer):
-        message = "This promotion code cannot be redeemed because the associated customer has prior transactions."
-        raise ApiError(400, message, param=param)
+    check(body.get("customer") in (None, customer), "This promotion code belongs to another customer.", param)
     for counted in [coupon] if coupon is body else [coupon, body]:
         state, end = _STATE[counted["object"]]
-        if not counted[state] or (counted[end] is not None and counted[end] <= start):
-            message = f"The {key.replace('_', ' ')} {entry[key]} has expired or has been used up."
-            raise ApiError(400, message, code="coupon_expired", param=param)
+        is_valid = counted[state] and (counted[end] is None or counted[end] > start)
+        message = f"The {key.replace('_', ' ')} {entry[key]} has expired or has been used up."
+        check(is_valid, message, param, "coupon_expired")
         times = counted["times_redeemed"] + 1
         mode.store.save({**counted, "times_redeemed": times, state: times != counted["max_redemptions"]})
     discount: Object = dict.fromkeys(_OWNERS) | {
-        "id": mode.store.new_id("di"),
-        "object": "discount",
-        "customer": customer,
+        "id": mode.store.new_id("di"), "object": "discount", "customer": customer, "start": start,
         "end": discount_from(engine_coupon(coupon), start).end,
         "promotion_code": None if coupon is body else body["id"],
         "source": {"coupon": coupon["id"], "type": "coupon"},
-        "start": start,
-    }
+    }  # fmt: skip
     return mode.store.save(discount | owner)
 
 
 def engine_coupon(coupon: Object) -> Coupon:
     """A stored coupon as the engine computes with it. The coupon must have its `applies_to`, as in the store."""
-    percent = coupon["percent_off"]
+    percent, applies_to = coupon["percent_off"], coupon["applies_to"] or {}
     return Coupon(
-        id=coupon["id"],
         percent_off=None if percent is None else Fraction(Decimal(str(percent))),
-        amount_off=coupon["amount_off"],
-        duration=coupon["duration"],
-        duration_in_months=coupon["duration_in_months"],
-        applies_to=frozenset((coupon["applies_to"] or {}).get("products", ())),
+        applies_to=frozenset(applies_to.get("products", ())),
+        **{name: coupon[name] for name in ("id", "amount_off", "duration", "duration_in_months")},
     )
 
 
@@ -111,13 +115,9 @@ def remaining_after(mode: Mode, body: Object, at: int) -> list[str]:
     return left
 
 
-def _has_paid(mode: Mode, customer: str) -> bool:
-    intents = mode.store.newest("payment_intent", "customer", customer)
-    return any(intent["status"] == "succeeded" for intent in intents)
-
-
 ROUTES = (
-    Route("POST", "/v1/coupons", create, (*FIELDS, "id", "metadata")),
-    Route("GET", "/v1/coupons", listed("coupon"), (*LIST, "created")),
-    Route("GET", "/v1/coupons/{coupon}", retrieve("coupon")),
+    Route("POST", "/v1/coupons", _create, (*FIELDS, "id", "metadata")),
+    *reads("/v1/coupons/{coupon}", "coupon"),
+    Route("POST", "/v1/promotion_codes", _create_code, (*CODE, "metadata", "promotion")),
+    *reads("/v1/promotion_codes/{promotion_code}", "promotion_code", "code", "active"),
 )

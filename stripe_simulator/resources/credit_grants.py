@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
-from typing import Any, Final
+from typing import Final
 
-from stripe_simulator.engine.credits import Draw, Grant
-from stripe_simulator.errors import ApiError, missing_parameter
-from stripe_simulator.mode import Call, Mode, Route, new_object, retrieve
-from stripe_simulator.pagination import LIST, listed, page
-from stripe_simulator.store import Object
+from stripe_simulator.engine.totals import Draw, Grant
+from stripe_simulator.errors import require_positive
+from stripe_simulator.mode import Call, Mode, Route, new_object
+from stripe_simulator.pagination import LIST, page
+from stripe_simulator.resources.conventions import Object, check, reads, require
 
 GRANT: Final = "billing.credit_grant"
 ENTRY: Final = "billing.credit_balance_transaction"
@@ -22,74 +23,64 @@ EXPIRE: Final = "credit_grant.expire"
 _VOIDED: Final = "credits_application_invoice_voided"
 
 
-def create(mode: Mode, call: Call) -> Object:
-    """`POST /v1/billing/credit_grants`."""
+def _create(mode: Mode, call: Call) -> Object:
     params = call.params
-    customer = mode.fetch("customer", params.get("customer", ""), param="customer")
+    customer, money = mode.fetch("customer", params.get("customer", ""), param="customer"), params["amount"]
+    require(money, "monetary", within="amount")
+    require_positive(money["monetary"], "value", within="amount[monetary]")
     clock = customer["test_clock"]
     body = new_object(mode, GRANT, "credgr", params, clock or "")
     defaults = {"category": "paid", "effective_at": body["created"], "expires_at": None, "name": None, "priority": 50}
-    if "monetary" not in params["amount"]:
-        raise missing_parameter("amount[monetary]")
-    if params["amount"]["monetary"]["value"] <= 0:
-        raise ApiError(400, "The amount of a credit grant must be positive.", param="amount[monetary][value]")
     given = {name: params[name] for name in CREATE if name in params}
     body = defaults | given | body | {"test_clock": clock, "updated": body["created"], "voided_at": None}
     mode.store.save(body)
-    _record(mode, body, "credit", "credits_granted", body["amount"]["monetary"]["value"])
+    _record(mode, body, "credit", "credits_granted", money["monetary"]["value"])
     if body["expires_at"] is not None:
         mode.clockwork.schedule(body["expires_at"] * 1_000, EXPIRE, {"grant": body["id"]}, clock or "")
     return body
 
 
-def expire(mode: Mode, call: Call) -> Object:
-    """`POST /v1/billing/credit_grants/{id}/expire`."""
+def _expire(mode: Mode, call: Call) -> Object:
     body = mode.fetch(GRANT, call.id)
     return _end(mode, {**body, "expires_at": _now_s(mode, body)}, "credits_expired")
 
 
-def void(mode: Mode, call: Call) -> Object:
-    """`POST /v1/billing/credit_grants/{id}/void`: only an unused grant."""
+def _void(mode: Mode, call: Call) -> Object:
+    """Only an unused grant."""
     body = mode.fetch(GRANT, call.id)
-    if _available(mode, body) != body["amount"]["monetary"]["value"]:
-        raise ApiError(400, "You cannot void a credit grant that was applied to an invoice.")
+    is_unused = _available(mode, body) == body["amount"]["monetary"]["value"]
+    check(is_unused, "You cannot void a credit grant that was applied to an invoice.")
     return _end(mode, {**body, "voided_at": _now_s(mode, body)}, "credits_voided")
 
 
-def list_entries(mode: Mode, call: Call) -> Object:
-    """`GET /v1/billing/credit_balance_transactions`."""
+def _list_entries(mode: Mode, call: Call) -> Object:
     customer, where = call.params.get("customer"), {"credit_grant": call.params.get("credit_grant")}
     grants = {body["id"] for body in mode.store.newest(GRANT, "customer" if customer else "", customer)}
     return page(mode, call, ENTRY, where, lambda body: body["credit_grant"] in grants)
 
 
-def summary(mode: Mode, call: Call) -> Object:
-    """`GET /v1/billing/credit_balance_summary`: what the ledger has, and what of that can be used now."""
+def _summary(mode: Mode, call: Call) -> Object:
+    """For each currency, what the ledger has, and what of that can be used now."""
     customer, wanted = mode.fetch("customer", call.params.get("customer", ""), param="customer"), call.params["filter"]
-    balances: dict[str, list[int]] = {}
+    totals, usable = Counter[str](), Counter[str]()
     for body in mode.store.newest(GRANT, "customer", customer["id"]):
         if wanted["type"] == "applicability_scope" or body["id"] == wanted.get("credit_grant"):
-            sums = balances.setdefault(body["amount"]["monetary"]["currency"], [0, 0])
-            available = _available(mode, body)
-            sums[0] += available
-            sums[1] += available if body["effective_at"] <= _now_s(mode, body) else 0
-    return {
-        "object": "billing.credit_balance_summary",
-        "balances": [
-            {"available_balance": _money(usable, currency), "ledger_balance": _money(total, currency)}
-            for currency, (total, usable) in balances.items()
-        ],
-        "customer": customer["id"],
-        "livemode": mode.livemode,
-    }
+            currency, available = body["amount"]["monetary"]["currency"], _available(mode, body)
+            totals[currency] += available
+            usable[currency] += available if body["effective_at"] <= _now_s(mode, body) else 0
+    balances = [
+        {"available_balance": _money(usable[currency], currency), "ledger_balance": _money(total, currency)}
+        for currency, total in totals.items()
+    ]
+    kind = "billing.credit_balance_summary"
+    return {"object": kind, "balances": balances, "customer": customer["id"], "livemode": mode.livemode}
 
 
 def grants_of(mode: Mode, customer: str, currency: str) -> list[Grant]:
     """The engine's form of a customer's grants, oldest first."""
-    names = ("priority", "category", "effective_at", "expires_at", "created")
+    names = ("id", "priority", "category", "effective_at", "expires_at", "created")
     return [
         Grant(
-            id=body["id"],
             available=_available(mode, body),
             prices=frozenset(price["id"] for price in body["applicability_config"]["scope"].get("prices") or ()),
             **{name: body[name] for name in names},
@@ -122,16 +113,12 @@ def reinstate(mode: Mode, invoice: Object) -> None:
                 _end(mode, grant, "credits_expired")
 
 
-def run_expire(mode: Mode, arguments: dict[str, Any]) -> None:
-    """The job at a grant's `expires_at`."""
-    _end(mode, mode.fetch(GRANT, arguments["grant"]), "credits_expired")
-
-
 def _end(mode: Mode, body: Object, kind: str) -> Object:
     left = _available(mode, body)
-    if left:
-        _record(mode, body, "debit", kind, left)
-    return mode.store.save({**body, "updated": _now_s(mode, body)}) if left else body
+    if not left:
+        return body
+    _record(mode, body, "debit", kind, left)
+    return mode.store.save({**body, "updated": _now_s(mode, body)})
 
 
 def _now_s(mode: Mode, body: Object) -> int:
@@ -161,13 +148,13 @@ def _record(mode: Mode, grant: Object, side: str, kind: str, amount: int, **sour
     return mode.store.save(body)
 
 
-JOBS = {EXPIRE: run_expire}
+_PATH: Final = "/v1/billing/credit_grants"
+JOBS = {EXPIRE: lambda mode, arguments: _end(mode, mode.fetch(GRANT, arguments["grant"]), "credits_expired")}
 ROUTES = (
-    Route("POST", "/v1/billing/credit_grants", create, CREATE),
-    Route("GET", "/v1/billing/credit_grants", listed(GRANT, "customer"), (*LIST, "customer")),
-    Route("GET", "/v1/billing/credit_grants/{id}", retrieve(GRANT, "credit grant")),
-    Route("POST", "/v1/billing/credit_grants/{id}/expire", expire),
-    Route("POST", "/v1/billing/credit_grants/{id}/void", void),
-    Route("GET", "/v1/billing/credit_balance_transactions", list_entries, (*LIST, "credit_grant", "customer")),
-    Route("GET", "/v1/billing/credit_balance_summary", summary, ("customer", "filter")),
+    Route("POST", _PATH, _create, CREATE),
+    *reads(f"{_PATH}/{{id}}", GRANT, "customer", label="credit grant"),
+    Route("POST", f"{_PATH}/{{id}}/expire", _expire),
+    Route("POST", f"{_PATH}/{{id}}/void", _void),
+    Route("GET", "/v1/billing/credit_balance_transactions", _list_entries, (*LIST, "credit_grant", "customer")),
+    Route("GET", "/v1/billing/credit_balance_summary", _summary, ("customer", "filter")),
 )

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from typing import Final
 
-from stripe_simulator.errors import ApiError
-from stripe_simulator.metadata import merged
-from stripe_simulator.mode import Call, Mode, Route
+from stripe_simulator.mode import Call, Mode, Route, new_object
 from stripe_simulator.pagination import LIST, page
-from stripe_simulator.store import Object
+from stripe_simulator.resources.conventions import Object, check, reads
 
 FEATURE: Final = "entitlements.feature"
 SUMMARY: Final = "entitlements.active_entitlement_summary"
@@ -18,50 +16,45 @@ INDEXED = {FEATURE: ("lookup_key",), ACTIVE: ("customer",), "product_feature": (
 ENTITLING: Final = ("active", "trialing", "past_due", "paused")
 
 
-def create(mode: Mode, call: Call) -> Object:
-    """`POST /v1/entitlements/features`. A lookup key is unique."""
+def _create(mode: Mode, call: Call) -> Object:
+    """A lookup key is unique."""
     params = call.params
-    if any(mode.store.newest(FEATURE, "lookup_key", params["lookup_key"])):
-        message = f"A feature with the lookup key {params['lookup_key']} already exists."
-        raise ApiError(400, message, param="lookup_key", code="resource_already_exists")
-    body = {
-        "id": mode.store.new_id("feat"), "object": FEATURE, "active": True, "livemode": mode.livemode,
-        "lookup_key": params["lookup_key"], "metadata": merged({}, params.get("metadata", {})), "name": params["name"],
-    }  # fmt: skip
-    return mode.store.put(body)
+    is_taken = any(mode.store.newest(FEATURE, "lookup_key", params["lookup_key"]))
+    message = f"A feature with the lookup key {params['lookup_key']} already exists."
+    check(not is_taken, message, "lookup_key", "resource_already_exists")
+    body = new_object(mode, FEATURE, "feat", params)
+    del body["created"]
+    return mode.store.put(body | {"active": True, "lookup_key": params["lookup_key"], "name": params["name"]})
 
 
-def list_all(mode: Mode, call: Call) -> Object:
-    """`GET /v1/entitlements/features`."""
-    return page(mode, call, FEATURE, {"lookup_key": call.params.get("lookup_key")})
-
-
-def attach(mode: Mode, call: Call) -> Object:
-    """`POST /v1/products/{product}/features`."""
+def _attach(mode: Mode, call: Call) -> Object:
     mode.fetch("product", call.id)
     feature = mode.fetch(FEATURE, call.params["entitlement_feature"], "feature", "entitlement_feature")
     body = {"id": mode.store.new_id("prodft"), "object": "product_feature", "entitlement_feature": feature}
     return _shown(mode.store.put({**body, "livemode": mode.livemode, "product": call.id}))
 
 
-def list_active(mode: Mode, call: Call) -> Object:
-    """`GET /v1/entitlements/active_entitlements`."""
+def _list_active(mode: Mode, call: Call) -> Object:
     mode.fetch("customer", call.params["customer"], param="customer")
     listed = page(mode, call, ACTIVE, {"customer": call.params["customer"]})
     return {**listed, "data": [_shown(body) for body in listed["data"]]}
 
 
-def follow(mode: Mode, event: Object) -> None:
+def _shown(body: Object) -> Object:
+    """Without the fields that only the store has."""
+    return {name: value for name, value in body.items() if name not in ("customer", "product")}
+
+
+def _follow(mode: Mode, event: Object) -> None:
     """Bring the entitlements of a customer in line with the subscriptions after a change of one of them."""
     subscription = event["data"]["object"]
     if subscription["object"] != "subscription" or not any(mode.store.newest("product_feature")):
         return
     customer = subscription["customer"]
-    indexed = ("customer", customer) if mode.store.is_indexed("subscription", "customer") else ()
     wanted = {
         attached["entitlement_feature"]["id"]: attached["entitlement_feature"]["lookup_key"]
-        for other in mode.store.newest("subscription", *indexed)
-        if other["customer"] == customer and other["status"] in ENTITLING
+        for other in mode.store.newest("subscription", "customer", customer)
+        if other["status"] in ENTITLING
         for item in other["items"]["data"]
         for attached in mode.store.newest("product_feature", "product", item["price"]["product"])
     }
@@ -73,19 +66,15 @@ def follow(mode: Mode, event: Object) -> None:
     for feature in sorted(wanted.keys() - active.keys()):
         entitlement = {"id": mode.store.new_id("ent"), "object": ACTIVE, "customer": customer, "feature": feature}
         mode.store.put({**entitlement, "livemode": mode.livemode, "lookup_key": wanted[feature]})
-    listed = list_active(mode, Call("/v1/entitlements/active_entitlements", {"customer": customer}))
+    listed = _list_active(mode, Call("/v1/entitlements/active_entitlements", {"customer": customer}))
     summary = {"object": SUMMARY, "customer": customer, "entitlements": listed, "livemode": mode.livemode}
     mode.store.announce(f"{SUMMARY}.updated", summary, subscription.get("test_clock") or "")
 
 
-def _shown(body: Object) -> Object:
-    return {name: value for name, value in body.items() if name not in ("customer", "product")}
-
-
-SUBSCRIBERS = (follow,)
+SUBSCRIBERS = (_follow,)
 ROUTES = (
-    Route("POST", "/v1/entitlements/features", create, ("lookup_key", "metadata", "name")),
-    Route("GET", "/v1/entitlements/features", list_all, (*LIST, "lookup_key")),
-    Route("POST", "/v1/products/{product}/features", attach, ("entitlement_feature",)),
-    Route("GET", "/v1/entitlements/active_entitlements", list_active, (*LIST, "customer")),
+    Route("POST", "/v1/entitlements/features", _create, ("lookup_key", "metadata", "name")),
+    *reads("/v1/entitlements/features/{id}", FEATURE, "lookup_key", label="feature"),
+    Route("POST", "/v1/products/{product}/features", _attach, ("entitlement_feature",)),
+    Route("GET", "/v1/entitlements/active_entitlements", _list_active, (*LIST, "customer")),
 )

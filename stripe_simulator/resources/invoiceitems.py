@@ -1,4 +1,4 @@
-"""Invoice items (docs.stripe.com/api/invoiceitems)."""
+"""Invoice items (docs.stripe.com/api/invoiceitems), with an amount of their own."""
 
 from __future__ import annotations
 
@@ -6,22 +6,19 @@ from fractions import Fraction
 from typing import Final
 
 from stripe_simulator import invoicing
-from stripe_simulator.engine.amounts import rounded
 from stripe_simulator.engine.lines import Line
 from stripe_simulator.engine.periods import Period
-from stripe_simulator.engine.tiers import exact_total
-from stripe_simulator.errors import ApiError, missing_parameter, require_one
 from stripe_simulator.invoice_lines import details_of, line_of_item, new_item
 from stripe_simulator.metadata import merged
 from stripe_simulator.mode import Call, Mode, Route, retrieve
-from stripe_simulator.pagination import LIST, page_of
-from stripe_simulator.resources.prices import engine_price
+from stripe_simulator.pagination import LIST, page
+from stripe_simulator.resources.conventions import check, require
 from stripe_simulator.store import Object
 
 INDEXED = {"invoiceitem": ("customer",)}
 CREATE: Final = (
-    "amount", "currency", "customer", "description", "discountable", "invoice", "metadata", "period", "pricing",
-    "quantity", "subscription",
+    "amount", "currency", "customer", "description", "discountable", "invoice", "metadata", "period",
+    "subscription",
 )  # fmt: skip
 
 
@@ -30,14 +27,18 @@ def create(mode: Mode, call: Call) -> Object:
     params = call.params
     customer = mode.fetch("customer", params.get("customer", ""), param="customer")
     draft = _draft(mode, params.get("invoice"))
-    line, currency = _line(mode, call, mode.now_s(customer["test_clock"] or ""))
+    require(params, "amount", "currency")
+    now_s = mode.now_s(customer["test_clock"] or "")
+    period = Period(**params.get("period", {"start": now_s, "end": now_s}))
+    discountable = params.get("discountable", params["amount"] >= 0)
+    line = Line("", "", "", params["amount"], Fraction(1), period, discountable=discountable)
     fields = {"invoice": draft and draft["id"], "metadata": merged({}, params.get("metadata"))}
     if "subscription" in params:
         owner = mode.fetch("subscription", params["subscription"], param="subscription")["id"]
         fields["parent"] = {"subscription_details": {"subscription": owner}, "type": "subscription_details"}
     if "description" in params:
         fields["description"] = params["description"]
-    item = mode.store.save(new_item(mode, customer, line, currency, **fields))
+    item = mode.store.save(new_item(mode, customer, line, params["currency"], **fields))
     if draft:
         invoicing.set_lines(mode, draft, [*invoicing.lines_of(mode, draft), line_of_item(mode, draft, item)])
         mode.store.save(draft)
@@ -57,33 +58,9 @@ def delete(mode: Mode, call: Call) -> Object:
 
 def list_all(mode: Mode, call: Call) -> Object:
     """`GET /v1/invoiceitems`."""
-    customer, invoice, pending = (call.params.get(name) for name in ("customer", "invoice", "pending"))
-    rows = [
-        body
-        for body in mode.store.newest("invoiceitem", "customer" if customer else "", customer)
-        if invoice in (None, body["invoice"]) and pending in (None, body["invoice"] is None)
-    ]
-    return page_of(call, rows)
-
-
-def _line(mode: Mode, call: Call, now_s: int) -> tuple[Line, str]:
-    """The engine's line of an item with an amount, a unit amount or a one-time price, and its currency."""
-    params = call.params
-    period, quantity = Period(**params.get("period", {"start": now_s, "end": now_s})), params.get("quantity", 1)
-    currency = params.get("currency")
-    if require_one(params, "amount", "pricing") == "pricing":
-        price = mode.fetch("price", params["pricing"].get("price", ""), param="pricing[price]")
-        if price["recurring"]:
-            message = "This field only accepts prices with `type=one_time`."
-            raise ApiError(400, message, param="pricing[price]")
-        form, currency = engine_price(price), price["currency"]
-        amount = rounded(exact_total(form, quantity))
-        line = Line("", form.id, form.product, amount, Fraction(quantity), period, form.unit_amount)
-    else:
-        line = Line("", "", "", params["amount"], Fraction(1), period)
-    if currency is None:
-        raise missing_parameter("currency")
-    return line._replace(discountable=params.get("discountable", line.amount >= 0)), currency
+    pending = call.params.get("pending")
+    where = {name: call.params.get(name) for name in ("customer", "invoice")}
+    return page(mode, call, "invoiceitem", where, lambda item: pending in (None, item["invoice"] is None))
 
 
 def _draft(mode: Mode, identifier: str | None) -> Object | None:
@@ -91,9 +68,8 @@ def _draft(mode: Mode, identifier: str | None) -> Object | None:
     if identifier is None:
         return None
     invoice = mode.fetch("invoice", identifier, param="invoice")
-    if invoice["status"] != "draft":
-        message = "This invoice is no longer editable: only a draft can get or lose invoice items."
-        raise ApiError(400, message, code="invoice_not_editable", param="invoice")
+    message = "This invoice is no longer editable: only a draft can get or lose invoice items."
+    check(invoice["status"] == "draft", message, "invoice", "invoice_not_editable")
     return invoice
 
 

@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Final
 
 from stripe_simulator import invoicing, payments
+from stripe_simulator.contract.parameters import Params
 from stripe_simulator.errors import ApiError
 from stripe_simulator.invoice_lines import line_of_item, owner_of
-from stripe_simulator.metadata import merged
 from stripe_simulator.mode import Call, Mode, Route, retrieve
 from stripe_simulator.pagination import LIST, listed, page, page_of
+from stripe_simulator.resources.conventions import changed, check
 from stripe_simulator.resources.test_cards import card_error
 from stripe_simulator.store import Object
 
 INDEXED = {"invoice": ("customer",), "invoice_payment": ("invoice",)}
-FIELDS: Final = ("auto_advance", "default_payment_method", "description")
+FIELDS: Final = ("auto_advance", "default_payment_method")
 FILTERS: Final = ("collection_method", "customer", "status")
 UPDATE: Final = (*FIELDS, "metadata")
-CREATE: Final = (
-    *UPDATE, "automatic_tax[enabled]", "currency", "customer", "pending_invoice_items_behavior", "subscription",
-)  # fmt: skip
+CREATE: Final = (*UPDATE, "automatic_tax[enabled]", "currency", "customer", "pending_invoice_items_behavior")
 # A manual invoice with `auto_advance` becomes final after an hour.
 WAIT_S: Final = 3_600
 _ITEM: Final = "/v1/invoices/{invoice}"
@@ -29,26 +29,18 @@ def create(mode: Mode, call: Call) -> Object:
     """`POST /v1/invoices`: a draft."""
     params = call.params
     customer = mode.fetch("customer", params.get("customer", ""), param="customer")
-    owner = params.get("subscription", "")
-    subscription = mode.fetch("subscription", owner, param="subscription") if owner else None
     currency = params.get("currency") or customer["currency"] or "usd"
-    invoice = invoicing.new(mode, customer, currency, "manual", subscription)
+    invoice = invoicing.new(mode, customer, currency, "manual")
     invoice |= {"auto_advance": False, "automatic_tax": invoice["automatic_tax"] | params.get("automatic_tax", {})}
-    takes = owner or params.get("pending_invoice_items_behavior") == "include"
+    takes = params.get("pending_invoice_items_behavior") == "include"
     items = invoicing.take_pending(mode, invoice) if takes else []
-    if owner and not items:
-        raise ApiError(400, "Nothing to invoice for subscription", code="invoice_no_subscription_line_items")
     invoicing.set_lines(mode, invoice, [line_of_item(mode, invoice, item) for item in items])
-    return _changed(mode, invoice, call)
+    return _changed(mode, invoice, params)
 
 
 def update(mode: Mode, call: Call) -> Object:
-    """`POST /v1/invoices/{invoice}`. The description of a final invoice is fixed."""
-    invoice = mode.fetch("invoice", call.id)
-    if invoice["status"] != "draft" and "description" in call.params:
-        message = "Finalized invoices can't be updated in this way: description"
-        raise ApiError(400, message, code="invoice_not_editable", param="description")
-    return _changed(mode, invoice, call)
+    """`POST /v1/invoices/{invoice}`."""
+    return _changed(mode, mode.fetch("invoice", call.id), call.params)
 
 
 def finalize(mode: Mode, call: Call) -> Object:
@@ -61,8 +53,7 @@ def finalize(mode: Mode, call: Call) -> Object:
 def pay(mode: Mode, call: Call) -> Object:
     """`POST /v1/invoices/{invoice}/pay`. After a declined payment, the changes stay."""
     invoice = mode.fetch("invoice", call.id)
-    if invoice["status"] == "paid":
-        raise ApiError(400, "Invoice is already paid")
+    check(invoice["status"] != "paid", "Invoice is already paid")
     if invoice["status"] == "draft":
         invoice = invoicing.finalize(mode, invoice)
     if call.params.get("paid_out_of_band"):
@@ -75,14 +66,9 @@ def pay(mode: Mode, call: Call) -> Object:
     return mode.fetch("invoice", call.id)
 
 
-def void(mode: Mode, call: Call) -> Object:
-    """`POST /v1/invoices/{invoice}/void`."""
-    return invoicing.void(mode, mode.fetch("invoice", call.id))
-
-
-def mark_uncollectible(mode: Mode, call: Call) -> Object:
-    """`POST /v1/invoices/{invoice}/mark_uncollectible`."""
-    return invoicing.mark_uncollectible(mode, mode.fetch("invoice", call.id))
+def closed(run: Callable[[Mode, Object], Object]) -> Callable[[Mode, Call], Object]:
+    """The `run` of a route that closes an invoice without a payment."""
+    return lambda mode, call: run(mode, mode.fetch("invoice", call.id))
 
 
 def list_all(mode: Mode, call: Call) -> Object:
@@ -97,12 +83,9 @@ def list_lines(mode: Mode, call: Call) -> Object:
     return page_of(call, invoicing.lines_of(mode, mode.fetch("invoice", call.id)))
 
 
-def _changed(mode: Mode, invoice: Object, call: Call) -> Object:
+def _changed(mode: Mode, invoice: Object, params: Params) -> Object:
     """Save an invoice with the parameters of a request."""
-    params = call.params
-    invoice |= {name: params[name] for name in FIELDS if name in params}
-    if "metadata" in params:
-        invoice["metadata"] = merged(invoice["metadata"], params["metadata"])
+    invoice = changed(invoice, params, FIELDS)
     if params.get("auto_advance") and invoice["status"] == "draft" and not invoice["automatically_finalizes_at"]:
         due_s = mode.now_s(invoice["test_clock"] or "") + WAIT_S
         return invoicing.schedule_finalization(mode, invoice, due_s)
@@ -127,8 +110,8 @@ ROUTES = (
     Route("POST", _ITEM, update, UPDATE),
     Route("POST", f"{_ITEM}/finalize", finalize, ("auto_advance",)),
     Route("POST", f"{_ITEM}/pay", pay, ("off_session", "paid_out_of_band", "payment_method")),
-    Route("POST", f"{_ITEM}/void", void),
-    Route("POST", f"{_ITEM}/mark_uncollectible", mark_uncollectible),
+    Route("POST", f"{_ITEM}/void", closed(invoicing.void)),
+    Route("POST", f"{_ITEM}/mark_uncollectible", closed(invoicing.mark_uncollectible)),
     Route("GET", f"{_ITEM}/lines", list_lines, LIST),
     Route("GET", "/v1/invoice_payments", listed("invoice_payment", "invoice", "status"), (*LIST, "invoice", "status")),
 )

@@ -1,119 +1,165 @@
-"""Meter events of API v1 and, one event for each request, of API v2 (docs.stripe.com/api/billing/meter-event)."""
+"""Meter events of API v1 and v2, API v2's stream of meter events with its sessions, and adjustments that cancel events.
+
+Sources: docs.stripe.com/api/billing/meter-event, …/meter-event-adjustment, …/v2/billing/meter-event-streams.
+"""
 
 from __future__ import annotations
 
-from typing import Final
+from collections.abc import Sequence
+from typing import Any, Final
 
-from stripe_simulator.errors import ApiError
+from stripe_simulator.errors import ApiError, unauthorized
 from stripe_simulator.mode import Call, Mode, Route
-from stripe_simulator.resources.meters import active
-from stripe_simulator.store import Object
-from stripe_simulator.times import rfc3339, seconds_of
-from stripe_simulator.usage import ADD_UP, VALIDATE, MeterEvent, number_of
+from stripe_simulator.resources.conventions import Object, Params, check, require
+from stripe_simulator.resources.meters import named
+from stripe_simulator.times import milliseconds_of, rfc3339, seconds_of
+from stripe_simulator.usage import ADD_UP, MeterEvent, number_of
 
-CREATE: Final = ("event_name", "identifier", "payload", "timestamp")
+_SESSION: Final = "v2.billing.meter_event_session"
+INDEXED = {_SESSION: ("authentication_token",)}
+NO_METER: Final = "no_meter"
+DUPLICATE: Final = "duplicate_meter_event"
 PAST_MAX_S: Final = 35 * 86_400
 FUTURE_MAX_S: Final = 300
 SIGNIFICANT_DIGITS_MAX: Final = 15
-
-
-def create(mode: Mode, call: Call) -> Object:
-    """`POST /v1/billing/meter_events`. Answers before the event is validated."""
-    now_s = mode.now_s()
-    event = _receive(mode, call, call.params.get("timestamp", now_s))
-    return {
-        "object": "billing.meter_event",
-        "created": now_s,
-        "event_name": event.event_name,
-        "identifier": event.identifier,
-        "livemode": mode.livemode,
-        "payload": call.params["payload"],
-        "timestamp": event.timestamp_s,
-    }
-
-
-def create_v2(mode: Mode, call: Call) -> Object:
-    """`POST /v2/billing/meter_events`."""
-    now_ms = mode.now_ms()
-    timestamp = call.params.get("timestamp")
-    event = _receive(mode, call, now_ms // 1_000 if timestamp is None else seconds_of(timestamp, "timestamp"))
-    return {
-        "object": "v2.billing.meter_event",
-        "created": rfc3339(now_ms),
-        "event_name": event.event_name,
-        "identifier": event.identifier,
-        "livemode": mode.livemode,
-        "payload": call.params["payload"],
-        "timestamp": timestamp or rfc3339(now_ms),
-    }
-
-
-def lock(mode: Mode, call: Call) -> tuple[str, ...]:
-    """The name of an event's lock: mode, event name and customer. Stripe executes one at a time."""
-    event_name = call.params["event_name"]
-    meter = active(mode, event_name)
-    customer_key = meter["customer_mapping"]["event_payload_key"] if meter else "stripe_customer_id"
-    return (str(mode.livemode), event_name, str(call.params["payload"].get(customer_key, "")))
+SESSION_MS: Final = 15 * 60_000
+STREAM_EVENTS_MAX: Final = 100
+_CREATE: Final = ("event_name", "identifier", "payload", "timestamp")
+# As observed, API v1 sends these errors without a code.
+_WITHOUT_CODE: Final = (NO_METER, "archived_meter", DUPLICATE)
 
 
 def inject(mode: Mode, event_name: str, customer: str, value: str, timestamp_s: int) -> MeterEvent:
     """Add an event that no client sent. Raises `ValueError` without an active meter of this name."""
-    meter = active(mode, event_name)
-    if meter is None:
+    meter = named(mode, event_name)
+    if meter is None or meter["status"] != "active":
         raise ValueError(f"no active meter of event name {event_name}")
     identifier = f"injected_{len(mode.usage.events) + 1}"
     return mode.usage.receive(MeterEvent(identifier, event_name, meter["id"], customer, value, timestamp_s, injected=1))
 
 
-def _receive(mode: Mode, call: Call, timestamp_s: int) -> MeterEvent:
-    params = call.params
-    is_v2 = call.path.startswith("/v2/")
-    event_name, payload = params["event_name"], params["payload"]
-    meter = active(mode, event_name)
-    customer = payload.get(meter["customer_mapping"]["event_payload_key"]) if meter else None
-    check_timestamp(timestamp_s, max(mode.now_s(), mode.now_s(mode.clock_of(customer or ""))))
+def _create(mode: Mode, call: Call) -> Object:
+    """Answers before the event counts. API v1 has seconds, API v2 has RFC 3339."""
+    params, now_ms, is_v2 = call.params, mode.now_ms(), call.path.startswith("/v2/")
+    event, meter = _read(mode, params)
+    try:
+        _check(mode, event, meter)
+        is_new = mode.usage.latest_of(event.identifier) is None
+        check(is_new, f"An event already exists with identifier {event.identifier}.", code=DUPLICATE)
+    except ApiError as error:
+        if error.code == DUPLICATE:
+            error.headers = {**error.headers, "Stripe-Should-Retry": "false"}
+        error.code = None if error.code in _WITHOUT_CODE and not is_v2 else error.code
+        raise
+    event.code = call.rejection
+    event = mode.usage.receive(event)
+    return {
+        "object": "v2.billing.meter_event" if is_v2 else "billing.meter_event",
+        "created": rfc3339(now_ms) if is_v2 else now_ms // 1_000, "event_name": event.event_name,
+        "identifier": event.identifier, "livemode": mode.livemode, "payload": params["payload"],
+        "timestamp": params.get("timestamp", rfc3339(now_ms)) if is_v2 else event.timestamp_s,
+    }  # fmt: skip
+
+
+def _lock(mode: Mode, call: Call) -> tuple[str, ...]:
+    """The name of an event's lock: mode, event name and customer. Stripe executes one at a time."""
+    event, _ = _read(mode, call.params)
+    return (str(mode.livemode), event.event_name, event.customer or "")
+
+
+def _stream(mode: Mode, call: Call) -> Object:
+    """What API v1 refuses at once is reported later; an event whose identifier is taken is dropped."""
+    events = call.params["events"]
+    check(len(events) <= STREAM_EVENTS_MAX, f"You may pass at most {STREAM_EVENTS_MAX} events.", "events")
+    for event, meter in [_read(mode, params) for params in events]:
+        if mode.usage.latest_of(event.identifier):
+            continue
+        event.code = call.rejection
+        try:
+            _check(mode, event, meter)
+        except ApiError as error:
+            event.code = error.code or ""
+        mode.usage.receive(event)
+    return {}
+
+
+def _read(mode: Mode, params: Params) -> tuple[MeterEvent, Object | None]:
+    """An event, unchecked, and its meter. The event is of now without a timestamp."""
+    name, payload, meter = params["event_name"], params["payload"], named(mode, params["event_name"])
+    timestamp, identifier = params.get("timestamp", mode.now_s()), params.get("identifier", "")
+    timestamp_s = seconds_of(timestamp, "timestamp") if isinstance(timestamp, str) else timestamp
     if meter is None:
-        message = f"No active meter found for event name {event_name}."
-        raise ApiError(400, message, param="event_name", code="no_meter" if is_v2 else None)
-    value = payload.get(meter["value_settings"]["event_payload_key"])
-    check_digits(value, meter["value_settings"]["event_payload_key"])
-    identifier = params.get("identifier") or f"{len(mode.usage.events) + 1:032x}"
-    if mode.usage.is_taken(identifier, mode.now_ms()):
-        # API v1 sends no code here, as observed; API v2 documents one.
-        message = f"An event already exists with identifier {identifier}."
-        code = "duplicate_meter_event" if is_v2 else None
-        raise ApiError(400, message, headers={"Stripe-Should-Retry": "false"}, code=code)
-    event = MeterEvent(identifier, event_name, meter["id"], customer, value, timestamp_s, call.rejection)
-    return mode.usage.receive(event)
+        return MeterEvent(identifier, name, "", None, None, timestamp_s), None
+    customer, value = (
+        payload.get(meter[field]["event_payload_key"]) for field in ("customer_mapping", "value_settings")
+    )
+    return MeterEvent(identifier, name, meter["id"], customer, value, timestamp_s), meter
 
 
-def check_timestamp(timestamp_s: int, now_s: int) -> None:
-    """Raise `ApiError` for a timestamp out of bounds."""
-    if timestamp_s < now_s - PAST_MAX_S:
-        message = "The timestamp is too far in the past: it must be within the past 35 calendar days."
-        raise ApiError(400, message, code="timestamp_too_far_in_past", param="timestamp")
-    if timestamp_s > now_s + FUTURE_MAX_S:
-        message = "The timestamp is in the future: it must be at most 5 minutes ahead."
-        raise ApiError(400, message, code="timestamp_in_future", param="timestamp")
+def _check(mode: Mode, event: MeterEvent, meter: Object | None) -> None:
+    """Raises `ApiError` for what Stripe sees at first sight."""
+    if meter is None or meter["status"] != "active":
+        message = f"No active meter found for event name {event.event_name}."
+        raise ApiError(400, message, code="archived_meter" if meter else NO_METER, param="event_name")
+    now_s = max(mode.now_s(), mode.now_s(mode.clock_of(event.customer or "")))
+    message = "The timestamp is too far in the past: it must be within the past 35 calendar days."
+    check(event.timestamp_s >= now_s - PAST_MAX_S, message, "timestamp", "timestamp_too_far_in_past")
+    message = "The timestamp is in the future: it must be at most 5 minutes ahead."
+    check(event.timestamp_s <= now_s + FUTURE_MAX_S, message, "timestamp", "timestamp_in_future")
+    message = f"The meter event value {event.value} has more than {SIGNIFICANT_DIGITS_MAX} significant digits."
+    param = f"payload[{meter['value_settings']['event_payload_key']}]"
+    is_short = _significant_digits(event.value or "") <= SIGNIFICANT_DIGITS_MAX
+    check(is_short, message, param, "meter_event_value_too_many_digits")
 
 
-def check_digits(value: str | None, key: str) -> None:
-    """Since 2026-04-22.dahlia, more than 15 significant digits are refused. Final zeros count after the point."""
-    number = None if value is None else number_of(value)
-    if number is None:
-        return
-    digits = "".join(map(str, number.as_tuple().digits)).lstrip("0")
-    significant = digits if "." in str(value) else digits.rstrip("0")
-    if len(significant) > SIGNIFICANT_DIGITS_MAX:
-        message = f"The meter event value {value} has more than {SIGNIFICANT_DIGITS_MAX} significant digits."
-        raise ApiError(400, message, code="meter_event_value_too_many_digits", param=f"payload[{key}]")
+def _significant_digits(value: str) -> int:
+    """Since 2026-04-22.dahlia, more than 15 are refused. Final zeros count only after the point."""
+    number = number_of(value)
+    digits = "" if number is None else "".join(map(str, number.as_tuple().digits)).lstrip("0")
+    return len(digits if "." in value else digits.rstrip("0"))
 
 
-JOBS = {
-    VALIDATE: lambda mode, _: mode.usage.settle(VALIDATE),
-    ADD_UP: lambda mode, _: mode.usage.settle(ADD_UP),
-}
+def _create_session(mode: Mode, _call: Call) -> Object:
+    check(mode.livemode, "Meter event streams are available in live mode only.")
+    body = {
+        "id": mode.store.new_id("mtr_session", 24), "object": _SESSION,
+        "authentication_token": mode.store.new_id("mtr_token", 48), "created": rfc3339(mode.now_ms()),
+        "expires_at": rfc3339(mode.now_ms() + SESSION_MS), "livemode": mode.livemode,
+    }  # fmt: skip
+    return mode.store.put(body)
+
+
+def _authenticate(modes: Sequence[Mode], authorization: str) -> Mode:
+    """The mode of a session's token. Raises `ApiError` (401)."""
+    token = authorization.partition(" ")[2]
+    if not token:
+        raise unauthorized("You did not provide an API key.")
+    for mode in modes:
+        for session in mode.store.newest(_SESSION, "authentication_token", token):
+            if mode.now_ms() < milliseconds_of(session["expires_at"], "expires_at"):
+                return mode
+    message, kind = "The billing meter event session has expired.", "temporary_session_expired"
+    raise ApiError(401, message, kind=kind, code="billing_meter_event_session_expired")
+
+
+def _adjust(mode: Mode, call: Call) -> Object:
+    """The event leaves the sums at once, and the answer says `pending`. Stripe cancels events of the last 24 h."""
+    params, cancel = call.params, call.params.get("cancel") or {}
+    require(cancel, "identifier", within="cancel")
+    event = mode.usage.latest_of(cancel["identifier"])
+    message = f"No meter event of the last 24 hours has the identifier {cancel['identifier']}."
+    if event is None or event.event_name != params["event_name"]:
+        raise ApiError(400, message, code="resource_missing", param="cancel[identifier]")
+    mode.usage.cancel(event)
+    body: dict[str, Any] = {"object": "billing.meter_event_adjustment", "cancel": cancel, "type": "cancel"}
+    return body | {"event_name": event.event_name, "livemode": mode.livemode, "status": "pending"}
+
+
+JOBS = {ADD_UP: lambda mode, _: mode.usage.add_up()}
 ROUTES = (
-    Route("POST", "/v1/billing/meter_events", create, CREATE, lock),
-    Route("POST", "/v2/billing/meter_events", create_v2, CREATE, lock),
+    Route("POST", "/v1/billing/meter_events", _create, _CREATE, _lock),
+    Route("POST", "/v2/billing/meter_events", _create, _CREATE, _lock),
+    Route("POST", "/v2/billing/meter_event_session", _create_session),
+    Route("POST", "/v2/billing/meter_event_stream", _stream, ("events",), authenticate=_authenticate),
+    Route("POST", "/v1/billing/meter_event_adjustments", _adjust, ("cancel", "event_name", "type")),
 )

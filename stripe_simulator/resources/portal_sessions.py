@@ -3,27 +3,12 @@
 from __future__ import annotations
 
 from stripe_simulator import invoicing, payments
-from stripe_simulator.errors import missing_parameter
+from stripe_simulator.errors import require_urls
 from stripe_simulator.mode import Call, Mode, Route, new_object
-from stripe_simulator.resources import customers, setup_intents, subscriptions
-from stripe_simulator.store import Object
+from stripe_simulator.resources import customers, subscriptions
+from stripe_simulator.resources.conventions import Object, require
 
 KIND = "billing_portal.session"
-
-
-def create(mode: Mode, call: Call) -> Object:
-    """`POST /v1/billing_portal/sessions`. Stripe has no event for it."""
-    if not call.params.get("customer"):
-        raise missing_parameter("customer")
-    customer = mode.fetch("customer", call.params["customer"], param="customer")
-    body = new_object(mode, KIND, "bps", {})
-    del body["metadata"]
-    body |= {
-        "configuration": "bpc_simulator", "customer": customer["id"],
-        "flow": None, "locale": None, "on_behalf_of": None, "return_url": call.params.get("return_url"),
-        "url": f"{mode.settings.pages_url}/_simulator/portal/{body['id']}",
-    }  # fmt: skip
-    return mode.store.put(body)
 
 
 def replace_card(mode: Mode, customer: str, method: Object, *, agreed: bool = False) -> list[Object]:
@@ -32,13 +17,12 @@ def replace_card(mode: Mode, customer: str, method: Object, *, agreed: bool = Fa
     `agreed`: the cardholder has confirmed. Raises `ApiError` for a card that declines at once, and with the code
     `authentication_required` if the cardholder must confirm first.
     """
-    setup_intents.set_up(mode, method, customer, agreed=agreed)
+    payments.set_up(mode, method, customer, agreed=agreed)
     settings = {"invoice_settings": {"default_payment_method": method["id"]}}
     customers.update(mode, Call("", settings, (customer,)))
     for body in list(mode.store.newest("subscription", "customer", customer)):
         if body["default_payment_method"]:
-            params = {"default_payment_method": method["id"]}
-            mode.store.save({**mode.fetch("subscription", body["id"]), **params})
+            mode.store.save({**mode.fetch("subscription", body["id"]), "default_payment_method": method["id"]})
     due = [
         mode.fetch("invoice", invoice["id"])
         for invoice in mode.store.newest("invoice", "customer", customer)
@@ -58,4 +42,15 @@ def cancel_at_period_end(mode: Mode, customer: str, subscription: str, *, is_set
         subscriptions.change(mode, body, {"cancel_at_period_end": is_set})
 
 
-ROUTES = (Route("POST", "/v1/billing_portal/sessions", create, ("customer", "return_url")),)
+def _create(mode: Mode, call: Call) -> Object:
+    """Stripe has no event for it."""
+    require(call.params, "customer")
+    require_urls(call.params, "return_url")
+    customer = mode.fetch("customer", call.params["customer"], param="customer")
+    body: Object = dict.fromkeys(("flow", "locale", "on_behalf_of")) | new_object(mode, KIND, "bps", {})
+    del body["metadata"]
+    body |= {"configuration": "bpc_simulator", "customer": customer["id"], "return_url": call.params.get("return_url")}
+    return mode.store.put({**body, "url": f"{mode.settings.pages_url}/_simulator/portal/{body['id']}"})
+
+
+ROUTES = (Route("POST", "/v1/billing_portal/sessions", _create, ("customer", "return_url")),)

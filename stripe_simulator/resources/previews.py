@@ -34,20 +34,19 @@ def create(mode: Mode, call: Call) -> Object:
         try:
             _until_the_invoice(mode, call, recurring=recurring)
         except invoicing.Drafted as drafted:
-            invoice: Object = drafted.args[0]
-            lines: list[Object] = drafted.args[1]
+            invoice, lines = drafted.args
             if recurring:
                 lines = [line for line in lines if details_of(line)["invoice_item"] is None]
                 invoicing.set_lines(mode, invoice, lines)
-            return invoice | {"id": f"upcoming_{invoice['id']}", "lines": invoice["lines"]}
+            return {**invoice, "id": f"upcoming_{invoice['id']}"}
     raise ApiError(404, "No upcoming invoices for customer", code="invoice_upcoming_none")
 
 
 def _until_the_invoice(mode: Mode, call: Call, *, recurring: bool) -> None:
     params = call.params
-    change = {name: params[name] for name in ("discounts",) if name in params} | params.get("subscription_details", {})
+    change = params.get("subscription_details", {}) | {key: params[key] for key in ("discounts",) if key in params}
     if recurring:
-        change |= {"proration_behavior": "none"}
+        change["proration_behavior"] = "none"
         change.pop("proration_date", None)
     is_new = "customer" in params and not params.keys() & {"subscription", "schedule"}
     anchor = change.get("billing_cycle_anchor", {})

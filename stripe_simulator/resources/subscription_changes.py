@@ -11,21 +11,18 @@ from typing import Any, Final, NamedTuple
 
 from stripe_simulator import invoicing
 from stripe_simulator.contract.parameters import Params
-from stripe_simulator.engine.collection import expires_at
-from stripe_simulator.engine.cycle import cycle_lines, threshold_reached, totals
-from stripe_simulator.engine.discounts import Discount
-from stripe_simulator.engine.lines import Item, Line, licensed_line
+from stripe_simulator.engine.collection import INCOMPLETE_S
+from stripe_simulator.engine.discounts import apply as cuts_of
+from stripe_simulator.engine.lines import Item, Line, Usage, cycle_lines, licensed_line, usage_lines
 from stripe_simulator.engine.periods import Period, period_containing
 from stripe_simulator.engine.proration import Debit, Prorated, debits_of, prorate, restarts_period
-from stripe_simulator.engine.usage import Usage, billed_by_threshold, swap_lines, usage_lines
 from stripe_simulator.errors import ApiError, missing_parameter, no_such, not_simulated
-from stripe_simulator.metadata import merged
+from stripe_simulator.invoice_lines import usage_of
 from stripe_simulator.mode import Mode
 from stripe_simulator.resources import coupons
-from stripe_simulator.resources.meter_event_summaries import aggregate
+from stripe_simulator.resources.conventions import changed, check
 from stripe_simulator.resources.prices import engine_price
-from stripe_simulator.store import Object, copied
-from stripe_simulator.usage import DECIMAL_PLACES_MAX
+from stripe_simulator.store import Object
 
 SUBSCRIPTION_ITEM: Final = "subscription_item"
 NESTED_MAX: Final = 10
@@ -34,12 +31,7 @@ ENDED: Final = ("canceled", "incomplete_expired")
 # Stripe announces the end of a trial three days before.
 WILL_END_S: Final = 3 * 86_400
 _LEDGER: Final = "subscription.ledger"
-# The parts of the ledger that a plan changes.
-_BILLED: Final = ("debits", "usage_from", "billed")
-_NOTES: Final = {"debits": [], "usage_from": {}, "billed": {}, "job": 0, "due": 0, "pending": None}
-_TAKES: Final = frozenset({"id", "price", "quantity", "deleted", "metadata", "billing_thresholds"})
-# Stripe does not say how often it looks for thresholds that are reached.
-_LOOK_S: Final = 3_600
+_TAKES: Final = frozenset({"id", "price", "quantity", "deleted", "metadata"})
 _PLAN_FIELDS: Final = (
     "id", "active", "billing_scheme", "created", "currency", "livemode", "metadata", "nickname", "product",
     "tiers_mode",
@@ -47,10 +39,7 @@ _PLAN_FIELDS: Final = (
 
 
 class Plan(NamedTuple):
-    """What a change bills, and the state after the change as `state_of` describes it.
-
-    `restarted`: the change starts a new period now, so it is invoiced at once.
-    """
+    """What a change bills, and the state after it. A change that `restarted` a period is invoiced at once."""
 
     lines: tuple[Line, ...]
     state: Object
@@ -58,40 +47,34 @@ class Plan(NamedTuple):
 
 
 def ledger(mode: Mode, subscription: str) -> Object:
-    """A copy of what a subscription remembers beside its Stripe object; `mode.store.put` stores the copy.
+    """A copy of what a subscription remembers beside its Stripe object.
 
-    `debits` is the engine's ledger; by metered item, `usage_from` is the second from which its price counts, and
-    `billed` the value and the amount of threshold invoices; `job` and `due` are the next job; `pending` is a change
-    that waits for its invoice: a pending update, or the end of a pause if it `resumes`.
+    `debits` is the engine's ledger; `usage_from` has the second from which an item's price counts; `job` and `due` are
+    the next job; `pending` is a change that waits for its payment: an update, or the end of a pause if it `resumes`.
     """
     identifier = f"ledger_{subscription}"
-    return mode.store.edit(_LEDGER, identifier) or {"id": identifier, "object": _LEDGER, **_NOTES}
+    return mode.store.edit(_LEDGER, identifier) or {
+        "id": identifier, "object": _LEDGER, "debits": [], "usage_from": {}, "job": 0, "due": 0, "pending": None,
+    }  # fmt: skip
 
 
 def items_of(mode: Mode, subscription: str) -> list[Object]:
     """The items of a subscription, oldest first; do not change them."""
-    rows = mode.store.newest(SUBSCRIPTION_ITEM, "subscription", subscription)
-    return [row for row in rows if "deleted" not in row][::-1]
+    return list(mode.store.newest(SUBSCRIPTION_ITEM, "subscription", subscription))[::-1]
 
 
 def state_of(mode: Mode, subscription: Object) -> Object:
     """What the next change or renewal starts from: items, billing cycle anchor, and what the ledger says of both."""
-    notes = ledger(mode, subscription["id"])
-    state = {name: notes[name] for name in _BILLED}
-    return {
-        "items": copied(items_of(mode, subscription["id"])),
-        "anchor": subscription["billing_cycle_anchor"],
-        **state,
-    }
+    notes, anchor = ledger(mode, subscription["id"]), subscription["billing_cycle_anchor"]
+    # All items of one price share the stored price: a copy for each of them would fill the memory.
+    items = [{**item} for item in items_of(mode, subscription["id"])]
+    return {"items": items, "anchor": anchor, "debits": notes["debits"], "usage_from": notes["usage_from"]}
 
 
 def plan(
     mode: Mode, subscription: Object, wanted: Sequence[Params], at: int, behavior: str, *, anchor_now: bool = False
 ) -> Plan:
-    """The change to the items that `wanted` describes, as in the parameter `items`. `behavior` is `proration_behavior`.
-
-    Raises `ApiError`.
-    """
+    """The change to the items that `wanted`, the parameter `items`, describes. `behavior` is `proration_behavior`."""
     state = state_of(mode, subscription)
     before, after = state["items"], _after(mode, subscription, state["items"], wanted, at)
     old, new = ([_engine_item(subscription, item) for item in items] for items in (before, after))
@@ -110,29 +93,24 @@ def plan(
         body |= {"current_period_start": start, "current_period_end": whole.end}
         new[index] = item._replace(period=whole)
     if is_trial:
-        # A trial is invoiced with lines of 0.
-        free = [] if before else [licensed_line(item) for item in new if not item.price.metered]
+        # The first invoice of a trial has lines of 0.
+        free = [licensed_line(item) for item in new if not before and not item.price.metered]
         return Plan(tuple(line._replace(amount=0, unit_amount=Fraction(0)) for line in free), state)
     if (mode.store.get("subscription", subscription["id"]) or {}).get("status") == "trialing":
         # The trial ends now: nothing was billed until now.
         before, old = [], []
-    prorated = _prorated(mode, subscription, state, old, new, at, behavior != "none")
-    lines = list(prorated.lines)
-    kept = {item.id: (item.price, item.period) for item in new}
-    # An item that becomes metered counts from now on.
-    metered = {item.id for item in new if item.price.metered}
-    begun = [item.id for item in old if not item.price.metered and item.id in metered]
-    state["usage_from"] = {**state["usage_from"], **dict.fromkeys(begun, at)}
+    prorated = _prorated(mode, subscription, state, old, new, at, credit=behavior != "none")
+    lines, kept = list(prorated.lines), {item.id: (item.price, item.period) for item in new}
     for body, item in zip(before, old, strict=True):
-        if not item.price.metered or kept.get(item.id) == (item.price, item.period):
+        if kept.get(item.id) == (item.price, item.period):
             continue
-        usage = _usage(mode, subscription, state, body, min(at, body["current_period_end"]))
-        state["usage_from"] = {**state["usage_from"], item.id: at}
-        state["billed"] = {**state["billed"], item.id: ("0", 0)}
-        if usage and (restarted or body["current_period_end"] <= at):
-            lines += usage_lines(item, usage)
-        elif usage and behavior != "none":
-            lines += swap_lines(billing_mode, item, usage)
+        if usage := _usage(mode, subscription, state, body, at):
+            ends = restarted or body["current_period_end"] <= at
+            # Flexible mode bills the usage until the change at the old price. Classic mode never bills this usage.
+            is_swapped = billing_mode == "flexible" and behavior != "none" and usage.value > 0
+            lines += usage_lines(item, usage) if ends or is_swapped else ()
+        # What the item counts from now on belongs to its new price.
+        state["usage_from"][item.id] = at
     state["debits"] = [_row(debit) for debit in prorated.debits]
     return Plan(tuple(lines), state, restarted or any(not line.proration for line in prorated.lines))
 
@@ -146,76 +124,47 @@ def renewal(mode: Mode, subscription: Object, at: int, *, was_trial: bool) -> Pl
         if body["current_period_end"] > at:
             continue
         item = _engine_item(subscription, body)
-        if not was_trial and (usage := _usage(mode, subscription, state, body, body["current_period_end"])):
+        if not was_trial and (usage := _usage(mode, subscription, state, body, at)):
             usages[item.id] = usage
         period = period_containing(state["anchor"], item.price.recurrence, at)
         body |= {"current_period_start": period.start, "current_period_end": period.end}
         renewed.append(item._replace(period=period))
     lines = cycle_lines(renewed, usages)
-    cut_of: dict[str, int] = {}
-    for line, amounts in zip(lines, totals(lines, discounts=_discounts(mode, subscription, at)).lines, strict=True):
-        if not line.metered:
-            cut_of[line.item] = cut_of.get(line.item, 0) + sum(cut.amount for cut in amounts.cuts)
+    discounts = list(coupons.discounts_of(mode, subscription, at).values())
+    cuts = zip(lines, cuts_of(lines, discounts), strict=True)
+    discounted = {line.item: sum(cut.amount for cut in own) for line, own in cuts if not line.metered}
     ends = {item.id for item in renewed}
     state["debits"] = [row for row in state["debits"] if row[0] not in ends]
-    state["debits"] += [_row(debit) for debit in debits_of(renewed, cut_of)]
-    for name in ("usage_from", "billed"):
-        state[name] = {key: value for key, value in state[name].items() if key not in ends}
+    state["debits"] += [_row(debit) for debit in debits_of(renewed, discounted)]
+    state["usage_from"] = {key: value for key, value in state["usage_from"].items() if key not in ends}
     return Plan(lines, state)
-
-
-def threshold(mode: Mode, subscription: Object, at: int) -> Plan | None:
-    """The threshold invoice of this instant and the state after it, or None."""
-    state, limit = state_of(mode, subscription), (subscription["billing_thresholds"] or {}).get("amount_gte")
-    limits = {
-        item["id"]: item["billing_thresholds"]["usage_gte"] for item in state["items"] if item["billing_thresholds"]
-    }
-    used = [
-        (_engine_item(subscription, body), usage)
-        for body in state["items"]
-        if (usage := _usage(mode, subscription, state, body, min(at, body["current_period_end"])))
-    ]
-    discounts = _discounts(mode, subscription, at)
-    if not threshold_reached(used, amount_gte=limit, usage_gte=limits, discounts=discounts):
-        return None
-    after = {item.id: billed_by_threshold(item, usage) for item, usage in used}
-    state["billed"] = {key: (str(usage.billed_value), usage.billed_amount) for key, usage in after.items()}
-    return Plan(tuple(line for item, usage in used for line in usage_lines(item, usage)), state)
 
 
 def closing_lines(mode: Mode, subscription: Object, at: int, *, credit: bool, usage: bool) -> tuple[Line, ...]:
     """What the end of all items at `at` bills: the credit for unused time, and the usage that no invoice has.
 
-    A trial has neither.
+    A trial has neither. The usage of a pause is free.
     """
     if subscription["status"] == "trialing":
         return ()
     state = state_of(mode, subscription)
     items = [_engine_item(subscription, body) for body in state["items"]]
-    lines = list(_prorated(mode, subscription, state, items, (), at).lines) if credit else []
-    for body, item in zip(state["items"], items, strict=True) if usage else ():
-        used = _usage(mode, subscription, state, body, min(at, body["current_period_end"]))
-        lines += usage_lines(item, used) if used else ()
-    return tuple(lines)
-
-
-def metered_lines(mode: Mode, customer: str, lines: Sequence[Line]) -> tuple[Line, ...]:
-    """The lines of one metered item and period with the usage as it is now: a draft's lines are computed again when the
-    draft becomes final. A negative line is what threshold invoices billed."""
-    body, (item, *_), period = mode.fetch("price", lines[0].price), lines[0], lines[0].period
-    billed = -sum(line.amount for line in lines if line.amount < 0)
-    usage = Usage(_value(mode, customer, body, period), period, billed_amount=billed)
-    return usage_lines(Item(item, engine_price(body), period), usage)
+    lines = _prorated(mode, subscription, state, items, (), at, credit=True).lines if credit else ()
+    pairs = zip(items, state["items"], strict=True) if usage and subscription["status"] != "paused" else ()
+    used = [(item, _usage(mode, subscription, state, body, at)) for item, body in pairs]
+    return (*lines, *(line for item, amount in used if amount for line in usage_lines(item, amount)))
 
 
 def apply(mode: Mode, subscription: Object, state: Object) -> Object:
     """Save the subscription with the state of a plan, and return the stored subscription."""
     identifier, items = subscription["id"], state["items"]
     kept = {item["id"] for item in items}
-    gone = [{**item, "deleted": True} for item in items_of(mode, identifier) if item["id"] not in kept]
-    for item in (*items, *gone):
+    for item in items_of(mode, identifier):
+        if item["id"] not in kept:
+            mode.store.remove(SUBSCRIPTION_ITEM, item["id"])
+    for item in items:
         mode.store.put(item)
-    mode.store.put(ledger(mode, identifier) | {name: state[name] for name in _BILLED})
+    mode.store.put(ledger(mode, identifier) | {name: state[name] for name in ("debits", "usage_from")})
     subscription["billing_cycle_anchor"] = state["anchor"]
     if subscription["cancel_at_period_end"]:
         subscription["cancel_at"] = max(item["current_period_end"] for item in items)
@@ -237,19 +186,24 @@ def invoice(mode: Mode, subscription: str, lines: Sequence[Line], reason: str, *
 
 def commit(mode: Mode, subscription: Object, change: Plan, behavior: str, *, collect_now: bool = True) -> Object:
     """Save a change and bill its lines by `proration_behavior`. Returns the stored subscription."""
-    stored = apply(mode, subscription, change.state)
-    if change.lines and (change.restarted or behavior == "always_invoice"):
-        invoice(mode, stored["id"], change.lines, "subscription_update", collect_now=collect_now)
+    now = bool(change.lines) and (change.restarted or behavior == "always_invoice")
+    return bill(mode, apply(mode, subscription, change.state), change.lines, now=now, collect_now=collect_now)
+
+
+def bill(mode: Mode, subscription: Object, lines: Sequence[Line], *, now: bool, collect_now: bool = True) -> Object:
+    """Bill lines by an invoice of now or by the next one. Returns the stored subscription."""
+    if now:
+        invoice(mode, subscription["id"], lines, "subscription_update", collect_now=collect_now)
     else:
-        invoicing.pending_items(mode, stored, change.lines)
-    return watch(mode, stored["id"])
+        invoicing.add_pending(mode, subscription, lines)
+    return watch(mode, subscription["id"])
 
 
 def commit_when_paid(
     mode: Mode, subscription: Object, change: Plan, *, resumes: bool, collect_now: bool = True
 ) -> Object:
     """Invoice a change that takes effect when the invoice is paid within 23 hours. Returns the stored subscription."""
-    identifier, until = mode.store.save(subscription)["id"], expires_at(now_s(mode, subscription))
+    identifier, until = mode.store.save(subscription)["id"], now_s(mode, subscription) + INCOMPLETE_S
     pending = {"state": change.state, "expires_at": until, "resumes": resumes, "invoice": None}
     mode.store.put(ledger(mode, identifier) | {"pending": pending})
     made = invoice(mode, identifier, change.lines, "subscription_update", collect_now=collect_now)
@@ -264,14 +218,21 @@ def commit_when_paid(
 
 def end(mode: Mode, subscription: Object, at: int, reason: str = "cancellation_requested") -> Object:
     """Cancel a subscription now, without any invoice. A schedule ends with its subscription."""
+    body = end_schedule(mode, subscription, "canceled")
+    body["cancellation_details"] = {**body["cancellation_details"], "reason": reason}
+    body |= {"status": "canceled", "canceled_at": body["canceled_at"] or at, "ended_at": at}
+    return mode.store.save(body, "customer.subscription.deleted")
+
+
+def end_schedule(mode: Mode, subscription: Object, status: str) -> Object:
+    """End a subscription's schedule as `canceled`, `completed` or `released`. Returns the subscription to save."""
     schedule = mode.store.edit("subscription_schedule", subscription["schedule"] or "")
     if schedule:
-        schedule |= {"status": "canceled", "canceled_at": at, "current_phase": None}
-        mode.store.save(schedule, "subscription_schedule.canceled")
-    details = {**subscription["cancellation_details"], "reason": reason}
-    moved = {"status": "canceled", "canceled_at": subscription["canceled_at"] or at, "ended_at": at, "schedule": None}
-    body = {**subscription, **moved, "cancellation_details": details, "pause_collection": None}
-    return mode.store.save(body, "customer.subscription.deleted")
+        schedule |= {"status": status, f"{status}_at": now_s(mode, subscription), "current_phase": None}
+        if status == "released":
+            schedule |= {"released_subscription": subscription["id"], "subscription": None}
+        mode.store.save(schedule, f"subscription_schedule.{status}")
+    return {**subscription, "schedule": None}
 
 
 def watch(mode: Mode, subscription: str) -> Object:
@@ -279,23 +240,17 @@ def watch(mode: Mode, subscription: str) -> Object:
     body, notes = mode.fetch("subscription", subscription), ledger(mode, subscription)
     schedule = mode.store.get("subscription_schedule", body["schedule"] or "")
     dues: list[Any] = []
-    pending_until = (notes["pending"] or {}).get("expires_at")
     if body["status"] == "incomplete":
-        dues = [expires_at(body["created"])]
-    elif body["status"] == "paused":
-        dues = [pending_until]
-    elif body["status"] not in ENDED:
+        dues = [body["created"] + INCOMPLETE_S]
+    elif body["status"] not in (*ENDED, "paused"):
         dues = [
-            pending_until,
             *(item["current_period_end"] for item in items_of(mode, subscription)),
             body["cancel_at"],
             body["trial_end"] and body["trial_end"] - WILL_END_S,
-            (body["pause_collection"] or {}).get("resumes_at"),
             schedule["current_phase"]["end_date"] if schedule else None,
         ]
     at = now_s(mode, body)
-    if dues and has_thresholds(mode, body):
-        dues.append(at - at % _LOOK_S + _LOOK_S)
+    dues.append((notes["pending"] or {}).get("expires_at"))
     due = min((due for due in dues if due and due > at), default=0)
     if due != notes["due"]:
         clock, arguments = body["test_clock"] or "", {"subscription": subscription}
@@ -305,14 +260,6 @@ def watch(mode: Mode, subscription: str) -> Object:
     return body
 
 
-def has_thresholds(mode: Mode, subscription: Object) -> bool:
-    """Whether usage can cause an invoice inside a period."""
-    if subscription["status"] not in ("active", "past_due"):
-        return False
-    items = items_of(mode, subscription["id"])
-    return bool(subscription["billing_thresholds"] or any(item["billing_thresholds"] for item in items))
-
-
 def now_s(mode: Mode, subscription: Object) -> int:
     """The time of a subscription's clock in seconds."""
     return mode.now_s(subscription["test_clock"] or "")
@@ -320,7 +267,7 @@ def now_s(mode: Mode, subscription: Object) -> int:
 
 def _after(mode: Mode, subscription: Object, before: list[Object], wanted: Sequence[Params], at: int) -> list[Object]:
     """The items after a change. A new item gets its period from `plan`."""
-    after = {item["id"]: copied(item) for item in before}
+    after = {item["id"]: {**item} for item in before}
     for index, change in enumerate(wanted):
         param, identifier = f"items[{index}]", change.get("id")
         if other := change.keys() - _TAKES:
@@ -343,14 +290,10 @@ def _after(mode: Mode, subscription: Object, before: list[Object], wanted: Seque
             raise ApiError(400, "You cannot set the quantity for metered plans.", param=f"{param}[quantity]")
         else:
             item.pop("quantity", None)
-        item["billing_thresholds"] = change.get("billing_thresholds", item["billing_thresholds"])
-        if "metadata" in change:
-            item["metadata"] = merged(item["metadata"], change["metadata"])
-        after[item["id"]] = item
-    if not after:
-        raise ApiError(400, "A subscription must have at least one active plan. To cancel it, delete the subscription.")
-    if len({item["price"]["currency"] for item in after.values()}) > 1:
-        raise ApiError(400, "All prices on a subscription must have the same currency.", param="items")
+        after[item["id"]] = changed(item, change, ())
+    check(bool(after), "A subscription must have at least one active plan. To cancel it, delete the subscription.")
+    currencies = {item["price"]["currency"] for item in after.values()}
+    check(len(currencies) == 1, "All prices on a subscription must have the same currency.", "items")
     return list(after.values())
 
 
@@ -358,12 +301,13 @@ def _priced(mode: Mode, identifier: str | None, param: str) -> Object:
     """The fields of an item that follow from its price; `plan` is the older form of the price."""
     if identifier is None:
         raise missing_parameter(param)
-    price = mode.fetch("price", identifier, param=param)
+    price = mode.store.get("price", identifier)
+    if price is None:
+        raise no_such("price", identifier, param, 400)
     recurring = price["recurring"]
-    if recurring is None or not price["active"]:
-        state = "set to `type=one_time`" if recurring is None else "inactive"
-        message = f"The price specified is {state}. This field only accepts active prices with `type=recurring`."
-        raise ApiError(400, message, param=param)
+    state = "set to `type=one_time`" if recurring is None else "inactive"
+    message = f"The price specified is {state}. This field only accepts active prices with `type=recurring`."
+    check(recurring is not None and price["active"], message, param)
     older = {
         "object": "plan", "amount": price["unit_amount"], "amount_decimal": price["unit_amount_decimal"],
         "transform_usage": price["transform_quantity"], **{name: price[name] for name in _PLAN_FIELDS}, **recurring,
@@ -381,53 +325,30 @@ def _engine_item(subscription: Object, item: Object) -> Item:
 
 
 def _prorated(
-    mode: Mode,
-    subscription: Object,
-    state: Object,
-    old: Sequence[Item],
-    new: Sequence[Item],
-    at: int,
-    prorations: bool = True,
+    mode: Mode, subscription: Object, state: Object, old: Sequence[Item], new: Sequence[Item], at: int, *, credit: bool
 ) -> Prorated:
     debits = [_debit(mode, row) for row in state["debits"]]
-    discounts = _discounts(mode, subscription, at)
-    billing_mode = subscription["billing_mode"]["type"]
-    return prorate(billing_mode, old, new, at, discounts=discounts, debits=debits, prorations=prorations)
+    discounts = list(coupons.discounts_of(mode, subscription, at).values())
+    kind = subscription["billing_mode"]["type"]
+    return prorate(kind, old, new, at, discounts=discounts, debits=debits, prorations=credit)
 
 
-def _discounts(mode: Mode, subscription: Object, at: int) -> tuple[Discount, ...]:
-    """The discounts of a subscription, or else of its customer."""
-    customer = mode.store.get("customer", subscription["customer"]) or {}
-    ids = subscription["discounts"] or ([customer["discount"]["id"]] if customer.get("discount") else [])
-    return tuple(coupons.discounts_of(mode, {"discounts": ids}, at).values())
-
-
-def _usage(mode: Mode, subscription: Object, state: Object, item: Object, until: int) -> Usage | None:
+def _usage(mode: Mode, subscription: Object, state: Object, item: Object, at: int) -> Usage | None:
     """The usage of a metered item in its period until an instant; None for another item or an empty span."""
     start = max(item["current_period_start"], state["usage_from"].get(item["id"], 0))
-    if item["price"]["recurring"]["usage_type"] != "metered" or start >= until:
+    period = Period(start, min(at, item["current_period_end"]))
+    if item["price"]["recurring"]["usage_type"] != "metered" or period.start >= period.end:
         return None
-    period = Period(start, until)
-    value = _value(mode, subscription["customer"], item["price"], period)
-    billed, amount = state["billed"].get(item["id"], ("0", 0))
-    return Usage(value, period, Fraction(billed), amount)
-
-
-def _value(mode: Mode, customer: str, price: Object, period: Period) -> Fraction:
-    """Usage is known by minute: a minute belongs to the period in which it begins."""
-    meter = mode.fetch("billing.meter", price["recurring"]["meter"])
-    cells = list(mode.usage.cells(meter["id"], customer, period.start, period.end))
-    return Fraction(aggregate(meter, cells), 10**DECIMAL_PLACES_MAX)
+    return usage_of(mode, subscription["customer"], item["price"], period)
 
 
 def _row(debit: Debit) -> list[Any]:
     """A debit as JSON."""
     item = debit.item
-    return [item.id, item.price.id, item.quantity, str(debit.net), *debit.period, *debit.billed]
+    return [item.id, item.price.id, item.quantity, str(debit.net), *item.period, *debit.billed]
 
 
 def _debit(mode: Mode, row: Sequence[Any]) -> Debit:
     item, price, quantity, net, *seconds = row
-    period = Period(*seconds[:2])
-    engine = Item(item, engine_price(mode.fetch("price", price)), period, quantity)
-    return Debit(engine, Fraction(net), period, Period(*seconds[2:]))
+    whole = Item(item, engine_price(mode.store.get("price", price) or {}), Period(*seconds[:2]), quantity)
+    return Debit(whole, Fraction(net), Period(*seconds[2:]))

@@ -1,25 +1,21 @@
-"""What happens to a subscription by itself: renewal, end of a trial, cancellation, and the result of its invoices.
-
-The functions `invoice_…` are the listener of `invoicing`.
-"""
+"""What happens to a subscription by itself: renewal, end of a trial, cancellation, and the result of its invoices."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Final
+from typing import Any
 
 from stripe_simulator import invoicing, payments
-from stripe_simulator.engine.collection import after_failure, after_payment, expired
+from stripe_simulator.engine.collection import after_failure, after_payment
 from stripe_simulator.engine.lines import Line
 from stripe_simulator.engine.periods import Period
-from stripe_simulator.invoice_lines import details_of, engine_line, owner_of
+from stripe_simulator.invoice_lines import owner_of
 from stripe_simulator.mode import Mode
 from stripe_simulator.resources import subscription_changes as changes
 from stripe_simulator.resources import subscription_schedules
 from stripe_simulator.store import Object
 
 INDEXED = {"subscription": ("customer", "test_clock"), "subscription_item": ("subscription",)}
-_PAUSES: Final = {"trial": "trial_end_without_payment_method", "failure": "final_payment_failure"}
 
 
 def tick(mode: Mode, arguments: dict[str, Any]) -> None:
@@ -41,8 +37,6 @@ def tick(mode: Mode, arguments: dict[str, Any]) -> None:
 def _run(mode: Mode, body: Object, at: int) -> None:
     if body["status"] == "trialing" and body["trial_end"] - changes.WILL_END_S == at:
         mode.store.save(body, "customer.subscription.trial_will_end")
-    if body["pause_collection"] and body["pause_collection"]["resumes_at"] == at:
-        body = mode.store.save({**body, "pause_collection": None})
     ended = [item for item in changes.items_of(mode, body["id"]) if item["current_period_end"] <= at]
     was_trial = body["status"] == "trialing" and body["trial_end"] <= at
     if was_trial:
@@ -60,126 +54,95 @@ def _run(mode: Mode, body: Object, at: int) -> None:
         renewed = changes.renewal(mode, body, at, was_trial=was_trial)
         changes.apply(mode, body, renewed.state)
         lines = [*lines, *renewed.lines]
-    if lines or (ended and (not is_over or _has_pending(mode, body))):
+    if lines or (ended and (not is_over or invoicing.waiting_for(mode, body["customer"], body["id"]))):
         spans = ended or changes.items_of(mode, body["id"])
         period = Period(min(item["current_period_start"] for item in spans), at)
         grace_s = mode.settings.invoice_grace_s
         changes.invoice(mode, body["id"], lines, "subscription_cycle", draft_grace_s=grace_s, period=period)
     if is_over:
         changes.end(mode, mode.fetch("subscription", body["id"]), at)
-    elif changes.has_thresholds(mode, body) and (reached := changes.threshold(mode, body, at)):
-        changes.apply(mode, mode.fetch("subscription", body["id"]), reached.state)
-        changes.invoice(mode, body["id"], reached.lines, "subscription_threshold")
 
 
 def _end_trial(mode: Mode, subscription: Object, at: int) -> Object:
     """End a trial. Without a payment method, `trial_settings` can cancel or pause instead of billing."""
     method = subscription["default_payment_method"] or payments.default_method(mode, subscription["customer"])
     behavior = subscription["trial_settings"]["end_behavior"]["missing_payment_method"]
-    if method is None and subscription["collection_method"] == "charge_automatically" and behavior != "create_invoice":
-        return changes.end(mode, subscription, at) if behavior == "cancel" else pause(mode, subscription, at, "trial")
+    if method is None and subscription["collection_method"] == "charge_automatically":
+        if behavior == "cancel":
+            return changes.end(mode, subscription, at)
+        if behavior == "pause":
+            return pause(mode, subscription, at, "trial_end_without_payment_method")
     return mode.store.save({**subscription, "status": "active"})
 
 
-def pause(mode: Mode, subscription: Object, at: int, why: str = "") -> Object:
-    """Pause a subscription; `why` is empty for a request."""
-    kind = {"type": _PAUSES.get(why, "pause_requested")}
-    details = {"paused": {"subscription": kind, "transitioned_at": at, "type": "subscription"}}
+def pause(mode: Mode, subscription: Object, at: int, why: str = "pause_requested") -> Object:
+    """Pause a subscription. `why` is the type of `status_details`."""
+    details = {"paused": {"subscription": {"type": why}, "transitioned_at": at, "type": "subscription"}}
     body = {**subscription, "status": "paused", "status_details": details}
     return mode.store.save(body, "customer.subscription.paused")
 
 
-def invoice_paid(mode: Mode, invoice: Object) -> None:
-    """A pending update is applied, a pause ends, a subscription becomes active."""
-    body, notes = _owner(mode, invoice)
+def follow(mode: Mode, invoice: Object) -> None:
+    """The listener of `invoicing`: a subscription's invoice was paid, was voided, or could not be collected."""
+    body, notes = mode.store.get("subscription", owner_of(invoice)), changes.ledger(mode, owner_of(invoice))
+    pending, outcome = notes["pending"], invoice["status"]
     if body is None:
         return
-    pending = notes["pending"]
-    if _concerns(pending, invoice):
-        mode.store.put({**notes, "pending": None})
+    # A pending change does not know the invoice's id until both are stored.
+    if pending and pending["invoice"] in (None, invoice["id"]):
+        if outcome in ("paid", "void"):
+            mode.store.put({**notes, "pending": None})
+            _end_pending(mode, body, pending, is_paid=outcome == "paid")
+    elif outcome == "paid":
+        status = after_payment(body["status"], latest_invoice=_is_latest(mode, body, invoice))
+        if status != body["status"]:
+            mode.store.save({**body, "status": status})
+            changes.watch(mode, body["id"])
+    elif outcome == "void" and body["status"] == "incomplete":
+        mode.store.save({**body, "status": "incomplete_expired", "ended_at": changes.now_s(mode, body)})
+    elif outcome == "void":
+        if body["status"] in ("past_due", "unpaid") and _is_latest(mode, body, invoice):
+            mode.store.save({**body, "status": "active"})
+    else:
+        _follow_policy(mode, body, invoice)
+
+
+def _end_pending(mode: Mode, body: Object, pending: Object, *, is_paid: bool) -> None:
+    """A pending update is applied or dropped, a pause ends or stays."""
+    if is_paid:
         moved = {"status": "active", "status_details": None} if pending["resumes"] else {"pending_update": None}
         stored = changes.apply(mode, body | moved, pending["state"])
+        # What is paid at once was never pending.
         if pending["resumes"] or pending["invoice"]:
             event = "resumed" if pending["resumes"] else "pending_update_applied"
             mode.store.save(stored, f"customer.subscription.{event}")
-    else:
-        status = after_payment(body["status"], latest_invoice=_is_latest(mode, body, invoice)).subscription
-        if status == body["status"]:
-            return
-        mode.store.save({**body, "status": status})
-    changes.watch(mode, body["id"])
+        changes.watch(mode, body["id"])
+    elif not pending["resumes"]:
+        mode.store.save({**body, "pending_update": None}, "customer.subscription.pending_update_expired")
 
 
-def invoice_failed(mode: Mode, invoice: Object) -> None:
-    """The subscription follows the account's retry policy. A pending update and a pause stay as they are."""
-    body, notes = _owner(mode, invoice)
-    if body is None or _concerns(notes["pending"], invoice):
-        return
+def _follow_policy(mode: Mode, body: Object, invoice: Object) -> None:
+    """After a failed attempt, the account's retry policy decides."""
     policy, finalized_at = mode.settings.retry_policy, invoice["status_transitions"]["finalized_at"]
     status = after_failure(policy, body["status"], finalized_at, invoice["attempt_count"]).subscription
-    at = changes.now_s(mode, body)
+    if status == "past_due" and not _is_latest(mode, body, invoice):
+        status = body["status"]
     if status == "canceled" != body["status"]:
-        changes.end(mode, body, at, "payment_failed")
+        changes.end(mode, body, changes.now_s(mode, body), "payment_failed")
     elif status == "paused" != body["status"]:
-        pause(mode, body, at, "failure")
+        pause(mode, body, changes.now_s(mode, body), "final_payment_failure")
     else:
         mode.store.save({**body, "status": status})
-
-
-def invoice_voided(mode: Mode, invoice: Object) -> None:
-    """A pending update is dropped, a resumption fails, an incomplete subscription expires."""
-    body, notes = _owner(mode, invoice)
-    if body is None:
-        return
-    if _concerns(notes["pending"], invoice):
-        mode.store.put({**notes, "pending": None})
-        if not notes["pending"]["resumes"]:
-            mode.store.save({**body, "pending_update": None}, "customer.subscription.pending_update_expired")
-    elif body["status"] == "incomplete":
-        mode.store.save({**body, "status": expired().subscription, "ended_at": changes.now_s(mode, body)})
-    elif body["status"] in ("past_due", "unpaid") and _is_latest(mode, body, invoice):
-        mode.store.save({**body, "status": "active"})
-
-
-def invoice_lines(mode: Mode, invoice: Object) -> list[Line] | None:
-    """The lines of a cycle's draft with the usage that arrived in the grace period; None without metered lines."""
-    if invoice["billing_reason"] != "subscription_cycle":
-        return None
-    bodies = invoicing.lines_of(mode, invoice)
-    own = [body for body in bodies if not details_of(body)["invoice_item"]]
-    lines = [engine_line(mode, body) for body in own]
-    if not any(line.metered for line in lines):
-        return None
-    groups: dict[object, list[Line]] = {}
-    for number, line in enumerate(lines):
-        groups.setdefault((line.item, line.price, line.period) if line.metered else number, []).append(line)
-    return [
-        line
-        for group in groups.values()
-        for line in (changes.metered_lines(mode, invoice["customer"], group) if group[0].metered else group)
-    ]
-
-
-def _has_pending(mode: Mode, subscription: Object) -> bool:
-    """Whether invoice items of the subscription wait for its next invoice."""
-    return any(
-        item["invoice"] is None and owner_of(item) == subscription["id"]
-        for item in mode.store.newest("invoiceitem", "customer", subscription["customer"])
-    )
-
-
-def _owner(mode: Mode, invoice: Object) -> tuple[Object | None, Object]:
-    return mode.store.edit("subscription", owner_of(invoice)), changes.ledger(mode, owner_of(invoice))
-
-
-def _concerns(waiting: Object | None, invoice: Object) -> bool:
-    """Whether a pending change waits for this invoice, whose id the change does not know until both are stored."""
-    return waiting is not None and waiting["invoice"] in (None, invoice["id"])
 
 
 def _is_latest(mode: Mode, subscription: Object, invoice: Object) -> bool:
-    places = [mode.store.place("invoice", it) or 0 for it in (subscription["latest_invoice"] or "", invoice["id"])]
-    return places[0] <= places[1]
+    """Whether no later invoice of the subscription is final: the latest one decides on `past_due`."""
+    final = (
+        other["id"]
+        for other in mode.store.newest("invoice", "customer", subscription["customer"])
+        if owner_of(other) == subscription["id"] and other["status"] != "draft"
+    )
+    return bool(next(final, invoice["id"]) == invoice["id"])
 
 
 JOBS = {changes.TICK: tick}

@@ -5,8 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 from stripe_simulator.contract.parameters import Params
-from stripe_simulator.errors import no_such
-from stripe_simulator.mode import Call, Mode, Route
+from stripe_simulator.mode import Call, Mode, Route, retrieve
 from stripe_simulator.pagination import LIST, page
 from stripe_simulator.resources import subscription_changes as changes
 from stripe_simulator.resources import subscriptions
@@ -26,25 +25,15 @@ def create(mode: Mode, call: Call) -> Object:
     return next(item for item in changes.items_of(mode, subscription["id"]) if item["id"] not in before)
 
 
-def retrieve(mode: Mode, call: Call) -> Object:
-    """`GET /v1/subscription_items/{item}`."""
-    item = mode.fetch(_KIND, call.id)
-    if "deleted" in item:
-        raise no_such("subscription_item", call.id, "id")
-    return item
-
-
 def update(mode: Mode, call: Call) -> Object:
     """`POST /v1/subscription_items/{item}`."""
-    item = retrieve(mode, call)
-    _change(mode, mode.fetch("subscription", item["subscription"]), call.params, {"id": call.id})
+    _change(mode, mode.fetch("subscription", mode.fetch(_KIND, call.id)["subscription"]), call.params, {"id": call.id})
     return mode.fetch(_KIND, call.id)
 
 
 def delete(mode: Mode, call: Call) -> Object:
     """`DELETE /v1/subscription_items/{item}`."""
-    item = retrieve(mode, call)
-    wanted = {"id": call.id, "deleted": True}
+    wanted, item = {"id": call.id, "deleted": True}, mode.fetch(_KIND, call.id)
     _change(mode, mode.fetch("subscription", item["subscription"]), call.params, wanted)
     return {"id": call.id, "object": _KIND, "deleted": True}
 
@@ -52,7 +41,7 @@ def delete(mode: Mode, call: Call) -> Object:
 def list_all(mode: Mode, call: Call) -> Object:
     """`GET /v1/subscription_items`."""
     subscription = mode.fetch("subscription", call.params["subscription"], param="subscription")
-    return page(mode, call, _KIND, {"subscription": subscription["id"]}, lambda item: "deleted" not in item)
+    return page(mode, call, _KIND, {"subscription": subscription["id"]})
 
 
 def _change(mode: Mode, subscription: Object, params: Params, wanted: Params) -> None:
@@ -64,7 +53,7 @@ def _change(mode: Mode, subscription: Object, params: Params, wanted: Params) ->
 ROUTES = (
     Route("POST", "/v1/subscription_items", create, (*UPDATE, "subscription")),
     Route("GET", "/v1/subscription_items", list_all, (*LIST, "subscription")),
-    Route("GET", "/v1/subscription_items/{item}", retrieve),
+    Route("GET", "/v1/subscription_items/{item}", retrieve(_KIND)),
     Route("POST", "/v1/subscription_items/{item}", update, UPDATE),
     Route("DELETE", "/v1/subscription_items/{item}", delete, _OF_CHANGE),
 )

@@ -8,11 +8,10 @@ from typing import Final
 from stripe_simulator.contract.parameters import Params
 from stripe_simulator.engine.lines import Line
 from stripe_simulator.engine.periods import Recurrence, boundary
-from stripe_simulator.errors import ApiError, missing_parameter, not_simulated
-from stripe_simulator.metadata import merged
-from stripe_simulator.mode import Call, Mode, Route, new_object, retrieve
-from stripe_simulator.pagination import LIST, listed
+from stripe_simulator.errors import ApiError, not_simulated
+from stripe_simulator.mode import Call, Mode, Route, new_object
 from stripe_simulator.resources import subscription_changes as changes
+from stripe_simulator.resources.conventions import changed, check, reads, require
 from stripe_simulator.store import Object
 
 INDEXED = {"subscription_schedule": ("customer",)}
@@ -24,12 +23,11 @@ _ITEM: Final = frozenset({"price", "quantity", "metadata"})
 
 def create(mode: Mode, call: Call) -> Object:
     """`POST /v1/subscription_schedules` with `from_subscription`: one phase, which is the current period."""
-    if "from_subscription" not in call.params:
-        raise missing_parameter("from_subscription")
+    require(call.params, "from_subscription")
     subscription = mode.fetch("subscription", call.params["from_subscription"], param="from_subscription")
-    if subscription["schedule"] or subscription["status"] in changes.ENDED:
-        message = "You cannot migrate a subscription that is already attached to a schedule or that has ended."
-        raise ApiError(400, message, param="from_subscription")
+    message = "You cannot migrate a subscription that is already attached to a schedule or that has ended."
+    is_free = not subscription["schedule"] and subscription["status"] not in changes.ENDED
+    check(is_free, message, "from_subscription")
     items = changes.items_of(mode, subscription["id"])
     span = (min(it["current_period_start"] for it in items), max(it["current_period_end"] for it in items))
     phase = _phase(mode, {"items": [{**it, "price": it["price"]["id"]} for it in items]}, *span)
@@ -41,10 +39,7 @@ def create(mode: Mode, call: Call) -> Object:
         "default_settings": {
             "billing_cycle_anchor": "automatic", "invoice_settings": {"issuer": {"type": "self"}}, **settings,
         },
-        "end_behavior": "release",
-        "pause_schedules": [],
-        "phases": [phase],
-        "status": "active",
+        "end_behavior": "release", "pause_schedules": [], "phases": [phase], "status": "active",
         "subscription": subscription["id"],
     }  # fmt: skip
     mode.store.save({**subscription, "schedule": mode.store.save(body)["id"]})
@@ -55,9 +50,7 @@ def create(mode: Mode, call: Call) -> Object:
 def update(mode: Mode, call: Call) -> Object:
     """`POST /v1/subscription_schedules/{schedule}`: given phases replace all phases; past ones can be omitted."""
     (body, subscription), params = _active(mode, call), call.params
-    body["end_behavior"] = params.get("end_behavior", body["end_behavior"])
-    if "metadata" in params:
-        body["metadata"] = merged(body["metadata"], params["metadata"])
+    body = changed(body, params, ("end_behavior",))
     if "phases" not in params:
         return mode.store.save(body)
     at = changes.now_s(mode, subscription)
@@ -73,10 +66,10 @@ def update(mode: Mode, call: Call) -> Object:
 
 def release(mode: Mode, call: Call) -> Object:
     """`POST /v1/subscription_schedules/{schedule}/release`: the subscription goes on as it is."""
-    body, subscription = _active(mode, call)
-    released = _release(mode, body, subscription)
+    _, subscription = _active(mode, call)
+    mode.store.save(changes.end_schedule(mode, subscription, "released"))
     changes.watch(mode, subscription["id"])
-    return released
+    return mode.fetch(_KIND, call.id)
 
 
 def cancel(mode: Mode, call: Call) -> Object:
@@ -96,19 +89,15 @@ def move_on(mode: Mode, subscription: Object, at: int, *, at_boundary: bool) -> 
     phase = _phase_at(body, at)
     if phase and _dates(phase) == body["current_phase"]:
         return subscription, (), False
-    if phase is None and body["end_behavior"] == "cancel":
-        moved = {"status": "completed", "completed_at": at, "current_phase": None}
-        mode.store.save({**body, **moved}, f"{_KIND}.completed")
-        return mode.store.save({**subscription, "schedule": None}), (), True
     if phase is None:
-        _release(mode, body, subscription)
-        return mode.fetch("subscription", subscription["id"]), (), False
+        is_over = body["end_behavior"] == "cancel"
+        ended = changes.end_schedule(mode, subscription, "completed" if is_over else "released")
+        return mode.store.save(ended), (), is_over
     mode.store.save({**body, "current_phase": _dates(phase)})
-    behavior = phase["proration_behavior"]
-    change = _plan(mode, subscription, phase, at, behavior)
+    change = _plan(mode, subscription, phase, at, phase["proration_behavior"])
     if at_boundary:
         return changes.apply(mode, subscription, change.state), change.lines, False
-    return changes.commit(mode, subscription, change, behavior), (), False
+    return changes.commit(mode, subscription, change, phase["proration_behavior"]), (), False
 
 
 def _phase_at(schedule: Object, at: int) -> Object | None:
@@ -143,12 +132,11 @@ def _phases(mode: Mode, wanted: Sequence[Params], start: int, at: int) -> list[O
         first, last = (at if params.get(key) == "now" else params.get(key) for key in ("start_date", "end_date"))
         first = start if first is None else first
         if last is None:
-            price = mode.fetch("price", params["items"][0]["price"], param=f"{prefix}[items][0][price]")
+            price = mode.fetch("price", params["items"][0].get("price", ""), param=f"{prefix}[items][0][price]")
             length = params.get("duration") or price["recurring"]
             last = boundary(first, Recurrence(length["interval"], length.get("interval_count", 1)), 1)
-        if (number and first != start) or last <= first:
-            message = "A phase must begin at the end_date of the phase before it, and end after its start_date."
-            raise ApiError(400, message, param=f"{prefix}[start_date]" if last > first else f"{prefix}[end_date]")
+        check(not number or first == start, "A phase must begin at the end of the one before.", f"{prefix}[start_date]")
+        check(last > first, "A phase must end after its start_date.", f"{prefix}[end_date]")
         phases.append(_phase(mode, params, first, last))
         start = last
     return phases
@@ -157,9 +145,9 @@ def _phases(mode: Mode, wanted: Sequence[Params], start: int, at: int) -> list[O
 def _phase(mode: Mode, params: Params, start: int, end: int) -> Object:
     items = []
     for item in params["items"]:
-        price = mode.fetch("price", item["price"], param="phases[items][price]")
-        body: Object = {"billing_thresholds": None, "discounts": [], "metadata": item.get("metadata") or {}}
-        body |= {"plan": price["id"], "price": price["id"], "tax_rates": []}
+        price = mode.fetch("price", item.get("price", ""), param="phases[items][price]")
+        body: Object = {"plan": price["id"], "price": price["id"], "metadata": item.get("metadata") or {}}
+        body |= {"billing_thresholds": None, "discounts": [], "tax_rates": []}
         if price["recurring"]["usage_type"] == "licensed":
             body["quantity"] = item.get("quantity") or 1
         items.append(body)
@@ -172,23 +160,15 @@ def _phase(mode: Mode, params: Params, start: int, end: int) -> Object:
 def _active(mode: Mode, call: Call) -> tuple[Object, Object]:
     """The schedule of a path and its subscription. Raises `ApiError` if the schedule has ended."""
     body = mode.fetch(_KIND, call.id)
-    if body["status"] != "active":
-        raise ApiError(400, f"The subscription schedule {body['id']} is {body['status']} and cannot be changed.")
+    message = f"The subscription schedule {body['id']} is {body['status']} and cannot be changed."
+    check(body["status"] == "active", message)
     return body, mode.fetch("subscription", body["subscription"])
-
-
-def _release(mode: Mode, body: Object, subscription: Object) -> Object:
-    mode.store.save({**subscription, "schedule": None})
-    moved = {"status": "released", "released_subscription": body["subscription"], "subscription": None}
-    moved |= {"released_at": changes.now_s(mode, subscription), "current_phase": None}
-    return mode.store.save({**body, **moved}, f"{_KIND}.released")
 
 
 _PATH: Final = "/v1/subscription_schedules"
 ROUTES = (
     Route("POST", _PATH, create, ("from_subscription",)),
-    Route("GET", _PATH, listed(_KIND, "customer"), (*LIST, "created", "customer")),
-    Route("GET", f"{_PATH}/{{schedule}}", retrieve(_KIND)),
+    *reads(f"{_PATH}/{{schedule}}", _KIND, "customer"),
     Route("POST", f"{_PATH}/{{schedule}}", update, ("end_behavior", "metadata", "phases", "proration_behavior")),
     Route("POST", f"{_PATH}/{{schedule}}/cancel", cancel),
     Route("POST", f"{_PATH}/{{schedule}}/release", release),

@@ -4,33 +4,30 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from stripe_simulator import invoicing, payments
+from stripe_simulator import payments
 from stripe_simulator.contract.parameters import Params
-from stripe_simulator.engine.lines import Line
-from stripe_simulator.engine.periods import AnchorConfig, anchor_of
-from stripe_simulator.errors import ApiError, missing_parameter, not_simulated
-from stripe_simulator.metadata import merged
+from stripe_simulator.engine.collection import DAY_S
+from stripe_simulator.engine.periods import anchor_of
+from stripe_simulator.errors import ApiError, not_simulated
 from stripe_simulator.mode import Call, Mode, Route, new_object, retrieve
 from stripe_simulator.pagination import LIST, page
 from stripe_simulator.resources import coupons, subscription_cycle
 from stripe_simulator.resources import subscription_changes as changes
+from stripe_simulator.resources.conventions import changed, check, require
 from stripe_simulator.resources.prices import recurrence_of
 from stripe_simulator.store import Object
 
-DAY_S: Final = 86_400
 _SHARED: Final = (
-    "automatic_tax[enabled]", "billing_thresholds[amount_gte]", "cancel_at", "cancel_at_period_end",
-    "collection_method", "days_until_due", "default_payment_method", "description", "discounts", "items", "metadata",
-    "off_session", "payment_behavior", "payment_settings[save_default_payment_method]", "proration_behavior",
-    "trial_end", "trial_settings",
+    "automatic_tax[enabled]", "cancel_at", "cancel_at_period_end", "collection_method", "days_until_due",
+    "default_payment_method", "description", "discounts", "items", "metadata", "off_session", "payment_behavior",
+    "payment_settings[save_default_payment_method]", "proration_behavior", "trial_end", "trial_settings",
 )  # fmt: skip
+_ANCHOR: Final = {"day_of_month": (1, 31), "hour": (0, 23), "minute": (0, 59), "second": (0, 59)}
 CREATE: Final = (
-    *_SHARED, "billing_cycle_anchor", "billing_cycle_anchor_config", "billing_mode[type]", "currency", "customer",
-    "trial_period_days",
+    *_SHARED, "billing_cycle_anchor", *(f"billing_cycle_anchor_config[{name}]" for name in _ANCHOR),
+    "billing_mode[type]", "currency", "customer", "trial_period_days",
 )  # fmt: skip
-UPDATE: Final = (
-    *_SHARED, "billing_cycle_anchor[type]", "cancellation_details", "pause_collection", "proration_date",
-)  # fmt: skip
+UPDATE: Final = (*_SHARED, "billing_cycle_anchor[type]", "cancellation_details", "proration_date")
 _NULL: Final = (
     "application", "application_fee_percent", "billing_cycle_anchor_config", "billing_thresholds", "cancel_at",
     "canceled_at", "days_until_due", "default_payment_method", "default_source", "description", "ended_at",
@@ -48,10 +45,7 @@ _PENDING: Final = {
 def create(mode: Mode, call: Call) -> Object:
     """`POST /v1/subscriptions`."""
     params = call.params
-    if not params.get("customer"):
-        raise missing_parameter("customer")
-    if not params.get("items"):
-        raise missing_parameter("items")
+    require(params, "customer", "items")
     customer = mode.fetch("customer", params["customer"], param="customer")
     at = mode.now_s(customer["test_clock"] or "")
     body = _new(mode, customer, at)
@@ -88,11 +82,10 @@ def update(mode: Mode, call: Call) -> Object:
 def change(mode: Mode, body: Object, params: Params) -> Object:
     """Change a subscription as its route and those of its items do."""
     now = changes.now_s(mode, body)
-    if body["status"] in changes.ENDED and params.keys() - {"cancellation_details", "metadata", "expand"}:
-        message = "A canceled subscription can only update its cancellation_details and metadata."
-        raise ApiError(400, message)
-    if body["schedule"] and params.keys() & {"cancel_at", "cancel_at_period_end"}:
-        raise _scheduled(body, "updating any cancelation behavior directly")
+    is_possible = body["status"] not in changes.ENDED or params.keys() <= {"cancellation_details", "metadata", "expand"}
+    check(is_possible, "A canceled subscription can only update its cancellation_details and metadata.")
+    if params.keys() & {"cancel_at", "cancel_at_period_end"}:
+        _refuse_scheduled(body, "updating any cancelation behavior directly")
     pending = params.get("payment_behavior") == "pending_if_incomplete"
     if pending and (other := params.keys() - _PENDING):
         message = f"You cannot set `{min(other)}` together with `payment_behavior=pending_if_incomplete`."
@@ -119,35 +112,30 @@ def cancel(mode: Mode, call: Call) -> Object:
     body, params = mode.fetch("subscription", call.id), call.params
     if body["status"] in changes.ENDED:
         raise ApiError(404, f"No such subscription: '{call.id}'", code="resource_missing", param="id")
-    if body["schedule"]:
-        raise _scheduled(body, "canceling it directly")
+    _refuse_scheduled(body, "canceling it directly")
     at, invoice_now = changes.now_s(mode, body), params.get("invoice_now", False)
     lines = changes.closing_lines(mode, body, at, credit=params.get("prorate", False), usage=invoice_now)
     body["cancellation_details"] |= params.get("cancellation_details") or {}
-    return _close(mode, changes.end(mode, body, at), lines, invoice_now=invoice_now)
+    return changes.bill(mode, changes.end(mode, body, at), lines, now=invoice_now)
 
 
 def pause(mode: Mode, call: Call) -> Object:
     """`POST /v1/subscriptions/{subscription}/pause`: no invoices until it resumes."""
     body, params = mode.fetch("subscription", call.id), call.params
-    if body["billing_mode"]["type"] != "flexible" or body["status"] != "active" or body["schedule"]:
-        message = "Only an active subscription with flexible billing mode and without a schedule can be paused."
-        raise ApiError(400, message)
-    at, bill = changes.now_s(mode, body), params.get("bill_for") or {}
-    credit_from = bill.get("unused_time_from", {"type": "now"})["type"]
-    if credit_from == "item_current_period_start":
-        raise not_simulated("a pause with unused_time_from[type]=item_current_period_start")
-    usage = bill.get("outstanding_usage_through", {"type": "now"})["type"] == "now"
-    lines = changes.closing_lines(mode, body, at, credit=credit_from == "now", usage=usage)
-    body = subscription_cycle.pause(mode, body, at)
-    return _close(mode, body, lines, invoice_now=bool(lines) and params.get("invoicing_behavior") == "invoice")
+    is_possible = body["billing_mode"]["type"] == "flexible" and body["status"] == "active" and not body["schedule"]
+    check(is_possible, "Only an active subscription in flexible billing mode without a schedule can be paused.")
+    at = changes.now_s(mode, body)
+    lines = changes.closing_lines(mode, body, at, credit=True, usage=True)
+    # A cancellation does not credit the same time again.
+    mode.store.put(changes.ledger(mode, body["id"]) | {"debits": []})
+    now = bool(lines) and params.get("invoicing_behavior") == "invoice"
+    return changes.bill(mode, subscription_cycle.pause(mode, body, at), lines, now=now)
 
 
 def resume(mode: Mode, call: Call) -> Object:
     """`POST /v1/subscriptions/{subscription}/resume` with a new period from now on."""
     body, params = mode.fetch("subscription", call.id), call.params
-    if body["status"] != "paused":
-        raise ApiError(400, "You can only resume a subscription that is paused.")
+    check(body["status"] == "paused", "You can only resume a subscription that is paused.")
     if params.get("billing_cycle_anchor", {"type": "now"})["type"] != "now":
         raise not_simulated("resume with billing_cycle_anchor[type]=unchanged")
     at = changes.now_s(mode, body)
@@ -160,27 +148,13 @@ def resume(mode: Mode, call: Call) -> Object:
 
 def list_all(mode: Mode, call: Call) -> Object:
     """`GET /v1/subscriptions`: by default without canceled ones, and without those of test clocks."""
-    params = call.params
-    status, clock, price = params.get("status"), params.get("test_clock"), params.get("price")
+    customer, status, clock = (call.params.get(name) for name in ("customer", "status", "test_clock"))
 
     def is_kept(body: Object) -> bool:
         is_wanted = {None: body["status"] != "canceled", "all": True, "ended": body["status"] in changes.ENDED}
-        return (
-            is_wanted.get(status, body["status"] == status)
-            and (bool(params.get("customer")) or body["test_clock"] == clock)
-            and (price is None or any(item["price"]["id"] == price for item in changes.items_of(mode, body["id"])))
-        )
+        return bool(customer or body["test_clock"] == clock) and is_wanted.get(status, bool(body["status"] == status))
 
-    return page(mode, call, "subscription", {"customer": params.get("customer")}, is_kept)
-
-
-def _close(mode: Mode, body: Object, lines: tuple[Line, ...], *, invoice_now: bool) -> Object:
-    """Bill what a cancellation or a pause leaves, now or on the next invoice."""
-    if invoice_now:
-        changes.invoice(mode, body["id"], lines, "subscription_update")
-    else:
-        invoicing.pending_items(mode, body, lines)
-    return changes.watch(mode, body["id"])
+    return page(mode, call, "subscription", {"customer": customer}, is_kept)
 
 
 def _new(mode: Mode, customer: Object, at: int) -> Object:
@@ -188,51 +162,41 @@ def _new(mode: Mode, customer: Object, at: int) -> Object:
     body |= {name: [] for name in ("billing_schedules", "default_tax_rates", "discounts")}
     return body | {
         "automatic_tax": {"disabled_reason": None, "enabled": False, "liability": None},
-        "billing_mode": {"flexible": None, "type": "flexible", "updated_at": None},
-        "cancel_at_period_end": False,
+        "billing_mode": {"flexible": None, "type": "flexible", "updated_at": None}, "cancel_at_period_end": False,
         "cancellation_details": {"comment": None, "feedback": None, "reason": None},
-        "collection_method": "charge_automatically",
-        "customer": customer["id"],
+        "collection_method": "charge_automatically", "customer": customer["id"],
         "invoice_settings": {"account_tax_ids": None, "issuer": {"type": "self"}},
         "payment_settings": {
             "payment_method_options": None, "payment_method_types": None, "save_default_payment_method": "off",
         },
-        "start_date": at,
-        "status": "incomplete",
-        "test_clock": customer["test_clock"],
+        "start_date": at, "status": "incomplete", "test_clock": customer["test_clock"],
         "trial_settings": {"end_behavior": {"missing_payment_method": "create_invoice"}},
     }  # fmt: skip
 
 
 def _changed(mode: Mode, body: Object, params: Params) -> Object:
     """The body with the parameters that do not touch periods."""
-    names = (
-        "billing_thresholds", "collection_method", "days_until_due", "default_payment_method", "description",
-        "pause_collection",
-    )  # fmt: skip
-    body |= {name: params[name] for name in names if name in params}
-    if body["billing_thresholds"]:
-        body["billing_thresholds"] = {"reset_billing_cycle_anchor": None, **body["billing_thresholds"]}
-    if body["default_payment_method"]:
-        method = mode.fetch("payment_method", body["default_payment_method"], "PaymentMethod", "default_payment_method")
-        if method["customer"] != body["customer"]:
-            message = f"The customer does not have a payment method with the ID {method['id']}."
-            raise ApiError(400, message, code="resource_missing", param="default_payment_method")
-    if (body["collection_method"] == "send_invoice") != (body["days_until_due"] is not None):
-        message = "You must pass `days_until_due` with `collection_method=send_invoice`, and only with that."
-        raise ApiError(400, message, param="days_until_due")
-    if body["pause_collection"]:
-        body["pause_collection"] = {"resumes_at": None, **body["pause_collection"]}
-    for name in ("automatic_tax", "cancellation_details", "payment_settings", "trial_settings"):
+    names = ("collection_method", "days_until_due", "default_payment_method", "description")
+    body, param = changed(body, params, names), "default_payment_method"
+    if body[param]:
+        method = mode.fetch("payment_method", body[param], "PaymentMethod", param)
+        message = f"The customer does not have a payment method with the ID {method['id']}."
+        check(method["customer"] == body["customer"], message, param, "resource_missing")
+    message = "You must pass `days_until_due` with `collection_method=send_invoice`, and only with that."
+    has_days = body["days_until_due"] is not None
+    check((body["collection_method"] == "send_invoice") == has_days, message, "days_until_due")
+    for name in ("automatic_tax", "cancellation_details", "payment_settings"):
         if params.get(name):
             body[name] = {**body[name], **params[name]}
-    if "metadata" in params:
-        body["metadata"] = merged(body["metadata"], params["metadata"])
+    if "trial_settings" in params:
+        ends = body["trial_settings"]["end_behavior"] | params["trial_settings"]["end_behavior"]
+        if ends.pop("billing_cycle_anchor", "now") != "now":
+            raise not_simulated("trial_settings[end_behavior][billing_cycle_anchor]=unchanged")
+        body["trial_settings"] = {"end_behavior": ends}
     if "discounts" in params:
-        entries = enumerate(params["discounts"] or ())
         body["discounts"] = [
             coupons.redeem(mode, entry, body["customer"], f"discounts[{number}]", subscription=body["id"])["id"]
-            for number, entry in entries
+            for number, entry in enumerate(params["discounts"] or ())
         ]
     return body
 
@@ -241,15 +205,13 @@ def _cancel_at(body: Object, params: Params, items: list[Object], at: int) -> Ob
     ends = [item["current_period_end"] for item in items]
     if "cancel_at_period_end" in params:
         is_set = params["cancel_at_period_end"]
-        reason = "cancellation_requested" if is_set else None
-        body |= {
-            "cancel_at_period_end": is_set,
-            "cancel_at": max(ends) if is_set else None,
-            "canceled_at": at if is_set else None,
-            "cancellation_details": {**body["cancellation_details"], "reason": reason},
-        }
+        details = {**body["cancellation_details"], "reason": "cancellation_requested" if is_set else None}
+        body |= {"cancel_at_period_end": is_set, "cancellation_details": details}
+        body |= {"cancel_at": max(ends), "canceled_at": at} if is_set else {"cancel_at": None, "canceled_at": None}
     if "cancel_at" in params:
         moment: Any = params["cancel_at"]
+        if moment == "max_billed_until":
+            raise not_simulated("cancel_at=max_billed_until")
         moment = {"min_period_end": min(ends), "max_period_end": max(ends)}.get(moment, moment)
         if moment is not None:
             _check_future(moment, at, "cancel_at")
@@ -264,15 +226,19 @@ def _anchor(mode: Mode, body: Object, params: Params, at: int) -> int:
         _check_future(given, at, "billing_cycle_anchor")
         return int(given)
     if config:
-        body["billing_cycle_anchor_config"] = {**dict.fromkeys(("hour", "minute", "month", "second")), **config}
-        price = mode.fetch("price", params["items"][0].get("price", ""), param="items[0][price]")
-        return anchor_of(AnchorConfig(**config), recurrence_of(price), at)
+        for name, (first, last) in _ANCHOR.items():
+            param = f"billing_cycle_anchor_config[{name}]"
+            check(first <= config.get(name, first) <= last, f"Invalid {param}: must be {first} to {last}.", param)
+        recurrence = recurrence_of(mode.fetch("price", params["items"][0].get("price", ""), param="items[0][price]"))
+        message, param = "A price that recurs by month or year is needed.", "billing_cycle_anchor_config"
+        check(recurrence.interval in ("month", "year"), message, param)
+        body["billing_cycle_anchor_config"] = dict.fromkeys((*_ANCHOR, "month")) | config
+        return anchor_of(recurrence, at, **config)
     return body["trial_end"] or at
 
 
 def _check_future(moment: int, at: int, param: str) -> None:
-    if moment <= at:
-        raise ApiError(400, f"Invalid timestamp: {param} must be an integer Unix timestamp in the future.", param=param)
+    check(moment > at, f"Invalid timestamp: {param} must be an integer Unix timestamp in the future.", param)
 
 
 def _trial(body: Object, trial_end: int | str, at: int) -> Object:
@@ -290,34 +256,32 @@ def _check_payment(mode: Mode, invoice: Object, behavior: str) -> None:
     if invoice["status"] != "open" or invoice["collection_method"] != "charge_automatically":
         return
     body = mode.fetch("subscription", invoice["parent"]["subscription_details"]["subscription"])
-    has_method = body["default_payment_method"] or payments.default_method(mode, invoice["customer"])
-    if behavior != "default_incomplete" and not has_method and invoice["billing_reason"] == "subscription_create":
+    if behavior != "default_incomplete" and invoice["billing_reason"] == "subscription_create":
+        method = body["default_payment_method"] or payments.default_method(mode, invoice["customer"])
         message = "This customer has no attached payment source or default payment method."
-        raise ApiError(400, message, code="resource_missing")
+        check(bool(method), message, code="resource_missing")
     if behavior == "error_if_incomplete":
         intent = payments.intent_of(mode, invoice["customer"], invoice["id"]) or {}
-        error = intent.get("last_payment_error") or {}
-        fields = {"decline_code": error["decline_code"]} if error else {}
-        code = error.get("code", "subscription_payment_intent_requires_action")
-        message = error.get("message", "Payment for this subscription requires additional user action.")
-        raise ApiError(402, message, kind="card_error", code=code, fields=fields)
+        if error := intent.get("last_payment_error"):
+            fields = {"decline_code": error["decline_code"]}
+            raise ApiError(402, error["message"], kind="card_error", code=error["code"], fields=fields)
+        message = "Payment for this subscription requires additional user action."
+        raise ApiError(402, message, kind="card_error", code="subscription_payment_intent_requires_action")
 
 
-def _scheduled(body: Object, what: str) -> ApiError:
-    message = (
-        f"The subscription is managed by the subscription schedule `{body['schedule']}`, and {what} is not allowed."
-    )
-    return ApiError(400, f"{message} Please update the schedule instead.")
+def _refuse_scheduled(body: Object, what: str) -> None:
+    message = f"The subscription is managed by the subscription schedule `{body['schedule']}`, and {what}"
+    check(not body["schedule"], f"{message} is not allowed. Please update the schedule instead.")
 
 
 _PATH: Final = "/v1/subscriptions"
 _ITEM: Final = f"{_PATH}/{{subscription_exposed_id}}"
 ROUTES = (
     Route("POST", _PATH, create, CREATE),
-    Route("GET", _PATH, list_all, (*LIST, "created", "customer", "price", "status", "test_clock")),
+    Route("GET", _PATH, list_all, (*LIST, "created", "customer", "status", "test_clock")),
     Route("GET", _ITEM, retrieve("subscription")),
     Route("POST", _ITEM, update, UPDATE),
     Route("DELETE", _ITEM, cancel, ("cancellation_details", "invoice_now", "prorate")),
-    Route("POST", f"{_PATH}/{{subscription}}/pause", pause, ("bill_for", "invoicing_behavior", "type")),
+    Route("POST", f"{_PATH}/{{subscription}}/pause", pause, ("invoicing_behavior", "type")),
     Route("POST", f"{_PATH}/{{subscription}}/resume", resume, ("billing_cycle_anchor", "payment_behavior")),
 )

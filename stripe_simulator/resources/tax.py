@@ -5,10 +5,8 @@ from __future__ import annotations
 from fractions import Fraction
 from typing import Final, NamedTuple
 
-from stripe_simulator.engine.taxes import TaxRate
-from stripe_simulator.mode import Mode, Route, new_object, retrieve
-from stripe_simulator.pagination import LIST, listed
-from stripe_simulator.store import Object
+from stripe_simulator.mode import Mode, new_object
+from stripe_simulator.resources.conventions import Object, reads
 
 INDEXED = {"tax_rate": ("country",)}
 # Standard rates in percent. Customers of other countries pay no tax.
@@ -16,9 +14,9 @@ RATES: Final = {"AT": 20, "DE": 19, "FR": 20, "GB": 20, "IE": 23, "IT": 22, "NL"
 
 
 class AppliedRate(NamedTuple):
-    """A rate for the engine, and the id of the stored `tax_rate` for the invoice."""
+    """A rate in percent, and the id of the stored `tax_rate` for the invoice."""
 
-    rate: TaxRate
+    percentage: Fraction
     id: str
 
 
@@ -32,10 +30,7 @@ def rate_of(mode: Mode, customer: Object) -> AppliedRate | None:
         | {"active": True, "inclusive": False, "percentage": float(RATES[country]), "rate_type": "percentage"}
         | {"country": country, "display_name": "VAT", "jurisdiction": country, "tax_type": "vat"}
     )
-    return AppliedRate(TaxRate(Fraction(RATES[country])), stored["id"])
+    return AppliedRate(Fraction(RATES[country]), stored["id"])
 
 
-ROUTES = (
-    Route("GET", "/v1/tax_rates", listed("tax_rate"), (*LIST, "created")),
-    Route("GET", "/v1/tax_rates/{tax_rate}", retrieve("tax_rate")),
-)
+ROUTES = reads("/v1/tax_rates/{tax_rate}", "tax_rate")

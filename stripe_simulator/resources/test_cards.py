@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Final, Literal, NamedTuple
 
 from stripe_simulator.errors import ApiError
@@ -47,6 +48,7 @@ MESSAGES: Final = {
     "expired_card": "Your card has expired.",
     "incorrect_cvc": "Your card's security code is incorrect.",
     "incorrect_number": "Your card number is incorrect.",
+    "invalid_number": "The card number is not a valid credit card number.",
     "invalid_expiry_month": "Your card's expiration month is invalid.",
     "invalid_expiry_year": "Your card's expiration year is invalid.",
     "processing_error": "An error occurred while processing your card. Try again in a little bit.",
@@ -62,7 +64,10 @@ def card_error(decline_code: str, param: str | None = None) -> ApiError:
     return ApiError(402, message, kind="card_error", code=code, param=param, fields=fields, kept=True)
 
 
-def passes_luhn(number: str) -> bool:
-    """Whether the check digit of a card number is right."""
+def check_number(number: str) -> None:
+    """Raises `ApiError` (402) for what is no card number, and for a card number whose check digit is wrong."""
+    if not re.fullmatch(r"[0-9]{12,19}", number):
+        raise card_error("invalid_number", param="number")
     digits = [int(digit) * (1 + place % 2) for place, digit in enumerate(reversed(number))]
-    return sum(digit - 9 if digit > 9 else digit for digit in digits) % 10 == 0
+    if sum(digit - 9 if digit > 9 else digit for digit in digits) % 10:
+        raise card_error("incorrect_number", param="number")

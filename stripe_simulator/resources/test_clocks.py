@@ -6,23 +6,22 @@ from typing import Any, Final
 
 from stripe_simulator.engine.periods import Recurrence, boundary
 from stripe_simulator.errors import ApiError
-from stripe_simulator.mode import Call, Mode, Route, new_object, retrieve
-from stripe_simulator.pagination import LIST, listed
+from stripe_simulator.mode import Call, Mode, Route, new_object
 from stripe_simulator.resources import customers
+from stripe_simulator.resources.conventions import Object, check, reads
 from stripe_simulator.resources.prices import recurrence_of
 from stripe_simulator.resources.subscription_changes import ENDED, items_of
-from stripe_simulator.store import Object
 
 ADVANCE: Final = "test_clock.advance"
 KEPT_S: Final = 30 * 86_400
 _KIND: Final = "test_helpers.test_clock"
+_LABEL: Final = "test clock"
 _READY: Final = {"status": "ready", "status_details": {}}
 
 
 def create(mode: Mode, call: Call) -> Object:
-    """`POST /v1/test_helpers/test_clocks`."""
-    if mode.livemode:
-        raise ApiError(400, "Test clocks are only available in test mode.")
+    """A clock that stands at `frozen_time`."""
+    check(not mode.livemode, "Test clocks are only available in test mode.")
     body = new_object(mode, _KIND, "clock", {}) | {"frozen_time": call.params["frozen_time"], **_READY}
     del body["metadata"]
     body |= {"deletes_after": mode.now_s() + KEPT_S, "name": call.params.get("name")}
@@ -31,25 +30,21 @@ def create(mode: Mode, call: Call) -> Object:
 
 
 def advance(mode: Mode, call: Call) -> Object:
-    """`POST /v1/test_helpers/test_clocks/{test_clock}/advance`: answers `advancing`, and is `ready` soon after."""
-    clock, target = mode.fetch(_KIND, call.id, "test clock"), call.params["frozen_time"]
+    """Answers `advancing`; the clock is `ready` soon after."""
+    clock, target = mode.fetch(_KIND, call.id, _LABEL), call.params["frozen_time"]
     if clock["status"] != "ready":
         raise ApiError(429, "Test clock advancement underway - cannot perform modifications.", code="lock_timeout")
-    if target <= clock["frozen_time"]:
-        message = "The frozen_time must be later than the current frozen_time of the test clock."
-        raise ApiError(400, message, param="frozen_time")
-    if target > _latest(mode, clock):
-        message = "You cannot advance a test clock by more than two intervals of its shortest subscription."
-        raise ApiError(400, message, param="frozen_time")
+    check(target > clock["frozen_time"], "The frozen_time must be later than the current one.", "frozen_time")
+    message = "You cannot advance a test clock by more than two intervals of its shortest subscription."
+    check(target <= _latest(mode, clock), message, "frozen_time")
     mode.clockwork.schedule(mode.now_ms(), ADVANCE, {"clock": call.id, "until_s": target})
-    details = {"advancing": {"target_frozen_time": target}}
-    clock |= {"status": "advancing", "status_details": details}
+    clock |= {"status": "advancing", "status_details": {"advancing": {"target_frozen_time": target}}}
     return mode.store.save(clock, "test_helpers.test_clock.advancing")
 
 
-def delete(mode: Mode, call: Call) -> Object:
-    """`DELETE /v1/test_helpers/test_clocks/{test_clock}`, with the customers of the clock."""
-    clock = mode.fetch(_KIND, call.id, "test clock")
+def _delete(mode: Mode, call: Call) -> Object:
+    """With the customers of the clock."""
+    clock = mode.fetch(_KIND, call.id, _LABEL)
     for customer in list(mode.store.newest("customer")):
         if customer["test_clock"] == call.id:
             customers.delete(mode, Call(call.path, {}, (customer["id"],)))
@@ -79,8 +74,7 @@ JOBS = {ADVANCE: _run}
 _PATH: Final = "/v1/test_helpers/test_clocks"
 ROUTES = (
     Route("POST", _PATH, create, ("frozen_time", "name")),
-    Route("GET", _PATH, listed(_KIND), LIST),
-    Route("GET", f"{_PATH}/{{test_clock}}", retrieve(_KIND, "test clock")),
-    Route("DELETE", f"{_PATH}/{{test_clock}}", delete),
+    *reads(f"{_PATH}/{{test_clock}}", _KIND, label=_LABEL),
+    Route("DELETE", f"{_PATH}/{{test_clock}}", _delete),
     Route("POST", f"{_PATH}/{{test_clock}}/advance", advance, ("frozen_time",)),
 )

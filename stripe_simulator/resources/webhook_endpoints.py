@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from typing import Final
-from urllib.parse import urlsplit
 
 from stripe_simulator.contract.parameters import Params, api_version
-from stripe_simulator.deliveries import DELIVERY, DESTINATION, SEND, new_secret, publish
-from stripe_simulator.errors import ApiError, missing_parameter, not_simulated
-from stripe_simulator.metadata import merged
-from stripe_simulator.mode import Call, Mode, Route
-from stripe_simulator.pagination import LIST, page
-from stripe_simulator.store import Object
+from stripe_simulator.deliveries import DELIVERY, DESTINATION, SEND, new_secret
+from stripe_simulator.errors import not_simulated, require_urls
+from stripe_simulator.mode import Call, Mode, Route, new_object
+from stripe_simulator.resources.conventions import Object, changed, reads, require
 from stripe_simulator.times import rfc3339
 
 INDEXED = {DELIVERY: ("event",)}
@@ -25,32 +22,28 @@ def create(mode: Mode, call: Call) -> Object:
     version = call.params.get("api_version")
     if version not in (None, api_version()):
         raise not_simulated(f"events of the API version {version}")
-    body: Object = {
-        "id": mode.store.new_id("we"), "object": _KIND, "api_version": version, "application": None,
-        "created": mode.now_s(), "description": None, "livemode": mode.livemode, "metadata": {}, "status": "enabled",
-    }  # fmt: skip
-    mode.store.put(_changed(body, call.params))
+    body = new_object(mode, _KIND, "we", {}) | {"api_version": version, "application": None, "status": "enabled"}
+    body = mode.store.put(_changed({**body, "description": None}, call.params))
     return {**body, "secret": new_secret(mode, body["id"])}
 
 
-def update(mode: Mode, call: Call) -> Object:
-    """`POST /v1/webhook_endpoints/{webhook_endpoint}`."""
+def _update(mode: Mode, call: Call) -> Object:
     return mode.store.put(_changed(mode.fetch(_KIND, call.id), call.params))
 
 
-def delete(mode: Mode, call: Call) -> Object:
-    """`DELETE /v1/webhook_endpoints/{webhook_endpoint}`. Its deliveries fail at their next attempt."""
+def _delete(mode: Mode, call: Call) -> Object:
+    """Its deliveries fail at their next attempt."""
     return mode.store.remove(_KIND, mode.fetch(_KIND, call.id)["id"])
 
 
-def create_destination(mode: Mode, call: Call) -> Object:
-    """`POST /v2/core/event_destinations`, of type `webhook_endpoint` only."""
+def _create_destination(mode: Mode, call: Call) -> Object:
+    """Of the type `webhook_endpoint` only."""
     params, now = call.params, rfc3339(mode.now_ms())
     if params["type"] != "webhook_endpoint":
         raise not_simulated(f"event destinations of type {params['type']}")
-    if not params.get("webhook_endpoint"):
-        raise missing_parameter("webhook_endpoint")
-    url, payload = _checked(params["webhook_endpoint"]["url"], "webhook_endpoint[url]"), params["event_payload"]
+    require(params, "webhook_endpoint")
+    require_urls(params["webhook_endpoint"], "url", within="webhook_endpoint")
+    url, payload = params["webhook_endpoint"]["url"], params["event_payload"]
     body: Object = {
         "id": mode.store.new_id("ed_live" if mode.livemode else "ed_test", 24), "object": DESTINATION, "created": now,
         "description": "", "enabled_events": params["enabled_events"], "event_payload": payload,
@@ -65,35 +58,18 @@ def create_destination(mode: Mode, call: Call) -> Object:
     return {**body, "webhook_endpoint": shown}
 
 
-def _checked(url: str, param: str) -> str:
-    try:
-        parts = urlsplit(url)
-        is_good = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
-    except ValueError:
-        is_good = False
-    if not is_good:
-        message = "Invalid URL: An explicit scheme (such as https) must be provided."
-        raise ApiError(400, message, code="url_invalid", param=param)
-    return url
-
-
 def _changed(body: Object, params: Params) -> Object:
-    body |= {name: params[name] for name in FIELDS if name in params and name != "metadata"}
-    _checked(body["url"], "url")
-    if "disabled" in params:
-        body["status"] = "disabled" if params["disabled"] else "enabled"
-    if "metadata" in params:
-        body["metadata"] = merged(body["metadata"], params["metadata"])
-    return body
+    after = changed(body, params, ("description", "enabled_events", "url"))
+    require_urls(after, "url")
+    return after | ({"status": "disabled" if params["disabled"] else "enabled"} if "disabled" in params else {})
 
 
-SUBSCRIBERS = (publish,)
 JOBS = {SEND: lambda mode, arguments: mode.outbox.put_nowait(arguments["delivery"])}
+_PATH: Final = "/v1/webhook_endpoints"
 ROUTES = (
-    Route("POST", "/v1/webhook_endpoints", create, (*FIELDS, "api_version")),
-    Route("GET", "/v1/webhook_endpoints", lambda mode, call: page(mode, call, _KIND), LIST),
-    Route("GET", "/v1/webhook_endpoints/{webhook_endpoint}", lambda mode, call: mode.fetch(_KIND, call.id)),
-    Route("POST", "/v1/webhook_endpoints/{webhook_endpoint}", update, (*FIELDS, "disabled")),
-    Route("DELETE", "/v1/webhook_endpoints/{webhook_endpoint}", delete),
-    Route("POST", "/v2/core/event_destinations", create_destination, DESTINATION_CREATE),
+    Route("POST", _PATH, create, (*FIELDS, "api_version")),
+    *reads(f"{_PATH}/{{webhook_endpoint}}", _KIND),
+    Route("POST", f"{_PATH}/{{webhook_endpoint}}", _update, (*FIELDS, "disabled")),
+    Route("DELETE", f"{_PATH}/{{webhook_endpoint}}", _delete),
+    Route("POST", "/v2/core/event_destinations", _create_destination, DESTINATION_CREATE),
 )

@@ -179,6 +179,21 @@ async def test_a_repeated_event_moves_only_the_position(side_tables: SideTables)
     assert await side_tables.position(0) == 2
 
 
+async def test_an_object_that_only_a_repeated_event_names_is_left_alone(side_tables: SideTables) -> None:
+    await linked(side_tables)
+    await side_tables.commit(step(0, [event(1, invoice())], [fetched_invoice()]))
+    events = [event(1, invoice()), event(2, subscription())]
+    await side_tables.commit(step(1, events, [fetched_invoice(0, total_minor=7), fetched_subscription()]))
+    mirror = await side_tables.mirror()
+    assert [row["total_minor"] for row in mirror["invoices"]] == [1900]
+    assert [row["id"] for row in mirror["subscriptions"]] == ["sub_1"]
+
+
+async def test_a_doubled_event_is_held_at_its_first_place(side_tables: SideTables) -> None:
+    await side_tables.commit(step(5, [event(1, invoice()), event(1, invoice())], [fetched_invoice()]))
+    assert [(one.event_id, one.offset) for one in await side_tables.held()] == [("evt_1", 5)]
+
+
 async def test_events_of_one_read_share_a_fetch_and_have_an_audit_row_each(side_tables: SideTables) -> None:
     await linked(side_tables)
     events = [event(1, invoice()), event(2, invoice()), event(1, invoice()), event(3, invoice(), subscription())]

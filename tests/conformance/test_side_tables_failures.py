@@ -169,6 +169,22 @@ async def test_one_of_two_processes_with_the_same_partition_is_fenced(
     assert await opened().unknown(["evt_2"]) == {"evt_2"}
 
 
+async def test_steps_of_two_customers_of_one_account_wait_for_each_other(opened: Open, postgres_url: str) -> None:
+    """Otherwise both would write the account's next audit row."""
+    await linked(opened(), customer="cus_1")
+    await linked(opened(), customer="cus_2", starts_ms=1)
+    pause = Pause()
+    first = asyncio.create_task(opened(pause).commit(step(0, [event(1, invoice())], [fetched_invoice()])))
+    await pause.reached.wait()
+    other = step(0, [event(2, invoice(2), customer="cus_2")], [fetched_invoice(0, 2, customer="cus_2")], partition=1)
+    second = asyncio.create_task(opened().commit(other))
+    await until_waits_for_a_lock(postgres_url)
+    pause.go_on.set()
+    await asyncio.gather(first, second)
+    rows = [(row.seq, row.cause) for row in await opened().audit("acme")]
+    assert rows[2:] == [(3, "evt_1"), (4, "evt_2")]
+
+
 async def test_many_links_and_steps_at_once_do_not_deadlock(opened: Open) -> None:
     stores = [opened(), opened()]
 
@@ -377,6 +393,13 @@ async def test_only_errors_that_may_pass_are_transient(opened: Open, state: str,
     statement = text(f"DO $$ BEGIN RAISE EXCEPTION 'an error' USING ERRCODE = '{state}'; END $$")
     with pytest.raises(Transient if is_transient else DBAPIError, match="an error"):
         await opened()._run(lambda connection: connection.execute(statement))
+
+
+async def test_an_error_does_not_show_the_values(opened: Open) -> None:
+    statement = text("SELECT CAST(:email AS text) / 0")
+    with pytest.raises(DBAPIError) as caught:
+        await opened()._run(lambda connection: connection.execute(statement, {"email": "ada@example.org"}))
+    assert "ada@example.org" not in str(caught.value)
 
 
 async def test_no_server_is_transient_and_names_the_address() -> None:

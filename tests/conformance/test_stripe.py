@@ -313,6 +313,6 @@ async def test_sender_over_http_delivers_each_intent_once_through_a_storm() -> N
         totals = [(await client.summary("tokens", f"cus_{name}", start_s, end_s)).value for name in "abcd"]
         await client.close()
 
-    assert served.simulator.faults.waiting() == []
+    assert served.simulator.faults.waiting == []
     assert {outcome.status for outcome in (await bench.outcomes()).values()} == {OutcomeStatus.ACCEPTED}
     assert totals == ["1.9", "2.0", "2.1", "2.2"]

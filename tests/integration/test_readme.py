@@ -15,7 +15,7 @@ from typing import NamedTuple
 import httpx
 import pytest
 
-from pipeline.local.processes import free_port
+from pipeline.local.processes import LocalProcess, free_port
 from tests.integration.deployment import running_dev
 
 ROOT = Path(__file__).parents[2]
@@ -26,6 +26,7 @@ COUNTED_S = 30.0
 class RunningDev(NamedTuple):
     """A running `tidemark dev` and where it listens."""
 
+    process: LocalProcess
     gateway_port: int
     clickhouse_port: int
     api_key: str
@@ -41,7 +42,7 @@ def dev(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
     with running_dev(folder, *ports, *request.param) as process:
         key = re.search(r"tm_\S+", process.output())
         assert key is not None
-        yield RunningDev(gateway_port, clickhouse_port, key[0], folder)
+        yield RunningDev(process, gateway_port, clickhouse_port, key[0], folder)
 
 
 def commands(language: str) -> list[str]:
@@ -78,17 +79,24 @@ def run(dev: RunningDev, command: str) -> str:
 
 
 def _await_usage(dev: RunningDev) -> None:
-    """Until both events are counted and the hour's cells are in ClickHouse."""
+    """Until both events are counted and the hour's cells are in ClickHouse. A service that ended is started again, so a
+    lost answer is asked for once more."""
     headers = {"authorization": f"Bearer {dev.api_key}"}
     deadline = time.monotonic() + COUNTED_S
+    sql = "SELECT sum(value) FROM usage WHERE account = 'acme'"
+    found = ""
     while time.monotonic() < deadline:
-        live = httpx.get(f"http://127.0.0.1:{dev.gateway_port}/v1/accounts/acme/usage", headers=headers)
-        sql = "SELECT sum(value) FROM usage WHERE account = 'acme'"
-        relayed = httpx.post(f"http://127.0.0.1:{dev.clickhouse_port}/", content=sql).text.strip()
-        if live.status_code == 200 and '"1234"' in live.text and relayed == "1234":
-            return
+        try:
+            live = httpx.get(f"http://127.0.0.1:{dev.gateway_port}/v1/accounts/acme/usage", headers=headers)
+            relayed = httpx.post(f"http://127.0.0.1:{dev.clickhouse_port}/", content=sql).text.strip()
+        except httpx.TransportError as error:
+            found = repr(error)
+        else:
+            if live.status_code == 200 and '"1234"' in live.text and relayed == "1234":
+                return
+            found = f"{live.text} {relayed}"
         time.sleep(0.2)
-    pytest.fail(f"not counted after {COUNTED_S} s: {live.text} {relayed}")
+    pytest.fail(f"not counted after {COUNTED_S} s: {found}\n{dev.process.output()}")
 
 
 @pytest.mark.timeout(240)

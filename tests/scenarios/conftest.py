@@ -12,6 +12,7 @@ from tests.scenarios.receiver import receiving
 from tests.scenarios.vocabulary import Account
 from tests.services.stripe import check_shapes, running
 from tests.services.stripe_sdk import Sdk
+from tests.services.stripe_shapes import problems
 from tests.services.stripe_wire import NOW_MS
 from tests.worlds.clock import ManualClock
 
@@ -23,9 +24,9 @@ async def account(request: pytest.FixtureRequest) -> AsyncIterator[Account]:
     The parameter is the seed of the delivery faults, 0 for none: `with_delivery_faults` sets it.
     """
     seed: int = request.param
-    settings = SimulatorSettings(summary_lag_s=0, validation_window_s=10, check_responses=True, seed=seed)
+    settings = SimulatorSettings(summary_lag_s=0, validation_window_s=10, seed=seed)
     clock = ManualClock(NOW_MS)
-    simulator = Simulator(clock, settings)
+    simulator = Simulator(clock, settings, check=problems)
     sdk = Sdk(simulator, clock)
     async with receiving() as receiver, running(simulator):
         endpoint = {"url": receiver.url, "enabled_events": ["*"]}
@@ -35,6 +36,6 @@ async def account(request: pytest.FixtureRequest) -> AsyncIterator[Account]:
             account.disturb(seed)
         yield account
         await account.deliver()
-        assert bool(seed) == any(simulator.faults.happened())
+        assert bool(seed) == any(simulator.faults.happened)
     await sdk.close()
     check_shapes(simulator.violations, simulator.checked)

@@ -6,9 +6,20 @@ from pathlib import Path
 
 import pytest
 
-from tests.scenarios.histories import Model, Span, live, part
+from tests.scenarios.billing_model import Model, Span, part
+from tests.scenarios.histories import live
+from tests.scenarios.mutants import MUTANTS, histories_to_catch
+from tests.simulation.mutant import Mutant
 
 SEEDS = range(1, 41)
+QUICK = {
+    "the period after a pause is billed twice",
+    "usage that arrives before the invoice is final is dropped",
+    "usage of a trial is billed",
+    "a retry comes a day late",
+    "a retry charges the customer's card, not the subscription's",
+    "a hard decline is charged again",
+}
 
 
 @pytest.mark.parametrize("first", SEEDS[::10])
@@ -31,3 +42,14 @@ async def test_a_wrong_second_is_found(start: int, end: int) -> None:
 
     assert model.value() - exact == end - start
     assert part(1, 1, 2) == 1
+
+
+@pytest.mark.parametrize("mutant", [each for each in MUTANTS if each.name in QUICK], ids=lambda each: each.name)
+async def test_a_deliberate_defect_is_caught(mutant: Mutant, tmp_path: Path) -> None:
+    """`python -m tests.scenarios.mutants` tries all defects."""
+    assert await histories_to_catch(mutant, tmp_path)
+
+
+def test_each_quick_defect_is_in_the_table() -> None:
+    """A name that changes in one place would drop a test unnoticed."""
+    assert {each.name for each in MUTANTS} >= QUICK

@@ -16,9 +16,11 @@ import pytest_asyncio
 import uvicorn
 
 from pipeline.local.processes import LocalProcess, python
-from stripe_simulator import Simulator, SimulatorSettings, create_app
+from stripe_simulator import Simulator, SimulatorSettings
 from stripe_simulator.__main__ import READY_PREFIX
 from stripe_simulator.registry import ROUTES
+from tests.services.stripe_requests import application
+from tests.services.stripe_shapes import problems
 from tests.worlds.clock import ManualClock
 
 ROOT = Path(__file__).parents[2]
@@ -64,9 +66,9 @@ async def serve_simulator(
     listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     listener.bind(("127.0.0.1", 0))
     url = f"http://127.0.0.1:{listener.getsockname()[1]}"
-    simulator = Simulator(clock, replace(settings, check_responses=True, pages_url=url), state)
+    simulator = Simulator(clock, replace(settings, pages_url=url), state, problems)
     config = uvicorn.Config(
-        create_app(simulator), log_level="critical", lifespan="off", ws="none", timeout_graceful_shutdown=1
+        application(simulator), log_level="critical", lifespan="off", ws="none", timeout_graceful_shutdown=1
     )
     server = _Server(config)
     serving = asyncio.create_task(server.serve(sockets=[listener]))
@@ -96,8 +98,8 @@ async def running(simulator: Simulator) -> AsyncIterator[None]:
 
 @contextlib.contextmanager
 def simulator_process(folder: Path, *arguments: str) -> Iterator[str]:
-    """`python -m stripe_simulator` with its log in `folder`; its URL once it is ready. Ended with the block."""
-    command = python("stripe_simulator", "--check-responses", *arguments)
+    """A simulator process that checks its responses, with its log in `folder`. Its URL once it is ready."""
+    command = python("tests.services.stripe_shapes", *arguments)
     with LocalProcess("the Stripe simulator", command, folder / "simulator.log", cwd=ROOT) as process:
         url = process.wait_line(READY_PREFIX).removeprefix(READY_PREFIX)
         yield url

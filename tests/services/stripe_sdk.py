@@ -12,8 +12,10 @@ import pytest
 import pytest_asyncio
 import stripe
 
-from stripe_simulator import Simulator, SimulatorSettings, create_app
+from stripe_simulator import Simulator, SimulatorSettings
 from tests.services.stripe import TEST_KEY, check_shapes, running, serve_simulator
+from tests.services.stripe_requests import application
+from tests.services.stripe_shapes import problems
 from tests.services.stripe_wire import NOW_MS
 from tests.worlds.clock import ManualClock
 
@@ -23,7 +25,7 @@ class _Transport(stripe.HTTPXClient):
 
     def __init__(self, simulator: Simulator) -> None:
         super().__init__(allow_sync_methods=True, verify_ssl_certs=False)
-        self._client_async = httpx.AsyncClient(transport=httpx.ASGITransport(create_app(simulator)))
+        self._client_async = httpx.AsyncClient(transport=httpx.ASGITransport(application(simulator)))
 
     def _get_request_args_kwargs(
         self, method: str, url: str, headers: Mapping[str, str], post_data: Any
@@ -73,10 +75,10 @@ class Sdk:
 @pytest_asyncio.fixture(params=[False, True], ids=["sync", "async"])
 async def sdk(request: pytest.FixtureRequest) -> AsyncIterator[Sdk]:
     """stripe-python on a fresh simulator without lag, whose responses are compared with the SDK's shapes."""
-    settings = SimulatorSettings(summary_lag_s=0, validation_window_s=10, validation_delay_s=0, check_responses=True)
+    settings = SimulatorSettings(summary_lag_s=0, validation_window_s=10, validation_delay_s=0)
     clock = ManualClock(NOW_MS)
     if request.param:
-        simulator = Simulator(clock, settings)
+        simulator = Simulator(clock, settings, check=problems)
         sdk = Sdk(simulator, clock)
         async with running(simulator):
             yield sdk

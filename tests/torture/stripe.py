@@ -23,7 +23,7 @@ class LocalStripe(LocalProcess):
         folder.mkdir(parents=True, exist_ok=True)
         options = ("--summary-lag-s", "1", "--validation-window-s", "1", "--validation-delay-s", "0")
         super().__init__(
-            "the Stripe simulator", python("stripe_simulator", "--check-responses", *options), folder / "simulator.log",
+            "the Stripe simulator", python("tests.services.stripe_shapes", *options), folder / "simulator.log",
             environment=clean_environment(), cwd=ROOT,
         )  # fmt: skip
 

@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from aggregators.binding_timeline import timeline
+from aggregators.binding_timeline import overlaps, timeline
 from aggregators.mirror import mirror_rows
 from aggregators.partitioning import partition_of
 from pipeline.bindings import AccountLog
@@ -28,7 +28,7 @@ class BillingWorld(World):
     def __init__(self, now_ms: int, partitions: int = 1, seed: int = 0) -> None:
         super().__init__(now_ms, partitions)
         self.stripe = StripeAccount(self.clock, seed)
-        self.tables: SideTables = FakeSideTables(timeline)
+        self.tables: SideTables = FakeSideTables(timeline, overlaps)
 
     async def open(self) -> None:
         """Make the log and the tables."""
@@ -63,10 +63,12 @@ class BillingWorld(World):
         """A new process on the same stores."""
         return BillingEventProcessor(log or self.log, tables or self.tables, objects or self.stripe, self.clock)
 
-    async def process(self, processor: BillingEventProcessor | None = None, records_max: int = 100) -> None:
-        """Process every partition to the log's end."""
+    async def process(
+        self, processor: BillingEventProcessor | None = None, records_max: int = 100, *, backwards: bool = False
+    ) -> None:
+        """Process every partition to the log's end, the last one first if `backwards`."""
         running = processor or self.processor()
-        for partition in range(self.partitions):
+        for partition in sorted(range(self.partitions), reverse=backwards):
             offset = await running.start_offset(partition)
             while batch := await self.log.read(BILLING_EVENTS_TOPIC, partition, offset, records_max):
                 await running.step(partition, batch)

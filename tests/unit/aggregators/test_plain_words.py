@@ -111,10 +111,12 @@ RECORDS: Final[dict[Reason, list[bytes | tuple[bytes, Headers]]]] = {
 }  # fmt: skip
 OF_THE_PROCESSOR: Final = {Reason.PERIOD_CLOSED, Reason.TOO_MANY_DEFERRED}
 """Reasons that need a state of the live view; `RollupProcessor` has their fixed texts."""
+OF_STRIPE: Final = {Reason.BAD_STRIPE_EVENT, Reason.FOREIGN_STRIPE_EVENT}
+"""Reasons of what Stripe sent, whose reader is not a producer."""
 
 
 def test_the_table_has_every_reason() -> None:
-    assert RECORDS.keys() | OF_THE_PROCESSOR == set(Reason) == REMEDIES.keys()
+    assert RECORDS.keys() | OF_THE_PROCESSOR | OF_STRIPE == set(Reason) == REMEDIES.keys()
 
 
 @pytest.mark.parametrize("reason", RECORDS, ids=str)

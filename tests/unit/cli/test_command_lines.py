@@ -191,7 +191,7 @@ MODULES = {
     "benchmarks": (["--accounts", "0"], ["--accounts", "x"]),
     "stripe_simulator": (
         ["--port", "65536"], ["--clock", "scaled:1:1:1/0"], ["--clock", "file:/no"], ["--state", "dir"],
-        ["--state", "garbage"], ["--latency-s", "nan"], ["--summary-lag-s", "inf"],
+        ["--state", "garbage"], ["--validation-delay-s", "nan"], ["--summary-lag-s", "inf"],
     ),
 }  # fmt: skip
 

@@ -29,6 +29,7 @@ GIVEN = {
     "TIDEMARK_STRIPE_ACCOUNT": "acct_example",
     "VALKEY_PASSWORD": "valkeypassword",
     "CLICKHOUSE_PASSWORD": "clickhousepassword",
+    "POSTGRES_PASSWORD": "postgrespassword",
 }
 _VARIABLE = re.compile(r"\$\{(\w+)(?::([?-])([^}]*))?\}")
 
@@ -67,9 +68,9 @@ def _roles() -> set[str]:
 
 def test_the_production_shape_is_complete() -> None:
     """One host runs every service of the design."""
-    assert _roles() >= {"gateway", "router", "worker", "archive", "sink"}
+    assert _roles() >= {"gateway", "router", "worker", "archive", "sink", "mirror"}
     assert sum(service["command"] == ["worker"] for service in OURS.values()) == 2
-    assert {"kafka", "valkey", "clickhouse", "prometheus"} <= set(SERVICES)
+    assert {"kafka", "valkey", "clickhouse", "postgres", "prometheus"} <= set(SERVICES)
 
 
 @pytest.mark.parametrize("name", sorted(OURS))
@@ -99,8 +100,9 @@ def test_every_environment_loads_and_reaches_its_neighbour_services(settings: Se
     hosts = {server.rpartition(":")[0] for server in kafka_servers(settings.log_url)}
     hosts |= {re.split(r"[@:/]+", settings.redis_url.partition("@")[2])[0]}
     hosts |= {re.split(r"[@:/]+", settings.clickhouse_url.partition("@")[2])[0]}
+    hosts |= {re.split(r"[@:/]+", settings.sql_url.partition("@")[2])[0]}
 
-    assert hosts == {"kafka", "valkey", "clickhouse"}
+    assert hosts == {"kafka", "valkey", "clickhouse", "postgres"}
     assert open_clickhouse(settings.clickhouse_url).database == SERVICES["clickhouse"]["environment"]["CLICKHOUSE_DB"]
     assert settings.secret_bytes() == GIVEN["TIDEMARK_SECRET"].encode()
     assert settings.metrics_port == 9464
@@ -116,7 +118,7 @@ def test_the_gateway_and_the_tools_share_the_file_of_keys(settings: Settings) ->
     )
 
 
-@pytest.mark.parametrize("name", ["meters", "sink", "tools"])
+@pytest.mark.parametrize("name", ["meters", "sink", "mirror", "tools"])
 def test_roles_that_make_the_log_or_report_know_the_stripe_account(name: str) -> None:
     """The first process writes mode and account into the log for ever."""
     environment = OURS[name]["environment"]
@@ -167,7 +169,9 @@ def test_no_secret_has_a_default() -> None:
     variables = [match.groups() for match in _VARIABLE.finditer(TEXT)]
     secret = {name: (kind, why) for name, kind, why in variables if re.search(r"SECRET|PASSWORD|_KEY$", name)}
 
-    assert set(secret) == {"TIDEMARK_SECRET", "TIDEMARK_STRIPE_API_KEY", "VALKEY_PASSWORD", "CLICKHOUSE_PASSWORD"}
+    assert set(secret) == {
+        "TIDEMARK_SECRET", "TIDEMARK_STRIPE_API_KEY", "VALKEY_PASSWORD", "CLICKHOUSE_PASSWORD", "POSTGRES_PASSWORD",
+    }  # fmt: skip
     assert [name for name, (kind, why) in secret.items() if kind != "?" or not why] == []
     assert {name for name, kind, _ in variables if kind == "?"} == set(GIVEN)
     assert [name for name, kind, _ in variables if kind is None] == []

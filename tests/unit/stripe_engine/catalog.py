@@ -9,10 +9,9 @@ from typing import Final, Literal
 
 from stripe_simulator.engine.amounts import exact_amount
 from stripe_simulator.engine.discounts import Coupon, Discount
-from stripe_simulator.engine.lines import Item, Line
+from stripe_simulator.engine.lines import Item, Line, Usage
 from stripe_simulator.engine.periods import Period, Recurrence
 from stripe_simulator.engine.tiers import Price, Tier
-from stripe_simulator.engine.usage import Usage
 
 MONTH: Final = Recurrence("month")
 YEAR: Final = Recurrence("year")

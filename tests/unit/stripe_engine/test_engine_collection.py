@@ -11,27 +11,19 @@ from stripe_simulator.engine.collection import (
     Collection,
     RetryPolicy,
     SubscriptionStatus,
-    advances,
     after_failure,
     after_payment,
-    first_status,
-    next_payment_attempt,
 )
 
 
 def test_smart_retries_are_eight_in_two_weeks() -> None:
     """ "The recommended default is 8 tries within 2 weeks"."""
-    moments = [next_payment_attempt(SMART_RETRIES, 0, count) for count in range(1, 10)]
+    moments = [after_failure(SMART_RETRIES, "past_due", 0, count).next_payment_attempt for count in range(1, 10)]
 
     assert None not in moments[:8]
     assert moments[8] is None
     assert moments[7] == 14 * DAY_S
     assert sorted(set(moments[:8]), key=str) == sorted(moments[:8], key=str)
-
-
-def test_no_retry_before_the_first_attempt() -> None:
-    """Retries follow a failed attempt."""
-    assert next_payment_attempt(SMART_RETRIES, 0, 0) is None
 
 
 @pytest.mark.parametrize(
@@ -77,30 +69,7 @@ def test_every_end_action(end: SubscriptionStatus) -> None:
 )
 def test_after_a_payment(status: SubscriptionStatus, latest: bool, expected: SubscriptionStatus) -> None:
     """A terminal status stays: a paid invoice does not bring a cancelled subscription back."""
-    assert after_payment(status, latest_invoice=latest) == Collection("paid", expected, None)
-
-
-@pytest.mark.parametrize(
-    ("trial", "amount_due", "paid", "expected"),
-    [
-        (True, 0, False, "trialing"),
-        (False, 0, False, "active"),
-        (False, 5, True, "active"),
-        (False, 5, False, "incomplete"),
-    ],
-)
-def test_the_first_status(trial: bool, amount_due: int, paid: bool, expected: SubscriptionStatus) -> None:
-    """Nothing due is active at once."""
-    assert expected == first_status(trial=trial, amount_due=amount_due, paid=paid)
-
-
-def test_which_subscriptions_advance() -> None:
-    """An unpaid subscription's invoices stay drafts."""
-    statuses: list[SubscriptionStatus] = [
-        "incomplete", "incomplete_expired", "trialing", "active", "past_due", "canceled", "unpaid", "paused",
-    ]  # fmt: skip
-
-    assert [status for status in statuses if advances(status)] == ["trialing", "active", "past_due"]
+    assert after_payment(status, latest_invoice=latest) == expected
 
 
 def test_terminal_invoices_do_not_move() -> None:

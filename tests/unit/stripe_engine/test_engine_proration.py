@@ -12,10 +12,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stripe_simulator.engine.cycle import cycle_lines, totals
-from stripe_simulator.engine.lines import Item, Line
+from stripe_simulator.engine.lines import Item, Line, cycle_lines
 from stripe_simulator.engine.periods import Period, period_containing
 from stripe_simulator.engine.proration import BillingMode, Debit, debits_of, net_amounts, prorate
+from stripe_simulator.engine.totals import totals
 from tests.unit.stripe_engine.catalog import MONTH, YEAR, amount, at, between, cents, flat, percent, seats
 
 APRIL: Final = between("2027-04-01", "2027-05-01")
@@ -63,9 +63,9 @@ def test_an_unchanged_item_and_a_discount_alone_are_not_prorated() -> None:
     ten, twenty = seats(flat("ten", 1000), 1, APRIL), seats(flat("twenty", 2000), 1, APRIL, "si_2")
     more = twenty._replace(quantity=2)
 
-    lines = prorate("classic", [ten, twenty], [ten._replace(discounts=(percent(50),)), more], at("2027-04-16")).lines
+    lines = prorate("classic", [ten, twenty], [ten, more], at("2027-04-16"), discounts=[percent(50)]).lines
 
-    assert [(line.item, line.amount) for line in lines] == [("si_2", -1000), ("si_2", 2000)]
+    assert [(line.item, line.amount) for line in lines] == [("si_2", -500), ("si_2", 1000)]
 
 
 def test_mixed_intervals_share_no_coupon() -> None:
@@ -98,7 +98,10 @@ def test_a_restart_credits_and_charges_every_item() -> None:
 
     assert cents(result.lines) == [-450, 1000, -900, 2000]
     assert totals(result.lines, discounts=[percent(10)]).total == -450 + 900 - 900 + 1800
-    assert {debit.item.id: debit.net for debit in result.debits if debit.period == now} == {"si_1": 900, "si_2": 1800}
+    assert {debit.item.id: debit.net for debit in result.debits if debit.item.period == now} == {
+        "si_1": 900,
+        "si_2": 1800,
+    }
 
 
 def test_a_proration_is_never_discounted_again() -> None:

@@ -43,4 +43,4 @@ def test_the_engine_has_no_floats(name: str) -> None:
 
 def test_the_engine_was_found() -> None:
     """An empty list of modules would pass every test above."""
-    assert len(ENGINE) > 10
+    assert len(ENGINE) > 5

@@ -8,14 +8,13 @@ from typing import Any
 
 import pytest
 
-from stripe_simulator import Simulator
-from stripe_simulator.bodies import parse_form
-from stripe_simulator.contract import shapes
-from stripe_simulator.contract.parameters import coerce, known_routes
+from stripe_simulator import Simulator, contract
+from stripe_simulator.contract.parameters import coerce, parse_form
 from stripe_simulator.errors import ApiError
 from stripe_simulator.registry import ROUTES
 from tests import stripe_contract
 from tests.services.stripe_sdk import Sdk
+from tests.services.stripe_shapes import problems as problems_of
 from tests.services.stripe_wire import NOW_MS
 from tests.worlds.clock import ManualClock
 
@@ -44,7 +43,7 @@ def test_files_are_those_of_the_installed_sdk() -> None:
 
 def test_every_route_is_one_of_the_sdk() -> None:
     """A path that stripe-python never calls is a misspelling, as is a parameter that the route does not have."""
-    assert {route.name for route in ROUTES} <= set(known_routes())
+    assert {route.name for route in ROUTES} <= set(contract.requests()["known"])
     for route in ROUTES:
         for name in route.takes:
             with pytest.raises(ApiError) as raised:
@@ -222,7 +221,7 @@ def test_responses_are_compared_strictly(change: Any, problem: str) -> None:
     body = copy.deepcopy(Simulator(ManualClock(NOW_MS)).create_customer(False, {"name": "Ada"}))
     change(body)
 
-    problems = shapes.problems("GET /v1/customers/{customer}", body)
+    problems = problems_of("GET /v1/customers/{customer}", body)
 
     assert len(problems) == bool(problem)
     assert not problem or problems[0].startswith(problem)

@@ -83,6 +83,7 @@ async def test_features_are_kept(sdk: Sdk) -> None:
     feature = await sdk("v1.entitlements.features.create", {"name": "A", "lookup_key": "a", "metadata": {"x": "y"}})
     assert (await sdk("v1.entitlements.features.list", {"lookup_key": "a"}))["data"] == [feature]
     assert (await sdk("v1.entitlements.features.list", {"lookup_key": "b"}))["data"] == []
+    assert await sdk("v1.entitlements.features.retrieve", feature["id"]) == feature
     error = await sdk.error("v1.entitlements.features.create", {"name": "B", "lookup_key": "a"})
     assert (error["status"], error["param"]) == (400, "lookup_key")
 

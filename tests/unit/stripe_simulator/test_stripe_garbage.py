@@ -14,6 +14,7 @@ import pytest
 from stripe_simulator import Simulator, SimulatorSettings, create_app
 from stripe_simulator.registry import ROUTES
 from tests.services.stripe import check_shapes
+from tests.services.stripe_shapes import problems
 from tests.services.stripe_wire import METER, NOW_MS, NOW_S
 from tests.worlds.clock import ManualClock
 
@@ -49,8 +50,8 @@ def _json(chance: random.Random, depth: int = 0) -> Any:
 async def test_nothing_breaks_the_simulator(seed: int, tmp_path: Path) -> None:
     """400 or 404 for what is wrong, 501 for what is missing, no exception, and a journal with the same objects."""
     chance = random.Random(seed)
-    settings = SimulatorSettings(summary_lag_s=0, check_responses=True)
-    simulator = Simulator(ManualClock(NOW_MS), settings, tmp_path / "journal")
+    settings = SimulatorSettings(summary_lag_s=0)
+    simulator = Simulator(ManualClock(NOW_MS), settings, tmp_path / "journal", problems)
     simulator.create_customer(False, {}, "cus_one")
     statuses = Counter[int]()
     headers = {"Authorization": "Bearer sk_test_one"}

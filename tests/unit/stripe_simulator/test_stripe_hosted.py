@@ -22,8 +22,24 @@ URLS = {"success_url": "https://shop.example/done", "cancel_url": "https://shop.
         ({"mode": "payment"}, "line_items", None),
         ({"mode": "setup"}, "currency", "parameter_missing"),
         ({"colour": "red"}, "colour", "parameter_unknown"),
+        ({"success_url": "javascript:alert(1)"}, "success_url", "url_invalid"),
+        ({"success_url": "shop.example/done"}, "success_url", "url_invalid"),
+        ({"cancel_url": "data:text/html,x"}, "cancel_url", "url_invalid"),
+        ({"cancel_url": "https://[shop"}, "cancel_url", "url_invalid"),
     ],
-    ids=["mode", "price", "no price", "customer", "recurring", "currency", "unknown"],
+    ids=[
+        "mode",
+        "price",
+        "no price",
+        "customer",
+        "recurring",
+        "currency",
+        "unknown",
+        "script",
+        "no scheme",
+        "data",
+        "no host",
+    ],
 )
 async def test_bad_checkout_session_is_refused(
     sdk: Sdk, shop: Shop, change: dict[str, Any], param: str, code: str | None
@@ -73,5 +89,9 @@ async def test_portal_session_needs_a_customer(sdk: Sdk, shop: Shop) -> None:
     assert portal["url"].endswith(f"/_simulator/portal/{portal['id']}")
     error = await sdk.error("v1.billing_portal.sessions.create", {"customer": "cus_none"})
     assert (error["status"], error["param"]) == (400, "customer")
+    error = await sdk.error(
+        "v1.billing_portal.sessions.create", {"customer": shop.customer, "return_url": "javascript:alert(1)"}
+    )
+    assert (error["code"], error["param"]) == ("url_invalid", "return_url")
     error = await sdk.error("v1.billing_portal.sessions.create", {"return_url": "https://a.example"})
     assert (error["code"], error["param"]) == ("parameter_missing", "customer")

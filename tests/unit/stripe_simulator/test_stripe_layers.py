@@ -7,13 +7,11 @@ from typing import Any
 import httpx
 import pytest
 
-from stripe_simulator import Simulator, create_app
-from stripe_simulator.contract.parameters import known_routes
+from stripe_simulator import Simulator, contract, create_app
 from stripe_simulator.errors import ApiError
 from stripe_simulator.expansion import expand
 from stripe_simulator.mode import Call, Mode, Route
-from stripe_simulator.registry import ROUTES
-from stripe_simulator.routing import Router
+from stripe_simulator.registry import ROUTES, Router
 from stripe_simulator.store import Object
 from tests.services.stripe_sdk import Sdk
 from tests.services.stripe_wire import DAY_S, METER, NOW_MS, NOW_S, Wire
@@ -50,7 +48,7 @@ def _nothing(_mode: Mode, _call: Call) -> Object:
 )  # fmt: skip
 def test_routes_are_found_by_their_segments(method: str, path: str, expected: Any) -> None:
     """All routes of the SDK, as if each were implemented."""
-    split = [name.partition(" ") for name in known_routes()]
+    split = [name.partition(" ") for name in contract.requests()["known"]]
     router = Router(Route(known, template, _nothing) for known, _, template in split)
     if isinstance(expected, int):
         with pytest.raises(ApiError) as raised:
@@ -122,9 +120,9 @@ async def test_keys_are_kept_as_long_as_each_api_says(sdk: Sdk, service: str, da
 
 async def test_key_in_execution_is_a_conflict(wire: Wire) -> None:
     """409 for the second request while the first is being executed."""
-    wire.simulator.idempotency.begin(False, "key")
+    wire.simulator.test.running.add("key")
     answer = await wire.send("key")
-    wire.simulator.idempotency.end(False, "key")
+    wire.simulator.test.running.clear()
 
     assert (answer.status_code, answer.json()["error"]["code"]) == (409, "idempotency_key_in_use")
     assert (await wire.send("key")).status_code == 200
@@ -151,8 +149,7 @@ async def test_same_key_with_fields_in_another_order_is_the_same_request(wire: W
 )
 async def test_rates_are_limited(wire: Wire, rates: tuple[int, int], calls: list[str], expected: list[Any]) -> None:
     """429 with the header that names the limit, and nothing stored under the key."""
-    body = {"rate_per_s": rates[0], "meter_event_rate_per_s": rates[1]}
-    assert (await wire.http.post("/_simulator/settings", json=body)).status_code == 200
+    wire.simulator.limits.set(*rates)
     results: list[Any] = []
     for number, call in enumerate(calls):
         if call == "wait":

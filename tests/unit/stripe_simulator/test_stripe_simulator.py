@@ -10,7 +10,7 @@ import httpx
 import pytest
 
 from stripe_simulator import Fault, FaultKind, Simulator, SimulatorSettings, parse_clock
-from stripe_simulator.bodies import parse_form
+from stripe_simulator.contract.parameters import parse_form
 from stripe_simulator.errors import ApiError
 from tests.services.stripe import serve_simulator, simulator_process
 from tests.services.stripe_wire import DAY_S, EVENT, METER, NOW_MS, NOW_S, Wire
@@ -184,7 +184,7 @@ async def test_injected_event_is_an_extra_one(wire: Wire) -> None:
 
     assert answer.status_code == 200
     assert await wire.total() == [4.0]
-    state = (await wire.http.get("/_simulator/state", params={"customer": "cus_one"})).json()
+    state = (await wire.http.get("/_simulator/state")).json()
     assert [event["injected"] for event in state["meter_events"]] == [0, 1]
 
 
@@ -279,6 +279,6 @@ def test_two_simulators_share_nothing() -> None:
     one, two = Simulator(ManualClock(NOW_MS)), Simulator(ManualClock(NOW_MS))
     one.create_customer(False, {}, "cus_x")
 
-    assert (one.customer_exists(False, "cus_x"), two.customer_exists(False, "cus_x")) == (True, False)
+    assert [simulator.test.store.get("customer", "cus_x") is None for simulator in (one, two)] == [False, True]
     one.close()
     two.close()

@@ -116,8 +116,8 @@ def test_ids_depend_on_the_seed_alone() -> None:
 
 def _everything(mode: Mode) -> tuple[Any, ...]:
     objects = {kind: list(mode.store.newest(kind)) for kind in ("customer", "billing.meter", "event", "v2.core.event")}
-    cells = list(mode.usage.cells("mtr", "cus_one", 0, NOW_S + DAY_S))
-    return objects, mode.usage.events, cells, mode.clockwork.waiting(), mode.store.new_id("x")
+    total = mode.usage.total("mtr", "cus_one", 0, NOW_S + DAY_S)
+    return objects, mode.usage.events, total, mode.clockwork.waiting(), mode.store.new_id("x")
 
 
 def test_journal_replays_to_the_same_state(tmp_path: Path) -> None:

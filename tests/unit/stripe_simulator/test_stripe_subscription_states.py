@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
@@ -54,6 +55,8 @@ async def test_metered_price_is_swapped(shop: Shop, mode: str, pending: list[int
     await shop.advance("2026-11-11 10:30:00")
     await shop.change(price=await shop.metered(meter, unit_amount_decimal="0.04"))
     assert await shop.pending() == pending
+    notes = shop.sdk.simulator.test.store.get("subscription.ledger", f"ledger_{shop.subscription}")
+    assert json.loads(json.dumps(notes)) == notes, "a journal would bring back something else"
     await shop.use(350_000, "2026-11-15")
     await shop.advance("2026-12-01 02:00:00")
 
@@ -84,42 +87,6 @@ async def test_cancellation_at_period_end_bills_usage(shop: Shop) -> None:
     assert (await shop.amounts())[-1] == ("paid", 2000)
     assert await types_of(shop, "customer.subscription.deleted") == [
         ("customer.subscription.deleted", at("2026-12-01"))
-    ]
-
-
-@pytest.mark.parametrize(
-    ("second", "invoices", "balance"),
-    [(15_000, [500_000, 500_000, 0], 0), (1, [500_000, 0], -99_960)],
-    ids=["reached twice", "cheaper by volume"],
-)
-async def test_thresholds(shop: Shop, second: int, invoices: list[int], balance: int) -> None:
-    """Scenario 3: the tiers go on over threshold invoices, and volume tiers can give back."""
-    await shop.open("2026-11-01")
-    tiers = [{"up_to": 10_000, "unit_amount": 50}, {"up_to": "inf", "unit_amount": 40}]
-    price = await shop.metered(await shop.meter(), billing_scheme="tiered", tiers_mode="volume", tiers=tiers)
-    await shop.subscribe({"price": price}, billing_thresholds={"amount_gte": 500_000})
-    for day, value in ((5, 10_000), (15, second)):
-        await shop.use(value, f"2026-11-{day:02d}")
-        await shop.advance(f"2026-11-{day:02d} 03:00:00")
-    await shop.advance("2026-12-01 02:00:00")
-
-    assert [due for _, due in await shop.amounts()][1:] == invoices
-    assert (await shop.sdk("v1.customers.retrieve", shop.customer))["balance"] == balance
-
-
-async def test_usage_threshold_of_an_item(shop: Shop) -> None:
-    """Units since the last threshold invoice."""
-    await shop.open("2026-11-01")
-    price = await shop.metered(await shop.meter(), 2)
-    await shop.subscribe({"price": price, "billing_thresholds": {"usage_gte": 1_000}})
-    await shop.use(1_200, "2026-11-05")
-    await shop.advance("2026-11-05 03:00:00")
-    await shop.use(900, "2026-11-06")
-    await shop.advance("2026-12-01 02:00:00")
-
-    assert [(one["billing_reason"], one["amount_due"]) for one in await shop.invoices()][1:] == [
-        ("subscription_threshold", 2400),
-        ("subscription_cycle", 1800),
     ]
 
 
@@ -169,6 +136,28 @@ async def test_trial_without_a_card(shop: Shop, behavior: str, status: str, due:
     assert [amount for _, amount in await shop.amounts()] == [0, *due]
 
 
+async def test_anchor_by_day_and_time(shop: Shop) -> None:
+    """The first of each month at midnight; a weekly price has no such anchor."""
+    await shop.open("2027-02-15 09:30:07")
+    config = {"day_of_month": 1, "hour": 0, "minute": 0, "second": 0}
+    body = await shop.subscribe({"price": await shop.price(2800)}, billing_cycle_anchor_config=config)
+    assert body["billing_cycle_anchor"] == at("2027-03-01")
+
+    items = [{"price": await shop.price(700, "week")}]
+    params = {"customer": shop.customer, "items": items, "billing_cycle_anchor_config": config}
+    error = await shop.sdk.error("v1.subscriptions.create", params)
+    assert (error["status"], error["param"]) == (400, "billing_cycle_anchor_config")
+
+
+async def test_trial_settings_keep_what_is_not_given(shop: Shop) -> None:
+    """Only the anchor at the trial's end is given: the default for a missing card stays."""
+    await shop.open("2027-01-01", "")
+    settings = {"end_behavior": {"billing_cycle_anchor": "now"}}
+    body = await shop.subscribe({"price": await shop.price(14900)}, trial_period_days=10, trial_settings=settings)
+
+    assert body["trial_settings"] == {"end_behavior": {"missing_payment_method": "create_invoice"}}
+
+
 @pytest.mark.parametrize("mode", ["flexible", "classic"])
 async def test_trial_ends_now(shop: Shop, mode: str) -> None:
     """The first period begins at once, and the unused trial is no credit."""
@@ -197,11 +186,27 @@ async def test_pause_and_resume(shop: Shop) -> None:
     assert (body["status"], body["items"]["data"][0]["current_period_end"]) == ("active", at("2027-04-08"))
 
 
+async def test_a_pause_is_credited_once(shop: Shop) -> None:
+    """The cancellation of a paused subscription bills neither time nor usage again."""
+    await shop.open("2027-02-01")
+    await shop.subscribe({"price": await shop.price(2800)}, {"price": await shop.metered(await shop.meter(), 2)})
+    await shop.use(100, "2027-02-01")
+    await shop.advance("2027-02-08")
+    await shop.sdk("v1.subscriptions.pause", shop.subscription, {})
+    await shop.use(30, "2027-02-08")
+    await shop.advance("2027-02-15")
+    await shop.sdk("v1.subscriptions.cancel", shop.subscription, {"prorate": True, "invoice_now": True})
+
+    assert [lines(invoice) for invoice in await shop.invoices()] == [[2800], [-2100, 200]]
+    assert (await shop.sdk("v1.customers.retrieve", shop.customer))["balance"] == -1900
+
+
 async def test_resumption_that_nobody_pays(shop: Shop) -> None:
     """The invoice is void after 23 hours, the subscription stays paused, and can be resumed again."""
     await shop.open("2027-02-01")
     await shop.subscribe({"price": await shop.price(2800)})
-    await shop.sdk("v1.subscriptions.pause", shop.subscription, {"bill_for": {"unused_time_from": {"type": "none"}}})
+    await shop.advance("2027-02-08")
+    await shop.sdk("v1.subscriptions.pause", shop.subscription, {})
     await shop.advance("2027-03-08")
     await shop.sdk("v1.subscriptions.resume", shop.subscription, {})
     await shop.advance("2027-03-09")
@@ -211,21 +216,6 @@ async def test_resumption_that_nobody_pays(shop: Shop) -> None:
 
     assert (body["status"], body["billing_cycle_anchor"]) == ("active", at("2027-03-09"))
     assert (await shop.amounts())[-1] == ("paid", 2800)
-
-
-@pytest.mark.parametrize(
-    ("behavior", "status"), [("void", "void"), ("mark_uncollectible", "uncollectible"), ("keep_as_draft", "draft")]
-)
-async def test_paused_collection(shop: Shop, behavior: str, status: str) -> None:
-    """The subscription stays active and is invoiced; `resumes_at` ends the pause."""
-    await shop.open("2027-02-01")
-    await shop.subscribe({"price": await shop.price(2800)})
-    await shop.change(pause_collection={"behavior": behavior, "resumes_at": at("2027-03-15")})
-    await shop.advance("2027-03-01 02:00:00")
-    assert ((await shop.get())["status"], (await shop.invoices())[-1]["status"]) == ("active", status)
-    await shop.advance("2027-04-01 02:00:00")
-
-    assert ((await shop.get())["pause_collection"], (await shop.amounts())[-1]) == (None, ("paid", 2800))
 
 
 async def test_pending_update(shop: Shop) -> None:
@@ -266,6 +256,31 @@ async def test_change_that_cannot_be_paid_is_undone(shop: Shop) -> None:
     assert (error["status"], error["type"], error["decline_code"]) == (402, "card_error", "generic_decline")
     assert (await shop.get())["items"]["data"][0]["price"]["id"] == low
     assert await shop.amounts() == [("paid", 7900)]
+
+
+async def test_the_latest_final_invoice_decides_on_past_due(shop: Shop) -> None:
+    """Neither a newer draft nor the retry of an older invoice counts."""
+    await shop.open("2027-02-01")
+    await shop.subscribe({"price": await shop.price(2800)})
+    await shop.advance("2027-02-28 12:00:00")
+    await shop.use_card("pm_card_chargeCustomerFail")
+    older = (await shop.change(quantity=80, proration_behavior="always_invoice"))["latest_invoice"]
+    assert (await shop.get())["status"] == "past_due"
+    await shop.use_card("pm_card_visa")
+    await shop.advance("2027-03-01 01:00:00")
+    assert ((await shop.get())["status"], [status for status, _ in await shop.amounts()][1:]) == (
+        "active", ["open", "paid"],
+    )  # fmt: skip
+    await shop.use_card("pm_card_chargeCustomerFail")
+    await shop.advance("2027-03-01 13:00:00")
+    assert ((await shop.get())["status"], [body["attempt_count"] for body in await shop.invoices()][1:]) == (
+        "active", [2, 1],
+    )  # fmt: skip
+    await shop.change(quantity=90, proration_behavior="always_invoice")
+    await shop.use_card("pm_card_visa")
+    await shop.advance("2027-04-01 00:30:00")
+    assert (await shop.get())["status"] == "active"
+    assert (await shop.sdk("v1.invoices.retrieve", older))["status"] == "paid"
 
 
 async def test_dunning_ends_with_cancellation(shop: Shop) -> None:
@@ -340,6 +355,11 @@ async def test_discounts(shop: Shop, duration: str, change: list[int], renewal: 
     assert [due for _, due in await shop.amounts()] == [8000, sum(change), renewal]
 
 
+def anchor(**fields: int) -> dict[str, Any]:
+    """An anchor by day and time."""
+    return {"billing_cycle_anchor_config": {"day_of_month": 1, **fields}}
+
+
 @pytest.mark.parametrize(
     ("params", "status", "code", "param"),
     [
@@ -348,11 +368,28 @@ async def test_discounts(shop: Shop, duration: str, change: list[int], renewal: 
         ({"items": [{"quantity": 1}]}, 400, "parameter_missing", "items[0][price]"),
         ({"items": [{"price": "x", "tax_rates": ["txr_1"]}]}, 501, None, None),
         ({"trial_end": 1}, 400, None, "trial_end"),
+        ({"cancel_at": "max_billed_until"}, 501, None, None),
+        (anchor(hour=24), 400, None, "billing_cycle_anchor_config[hour]"),
+        (anchor(day_of_month=0), 400, None, "billing_cycle_anchor_config[day_of_month]"),
+        ({"trial_settings": {"end_behavior": {"billing_cycle_anchor": "unchanged"}}}, 501, None, None),
         ({"collection_method": "send_invoice"}, 400, None, "days_until_due"),
         ({"default_payment_method": "pm_none"}, 400, "resource_missing", "default_payment_method"),
         ({"discounts": [{"coupon": "none"}]}, 400, "resource_missing", "discounts[0][coupon]"),
     ],
-    ids=["no card", "price", "no price", "not simulated", "past", "no days", "no method", "no coupon"],
+    ids=[
+        "no card",
+        "price",
+        "no price",
+        "not simulated",
+        "past",
+        "billed until",
+        "hour",
+        "day",
+        "anchor of a trial",
+        "no days",
+        "no method",
+        "no coupon",
+    ],
 )
 async def test_refused_subscriptions(shop: Shop, params: Any, status: int, code: str | None, param: str | None) -> None:
     """Stripe's status, code and parameter, and nothing is stored."""

@@ -198,7 +198,7 @@ async def test_delivery_faults_by_the_admin_route(body: dict[str, Any], status: 
     transport = httpx.ASGITransport(create_app(simulator))
     async with httpx.AsyncClient(transport=transport, base_url="http://stripe.test") as http:
         assert (await http.post("/_simulator/faults", json=body)).status_code == status
-    assert len(simulator.faults.waiting()) == (status == 200)
+    assert len(simulator.faults.waiting) == (status == 200)
 
 
 @pytest.mark.parametrize("seed", [0, 1])

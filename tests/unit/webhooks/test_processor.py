@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 from collections.abc import Mapping, Sequence
@@ -356,3 +357,67 @@ async def test_the_delay_is_that_of_the_last_event(signed: SignedUp) -> None:
     await signed.world.process(processor)
 
     assert processor.status().delay_s == pytest.approx(90, abs=1)
+
+
+async def test_two_subscriptions_that_bill_one_meter_are_shown_once(signed: SignedUp) -> None:
+    """The older one is followed, and nothing else may stop because Stripe is in a state that it should not be in."""
+    item = (signed.stripe.read(ObjectName(ObjectKind.SUBSCRIPTION, signed.subscription)) or {})["items"]["data"][0]
+    signed.world.clock.advance(3_600_000)
+    second = signed.stripe.subscribe(signed.customer, item["price"]["id"])
+    await signed.world.deliver(signed.stripe.happened())
+    await signed.world.process(records_max=1)
+    signed.stripe.change(second, metadata={"a": "b"})
+    await signed.world.deliver(signed.stripe.happened()[-1:])
+    await signed.world.process()
+
+    (row,) = await signed.world.tables.overlaps()
+    assert (row.account, row.entity_id) == (ACME, f"{signed.subscription} {second}")
+    assert row.reason.endswith(f"{signed.subscription} is followed")
+    assert row in await signed.world.tables.audit(ACME)
+    bindings = [due.binding for due in await signed.world.tables.due_bindings()]
+    assert [binding.anchor_ms for binding in bindings if binding.billing is Billing.MAPPED] == [START_MS]
+
+
+class Gate:
+    """The account at Stripe, whose first answer is on its way until the gate opens."""
+
+    def __init__(self, signed: SignedUp) -> None:
+        self._signed = signed
+        self.asked, self.opened = asyncio.Event(), asyncio.Event()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._signed.stripe, name)
+
+    async def fetch(self, name: ObjectName) -> dict[str, object] | None:
+        """What Stripe had when it was asked."""
+        body = await self._signed.stripe.fetch(name)
+        self.asked.set()
+        await self.opened.wait()
+        return body
+
+
+async def test_a_slow_answer_never_replaces_a_newer_one() -> None:
+    """Thin events name no customer, so two partitions may have events about one subscription."""
+    world = BillingWorld(START_MS, partitions=2)
+    await world.open()
+    customer = world.stripe.customer()
+    await world.link(ACME, customer)
+    subscription = world.stripe.subscribe(customer, world.stripe.price(meter=world.stripe.meter()))
+    signed, name = SignedUp(world, customer, subscription), ObjectName(ObjectKind.SUBSCRIPTION, subscription)
+    for partition in (0, 1):
+        value = resync_record(f"r{partition}", name, customer, 1)
+        await world.log.append(BILLING_EVENTS_TOPIC, partition, value, headers=((VIA_HEADER, b"resync"),))
+    records = [await world.records(partition, BILLING_EVENTS_TOPIC) for partition in (0, 1)]
+    gate = Gate(signed)
+    slow, fast = world.processor(objects=gate), world.processor()
+    for processor in (slow, fast):
+        for partition in (0, 1):
+            await processor.start_offset(partition)
+    step = asyncio.create_task(slow.step(0, records[0]))
+    await gate.asked.wait()
+    world.stripe.cancel(subscription)
+    await fast.step(1, records[1])
+    gate.opened.set()
+    await step
+
+    assert signed.row(await world.tables.mirror())["status"] == "canceled"

@@ -92,6 +92,7 @@ STATEMENTS = (
         PRIMARY KEY (account, seq)
     )
     """,
+    "CREATE INDEX audit_overlaps ON audit (account, seq) WHERE entity = 'overlap'",
     """
     CREATE TABLE cursors (
         name TEXT NOT NULL,

@@ -1,4 +1,5 @@
-"""Checks responses against the SDK's resource classes, and knows which of their fields can be expanded."""
+"""Checks responses of the Stripe simulator against the SDK's resource classes. `python -m tests.services.stripe_shapes`
+is the simulator with this check: a response that differs becomes a 500 and is recorded."""
 
 from __future__ import annotations
 
@@ -6,10 +7,10 @@ import re
 from collections.abc import Iterator, Mapping
 from functools import cache
 from itertools import islice
-from pathlib import Path
 from typing import Any, Final
 
-import msgspec
+from stripe_simulator.__main__ import main
+from stripe_simulator.contract import fields_of, route_type, shapes
 
 PROBLEMS_MAX = 20
 _EVENT: Final = "v2.core._event:Event"
@@ -28,31 +29,14 @@ _PLAIN: Final[Mapping[str, tuple[type, ...]]] = {
 
 
 @cache
-def _document() -> dict[str, Any]:
-    document: dict[str, Any] = msgspec.json.decode(Path(__file__).with_name("shapes.json").read_bytes())
-    return document
-
-
-@cache
 def _by_object_name() -> dict[str, str]:
     """The definition of each object by its `object` field."""
     names = {}
-    for key, fields in _document()["definitions"].items():
+    for key, fields in shapes()["definitions"].items():
         kind = fields.get("object", "")
         if kind and kind[0] == "enum" and "." not in key.partition(":")[2]:
             names[kind[1][0]] = key
     return names
-
-
-def route_type(route: str) -> Any:
-    """The compiled type of a route's response. Raises `KeyError` for a route that is not in the contract."""
-    return _document()["routes"][route]
-
-
-def fields_of(definition: str) -> Mapping[str, Any]:
-    """The fields of a definition."""
-    fields: dict[str, Any] = _document()["definitions"][definition]
-    return fields
 
 
 def problems(route: str, body: Any) -> list[str]:
@@ -119,7 +103,7 @@ def _walk_object(value: Any, definition: str, path: str) -> Iterator[str]:
         yield f"{path}: want {definition}, got {value!r:.60}"
         return
     if definition == _EVENT:
-        definition = _document()["events"].get(value.get("type"), _EVENT)
+        definition = shapes()["events"].get(value.get("type"), _EVENT)
     fields = fields_of(definition)
     if value.get("deleted") is True and "deleted" in fields:
         if set(value) != {"id", "object", "deleted"}:
@@ -136,3 +120,7 @@ def _walk_object(value: Any, definition: str, path: str) -> Iterator[str]:
     if value.get("object") == "event":
         snapshot = value["data"]["object"]
         yield from _walk_object(snapshot, _by_object_name()[snapshot["object"]], f"{path}.data.object")
+
+
+if __name__ == "__main__":
+    main(obj=problems)

@@ -1,0 +1,80 @@
+"""`python -m tests.scenarios.mutants`: deliberate defects of the simulator, and how many histories catch each."""
+
+from __future__ import annotations
+
+import asyncio
+import tempfile
+from pathlib import Path
+from typing import Any, Final
+from unittest.mock import patch
+
+from stripe_simulator import invoicing
+from stripe_simulator.engine import collection, proration
+from stripe_simulator.engine.usage import usage_lines
+from stripe_simulator.resources import subscription_changes, subscription_cycle
+from tests.scenarios.histories import live
+from tests.simulation.mutant import Mutant
+
+HISTORIES_MAX: Final = 300
+
+
+def _one_second_less(original: Any) -> Any:
+    def charge(item: Any, net: Any, billed: Any) -> Any:
+        return original(item, net, billed._replace(start=billed.start + 1))._replace(period=billed)
+
+    return charge
+
+
+MUTANTS: Final = (
+    Mutant("a proration is a second short", proration, "_charge", _one_second_less),
+    Mutant(
+        "the period after a pause is billed twice", subscription_changes, "commit_when_paid",
+        lambda made: lambda mode, body, change, **how: made(mode, body, change._replace(lines=change.lines * 2), **how),
+    ),
+    Mutant(
+        "usage that arrives before the invoice is final is dropped", subscription_cycle, "invoice_lines",
+        lambda _: lambda _mode, _invoice: None,
+    ),
+    Mutant(
+        "usage of a trial is billed", subscription_changes, "renewal",
+        lambda made: lambda *arguments, **_: made(*arguments, was_trial=False),
+    ),
+    Mutant(
+        "classic mode bills the usage before a swap", subscription_changes, "swap_lines",
+        lambda _: lambda _mode, item, usage: usage_lines(item, usage),
+    ),
+    Mutant(
+        "a cancellation that keeps the usage drops the usage", subscription_changes, "closing_lines",
+        lambda made: lambda *arguments, **how: made(*arguments, **{**how, "usage": False}),
+    ),
+    Mutant(
+        "a retry comes a day late", collection, "next_payment_attempt",
+        lambda made: lambda *arguments: (due := made(*arguments)) and due + collection.DAY_S,
+    ),
+    Mutant(
+        "a retry charges the customer's card, not the subscription's", invoicing, "_payment_method",
+        lambda _: lambda mode, invoice: mode.fetch("customer", invoice["customer"])["invoice_settings"][
+            "default_payment_method"
+        ],
+    ),
+    Mutant("a hard decline is charged again", invoicing, "is_charged", lambda _: lambda *_code, **_how: True),
+)  # fmt: skip
+
+
+async def histories_to_catch(mutant: Mutant, folder: Path) -> int:
+    """The first seed, from 1 on, whose history fails under the defect. Raises `AssertionError` if none does."""
+    with patch.object(mutant.target, mutant.attribute, mutant.made(vars(mutant.target)[mutant.attribute])):
+        for seed in range(1, HISTORIES_MAX + 1):
+            try:
+                await live(seed, folder)
+            except AssertionError as failure:
+                if not isinstance(failure.__cause__, AssertionError):
+                    raise  # The defect itself broke, and proves nothing.
+                return seed
+    raise AssertionError(f"{mutant.name}: not caught in {HISTORIES_MAX} histories")
+
+
+if __name__ == "__main__":
+    with tempfile.TemporaryDirectory() as place:
+        for each in MUTANTS:
+            print(f"{asyncio.run(histories_to_catch(each, Path(place))):4}  {each.name}")
