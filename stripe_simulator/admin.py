@@ -73,8 +73,10 @@ def _clear_faults(simulator: Simulator, body: object) -> object:
 
 
 def _repeat(simulator: Simulator, body: dict[str, Any]) -> object:
-    """Count the test mode's event with this `identifier` once more, as if Stripe had forgotten the identifier."""
-    event = simulator.test.usage.latest_of(body["identifier"])
+    """Count the test mode's last event with this `identifier`, however old, once more, as if Stripe had forgotten the
+    identifier."""
+    sent = reversed(simulator.test.usage.events)
+    event = next((event for event in sent if event.identifier == body["identifier"]), None)
     if event is None:
         raise ValueError(f"there is no event {body['identifier']}")
     customer, value = str(event.customer), str(event.value)

@@ -10,7 +10,7 @@ from unittest.mock import patch
 
 from stripe_simulator import invoicing
 from stripe_simulator.engine import collection, proration
-from stripe_simulator.engine.usage import usage_lines
+from stripe_simulator.engine.lines import usage_lines
 from stripe_simulator.resources import subscription_changes, subscription_cycle
 from tests.scenarios.histories import live
 from tests.simulation.mutant import Mutant

@@ -177,9 +177,11 @@ async def test_concurrent_events_of_one_customer_and_meter_conflict() -> None:
     assert answers[2].status_code == 200
 
 
-async def test_injected_event_is_an_extra_one(wire: Wire) -> None:
+@pytest.mark.parametrize("age_s", [0, 3 * DAY_S], ids=["new", "older than an identifier is known"])
+async def test_injected_event_is_an_extra_one(wire: Wire, age_s: int) -> None:
     """The fault that a reconciler must report: the same usage twice at Stripe."""
     await wire.send(identifier="one")
+    wire.clock.advance(age_s * 1_000)
     answer = await wire.http.post("/_simulator/meter_events", json={"identifier": "one"})
 
     assert answer.status_code == 200
