@@ -16,8 +16,10 @@ END_MS: Final = MONTH_END_MS + 110 * MINUTE_MS
 # seconds to arrive, and Stripe's signature expires after five minutes.
 SIGN_UP_MS: Final = START_MS - 4 * HOUR_MS
 BILLING_FACTOR: Final = 30
-# From here on, customers pay for their accounts. Bindings that come before this instant are in time.
+# From here on, customers pay for their accounts. A binding is in time if it comes before events of this instant may
+# arrive, which the future limit allows five minutes before.
 PAID_FROM_MS: Final = START_MS - 10 * MINUTE_MS
+BOUND_BY_MS: Final = PAID_FROM_MS - 6 * MINUTE_MS
 # Grace is an hour. Five more minutes avoid a race at the end of grace.
 LATE_FROM_MS: Final = MONTH_END_MS + 65 * MINUTE_MS
 # The value in the demo's meter set. With whole hours, arrival hours and report buckets close together.
