@@ -21,7 +21,7 @@ from schemas.clock import HOUR_MS, SECOND_MS
 from schemas.errors import OperatorNeeded
 from schemas.side_tables import Row
 
-PATIENCE_S: Final = 240.0
+PATIENCE_S: Final = 600.0
 POLL_S: Final = 0.5
 ACTOR: Final = "demo"
 # Of these events the demo counts how many were found by no webhook.
