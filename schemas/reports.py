@@ -158,6 +158,10 @@ class StripeMeters(Protocol):
         """Stripe's sum, which lags behind `send`. Both instants are whole minutes."""
         ...
 
+    async def hour_summary(self, event_name: str, stripe_customer: str, hour_s: int) -> MeterSummary:
+        """Stripe's sum of the UTC hour that begins at `hour_s`, which lags behind `send`. No rows without events."""
+        ...
+
     async def close(self) -> None:
         """Release connections. Safe to call twice."""
         ...

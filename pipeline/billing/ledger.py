@@ -43,7 +43,8 @@ class Pending:
     """An intent without an outcome, and its progress.
 
     `in_doubt`: Stripe may have received a send whose answer was lost. `refused_at_ms`: when this sender last sent the
-    attempt and Stripe refused the event because of its meter or customer. `awaited_offset`: the offset of this sender's
+    attempt and Stripe refused the event because of its meter or customer. `absent_at_ms`: when a lookup first found
+    that Stripe does not have the event, and none since found otherwise. `awaited_offset`: the offset of this sender's
     own attempt; the intent waits until the attempt was read back.
     """
 
@@ -54,6 +55,7 @@ class Pending:
     failures: int = 0
     in_doubt: bool = False
     refused_at_ms: int | None = None
+    absent_at_ms: int | None = None
     awaited_offset: int = -1
     hold: Hold = Hold.NONE
     detail: str = ""
@@ -126,7 +128,7 @@ class ReportLedger:
             pending.attempt = attempt
             # An attempt of this sender follows a proof that Stripe does not have the event.
             pending.in_doubt = offset != pending.awaited_offset
-            pending.refused_at_ms = None
+            pending.refused_at_ms = pending.absent_at_ms = None
 
     def settle(self, identifier: str) -> None:
         """Remove a pending intent and keep its identifier as settled."""

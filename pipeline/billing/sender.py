@@ -28,7 +28,7 @@ from aggregators.quantities import decimal_text
 from aggregators.stripe_sums import StripeSum
 from pipeline.billing.concurrency import KeyedLocks, TokenBucket, all_or_first_error
 from pipeline.billing.ledger import PENDING_MAX, Hold, Pending, ReportLedger, SendQueue
-from pipeline.billing.lookup import READ_RECORDS_MAX, LookupResult, Presence, StripeLookup, sum_of
+from pipeline.billing.lookup import READ_RECORDS_MAX, LookupResult, Presence, StripeLookup, hour_of
 from schemas.clock import HOUR_MS, MINUTE_MS, SECOND_MS, Clock
 from schemas.errors import InvalidInput, OperatorNeeded, Refused, Transient
 from schemas.log import REPORTS_TOPIC, Log, Record
@@ -47,8 +47,10 @@ class SenderPolicy:
     """Limits of the sender.
 
     `rate_per_s`: Stripe allows 25/s for a sandbox and 1 000/s live. `queues_max`: concurrent calls. `round_s`: how
-    long one step or idle call may send. `settle_ms`: how long Stripe's summaries may lack a send. `hold_retry_ms`: the
-    wait after a refusal; for a customer it doubles up to `hold_retry_max_ms`.
+    long one step or idle call may send. `settle_ms`: how long Stripe's summaries may lack a send; Stripe publishes no
+    bound. `hold_retry_ms`: the wait after a refusal; for a customer it doubles up to `hold_retry_max_ms`.
+    `look_retry_ms`: the wait after a lookup that did not decide. `look_again_ms`: the wait between the two lookups that
+    must both find that Stripe does not have an event.
     """
 
     rate_per_s: float = 20.0
@@ -57,10 +59,11 @@ class SenderPolicy:
     backoff_min_s: float = 0.5
     backoff_max_s: float = 120.0
     resend_window_ms: int = RESEND_WINDOW_MS
-    settle_ms: int = 15 * MINUTE_MS
+    settle_ms: int = 3 * HOUR_MS
     hold_retry_ms: int = MINUTE_MS
     hold_retry_max_ms: int = 30 * MINUTE_MS
     look_retry_ms: int = 15 * MINUTE_MS
+    look_again_ms: int = 3 * HOUR_MS
     pending_max: int = PENDING_MAX
 
 
@@ -393,10 +396,12 @@ class StripeSender:
     async def _resolve_by_lookup(self, part: _Partition, pending: Pending, attempt: Attempt, was_unknown: bool) -> None:
         """After Stripe's identifier window: settle the intent, append a new attempt, or put the intent on hold.
 
+        A new attempt needs two lookups, hours apart, that do not find the event: the attempt may have been sent again
+        just before the window ended, and Stripe's sum may not show that send yet.
         `was_unknown`: the last lookup did not decide either. An intent that Stripe refuses for its age becomes a dead
         letter after the second such lookup, when a recent send can no longer be the reason.
         """
-        key, sums = sum_of(pending.intent, attempt), self._stale_sums(part)
+        key, sums = hour_of(pending.intent, attempt), self._stale_sums(part)
         async with self._locks.hold((key.event_name, key.stripe_customer)), self._lookup_lock:
             try:
                 result = await self._lookup.look_up(pending.intent.identifier, key, sums)
@@ -404,6 +409,8 @@ class StripeSender:
                 # Stripe rejects the read of this one sum; all other events can still be sent.
                 result = LookupResult(Presence.UNKNOWN, f"Stripe's sum cannot be read: {error}")
             self._counts[f"looked_{result.presence}"] += 1
+            if result.presence is not Presence.ABSENT:
+                pending.absent_at_ms = None
             if result.presence is Presence.PRESENT:
                 await self._settle(part, pending, OutcomeStatus.ACCEPTED, result.detail)
                 return
@@ -415,6 +422,9 @@ class StripeSender:
             if result.presence is Presence.UNKNOWN:
                 self._hold(pending, Hold.UNKNOWN, result.detail, self._policy.look_retry_ms)
                 return
+            if wait_ms := self._wait_to_look_again_ms(pending):
+                self._hold(pending, Hold.UNKNOWN, f"{result.detail}; Stripe is asked once more", wait_ms)
+                return
             payer = await self._resolve(pending.intent, pending.intent.instant_ms)
             period_end_ms = payer.period_end_ms if payer else pending.intent.period_end_ms
             timestamp_s = event_time_s(pending.intent, period_end_ms, self._clock.now_ms())
@@ -423,9 +433,17 @@ class StripeSender:
                 return
             await self._write_attempt(part, pending, attempt.stripe_customer, timestamp_s, attempt.value)
 
+    def _wait_to_look_again_ms(self, pending: Pending) -> int:
+        """How long to wait until a second lookup may confirm that Stripe does not have the event; 0 if this one does.
+        A clock that was put back begins the wait again."""
+        now_ms = self._clock.now_ms()
+        if pending.absent_at_ms is None or pending.absent_at_ms > now_ms:
+            pending.absent_at_ms = now_ms
+        return max(0, pending.absent_at_ms + self._policy.look_again_ms - now_ms)
+
     def _stale_sums(self, part: _Partition) -> set[StripeSum]:
         attempted = ((pending.intent, pending.attempt) for pending in part.ledger.pending())
-        return {sum_of(intent, attempt) for intent, attempt in attempted if attempt and self._is_stale(attempt)}
+        return {hour_of(intent, attempt) for intent, attempt in attempted if attempt and self._is_stale(attempt)}
 
     async def _send(self, part: _Partition, pending: Pending, attempt: Attempt) -> None:
         event = meter_event(pending.intent, attempt)

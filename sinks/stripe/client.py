@@ -36,6 +36,7 @@ from sinks.stripe.errors import Answer, classify, describe, is_refusal, is_retry
 
 ERROR_REPORT: Final = "v1.billing.meter.error_report_triggered"
 PAGE_ROWS: Final = 100
+HOUR_S: Final = 3_600
 PAGES_MAX: Final = 100
 STORED_ERRORS_MAX: Final = 10_000
 CONNECTIONS_MAX: Final = 32
@@ -196,15 +197,28 @@ class StripeClientMeters:
         Stripe computes the value as a double. Costs one call, and one more if this client does not know the meter yet.
         Raises `Transient`, `Refused`, and `InvalidInput` if the span is not of whole minutes.
         """
+        return await self._summary(event_name, {"customer": stripe_customer, "start_time": start_s, "end_time": end_s})
+
+    async def hour_summary(self, event_name: str, stripe_customer: str, hour_s: int) -> MeterSummary:
+        """Stripe's sum of the UTC hour that begins at `hour_s`; costs and errors as those of `summary`. No row
+        without events."""
+        return await self._summary(
+            event_name,
+            {
+                "customer": stripe_customer,
+                "start_time": hour_s,
+                "end_time": hour_s + HOUR_S,
+                "value_grouping_window": "hour",
+            },
+        )
+
+    async def _summary(self, event_name: str, asked: Any) -> MeterSummary:
         meter = await self._find_meter(event_name)
         if meter is None:
             return MeterSummary("0", 0)
         try:
             return await self._read(
-                lambda: self._stripe.v1.billing.meters.event_summaries.list_async(
-                    meter.id, {"customer": stripe_customer, "start_time": start_s, "end_time": end_s}
-                ),
-                summary_of,
+                lambda: self._stripe.v1.billing.meters.event_summaries.list_async(meter.id, asked), summary_of
             )
         except InvalidInput as error:
             if error.field == "resource_missing":

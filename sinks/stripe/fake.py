@@ -10,7 +10,7 @@ from enum import StrEnum
 from typing import Final
 
 from aggregators.meter_events import FUTURE_MAX_MS, PAST_MAX_MS
-from schemas.clock import DAY_MS, SECOND_MS, Clock
+from schemas.clock import DAY_MS, HOUR_MS, SECOND_MS, Clock
 from schemas.errors import InvalidInput, OperatorNeeded, Refused, Transient
 from schemas.reports import MeterEvent, MeterSummary, Rejection, SendResult, SendStatus
 from sinks.stripe.errors import DUPLICATE_PREFIX, Answer, classify
@@ -137,6 +137,12 @@ class FakeStripe:
             if inside and (event.event_name, event.stripe_customer) == (event_name, stripe_customer):
                 total += Decimal(event.value) if not self._judge(stored) else 0
         return MeterSummary(format(Decimal(repr(float(total))), "f"), 1)
+
+    async def hour_summary(self, event_name: str, stripe_customer: str, hour_s: int) -> MeterSummary:
+        """The sum of one UTC hour, as `summary`."""
+        if hour_s * SECOND_MS % HOUR_MS:
+            raise InvalidInput("start_time", "must be aligned with hour boundaries")
+        return await self.summary(event_name, stripe_customer, hour_s, hour_s + HOUR_MS // SECOND_MS)
 
     async def rejections(self, since_ms: int) -> Sequence[Rejection]:
         """One report per rejected event."""

@@ -228,6 +228,20 @@ async def test_summary_starts_inclusive_and_ends_exclusive(world: World) -> None
     assert (await world.meters.summary("tokens", CUSTOMER, NOW_S - 3_600, NOW_S)).value == "1.0"
 
 
+async def test_summary_of_an_hour_contains_that_hour_only(world: World) -> None:
+    """The lookup of a doubtful event must not see recent events."""
+    await world.meters.ensure_meter("tokens", "Tokens")
+    for number, seconds in enumerate((-3_601, -3_600, -1, 0)):
+        await world.meters.send(_event(f"id-{number}", str(10**number), timestamp_s=NOW_S + seconds))
+    world.clock.advance(LAG_MS)
+
+    assert (await world.meters.hour_summary("tokens", CUSTOMER, NOW_S - 3_600)).value == "110.0"
+    assert float((await world.meters.hour_summary("tokens", CUSTOMER, NOW_S - 36_000)).value) == 0
+    assert await world.meters.hour_summary("tokens", "cus_nobody", NOW_S - 3_600) == MeterSummary("0", 0)
+    with pytest.raises(InvalidInput):
+        await world.meters.hour_summary("tokens", CUSTOMER, NOW_S - 60)
+
+
 @pytest.mark.parametrize(("event_name", "customer"), [("nobody", CUSTOMER), ("tokens", "cus_nobody")])
 async def test_summary_of_an_unknown_name_has_no_rows(world: World, event_name: str, customer: str) -> None:
     """The reconciler must distinguish an unknown customer from one without usage."""
