@@ -24,7 +24,9 @@ class Intent(_Frozen):
     """The change of one total over one report bucket. A rebuild makes the same intent.
 
     `delta_minor` = total at the bucket's end minus total at its start, for every aggregation.
-    `identifier` = hash of (livemode, Stripe account, log id, meter, account, period start, bucket, delta).
+    `identifier` = hash of (livemode, Stripe account, log id, meter, account, period start, bucket, delta). A delta with
+    more digits than Stripe takes in one value is published as several intents, with `-0`, `-1` and so on behind the
+    identifier.
     """
 
     kind: Literal["intent"] = "intent"

@@ -16,6 +16,7 @@ from schemas.reports import MeterEvent, MeterSummary, Rejection, SendResult, Sen
 from sinks.stripe.errors import DUPLICATE_PREFIX, Answer, classify
 
 IDENTIFIER_WINDOW_MS = DAY_MS
+VALUE_DIGITS_MAX = 15
 
 
 class FakeFault(StrEnum):
@@ -180,6 +181,8 @@ class FakeStripe:
         event_ms = event.timestamp_s * SECOND_MS
         if not now_ms - PAST_MAX_MS <= event_ms <= now_ms + FUTURE_MAX_MS:
             return Answer(400, "the timestamp is out of bounds", "timestamp_out_of_bounds")
+        if len(event.value.lstrip("-").replace(".", "").lstrip("0")) > VALUE_DIGITS_MAX:
+            return Answer(400, f"more than {VALUE_DIGITS_MAX} digits", "meter_event_value_too_many_digits")
         if event.event_name not in self._meters or event.event_name in self.inactive:
             return Answer(400, f"No active meter found for event name {event.event_name}.")
         received_ms = self._identifiers.get(event.identifier)

@@ -183,6 +183,14 @@ async def test_event_that_stripe_never_accepts_is_dead(world: World, event: Mete
     assert (await world.meters.send(event)).status is SendStatus.DEAD
 
 
+@pytest.mark.parametrize(("value", "status"), [("1234567.12345678", "accepted"), ("1234567.123456789", "dead")])
+async def test_value_has_at_most_fifteen_digits(world: World, value: str, status: str) -> None:
+    """Therefore a longer value is split before it is published."""
+    await world.meters.ensure_meter("tokens", "Tokens")
+
+    assert (await world.meters.send(_event(value=value))).status == status
+
+
 async def test_event_of_an_unknown_meter_waits_for_the_meter(world: World) -> None:
     """An operator can make or reactivate the meter, and then Stripe takes the event."""
     assert (await world.meters.send(_event(event_name="nobody"))).status is SendStatus.HOLD_METER

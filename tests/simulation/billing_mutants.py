@@ -66,6 +66,13 @@ def _duplicate_is_failure(original: Any) -> Any:
     return classify
 
 
+def _parts_share_an_identifier(original: Any) -> Any:
+    def parts_of(intent: Any) -> Any:
+        return [part.model_copy(update={"identifier": intent.identifier}) for part in original(intent)]
+
+    return parts_of
+
+
 BILLING: Final = (
     Mutant("delta sampled at publishing", ReportRelay, "relay", _delta_at_publishing),
     Mutant(
@@ -77,6 +84,13 @@ BILLING: Final = (
         "event_time_s", lambda _made: lambda intent, _end_ms, _now_ms: intent.bucket_end_ms // 1_000 - 1,
     ),
     Mutant("report forgotten before its intent is durable", ReportRelay, "_publish", _reports_forgotten_first),
+    Mutant(
+        "the parts of a long value share an identifier", pipeline.rollup.relays, "parts_of",
+        _parts_share_an_identifier,
+    ),
+    Mutant(
+        "a long value is not split", pipeline.rollup.relays, "parts_of", lambda _made: lambda intent: [intent],
+    ),
     Mutant("a fresh identifier each send", pipeline.billing.sender, "meter_event", _fresh_identifier),
     Mutant(
         "an account's first customer pays for ever", pipeline.billing.customers, "customer_at",
