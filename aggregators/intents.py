@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from hashlib import blake2b
 from typing import Final
@@ -20,6 +21,7 @@ from schemas.rollup import Checkpoint
 VALUE_DIGITS_MAX: Final = 15
 # Enough for 6.3 * 10^16 whole units, more than a double at Stripe adds up exactly.
 PARTS_MAX: Final = 64
+_REVISION: Final = re.compile(r"-r[1-9][0-9]*$")
 
 
 def intent_of(
@@ -69,6 +71,17 @@ def parts_of(intent: Intent) -> Iterator[Intent]:
         return
     for number, delta_minor in enumerate(deltas):
         yield intent.model_copy(update={"identifier": f"{intent.identifier}-{number}", "delta_minor": delta_minor})
+
+
+def root_of(identifier: str) -> str:
+    """The identifier of the first revision of an intent, of the identifier of any revision."""
+    return _REVISION.sub("", identifier)
+
+
+def revised(intent: Intent) -> Intent:
+    """The next revision of an intent: the same change under an identifier that Stripe has not seen."""
+    revision = intent.revision + 1
+    return intent.model_copy(update={"identifier": f"{root_of(intent.identifier)}-r{revision}", "revision": revision})
 
 
 def _parts(minor: int, scale: int) -> list[int]:

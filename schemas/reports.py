@@ -26,7 +26,7 @@ class Intent(_Frozen):
     `delta_minor` = total at the bucket's end minus total at its start, for every aggregation.
     `identifier` = hash of (livemode, Stripe account, log id, meter, account, period start, bucket, delta). A delta with
     more digits than Stripe takes in one value is published as several intents, with `-0`, `-1` and so on behind the
-    identifier.
+    identifier. `revision`: how often the intent was redriven; then `-r1`, `-r2` and so on are behind the identifier.
     """
 
     kind: Literal["intent"] = "intent"
@@ -43,6 +43,7 @@ class Intent(_Frozen):
     bucket_end_ms: int
     delta_minor: int
     scale: Annotated[int, Field(ge=0, le=12)]
+    revision: Annotated[int, Field(ge=0)] = 0
 
     @property
     def instant_ms(self) -> int:
@@ -84,7 +85,7 @@ class OutcomeStatus(StrEnum):
 
 class ReportOutcome(_Frozen):
     """Settles an intent: Stripe accepted it; or the account is free; or a restatement reports the usage by other
-    intents; or an operator must act (dead letter)."""
+    intents; or an operator must act (dead letter). `in_doubt`: Stripe may have the event of the dead letter."""
 
     kind: Literal["outcome"] = "outcome"
     identifier: str
@@ -92,9 +93,27 @@ class ReportOutcome(_Frozen):
     detail: str = ""
     stripe_customer: str = ""
     settled_at_ms: int = 0
+    in_doubt: bool = False
 
 
-ReportEntry = Annotated[Intent | Attempt | ReportOutcome, Field(discriminator="kind")]
+class Redrive(_Frozen):
+    """Replaces a settled intent, which Stripe does not have, by its next revision.
+
+    One record of the log has the redrive and the new intent, so neither is there without the other. `identifier` is
+    that of the settled intent, `successor` that of the new one. `actor` and `reason`: who redrove it, and why.
+    `evidence`: why Stripe does not have the event.
+    """
+
+    kind: Literal["redrive"] = "redrive"
+    identifier: str
+    successor: str
+    actor: str
+    reason: str
+    evidence: str
+    redriven_at_ms: int
+
+
+ReportEntry = Annotated[Intent | Attempt | ReportOutcome | Redrive, Field(discriminator="kind")]
 
 
 class MeterEvent(NamedTuple):

@@ -80,6 +80,8 @@ EXITS_WITH_1: Final = {
     "account bind": _UNANSWERED,
     "account show": _UNANSWERED,
     "archive": _ROLE,
+    "billing list": _UNANSWERED,
+    "billing redrive": "a report was refused, or the log, Stripe or a store did not answer: repeat the command",
     "close-period": _UNANSWERED,
     "dev": "a process did not start, or ended; its log is in the message",
     "doctor": "a check failed",

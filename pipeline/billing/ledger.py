@@ -15,7 +15,7 @@ from aggregators.report_records import parse_entries, supersedes
 from schemas.clock import DAY_MS
 from schemas.errors import OperatorNeeded
 from schemas.log import Record
-from schemas.reports import Attempt, Intent, ReportOutcome
+from schemas.reports import Attempt, Intent, Redrive, ReportOutcome
 
 PENDING_MAX: Final = 500_000
 
@@ -120,6 +120,9 @@ class ReportLedger:
                     self._note_attempt(entry, record.offset)
                 case ReportOutcome():
                     self.settle(entry.identifier)
+                case Redrive():
+                    # The new revision is an intent of its own in the same record.
+                    continue
         self.next_offset = max(self.next_offset, record.next_offset)
 
     def _note_attempt(self, attempt: Attempt, offset: int) -> None:

@@ -7,7 +7,7 @@ so an event of the same amount that the sum does not show yet cannot pass for th
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from enum import StrEnum
 from typing import Final, NamedTuple
 
@@ -77,10 +77,14 @@ class _Index:
             queue = self._queues.setdefault((known.intent.event_name, entry.stripe_customer), {})
             queue[entry.identifier] = None
 
-    def sent(self, key: StripeSum) -> list[ReportedIntent]:
-        """The attempted intents that Stripe's sum may contain."""
+    def sent(self, key: StripeSum, suspects: Collection[str] = frozenset()) -> list[ReportedIntent]:
+        """The attempted intents that Stripe's sum may contain. Those of `suspects` have no outcome."""
         queue = map(self.reported.get, self._queues.get((key.event_name, key.stripe_customer), ()))
-        return [reported for reported in queue if reported and may_contain(key, reported)]
+        return [
+            reported._replace(outcome=None) if reported.intent.identifier in suspects else reported
+            for reported in queue
+            if reported and may_contain(key, reported)
+        ]
 
 
 class StripeLookup:
@@ -101,9 +105,12 @@ class StripeLookup:
         """Drop the cached entries. Call at the end of a round."""
         self._index = _Index(())
 
-    async def look_up(self, identifier: str, key: StripeSum, sums: Iterable[StripeSum]) -> LookupResult:
+    async def look_up(
+        self, identifier: str, key: StripeSum, sums: Iterable[StripeSum], suspects: Collection[str] = frozenset()
+    ) -> LookupResult:
         """Whether Stripe has the event of the attempted intent `identifier`, which is part of the sum `key`.
 
+        `suspects` are accepted intents that Stripe may have rejected since; they count as doubtful.
         `sums` are all sums that the round will look up. The caller must not send to the intent's queue meanwhile. Reads
         the topic and one summary; may raise `Transient`. The answer is unknown if the summary may lack a recent send,
         if an entry was appended meanwhile, or if two different choices of events fit the summary.
@@ -113,17 +120,17 @@ class StripeLookup:
             self._index = _Index(wanted)
         index = self._index
         await self._catch_up(index)
-        sent = index.sent(key)
+        sent = index.sent(key, suspects)
         doubtful = {reported.intent.identifier for reported in sent if not reported.is_accepted}
         if identifier not in doubtful:
             return _unknown("it is settled, or not in the log any more, or was sent with another instant")
         settled_before_ms = self._clock.now_ms() - self._settle_ms
-        others = (reported for reported in sent if reported.intent.identifier != identifier)
+        others = (each for each in sent if each.intent.identifier != identifier and not each.is_refused)
         if any(_last_ms(reported) > settled_before_ms for reported in others):
             return _unknown("Stripe's summary may not show the latest sends yet")
         summary = await self._summary(key)
         await self._catch_up(index)
-        if index.sent(key) != sent:
+        if index.sent(key, suspects) != sent:
             return _unknown("other events of this customer and span were sent meanwhile")
         bounds = bounds_of(sent, settled_before_ms, try_unsettled=True)
         contained = bounds.contained(units_of(summary.value))

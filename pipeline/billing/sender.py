@@ -21,66 +21,25 @@ import random
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final, NamedTuple
+from typing import Final
 
 from aggregators.meter_events import deadline_ms, event_time_s, meter_event, too_early_ms
 from aggregators.quantities import decimal_text
 from aggregators.stripe_sums import StripeSum
 from pipeline.billing.concurrency import KeyedLocks, TokenBucket, all_or_first_error
-from pipeline.billing.ledger import PENDING_MAX, Hold, Pending, ReportLedger, SendQueue
+from pipeline.billing.holds import Held, Holds
+from pipeline.billing.ledger import Hold, Pending, ReportLedger, SendQueue
 from pipeline.billing.lookup import READ_RECORDS_MAX, LookupResult, Presence, StripeLookup, hour_of
-from schemas.clock import HOUR_MS, MINUTE_MS, SECOND_MS, Clock
+from pipeline.billing.policy import DEFAULT_POLICY, SenderPolicy, SenderStatus
+from schemas.clock import MINUTE_MS, SECOND_MS, Clock
 from schemas.errors import InvalidInput, OperatorNeeded, Refused, Transient
 from schemas.log import REPORTS_TOPIC, Log, Record
 from schemas.periods import Billing
 from schemas.reports import Attempt, CustomerResolver, OutcomeStatus, ReportOutcome, SendStatus, StripeMeters
 
-# Stripe remembers an identifier for at least 24 h; an hour less leaves room for clocks and slow calls.
-RESEND_WINDOW_MS: Final = 23 * HOUR_MS
 REPLACED: Final = "a late binding put the usage into other periods"
 
 _LOG: Final = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class SenderPolicy:
-    """Limits of the sender.
-
-    `rate_per_s`: Stripe allows 25/s for a sandbox and 1 000/s live. `queues_max`: concurrent calls. `round_s`: how
-    long one step or idle call may send. `settle_ms`: how long Stripe's summaries may lack a send; Stripe publishes no
-    bound. `hold_retry_ms`: the wait after a refusal; for a customer it doubles up to `hold_retry_max_ms`.
-    `look_retry_ms`: the wait after a lookup that did not decide. `look_again_ms`: the wait between the two lookups that
-    must both find that Stripe does not have an event.
-    """
-
-    rate_per_s: float = 20.0
-    queues_max: int = 16
-    round_s: float = 5.0
-    backoff_min_s: float = 0.5
-    backoff_max_s: float = 120.0
-    resend_window_ms: int = RESEND_WINDOW_MS
-    settle_ms: int = 3 * HOUR_MS
-    hold_retry_ms: int = MINUTE_MS
-    hold_retry_max_ms: int = 30 * MINUTE_MS
-    look_retry_ms: int = 15 * MINUTE_MS
-    look_again_ms: int = 3 * HOUR_MS
-    pending_max: int = PENDING_MAX
-
-
-class SenderStatus(NamedTuple):
-    """Values of the gauges and counters. `counts` are counted since the process started, by name.
-
-    `held_deadline_ms` is when Stripe will refuse the first held intent for its age; None without held intents. Intents
-    whose period has not begun do not count.
-    """
-
-    pending: int
-    settled: int
-    held: dict[str, int]
-    held_deadline_ms: int | None
-    low_watermarks: dict[int, int]
-    caught_up: bool
-    counts: dict[str, int]
 
 
 @dataclass(slots=True)
@@ -89,14 +48,6 @@ class _Partition:
     ledger: ReportLedger
     catch_up_to: int
     caught_up: bool = False
-
-
-class _Held(NamedTuple):
-    """Why no event of a meter or customer is sent, when Stripe is asked again, and how often it refused."""
-
-    detail: str
-    retry_at_ms: int
-    refusals: int = 1
 
 
 class StripeSender:
@@ -118,7 +69,7 @@ class StripeSender:
         resolve: CustomerResolver,
         clock: Clock,
         rng: random.Random,
-        policy: SenderPolicy = SenderPolicy(),
+        policy: SenderPolicy = DEFAULT_POLICY,
     ) -> None:
         self._log = log
         self._meters = meters
@@ -134,8 +85,7 @@ class StripeSender:
         self._lookup_lock = asyncio.Lock()
         self._identity: tuple[bool, str] | None = None
         self._ensured: set[str] = set()
-        self._held_meters: dict[str, _Held] = {}
-        self._held_customers: dict[tuple[str, str], _Held] = {}
+        self._holds = Holds(clock, policy)
         self._round_ms = 0
         self._counts: Counter[str] = Counter()
 
@@ -226,8 +176,7 @@ class StripeSender:
 
     def _end_waits(self) -> None:
         """Try everything again, because the clock was put back: the ends of all waits are too late by as much."""
-        self._held_meters.clear()
-        self._held_customers.clear()
+        self._holds.clear()
         for part in self._partitions.values():
             for pending in part.ledger.pending():
                 pending.not_before_ms = 0
@@ -325,44 +274,30 @@ class StripeSender:
         event_name = pending.intent.event_name
         if event_name in self._ensured:
             return True
-        held = self._held_meters.get(event_name)
-        if held is None or held.retry_at_ms <= self._clock.now_ms():
+        held = self._holds.meter(event_name)
+        if held is None:
             try:
                 await self._meters.ensure_meter(event_name, pending.intent.meter)
             except (OperatorNeeded, InvalidInput) as error:
                 # A fault of one meter must not stop the reports of others.
-                held = self._hold_meter(event_name, str(error))
+                held = self._holds.hold_meter(event_name, str(error))
             else:
-                self._held_meters.pop(event_name, None)
+                self._holds.release_meter(event_name)
                 self._ensured.add(event_name)
                 return True
-        self._hold(pending, Hold.METER, held.detail, held.retry_at_ms - self._clock.now_ms())
+        self._hold_as(pending, Hold.METER, held)
         return False
-
-    def _hold_meter(self, event_name: str, detail: str) -> _Held:
-        self._ensured.discard(event_name)
-        held = _Held(detail, self._clock.now_ms() + self._policy.hold_retry_ms)
-        self._held_meters[event_name] = held
-        return held
 
     def _is_held(self, pending: Pending, customer: str) -> bool:
         """Whether Stripe refused the meter's last event of this customer. If so, hold the intent until the next try.
 
         Most intents of a refused customer thus get no attempt, so nothing about them can be in doubt.
         """
-        held, now_ms = self._held_customers.get((pending.intent.event_name, customer)), self._clock.now_ms()
-        if held is None or held.retry_at_ms <= now_ms:
+        held = self._holds.customer(pending.intent.event_name, customer)
+        if held is None:
             return False
-        self._hold(pending, Hold.ACCOUNT, held.detail, held.retry_at_ms - now_ms)
+        self._hold_as(pending, Hold.ACCOUNT, held)
         return True
-
-    def _hold_customer(self, pending: Pending, customer: str, detail: str) -> None:
-        """Hold the intent, and the meter's other intents of the customer, twice as long as the last time."""
-        key, policy = (pending.intent.event_name, customer), self._policy
-        refusals = self._held_customers[key].refusals + 1 if key in self._held_customers else 1
-        wait_ms = min(policy.hold_retry_ms << min(refusals - 1, 30), policy.hold_retry_max_ms)
-        self._held_customers[key] = _Held(detail, self._clock.now_ms() + wait_ms, refusals)
-        self._hold(pending, Hold.ACCOUNT, detail, wait_ms)
 
     async def _write_attempt(
         self, part: _Partition, pending: Pending, customer: str, timestamp_s: int, value: str
@@ -417,7 +352,7 @@ class StripeSender:
             is_over = event_time_s(pending.intent, pending.intent.period_end_ms, self._clock.now_ms()) is None
             if result.presence is Presence.UNKNOWN and was_unknown and is_over:
                 detail = f"{result.detail}, and its period is too old; Stripe may have it"
-                await self._settle(part, pending, OutcomeStatus.DEAD, detail)
+                await self._settle(part, pending, OutcomeStatus.DEAD, detail, in_doubt=True)
                 return
             if result.presence is Presence.UNKNOWN:
                 self._hold(pending, Hold.UNKNOWN, result.detail, self._policy.look_retry_ms)
@@ -469,30 +404,34 @@ class StripeSender:
                 self._back_off(pending, result.detail, result.retry_after_s)
             case SendStatus.HOLD_METER:
                 pending.refused_at_ms = sent_at_ms
-                held = self._hold_meter(event.event_name, result.detail)
-                self._hold(pending, Hold.METER, held.detail, self._policy.hold_retry_ms)
+                self._ensured.discard(event.event_name)
+                self._hold_as(pending, Hold.METER, self._holds.hold_meter(event.event_name, result.detail))
             case SendStatus.HOLD_ACCOUNT:
                 pending.refused_at_ms = sent_at_ms
-                self._hold_customer(pending, event.stripe_customer, result.detail)
+                held = self._holds.hold_customer(event.event_name, event.stripe_customer, result.detail)
+                self._hold_as(pending, Hold.ACCOUNT, held)
             case SendStatus.DEAD:
                 doubt = "; an earlier try got no clear answer, so Stripe may have it" if pending.in_doubt else ""
-                await self._settle(part, pending, OutcomeStatus.DEAD, result.detail + doubt)
+                await self._settle(part, pending, OutcomeStatus.DEAD, result.detail + doubt, in_doubt=pending.in_doubt)
             case SendStatus.STOP:
                 raise OperatorNeeded(
                     f"Stripe refuses the key, correct TIDEMARK_STRIPE_API_KEY and restart: {result.detail}"
                 )
 
-    async def _settle(self, part: _Partition, pending: Pending, status: OutcomeStatus, detail: str) -> None:
+    async def _settle(
+        self, part: _Partition, pending: Pending, status: OutcomeStatus, detail: str, *, in_doubt: bool = False
+    ) -> None:
         outcome = ReportOutcome(
             identifier=pending.intent.identifier,
             status=status,
             detail=detail,
             stripe_customer=pending.attempt.stripe_customer if pending.attempt else "",
             settled_at_ms=self._clock.now_ms(),
+            in_doubt=in_doubt,
         )
         await self._append(part, pending, outcome)
         part.ledger.settle(pending.intent.identifier)
-        self._held_customers.pop((pending.intent.event_name, outcome.stripe_customer), None)
+        self._holds.release_customer(pending.intent.event_name, outcome.stripe_customer)
         self._counts[f"outcome_{status}"] += 1
         if status is OutcomeStatus.DEAD:
             _LOG.error("a report of %s is a dead letter, a person must look: %s", pending.intent.account, detail)
@@ -500,6 +439,9 @@ class StripeSender:
     async def _append(self, part: _Partition, pending: Pending, entry: Attempt | ReportOutcome) -> int:
         value, key = entry.model_dump_json().encode(), pending.intent.account.encode()
         return await self._log.append(REPORTS_TOPIC, part.number, value, key=key)
+
+    def _hold_as(self, pending: Pending, hold: Hold, held: Held) -> None:
+        self._hold(pending, hold, held.detail, held.retry_at_ms - self._clock.now_ms())
 
     def _hold(self, pending: Pending, hold: Hold, detail: str, wait_ms: int) -> None:
         if pending.detail != detail:

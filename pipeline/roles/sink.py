@@ -6,7 +6,8 @@ import random
 from typing import Final
 
 from pipeline.billing.customers import BindingResolver
-from pipeline.billing.sender import SenderPolicy, StripeSender
+from pipeline.billing.policy import SenderPolicy
+from pipeline.billing.sender import StripeSender
 from pipeline.metrics import Metrics
 from pipeline.open import open_base, open_live_view, open_stripe
 from pipeline.roles.base import run_processor, runner_settings

@@ -8,12 +8,13 @@ from collections.abc import Callable
 from typing import Any
 
 from aggregators.report_records import parse_entries
-from pipeline.billing.sender import SenderPolicy, StripeSender
+from pipeline.billing.policy import SenderPolicy
+from pipeline.billing.sender import StripeSender
 from pipeline.logs.fake import FakeLog
 from schemas.clock import HOUR_MS, MINUTE_MS
 from schemas.log import REPORTS_TOPIC, Headers, TopicSpec
 from schemas.periods import Billing
-from schemas.reports import Attempt, Intent, Payer, ReportOutcome, StripeMeters
+from schemas.reports import Intent, Payer, ReportEntry, ReportOutcome, StripeMeters
 from sinks.stripe.fake import FakeStripe
 from tests.worlds.clock import ManualClock
 
@@ -140,9 +141,9 @@ class Bench:
             if all(at_end) and self.sender.status().pending == 0:
                 return
 
-    async def entries(self) -> list[Intent | Attempt | ReportOutcome]:
+    async def entries(self) -> list[ReportEntry]:
         """All entries of the topic."""
-        entries: list[Intent | Attempt | ReportOutcome] = []
+        entries: list[ReportEntry] = []
         for partition in range(self.partitions):
             for record in await self.log.read(REPORTS_TOPIC, partition, 0, 100_000):
                 entries.extend(parse_entries(record.value))
