@@ -144,11 +144,13 @@ class SendStatus(StrEnum):
 
 
 class SendResult(NamedTuple):
-    """Stripe's answer to one meter event. `detail` is for people. Only `RETRY` has `retry_after_s`."""
+    """Stripe's answer to one meter event. `detail` is for people. Only `RETRY` has `retry_after_s`. Equal refusals
+    have the same `cause`."""
 
     status: SendStatus
     detail: str = ""
     retry_after_s: float = 0.0
+    cause: str = ""
 
 
 class MeterSummary(NamedTuple):

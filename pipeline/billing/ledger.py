@@ -33,6 +33,7 @@ class Hold(StrEnum):
     NONE = ""
     UNMAPPED = "unmapped"
     METER = "meter"
+    BREAKER = "breaker"
     ACCOUNT = "account"
     EARLY = "early"
     UNKNOWN = "unknown"

@@ -20,7 +20,8 @@ class SenderPolicy:
     long one step or idle call may send. `settle_ms`: how long Stripe's summaries may lack a send; Stripe publishes no
     bound. `hold_retry_ms`: the wait after a refusal; for a customer it doubles up to `hold_retry_max_ms`.
     `look_retry_ms`: the wait after a lookup that did not decide. `look_again_ms`: the wait between the two lookups that
-    must both find that Stripe does not have an event.
+    must both find that Stripe does not have an event. `breaker_customers`: if Stripe refuses events of so many
+    customers of a meter in a row for one cause, the meter's events wait.
     """
 
     rate_per_s: float = 20.0
@@ -34,6 +35,7 @@ class SenderPolicy:
     hold_retry_max_ms: int = 30 * MINUTE_MS
     look_retry_ms: int = 15 * MINUTE_MS
     look_again_ms: int = 3 * HOUR_MS
+    breaker_customers: int = 5
     pending_max: int = PENDING_MAX
 
 
@@ -51,6 +53,7 @@ class SenderStatus(NamedTuple):
     settled: int
     held: dict[str, int]
     held_deadline_ms: int | None
+    open_breakers: int
     low_watermarks: dict[int, int]
     caught_up: bool
     counts: dict[str, int]

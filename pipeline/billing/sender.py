@@ -26,6 +26,7 @@ from typing import Final
 from aggregators.meter_events import deadline_ms, event_time_s, meter_event, too_early_ms
 from aggregators.quantities import decimal_text
 from aggregators.stripe_sums import StripeSum
+from pipeline.billing.breakers import Breakers
 from pipeline.billing.concurrency import KeyedLocks, TokenBucket, all_or_first_error
 from pipeline.billing.holds import Held, Holds
 from pipeline.billing.ledger import Hold, Pending, ReportLedger, SendQueue
@@ -86,6 +87,7 @@ class StripeSender:
         self._identity: tuple[bool, str] | None = None
         self._ensured: set[str] = set()
         self._holds = Holds(clock, policy)
+        self._breakers = Breakers(clock, policy)
         self._round_ms = 0
         self._counts: Counter[str] = Counter()
 
@@ -140,6 +142,7 @@ class StripeSender:
             settled=sum(part.ledger.settled for part in parts),
             held=dict(Counter(str(item.hold) for item in pending if item.hold)),
             held_deadline_ms=min(deadlines, default=None),
+            open_breakers=self._breakers.open,
             low_watermarks={part.number: part.ledger.low_watermark() for part in parts},
             caught_up=all(part.caught_up for part in parts),
             counts=dict(self._counts),
@@ -177,6 +180,7 @@ class StripeSender:
     def _end_waits(self) -> None:
         """Try everything again, because the clock was put back: the ends of all waits are too late by as much."""
         self._holds.clear()
+        self._breakers.clear()
         for part in self._partitions.values():
             for pending in part.ledger.pending():
                 pending.not_before_ms = 0
@@ -289,14 +293,25 @@ class StripeSender:
         return False
 
     def _is_held(self, pending: Pending, customer: str) -> bool:
-        """Whether Stripe refused the meter's last event of this customer. If so, hold the intent until the next try.
+        """Whether Stripe refused the meter's last event of this customer, or those of many customers. If so, hold the
+        intent until the next try.
 
         Most intents of a refused customer thus get no attempt, so nothing about them can be in doubt.
         """
         held = self._holds.customer(pending.intent.event_name, customer)
-        if held is None:
+        if held is not None:
+            self._hold_as(pending, Hold.ACCOUNT, held)
+            return True
+        return self._is_broken(pending)
+
+    def _is_broken(self, pending: Pending) -> bool:
+        """Whether the meter's breaker is open. If so, hold the intent."""
+        event_name = pending.intent.event_name
+        wait_ms = self._breakers.wait_ms(event_name, pending.intent.identifier)
+        if not wait_ms:
             return False
-        self._hold_as(pending, Hold.ACCOUNT, held)
+        # An event that was tried comes after those that were not, so that one bad event does not hold the others.
+        self._hold(pending, Hold.BREAKER, self._breakers.detail(event_name), wait_ms + pending.failures)
         return True
 
     async def _write_attempt(
@@ -397,6 +412,7 @@ class StripeSender:
         self._counts[f"sent_{result.status}"] += 1
         match result.status:
             case SendStatus.ACCEPTED | SendStatus.DUPLICATE:
+                self._breakers.taken(event.event_name)
                 detail = "" if result.status is SendStatus.ACCEPTED else "Stripe already had it"
                 await self._settle(part, pending, OutcomeStatus.ACCEPTED, detail)
             case SendStatus.RETRY:
@@ -410,6 +426,11 @@ class StripeSender:
                 pending.refused_at_ms = sent_at_ms
                 held = self._holds.hold_customer(event.event_name, event.stripe_customer, result.detail)
                 self._hold_as(pending, Hold.ACCOUNT, held)
+            case SendStatus.DEAD if self._breakers.refused(
+                event.event_name, event.stripe_customer, result.cause, result.detail
+            ):
+                pending.refused_at_ms, pending.failures = sent_at_ms, pending.failures + 1
+                self._is_broken(pending)
             case SendStatus.DEAD:
                 doubt = "; an earlier try got no clear answer, so Stripe may have it" if pending.in_doubt else ""
                 await self._settle(part, pending, OutcomeStatus.DEAD, result.detail + doubt, in_doubt=pending.in_doubt)

@@ -62,6 +62,7 @@ def _gauges(sender: StripeSender, metrics: Metrics) -> None:
         metrics.set("tidemark_sink_held_intents", intents, hold=hold)
     for result, calls in status.counts.items():
         metrics.set("tidemark_sink_results", calls, result=result)
+    metrics.set("tidemark_sink_open_breakers", status.open_breakers)
     metrics.clear("tidemark_sink_held_deadline_seconds")
     if status.held_deadline_ms is not None:
         metrics.set("tidemark_sink_held_deadline_seconds", status.held_deadline_ms / 1000)

@@ -181,14 +181,14 @@ class StripeClientMeters:
             answer = _answer(error)
             if answer.is_stored:
                 self._remember_stored_error(digest)
-            result = classify(answer)
+            result = classify(answer, event.identifier)
             if result.status is SendStatus.HOLD_METER:
                 self._meters.pop(event.event_name, None)
             return result
         except _SHAPE_ERRORS as error:
-            return classify(Answer(200, f"not an answer of Stripe: {error}", is_foreign=True))
+            return classify(Answer(200, f"not an answer of Stripe: {error}", is_foreign=True), event.identifier)
         if getattr(taken, "identifier", None) != event.identifier:
-            return classify(Answer(200, "not an answer to this meter event", is_foreign=True))
+            return classify(Answer(200, "not an answer to this meter event", is_foreign=True), event.identifier)
         return SendResult(SendStatus.ACCEPTED)
 
     async def summary(self, event_name: str, stripe_customer: str, start_s: int, end_s: int) -> MeterSummary:

@@ -106,11 +106,11 @@ class FakeStripe:
         self.sends.append(event)
         fault = self.fault(event)
         if not self.key_is_valid or fault is FakeFault.UNAUTHORIZED:
-            return classify(Answer(401, "Invalid API Key provided"))
+            return classify(Answer(401, "Invalid API Key provided"), event.identifier)
         queue = (event.event_name, event.stripe_customer)
         if queue in self._running:
             self.conflicts += 1
-            return classify(Answer(409, "overlapping calls", "too_many_concurrent_requests"))
+            return classify(Answer(409, "overlapping calls", "too_many_concurrent_requests"), event.identifier)
         self._running.add(queue)
         try:
             await asyncio.sleep(0)
@@ -120,7 +120,7 @@ class FakeStripe:
         if fault in (FakeFault.LOST_ANSWER, FakeFault.SERVER_ERROR_AFTER_COMMIT):
             status = 0 if fault is FakeFault.LOST_ANSWER else 500
             answer = Answer(status, "the answer was lost")
-        return classify(answer) if answer.status != 200 else SendResult(SendStatus.ACCEPTED)
+        return classify(answer, event.identifier) if answer.status != 200 else SendResult(SendStatus.ACCEPTED)
 
     async def summary(self, event_name: str, stripe_customer: str, start_s: int, end_s: int) -> MeterSummary:
         """The sum of the valid events older than the lag, computed as a double as at Stripe. Yields once."""

@@ -59,8 +59,8 @@ def _fresh_identifier(original: Any) -> Any:
 
 
 def _duplicate_is_failure(original: Any) -> Any:
-    def classify(answer: Any) -> SendResult:
-        result: SendResult = original(answer)
+    def classify(*arguments: Any) -> SendResult:
+        result: SendResult = original(*arguments)
         return result._replace(status=SendStatus.DEAD) if result.status is SendStatus.DUPLICATE else result
 
     return classify
