@@ -78,7 +78,13 @@ class Settings(BaseSettings):
     stripe_api_key: SecretStr = Field(default=SecretStr(""), description="Stripe secret key; no reporting if unset")
     stripe_api_base: str = Field(default="", description="An address instead of Stripe's, such as the simulator's")
     stripe_account: str = Field(default="", description="The key's account, `acct_…`; the log's first record holds it")
-    stripe_rate_per_s: float = Field(default=20.0, gt=0, le=1000, description="Limit of meter events sent per second")
+    stripe_rate_per_s: float | None = Field(
+        default=None,
+        gt=0,
+        le=1000,
+        description="Limit of meter events that a sink sends per second; if not set, 20 with a sandbox key and 800 "
+        "with a live key. Several sinks share Stripe's limit",
+    )
 
     gateway_host: str = Field(default="127.0.0.1", description="Address of the gateway")
     gateway_port: int = Field(default=8080, ge=0, le=65535, description="Port of the gateway; 0 takes a free port")

@@ -168,8 +168,9 @@ class StripeMeters(Protocol):
         """(livemode, Stripe account id) of the configured key."""
         ...
 
-    async def ensure_meter(self, event_name: str, display_name: str) -> str:
-        """The id of the active meter of `event_name` (formula sum, raw), created if it is missing."""
+    async def find_meter(self, event_name: str) -> str:
+        """The id of the active meter of `event_name` (formula sum, raw). Raises `OperatorNeeded` with the remedy if no
+        such meter takes events."""
         ...
 
     async def send(self, event: MeterEvent) -> SendResult:
@@ -205,6 +206,19 @@ class Rejection(NamedTuple):
     identifiers: tuple[str, ...]
     window_start_ms: int
     window_end_ms: int
+
+
+class StripeCatalog(Protocol):
+    """The meters of a Stripe account and their prices, for commands. Only commands create meters."""
+
+    async def create_meter(self, event_name: str, display_name: str) -> bool:
+        """Create the meter of `event_name` (formula sum, raw) if it is missing; whether it was. Raises as `find_meter`,
+        and `Transient`, `Refused` and `InvalidInput`."""
+        ...
+
+    async def has_price(self, event_name: str) -> bool:
+        """Whether an active price bills the meter of `event_name`. Raises `Transient`, `Refused`, `InvalidInput`."""
+        ...
 
 
 class StripeRejections(Protocol):

@@ -85,7 +85,7 @@ class StripeSender:
         self._lookup = StripeLookup(log, meters, clock, policy.settle_ms)
         self._lookup_lock = asyncio.Lock()
         self._identity: tuple[bool, str] | None = None
-        self._ensured: set[str] = set()
+        self._usable: set[str] = set()
         self._holds = Holds(clock, policy)
         self._breakers = Breakers(clock, policy)
         self._round_ms = 0
@@ -225,7 +225,7 @@ class StripeSender:
                 await self._begin(part, pending)
             elif self._is_stale(pending.attempt):
                 await self._resolve_by_lookup(part, pending, pending.attempt, was_unknown)
-            elif await self._ensure_meter(pending):
+            elif await self._has_meter(pending):
                 await self._send(part, pending, pending.attempt)
         except Transient as error:
             # Nothing is lost: a second copy of an attempt or outcome in the log is harmless.
@@ -269,25 +269,25 @@ class StripeSender:
             detail = "bind the account to a Stripe customer, or mark it free"
             self._hold(pending, Hold.UNMAPPED, detail, self._policy.hold_retry_ms)
             return
-        if await self._ensure_meter(pending) and not self._is_held(pending, payer.stripe_customer):
+        if await self._has_meter(pending) and not self._is_held(pending, payer.stripe_customer):
             value = decimal_text(intent.delta_minor, intent.scale)
             await self._write_attempt(part, pending, payer.stripe_customer, timestamp_s, value)
 
-    async def _ensure_meter(self, pending: Pending) -> bool:
+    async def _has_meter(self, pending: Pending) -> bool:
         """Whether the meter takes events. If not, hold the intent. Asks Stripe once per meter and `hold_retry_ms`."""
         event_name = pending.intent.event_name
-        if event_name in self._ensured:
+        if event_name in self._usable:
             return True
         held = self._holds.meter(event_name)
         if held is None:
             try:
-                await self._meters.ensure_meter(event_name, pending.intent.meter)
+                await self._meters.find_meter(event_name)
             except (OperatorNeeded, InvalidInput) as error:
                 # A fault of one meter must not stop the reports of others.
                 held = self._holds.hold_meter(event_name, str(error))
             else:
                 self._holds.release_meter(event_name)
-                self._ensured.add(event_name)
+                self._usable.add(event_name)
                 return True
         self._hold_as(pending, Hold.METER, held)
         return False
@@ -420,7 +420,7 @@ class StripeSender:
                 self._back_off(pending, result.detail, result.retry_after_s)
             case SendStatus.HOLD_METER:
                 pending.refused_at_ms = sent_at_ms
-                self._ensured.discard(event.event_name)
+                self._usable.discard(event.event_name)
                 self._hold_as(pending, Hold.METER, self._holds.hold_meter(event.event_name, result.detail))
             case SendStatus.HOLD_ACCOUNT:
                 pending.refused_at_ms = sent_at_ms

@@ -61,13 +61,18 @@ def meters_check(file: Path) -> None:
 
 @meters.command("apply")
 @click.argument("file", type=METER_SET_FILE)
+@click.option("--create-at-stripe", is_flag=True, help="Also create the meters that Stripe does not have.")
 @_YES
-def meters_apply(file: Path, yes: bool) -> None:
+def meters_apply(file: Path, create_at_stripe: bool, yes: bool) -> None:
     """Write a meter set into the log. In each partition it applies to all later events.
 
     The version must be higher than the version in force, and existing meters must keep their definitions. Prints what
     changes, and asks if a meter is taken away or reported to Stripe otherwise.
+
+    Nothing else creates meters at Stripe: the sink holds the reports of a meter that Stripe does not have. Make a price
+    for each new meter at Stripe; `tidemark doctor` names meters without one.
     """
+    from pipeline.commands import operations
     from pipeline.commands.operations import apply_planned_meter_set, plan_meter_set
 
     deployment = settings()
@@ -77,6 +82,9 @@ def meters_apply(file: Path, yes: bool) -> None:
     if plan.is_final:
         confirm("Apply? Usage until the next meter set is counted and reported so", yes=yes)
     click.echo(run(apply_planned_meter_set(deployment, plan)))
+    if create_at_stripe:
+        for line in run(operations.create_at_stripe(deployment, plan.proposed)):
+            click.echo(line)
 
 
 @meters.command("show")

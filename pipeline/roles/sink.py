@@ -6,7 +6,7 @@ import random
 from typing import Final
 
 from pipeline.billing.customers import BindingResolver
-from pipeline.billing.policy import SenderPolicy
+from pipeline.billing.policy import policy_for
 from pipeline.billing.sender import StripeSender
 from pipeline.metrics import Metrics
 from pipeline.open import open_base, open_live_view, open_stripe
@@ -38,7 +38,7 @@ async def run_sink(settings: Settings) -> None:
             BindingResolver(view.accounts, base.genesis.partitions),
             base.clock,
             random.Random(),
-            SenderPolicy(rate_per_s=settings.stripe_rate_per_s),
+            policy_for(livemode=livemode, rate_per_s=settings.stripe_rate_per_s),
         )
         metrics = Metrics()
         await run_processor(

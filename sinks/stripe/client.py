@@ -22,6 +22,7 @@ from schemas.errors import InvalidInput, OperatorNeeded, Refused, Transient
 from schemas.reports import MeterEvent, MeterSummary, Rejection, SendResult, SendStatus
 from sinks.stripe.answers import (
     CUSTOMER_KEY,
+    NO_METER,
     VALUE_KEY,
     Malformed,
     Meter,
@@ -39,7 +40,8 @@ PAGE_ROWS: Final = 100
 HOUR_S: Final = 3_600
 PAGES_MAX: Final = 100
 STORED_ERRORS_MAX: Final = 10_000
-CONNECTIONS_MAX: Final = 32
+# As many as calls run at once at Stripe's highest rate.
+CONNECTIONS_MAX: Final = 200
 FOREIGN_SHOWN_MAX: Final = 200
 _ERROR_NAMES: Final = ("type", "code")
 # What the library raises for JSON of another shape than Stripe's.
@@ -141,19 +143,42 @@ class StripeClientMeters:
             self._account = await self._read(retrieve, account_of)
         return self._livemode, self._account
 
-    async def ensure_meter(self, event_name: str, display_name: str) -> str:
-        """The id of the active meter of `event_name`; creates the meter (sum, no window) if it is missing.
+    async def find_meter(self, event_name: str) -> str:
+        """The id of the active meter of `event_name`.
 
-        Raises `OperatorNeeded` if the existing meter aggregates differently or is deactivated, `Transient`, `Refused`.
-        The next call reads such a meter again, because an operator may have corrected it.
+        Raises `OperatorNeeded` if there is none, or if it aggregates differently or is deactivated; `Transient`,
+        `Refused`. The next call reads the meters again, because an operator may have corrected them.
         """
         meter = await self._find_meter(event_name)
         if meter is None:
-            meter = await self._create_meter(event_name, display_name)
+            raise OperatorNeeded(NO_METER.format(event_name=event_name))
+        return self._usable(meter).id
+
+    async def create_meter(self, event_name: str, display_name: str) -> bool:
+        """See `StripeCatalog`. Two calls at once create one meter: Stripe refuses a second one of this event name."""
+        meter = await self._find_meter(event_name)
+        if meter is not None:
+            self._usable(meter)
+            return False
+        self._usable(await self._create_meter(event_name, display_name))
+        return True
+
+    async def has_price(self, event_name: str) -> bool:
+        """See `StripeCatalog`. Costs one call."""
+        meter = await self._find_meter(event_name)
+        if meter is None:
+            return False
+        rows = await self._read(
+            lambda: self._stripe.v1.prices.list_async({"active": True, "recurring": {"meter": meter.id}, "limit": 1}),
+            rows_of,
+        )
+        return bool(rows)
+
+    def _usable(self, meter: Meter) -> Meter:
         if meter.fault:
-            self._meters.pop(event_name, None)
+            self._meters.pop(meter.event_name, None)
             raise OperatorNeeded(meter.fault)
-        return meter.id
+        return meter
 
     async def send(self, event: MeterEvent) -> SendResult:
         """Send one meter event under its identifier. Never raises for an answer of Stripe or a missing answer.

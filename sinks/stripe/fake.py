@@ -13,6 +13,7 @@ from aggregators.meter_events import FUTURE_MAX_MS, PAST_MAX_MS
 from schemas.clock import DAY_MS, HOUR_MS, SECOND_MS, Clock
 from schemas.errors import InvalidInput, OperatorNeeded, Refused, Transient
 from schemas.reports import MeterEvent, MeterSummary, Rejection, SendResult, SendStatus
+from sinks.stripe.answers import NO_METER
 from sinks.stripe.errors import DUPLICATE_PREFIX, Answer, classify
 
 IDENTIFIER_WINDOW_MS = DAY_MS
@@ -57,11 +58,11 @@ class HeldEvent:
 
 @dataclass(slots=True)
 class FakeStripe:
-    """`StripeMeters` and `StripeRejections` in memory. Stores every event that the test sends.
+    """`StripeMeters`, `StripeCatalog` and `StripeRejections` in memory. Stores every event that the test sends.
 
     `lag_ms`: the time from receipt until summaries contain an event. `fault` gives the failure of each send,
     `read_fault` whether the read call of this name fails. `conflicts` counts overlapping sends for one meter and
-    customer. `inactive` has the event names of deactivated meters.
+    customer. `inactive` has the event names of deactivated meters, `priced` those of meters with an active price.
     """
 
     clock: Clock
@@ -75,6 +76,7 @@ class FakeStripe:
     conflicts: int = 0
     key_is_valid: bool = True
     inactive: set[str] = field(default_factory=set)
+    priced: set[str] = field(default_factory=set)
     _customers: set[str] = field(default_factory=set)
     _meters: set[str] = field(default_factory=set)
     _identifiers: dict[str, int] = field(default_factory=dict)
@@ -83,6 +85,10 @@ class FakeStripe:
     def add_customer(self, identifier: str) -> None:
         """Create a customer."""
         self._customers.add(identifier)
+
+    def add_meter(self, event_name: str) -> None:
+        """Create a meter."""
+        self._meters.add(event_name)
 
     def inject(self, event: MeterEvent) -> None:
         """Store an event that the sink did not send, received now, also if its identifier is taken."""
@@ -93,13 +99,27 @@ class FakeStripe:
         self._check_read("identity")
         return self.livemode, self.account
 
-    async def ensure_meter(self, event_name: str, display_name: str) -> str:
-        """The id of the meter; creates it if it is missing."""
-        self._check_read(f"ensure_meter {display_name}")
+    async def find_meter(self, event_name: str) -> str:
+        """The id of the meter. Raises `OperatorNeeded` if it is missing or deactivated."""
+        self._check_read(f"find_meter {event_name}")
+        if event_name not in self._meters:
+            raise OperatorNeeded(NO_METER.format(event_name=event_name))
         if event_name in self.inactive:
             raise OperatorNeeded(f"the Stripe meter of {event_name} (mtr_{event_name}) is deactivated: reactivate it")
-        self._meters.add(event_name)
         return f"mtr_{event_name}"
+
+    async def create_meter(self, event_name: str, display_name: str) -> bool:
+        """Create the meter if it is missing."""
+        self._check_read(f"create_meter {display_name}")
+        is_missing = event_name not in self._meters
+        self.add_meter(event_name)
+        await self.find_meter(event_name)
+        return is_missing
+
+    async def has_price(self, event_name: str) -> bool:
+        """Whether the test gave the meter a price."""
+        self._check_read("has_price")
+        return event_name in self.priced
 
     async def send(self, event: MeterEvent) -> SendResult:
         """Take one meter event as Stripe would. Yields to the event loop once, so that overlapping sends conflict."""

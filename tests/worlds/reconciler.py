@@ -83,6 +83,8 @@ class Deployment:
 
     async def start(self, meter_set: Mapping[str, Any] | None = None) -> Deployment:
         await self.world.start(meter_set or METER_SET)
+        for meter in (meter_set or METER_SET)["meters"]:
+            self.stripe.add_meter(str(meter.get("stripe_event_name")))
         for account in ACCOUNTS:
             self.stripe.add_customer(f"cus_{account}")
             await self.bind(account, stripe_customer=f"cus_{account}")

@@ -74,6 +74,7 @@ class Bench:
         self.billing: dict[str, tuple[Billing, str]] = {}
         self.asked: list[tuple[str, int]] = []
         self.replaced: set[str] = set()
+        self.without_meter: set[str] = set()
         self.period_ends: dict[str, int] = {}
         self.partitions = partitions
         self.policy = policy
@@ -112,8 +113,10 @@ class Bench:
         await self.assign()
 
     async def publish(self, *intents: Intent, partition: int = 0) -> None:
-        """Writes intents as the relay does."""
+        """Writes intents as the relay does. Their meters exist at Stripe, except `without_meter`."""
         for intent in intents:
+            if intent.event_name not in self.without_meter:
+                self.stripe.add_meter(intent.event_name)
             await self.log.append(
                 REPORTS_TOPIC, partition, intent.model_dump_json().encode(), key=intent.account.encode()
             )

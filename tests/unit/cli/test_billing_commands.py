@@ -68,6 +68,7 @@ async def test_report_of_a_customer_that_stripe_rejected_comes_back_once_the_cus
         command = Command(tmp_path, served.url, clock)
         base = await open_base(load_settings(**command.settings()))
         meters = StripeClientMeters(TEST_KEY, served.url, nonce="test")
+        await meters.create_meter("tokens", "Tokens")
         sender = StripeSender(base.log, meters, payer, clock, random.Random(1))
 
         async def send() -> None:

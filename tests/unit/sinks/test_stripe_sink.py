@@ -118,7 +118,7 @@ async def test_answer_that_is_not_stripes_decides_nothing(status: int, body: byt
         for call in (
             meters.identity(),
             meters.summary("tokens", "cus_one", 0, 60),
-            meters.ensure_meter("tokens", "Tokens"),
+            meters.find_meter("tokens"),
             meters.rejections(NOW_MS),
         ):
             with pytest.raises(Transient):
