@@ -8,10 +8,13 @@ from unittest.mock import patch
 import msgspec
 
 import pipeline.billing.customers
+import pipeline.billing.redrive
 import pipeline.billing.sender
 import pipeline.rollup.relays
 import sinks.stripe.fake
 from aggregators.codec import ReportKey, parse_report_text, parse_value, report_field, report_text
+from pipeline.billing.lookup import LookupResult, Presence
+from pipeline.billing.redrive import Redriver
 from pipeline.rollup.relays import ReportRelay
 from schemas.periods import AccountState
 from schemas.reports import Intent, SendResult, SendStatus
@@ -73,6 +76,13 @@ def _parts_share_an_identifier(original: Any) -> Any:
     return parts_of
 
 
+def _always(result: LookupResult) -> Any:
+    async def look(*_: Any) -> LookupResult:
+        return result
+
+    return look
+
+
 BILLING: Final = (
     Mutant("delta sampled at publishing", ReportRelay, "relay", _delta_at_publishing),
     Mutant(
@@ -90,6 +100,14 @@ BILLING: Final = (
     ),
     Mutant(
         "a long value is not split", pipeline.rollup.relays, "parts_of", lambda _made: lambda intent: [intent],
+    ),
+    Mutant(
+        "a redriven report keeps its identifier", pipeline.billing.redrive, "revised",
+        lambda _made: lambda intent: intent.model_copy(update={"revision": intent.revision + 1}),
+    ),
+    Mutant(
+        "a redrive does not ask for Stripe's sum", Redriver, "_look",
+        lambda _made: _always(LookupResult(Presence.ABSENT, "not asked")),
     ),
     Mutant("a fresh identifier each send", pipeline.billing.sender, "meter_event", _fresh_identifier),
     Mutant(
