@@ -147,6 +147,24 @@ async def test_answer_of_stripe_decides(status: int, body: bytes, expected: Send
     await meters.close()
 
 
+async def test_every_key_of_an_event_begins_with_its_identifier() -> None:
+    """Stripe's error reports may name a rejected event by the Idempotency-Key of its request."""
+    keys: list[str] = []
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        keys.append(request.headers["idempotency-key"])
+        return httpx.Response(500, content=b'{"error": {"type": "api_error", "message": "An unknown error occurred"}}')
+
+    meters = StripeClientMeters("sk_test_x", "http://127.0.0.1:9", nonce="test")
+    meters._transport._client = httpx.AsyncClient(transport=httpx.MockTransport(answer))
+    for _ in range(3):
+        await meters.send(EVENT)
+    await meters.close()
+
+    assert len(set(keys)) == 3
+    assert {key.partition(".")[0] for key in keys} == {EVENT.identifier}
+
+
 async def test_retry_after_of_a_proxy_is_obeyed() -> None:
     """Whoever sends the header."""
     meters = _answering(429, HTML, {"Retry-After": "7"})
