@@ -99,7 +99,7 @@ def test_an_intent_contains_what_stripe_needs() -> None:
     assert intent().model_dump(exclude={"identifier"}) == {
         "kind": "intent", "livemode": False, "stripe_account": "acct_1", "log_id": "log", "meter": "tokens",
         "event_name": "tidemark_tokens", "account": "acme", "period_start_ms": 0, "period_end_ms": 30 * HOUR_MS,
-        "bucket_start_ms": HOUR_MS, "bucket_end_ms": 2 * HOUR_MS, "delta_minor": 3, "scale": 3,
+        "bucket_start_ms": HOUR_MS, "bucket_end_ms": 2 * HOUR_MS, "delta_minor": 3, "scale": 3, "revision": 0,
     }  # fmt: skip
     assert len(intent().identifier) <= 100, "Stripe's limit"
 
