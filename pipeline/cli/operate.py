@@ -278,7 +278,7 @@ def billing_redrive(identifiers: tuple[str, ...], reason: str, by: str | None, y
 
     deployment = settings()
     confirm(f"Send {len(identifiers)} reports to Stripe again, as another revision? Stripe bills them", yes=yes)
-    results = run(redrive_reports(deployment, identifiers, by or getuser(), reason))
+    results = run(redrive_reports(deployment, identifiers, by or _user(), reason))
     for result in results:
         if result.refused:
             click.echo(f"{result.identifier}: refused: {result.refused}")
@@ -288,6 +288,14 @@ def billing_redrive(identifiers: tuple[str, ...], reason: str, by: str | None, y
             click.echo(f"{result.identifier}: is being sent already, as {result.successor}")
     if any(result.refused for result in results):
         raise SystemExit(EXIT_FAILURE)
+
+
+def _user() -> str:
+    """The name of this machine's user. Raises `InvalidInput` if there is none, as in a container."""
+    try:
+        return getuser()
+    except (KeyError, OSError) as error:
+        raise InvalidInput("--by", "the user of this machine has no name: say who redrives the reports") from error
 
 
 @quarantine.command("list")

@@ -114,6 +114,21 @@ async def test_report_of_a_customer_that_stripe_rejected_comes_back_once_the_cus
     assert "accepted" in refused[1]
 
 
+async def test_redrive_in_a_container_without_user_names_asks_who(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The log must say who, and a traceback would not."""
+
+    def nobody() -> str:
+        raise KeyError("getpwuid(): uid not found: 10001")
+
+    monkeypatch.setattr("pipeline.cli.operate.getuser", nobody)
+    command = Command(tmp_path, "http://127.0.0.1:9", ManualClock(NOW_MS))
+
+    with pytest.raises(InvalidInput, match="--by"):
+        await command.run("redrive", "tm_1", "--reason", "test", "--yes")
+
+
 async def test_redrive_asks_before_anything_is_billed(tmp_path: Path) -> None:
     """Without an answer nothing is read or sent."""
     command = Command(tmp_path, "http://127.0.0.1:9", ManualClock(NOW_MS))
