@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Final
 
 from aggregators.partitioning import partition_of
-from aggregators.report_records import ReportedIntent
+from aggregators.report_records import ReportedIntent, parse_entries
 from pipeline.billing.customers import BindingResolver
 from pipeline.billing.sender import StripeSender
 from pipeline.ingest.archive import ArchiveProcessor
@@ -83,8 +83,6 @@ class Deployment:
 
     async def start(self, meter_set: Mapping[str, Any] | None = None) -> Deployment:
         await self.world.start(meter_set or METER_SET)
-        for meter in (meter_set or METER_SET)["meters"]:
-            self.stripe.add_meter(str(meter.get("stripe_event_name")))
         for account in ACCOUNTS:
             self.stripe.add_customer(f"cus_{account}")
             await self.bind(account, stripe_customer=f"cus_{account}")
@@ -175,9 +173,13 @@ class Deployment:
             await ReportRelay(self.store.reports, self.store.accounts, self.log).relay(partition)
 
     async def send(self) -> None:
+        """Sends the reports. The meters exist at Stripe."""
         for _ in range(20):
             for partition in range(self.world.partitions):
                 records = await self.log.read(REPORTS_TOPIC, partition, self._reports_read_to[partition])
+                for entry in (entry for record in records for entry in parse_entries(record.value)):
+                    if isinstance(entry, Intent):
+                        self.stripe.add_meter(entry.event_name)
                 if records:
                     await self._sender.step(partition, records)
                     self._reports_read_to[partition] = records[-1].next_offset
