@@ -39,6 +39,7 @@ MetricName = Literal[
     "tidemark_snapshot_stream_time_seconds",
     "tidemark_sink_pending_intents",
     "tidemark_sink_held_intents",
+    "tidemark_sink_open_breakers",
     "tidemark_sink_results",
     "tidemark_sink_held_deadline_seconds",
     "tidemark_mirror_events",
@@ -165,8 +166,12 @@ METRICS: Final[dict[MetricName, MetricSpec]] = {
     ),
     "tidemark_sink_held_intents": MetricSpec(
         "gauge",
-        "Held intents by the reason. `unmapped`: bind the account. `meter`, `account`, `unknown`: see the log.",
+        "Held intents by the reason. `unmapped`: bind the account. `meter`, `account`, `breaker`, `unknown`: see the "
+        "log.",
         ("hold",),
+    ),
+    "tidemark_sink_open_breakers": MetricSpec(
+        "gauge", "Meters whose reports wait, because Stripe refused several in a row alike. Above 0: see the log."
     ),
     "tidemark_sink_results": MetricSpec(
         "gauge", "Answers of Stripe to this process, by result. `dead` needs an operator.", ("result",)

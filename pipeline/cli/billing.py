@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import getpass
 import json
 from asyncio import run
 from typing import Any
@@ -10,18 +9,10 @@ from typing import Any
 import click
 
 from pipeline.cli.context import settings
-from pipeline.cli.operate import COUNT, CUSTOMER, account, account_name, instant_ms
+from pipeline.cli.operate import COUNT, CUSTOMER, account, account_name, billing, instant_ms, user
 from schemas.errors import InvalidInput
 
 _JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-
-
-def person() -> str:
-    """Who runs this command, by the system's name of the user."""
-    try:
-        return getpass.getuser()
-    except (KeyError, OSError):
-        return "unknown"
 
 
 @click.group()
@@ -46,11 +37,6 @@ def webhooks_recover(since: str, as_json: bool) -> None:
         click.echo(
             f"{walked.listed} events concern the side tables; {walked.appended} never came, and are taken in now"
         )
-
-
-@click.group()
-def billing() -> None:
-    """Look at the side tables, and fill them again from Stripe."""
 
 
 @billing.command("resync")
@@ -132,7 +118,7 @@ def account_link(name: str, customer: str, from_: str | None, by: str | None, re
     if not CUSTOMER.fullmatch(customer):
         raise InvalidInput("--customer", f"{customer!r} is no Stripe customer: give its id, which begins with cus_")
     from_ms = instant_ms("--from", from_) // MINUTE_MS * MINUTE_MS if from_ is not None else None
-    made, released = run(link(settings(), checked, customer, from_ms, by or person(), reason))
+    made, released = run(link(settings(), checked, customer, from_ms, by or user(), reason))
     click.echo(f"{checked}: linked to {made.customer} from {format_instant_ms(made.starts_ms)} on")
     if released:
         click.echo(f"{released} held events of {made.customer} are processed now")

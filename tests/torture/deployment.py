@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Final
 from aggregators.partitioning import partition_of
 from demo.worker import ReplayCounter
 from pipeline.clock import SystemClock
-from pipeline.commands.operations import quarantine_entry
+from pipeline.commands.operations import create_at_stripe, quarantine_entry
 from pipeline.http.api_keys import Role as KeyRole
 from pipeline.http.api_keys import create_key
 from pipeline.local.processes import LocalProcess, free_port, python
@@ -18,6 +18,7 @@ from pipeline.logs.control_records import append_control
 from schemas.control import BindingRecord
 from schemas.errors import Transient
 from schemas.log import EVENTS_TOPIC, REJECTED_TOPIC
+from schemas.meters import MeterSet
 from schemas.periods import Billing, Binding
 from tests.integration.deployment import Deployment, Role, clean_environment
 from tests.torture.plan import WORKERS
@@ -82,6 +83,7 @@ class Tortured(Deployment):
             record = BindingRecord(account=account, revision=1, binding=binding)
             partition = partition_of(account, PARTITIONS)
             await append_control(self.base.log, self.settings.secret_bytes(), partition, record)
+        await create_at_stripe(self.settings, MeterSet.model_validate(self.meter_set))
         for name in WORKERS:
             # A data folder of its own, so that its counter tells what this one was handed.
             self.start("worker", name=name, TIDEMARK_DATA_DIR=str(self.folder / name))
