@@ -59,8 +59,12 @@ def _run(mode: Mode, body: Object, at: int) -> None:
         period = Period(min(item["current_period_start"] for item in spans), at)
         grace_s = mode.settings.invoice_grace_s
         changes.invoice(mode, body["id"], lines, "subscription_cycle", draft_grace_s=grace_s, period=period)
+    body = mode.fetch("subscription", body["id"])
     if is_over:
-        changes.end(mode, mode.fetch("subscription", body["id"]), at)
+        changes.end(mode, body, at)
+    elif changes.has_threshold(body) and (reached := changes.threshold(mode, body, at)):
+        changes.apply(mode, body, reached.state)
+        changes.invoice(mode, body["id"], reached.lines, "subscription_threshold")
 
 
 def _end_trial(mode: Mode, subscription: Object, at: int) -> Object:

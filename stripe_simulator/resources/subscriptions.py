@@ -18,9 +18,10 @@ from stripe_simulator.resources.prices import recurrence_of
 from stripe_simulator.store import Object
 
 _SHARED: Final = (
-    "automatic_tax[enabled]", "cancel_at", "cancel_at_period_end", "collection_method", "days_until_due",
-    "default_payment_method", "description", "discounts", "items", "metadata", "off_session", "payment_behavior",
-    "payment_settings[save_default_payment_method]", "proration_behavior", "trial_end", "trial_settings",
+    "automatic_tax[enabled]", "billing_thresholds[amount_gte]", "cancel_at", "cancel_at_period_end",
+    "collection_method", "days_until_due", "default_payment_method", "description", "discounts", "items", "metadata",
+    "off_session", "payment_behavior", "payment_settings[save_default_payment_method]", "proration_behavior",
+    "trial_end", "trial_settings",
 )  # fmt: skip
 _ANCHOR: Final = {"day_of_month": (1, 31), "hour": (0, 23), "minute": (0, 59), "second": (0, 59)}
 CREATE: Final = (
@@ -176,8 +177,10 @@ def _new(mode: Mode, customer: Object, at: int) -> Object:
 
 def _changed(mode: Mode, body: Object, params: Params) -> Object:
     """The body with the parameters that do not touch periods."""
-    names = ("collection_method", "days_until_due", "default_payment_method", "description")
+    names = ("billing_thresholds", "collection_method", "days_until_due", "default_payment_method", "description")
     body, param = changed(body, params, names), "default_payment_method"
+    if body["billing_thresholds"]:
+        body["billing_thresholds"] = {"reset_billing_cycle_anchor": None, **body["billing_thresholds"]}
     if body[param]:
         method = mode.fetch("payment_method", body[param], "PaymentMethod", param)
         message = f"The customer does not have a payment method with the ID {method['id']}."

@@ -91,6 +91,26 @@ async def test_cancellation_at_period_end_bills_usage(shop: Shop) -> None:
 
 
 @pytest.mark.parametrize(
+    ("second", "invoices", "balance"),
+    [(15_000, [500_000, 500_000, 0], 0), (1, [500_000, 0], -99_960)],
+    ids=["reached twice", "cheaper by volume"],
+)
+async def test_thresholds(shop: Shop, second: int, invoices: list[int], balance: int) -> None:
+    """Scenario 3: the tiers go on over threshold invoices, and volume tiers can give back."""
+    await shop.open("2026-11-01")
+    tiers = [{"up_to": 10_000, "unit_amount": 50}, {"up_to": "inf", "unit_amount": 40}]
+    price = await shop.metered(await shop.meter(), billing_scheme="tiered", tiers_mode="volume", tiers=tiers)
+    await shop.subscribe({"price": price}, billing_thresholds={"amount_gte": 500_000})
+    for day, value in ((5, 10_000), (15, second)):
+        await shop.use(value, f"2026-11-{day:02d}")
+        await shop.advance(f"2026-11-{day:02d} 03:00:00")
+    await shop.advance("2026-12-01 02:00:00")
+
+    assert [due for _, due in await shop.amounts()][1:] == invoices
+    assert (await shop.sdk("v1.customers.retrieve", shop.customer))["balance"] == balance
+
+
+@pytest.mark.parametrize(
     ("trial_days", "balance"), [(0, -2100), (20, 0)], ids=["unused time is credited", "a trial has no unused time"]
 )
 async def test_cancellation_inside_a_period(shop: Shop, trial_days: int, balance: int) -> None:
