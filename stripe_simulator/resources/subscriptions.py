@@ -36,6 +36,7 @@ _NULL: Final = (
     "pending_invoice_item_interval", "pending_setup_intent", "pending_update", "schedule", "status_details",
     "transfer_data", "trial_end", "trial_start",
 )  # fmt: skip
+_FILTERS: Final = ("customer", "price", "status", "test_clock")
 # `pending_if_incomplete` takes only these.
 _PENDING: Final = {
     "items", "payment_behavior", "proration_behavior", "proration_date", "billing_cycle_anchor", "expand",
@@ -149,11 +150,13 @@ def resume(mode: Mode, call: Call) -> Object:
 
 def list_all(mode: Mode, call: Call) -> Object:
     """`GET /v1/subscriptions`: by default without canceled ones, and without those of test clocks."""
-    customer, status, clock = (call.params.get(name) for name in ("customer", "status", "test_clock"))
+    customer, price, status, clock = (call.params.get(name) for name in _FILTERS)
 
     def is_kept(body: Object) -> bool:
         is_wanted = {None: body["status"] != "canceled", "all": True, "ended": body["status"] in changes.ENDED}
-        return bool(customer or body["test_clock"] == clock) and is_wanted.get(status, bool(body["status"] == status))
+        has_price = price is None or any(item["price"]["id"] == price for item in changes.items_of(mode, body["id"]))
+        is_listed = bool(customer or body["test_clock"] == clock) and has_price
+        return is_listed and is_wanted.get(status, bool(body["status"] == status))
 
     return page(mode, call, "subscription", {"customer": customer}, is_kept)
 
@@ -281,7 +284,7 @@ _PATH: Final = "/v1/subscriptions"
 _ITEM: Final = f"{_PATH}/{{subscription_exposed_id}}"
 ROUTES = (
     Route("POST", _PATH, create, CREATE),
-    Route("GET", _PATH, list_all, (*LIST, "created", "customer", "status", "test_clock")),
+    Route("GET", _PATH, list_all, (*LIST, "created", *_FILTERS)),
     Route("GET", _ITEM, retrieve("subscription")),
     Route("POST", _ITEM, update, UPDATE),
     Route("DELETE", _ITEM, cancel, ("cancellation_details", "invoice_now", "prorate")),
