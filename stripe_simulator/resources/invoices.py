@@ -12,7 +12,7 @@ from stripe_simulator.invoice_lines import line_of_item, owner_of
 from stripe_simulator.mode import Call, Mode, Route, retrieve
 from stripe_simulator.pagination import LIST, listed, page, page_of
 from stripe_simulator.resources.conventions import changed, check
-from stripe_simulator.resources.test_cards import card_error
+from stripe_simulator.resources.payment_methods import card_error
 from stripe_simulator.store import Object
 
 INDEXED = {"invoice": ("customer",), "invoice_payment": ("invoice",)}

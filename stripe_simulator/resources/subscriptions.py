@@ -1,4 +1,7 @@
-"""Subscriptions (docs.stripe.com/api/subscriptions). `subscription_changes` computes, `subscription_cycle` renews."""
+"""Subscriptions and their items (docs.stripe.com/api/subscriptions, …/subscription_items).
+
+`subscription_changes` computes, `subscription_cycle` renews.
+"""
 
 from __future__ import annotations
 
@@ -7,14 +10,12 @@ from typing import Any, Final
 from stripe_simulator import payments
 from stripe_simulator.contract.parameters import Params
 from stripe_simulator.engine.collection import DAY_S
-from stripe_simulator.engine.periods import anchor_of
 from stripe_simulator.errors import ApiError, not_simulated
 from stripe_simulator.mode import Call, Mode, Route, new_object, retrieve
 from stripe_simulator.pagination import LIST, page
 from stripe_simulator.resources import coupons, subscription_cycle
 from stripe_simulator.resources import subscription_changes as changes
 from stripe_simulator.resources.conventions import changed, check, require
-from stripe_simulator.resources.prices import recurrence_of
 from stripe_simulator.store import Object
 
 _SHARED: Final = (
@@ -23,10 +24,8 @@ _SHARED: Final = (
     "off_session", "payment_behavior", "payment_settings[save_default_payment_method]", "proration_behavior",
     "trial_end", "trial_settings",
 )  # fmt: skip
-_ANCHOR: Final = {"day_of_month": (1, 31), "hour": (0, 23), "minute": (0, 59), "second": (0, 59)}
 CREATE: Final = (
-    *_SHARED, "billing_cycle_anchor", *(f"billing_cycle_anchor_config[{name}]" for name in _ANCHOR),
-    "billing_mode[type]", "currency", "customer", "trial_period_days",
+    *_SHARED, "billing_cycle_anchor", "billing_mode[type]", "currency", "customer", "trial_period_days",
 )  # fmt: skip
 UPDATE: Final = (*_SHARED, "billing_cycle_anchor[type]", "cancellation_details", "proration_date")
 _NULL: Final = (
@@ -36,6 +35,9 @@ _NULL: Final = (
     "pending_invoice_item_interval", "pending_setup_intent", "pending_update", "schedule", "status_details",
     "transfer_data", "trial_end", "trial_start",
 )  # fmt: skip
+_KIND: Final = changes.SUBSCRIPTION_ITEM
+_OF_ITEM: Final = ("metadata", "price", "quantity")
+_OF_CHANGE: Final = ("payment_behavior", "proration_behavior", "proration_date")
 _FILTERS: Final = ("customer", "price", "status", "test_clock")
 # `pending_if_incomplete` takes only these.
 _PENDING: Final = {
@@ -58,7 +60,9 @@ def create(mode: Mode, call: Call) -> Object:
         _check_future(trial_end, at, "trial_end")
         body |= {"status": "trialing", "trial_start": at, "trial_end": trial_end}
     body["billing_mode"] |= {"type": params.get("billing_mode", {}).get("type", "flexible")}
-    body["billing_cycle_anchor"] = _anchor(mode, body, params, at)
+    body["billing_cycle_anchor"] = params.get("billing_cycle_anchor") or body["trial_end"] or at
+    if params.get("billing_cycle_anchor"):
+        _check_future(body["billing_cycle_anchor"], at, "billing_cycle_anchor")
     body = _changed(mode, body, params)
     first = changes.plan(mode, body, params["items"], at, params.get("proration_behavior", "create_prorations"))
     items = first.state["items"]
@@ -161,6 +165,40 @@ def list_all(mode: Mode, call: Call) -> Object:
     return page(mode, call, "subscription", {"customer": customer}, is_kept)
 
 
+def create_item(mode: Mode, call: Call) -> Object:
+    """`POST /v1/subscription_items`."""
+    subscription = mode.fetch("subscription", call.params["subscription"], param="subscription")
+    before = {item["id"] for item in changes.items_of(mode, subscription["id"])}
+    _change_item(mode, subscription, call.params, {})
+    return next(item for item in changes.items_of(mode, subscription["id"]) if item["id"] not in before)
+
+
+def update_item(mode: Mode, call: Call) -> Object:
+    """`POST /v1/subscription_items/{item}`."""
+    item = mode.fetch(_KIND, call.id)
+    _change_item(mode, mode.fetch("subscription", item["subscription"]), call.params, {"id": call.id})
+    return mode.fetch(_KIND, call.id)
+
+
+def delete_item(mode: Mode, call: Call) -> Object:
+    """`DELETE /v1/subscription_items/{item}`."""
+    wanted, item = {"id": call.id, "deleted": True}, mode.fetch(_KIND, call.id)
+    _change_item(mode, mode.fetch("subscription", item["subscription"]), call.params, wanted)
+    return {"id": call.id, "object": _KIND, "deleted": True}
+
+
+def list_items(mode: Mode, call: Call) -> Object:
+    """`GET /v1/subscription_items`."""
+    subscription = mode.fetch("subscription", call.params["subscription"], param="subscription")
+    return page(mode, call, _KIND, {"subscription": subscription["id"]})
+
+
+def _change_item(mode: Mode, subscription: Object, params: Params, wanted: Params) -> None:
+    item = wanted | {name: params[name] for name in _OF_ITEM if name in params}
+    shared: Params = {name: params[name] for name in _OF_CHANGE if name in params}
+    change(mode, subscription, {**shared, "items": [item]})
+
+
 def _new(mode: Mode, customer: Object, at: int) -> Object:
     body = dict.fromkeys(_NULL) | new_object(mode, "subscription", "sub", {}, customer["test_clock"] or "")
     body |= {name: [] for name in ("billing_schedules", "default_tax_rates", "discounts")}
@@ -225,24 +263,6 @@ def _cancel_at(body: Object, params: Params, items: list[Object], at: int) -> Ob
     return body
 
 
-def _anchor(mode: Mode, body: Object, params: Params, at: int) -> int:
-    """The billing cycle anchor of a new subscription: given, by day and time, or the end of the trial, or now."""
-    given, config = params.get("billing_cycle_anchor"), params.get("billing_cycle_anchor_config")
-    if given is not None:
-        _check_future(given, at, "billing_cycle_anchor")
-        return int(given)
-    if config:
-        for name, (first, last) in _ANCHOR.items():
-            param = f"billing_cycle_anchor_config[{name}]"
-            check(first <= config.get(name, first) <= last, f"Invalid {param}: must be {first} to {last}.", param)
-        recurrence = recurrence_of(mode.fetch("price", params["items"][0].get("price", ""), param="items[0][price]"))
-        message, param = "A price that recurs by month or year is needed.", "billing_cycle_anchor_config"
-        check(recurrence.interval in ("month", "year"), message, param)
-        body["billing_cycle_anchor_config"] = dict.fromkeys((*_ANCHOR, "month")) | config
-        return anchor_of(recurrence, at, **config)
-    return body["trial_end"] or at
-
-
 def _check_future(moment: int, at: int, param: str) -> None:
     check(moment > at, f"Invalid timestamp: {param} must be an integer Unix timestamp in the future.", param)
 
@@ -281,13 +301,19 @@ def _refuse_scheduled(body: Object, what: str) -> None:
 
 
 _PATH: Final = "/v1/subscriptions"
-_ITEM: Final = f"{_PATH}/{{subscription_exposed_id}}"
+_ONE: Final = f"{_PATH}/{{subscription_exposed_id}}"
+_ITEM: Final = "/v1/subscription_items/{item}"
 ROUTES = (
     Route("POST", _PATH, create, CREATE),
     Route("GET", _PATH, list_all, (*LIST, "created", *_FILTERS)),
-    Route("GET", _ITEM, retrieve("subscription")),
-    Route("POST", _ITEM, update, UPDATE),
-    Route("DELETE", _ITEM, cancel, ("cancellation_details", "invoice_now", "prorate")),
+    Route("GET", _ONE, retrieve("subscription")),
+    Route("POST", _ONE, update, UPDATE),
+    Route("DELETE", _ONE, cancel, ("cancellation_details", "invoice_now", "prorate")),
     Route("POST", f"{_PATH}/{{subscription}}/pause", pause, ("invoicing_behavior", "type")),
     Route("POST", f"{_PATH}/{{subscription}}/resume", resume, ("billing_cycle_anchor", "payment_behavior")),
+    Route("POST", "/v1/subscription_items", create_item, (*_OF_ITEM, *_OF_CHANGE, "subscription")),
+    Route("GET", "/v1/subscription_items", list_items, (*LIST, "subscription")),
+    Route("GET", _ITEM, retrieve(_KIND)),
+    Route("POST", _ITEM, update_item, (*_OF_ITEM, *_OF_CHANGE)),
+    Route("DELETE", _ITEM, delete_item, _OF_CHANGE),
 )

@@ -1,4 +1,7 @@
-"""Credit grants and their ledger (docs.stripe.com/api/billing/credit-grant)."""
+"""A customer's credit: the balance, where a negative amount is credit, and credit grants with their ledger.
+
+Sources: docs.stripe.com/api/customer_balance_transactions, docs.stripe.com/api/billing/credit-grant.
+"""
 
 from __future__ import annotations
 
@@ -14,13 +17,30 @@ from stripe_simulator.resources.conventions import Object, check, reads, require
 
 GRANT: Final = "billing.credit_grant"
 ENTRY: Final = "billing.credit_balance_transaction"
-INDEXED = {GRANT: ("customer",), ENTRY: ("credit_grant",)}
+BALANCE: Final = "customer_balance_transaction"
+INDEXED = {BALANCE: ("customer",), GRANT: ("customer",), ENTRY: ("credit_grant",)}
 CREATE: Final = (
     "amount", "applicability_config", "category", "customer", "effective_at", "expires_at", "metadata", "name",
     "priority",
 )  # fmt: skip
 EXPIRE: Final = "credit_grant.expire"
 _VOIDED: Final = "credits_application_invoice_voided"
+
+
+def change_balance(mode: Mode, customer: Object, amount: int, kind: str, currency: str, **fields: object) -> Object:
+    """Change a customer's balance by `amount`. Returns the stored transaction."""
+    balance = customer["balance"] + amount
+    mode.store.save({**customer, "balance": balance, "currency": customer["currency"] or currency})
+    nulls = dict.fromkeys(("checkout_session", "credit_note", "description", "invoice"))
+    body = new_object(mode, BALANCE, "cbtxn", {}, customer["test_clock"] or "") | nulls
+    body |= {"amount": amount, "currency": currency, "customer": customer["id"], "ending_balance": balance}
+    return mode.store.put(body | {"type": kind, **fields})
+
+
+def _create_adjustment(mode: Mode, call: Call) -> Object:
+    customer, params = mode.fetch("customer", call.id), call.params
+    given = {"description": params.get("description"), "metadata": params.get("metadata") or {}}
+    return change_balance(mode, customer, params["amount"], "adjustment", params["currency"], **given)
 
 
 def _create(mode: Mode, call: Call) -> Object:
@@ -148,9 +168,12 @@ def _record(mode: Mode, grant: Object, side: str, kind: str, amount: int, **sour
     return mode.store.save(body)
 
 
+_BALANCE: Final = "/v1/customers/{customer}/balance_transactions"
 _PATH: Final = "/v1/billing/credit_grants"
 JOBS = {EXPIRE: lambda mode, arguments: _end(mode, mode.fetch(GRANT, arguments["grant"]), "credits_expired")}
 ROUTES = (
+    Route("POST", _BALANCE, _create_adjustment, ("amount", "currency", "description", "metadata")),
+    Route("GET", _BALANCE, lambda mode, call: page(mode, call, BALANCE, {"customer": call.id}), LIST),
     Route("POST", _PATH, _create, CREATE),
     *reads(f"{_PATH}/{{id}}", GRANT, "customer", label="credit grant"),
     Route("POST", f"{_PATH}/{{id}}/expire", _expire),
