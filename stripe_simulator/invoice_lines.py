@@ -38,7 +38,7 @@ def new_item(mode: Mode, customer: Object, line: Line, currency: str, **fields: 
     """An invoice item, not yet stored. `fields` are those that the line does not give."""
     return {
         "id": mode.store.new_id("ii"), "object": "invoiceitem", **_shared(mode, line, currency),
-        "customer": customer["id"], "date": mode.now_s(customer["test_clock"] or ""), "invoice": None, "parent": None,
+        "customer": customer["id"], "date": mode.now_of(customer), "invoice": None, "parent": None,
         "tax_rates": [], "test_clock": customer["test_clock"], **fields,
     }  # fmt: skip
 

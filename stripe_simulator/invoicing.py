@@ -141,7 +141,7 @@ def set_lines(mode: Mode, invoice: Object, bodies: Sequence[Object], *, final: b
         discounts=discounts,
         tax_percentage=applied.percentage if applied else None,
         grants=credit.grants_of(mode, customer["id"], invoice["currency"]) if final else (),
-        at=mode.now_s(customer["test_clock"] or ""),
+        at=mode.now_of(customer),
         starting_balance=customer["balance"],
         charge_min=charge_min(invoice["currency"]),
     )
@@ -195,7 +195,7 @@ def finalize(mode: Mode, draft: Object) -> Object:
     mode.store.save({**customer, "currency": invoice["currency"], "next_invoice_sequence": number + 1})
     page = f"{mode.settings.pages_url}/_simulator/invoice/{invoice['id']}"
     invoice |= {
-        "automatically_finalizes_at": None, "effective_at": mode.now_s(invoice["test_clock"] or ""),
+        "automatically_finalizes_at": None, "effective_at": mode.now_of(invoice),
         "hosted_invoice_url": page, "invoice_pdf": f"{page}/pdf",
         "number": f"{customer['invoice_prefix']}-{number:04d}",
     }  # fmt: skip
@@ -255,7 +255,7 @@ def run_finalize(mode: Mode, arguments: dict[str, Any]) -> None:
 def run_collect(mode: Mode, arguments: dict[str, Any]) -> None:
     """The job of a retry. After a hard decline nothing is charged without a new payment method."""
     invoice = _waiting(mode, arguments["invoice"], "open")
-    if invoice is None or invoice["next_payment_attempt"] != mode.now_s(invoice["test_clock"] or ""):
+    if invoice is None or invoice["next_payment_attempt"] != mode.now_of(invoice):
         return
     intent = payments.intent_of(mode, invoice["customer"], invoice["id"]) or {}
     error = intent.get("last_payment_error") or {}
@@ -321,7 +321,7 @@ def _use_balance(mode: Mode, invoice: Object, kind: str, amount: int) -> None:
 def _moved(mode: Mode, invoice: Object, status: InvoiceStatus, *types: str, **fields: Any) -> Object:
     """Save an invoice with another status, and tell the listeners. A closed invoice is not collected any more."""
     check_move(invoice, status)
-    stamp = {_STAMPS[status]: mode.now_s(invoice["test_clock"] or "")}
+    stamp = {_STAMPS[status]: mode.now_of(invoice)}
     fields |= {"status": status, "status_transitions": invoice["status_transitions"] | stamp}
     if status != "open":
         fields |= {"auto_advance": False, "next_payment_attempt": None}

@@ -62,7 +62,7 @@ def _create(mode: Mode, call: Call) -> Object:
 
 def _expire(mode: Mode, call: Call) -> Object:
     body = mode.fetch(GRANT, call.id)
-    return _end(mode, {**body, "expires_at": _now_s(mode, body)}, "credits_expired")
+    return _end(mode, {**body, "expires_at": mode.now_of(body)}, "credits_expired")
 
 
 def _void(mode: Mode, call: Call) -> Object:
@@ -70,7 +70,7 @@ def _void(mode: Mode, call: Call) -> Object:
     body = mode.fetch(GRANT, call.id)
     is_unused = _available(mode, body) == body["amount"]["monetary"]["value"]
     check(is_unused, "You cannot void a credit grant that was applied to an invoice.")
-    return _end(mode, {**body, "voided_at": _now_s(mode, body)}, "credits_voided")
+    return _end(mode, {**body, "voided_at": mode.now_of(body)}, "credits_voided")
 
 
 def _list_entries(mode: Mode, call: Call) -> Object:
@@ -87,7 +87,7 @@ def _summary(mode: Mode, call: Call) -> Object:
         if wanted["type"] == "applicability_scope" or body["id"] == wanted.get("credit_grant"):
             currency, available = body["amount"]["monetary"]["currency"], _available(mode, body)
             totals[currency] += available
-            usable[currency] += available if body["effective_at"] <= _now_s(mode, body) else 0
+            usable[currency] += available if body["effective_at"] <= mode.now_of(body) else 0
     balances = [
         {"available_balance": _money(usable[currency], currency), "ledger_balance": _money(total, currency)}
         for currency, total in totals.items()
@@ -129,7 +129,7 @@ def reinstate(mode: Mode, invoice: Object) -> None:
         if entry:
             grant, source = mode.fetch(GRANT, entry["credit_grant"]), entry["debit"]["credits_applied"]
             _record(mode, grant, "credit", _VOIDED, credit["amount"], **{_VOIDED: source})
-            if grant["expires_at"] is not None and grant["expires_at"] <= _now_s(mode, grant):
+            if grant["expires_at"] is not None and grant["expires_at"] <= mode.now_of(grant):
                 _end(mode, grant, "credits_expired")
 
 
@@ -138,11 +138,7 @@ def _end(mode: Mode, body: Object, kind: str) -> Object:
     if not left:
         return body
     _record(mode, body, "debit", kind, left)
-    return mode.store.save({**body, "updated": _now_s(mode, body)})
-
-
-def _now_s(mode: Mode, body: Object) -> int:
-    return mode.now_s(body["test_clock"] or "")
+    return mode.store.save({**body, "updated": mode.now_of(body)})
 
 
 def _available(mode: Mode, body: Object) -> int:
@@ -158,7 +154,7 @@ def _money(value: int, currency: str) -> Object:
 
 def _record(mode: Mode, grant: Object, side: str, kind: str, amount: int, **source: Object) -> Object:
     """Store an entry of the ledger: a credit or a debit."""
-    now_s = _now_s(mode, grant)
+    now_s = mode.now_of(grant)
     body = {
         "id": mode.store.new_id("cbtxn"), "object": ENTRY, "created": now_s, "credit": None, "debit": None,
         "credit_grant": grant["id"], "effective_at": now_s, "livemode": mode.livemode,

@@ -87,7 +87,7 @@ def _changed(mode: Mode, invoice: Object, params: Params) -> Object:
     """Save an invoice with the parameters of a request."""
     invoice = changed(invoice, params, FIELDS)
     if params.get("auto_advance") and invoice["status"] == "draft" and not invoice["automatically_finalizes_at"]:
-        due_s = mode.now_s(invoice["test_clock"] or "") + WAIT_S
+        due_s = mode.now_of(invoice) + WAIT_S
         return invoicing.schedule_finalization(mode, invoice, due_s)
     return mode.store.save(invoice)
 

@@ -214,7 +214,7 @@ def invoice(mode: Mode, subscription: str, lines: Sequence[Line], reason: str, *
     # The payment may have changed the subscription.
     body = mode.fetch("subscription", subscription)
     if reason != "subscription_update" and made["subtotal"]:
-        body["discounts"] = coupons.remaining_after(mode, body, now_s(mode, body))
+        body["discounts"] = coupons.remaining_after(mode, body, mode.now_of(body))
     mode.store.save({**body, "latest_invoice": made["id"]})
     return made
 
@@ -238,7 +238,7 @@ def commit_when_paid(
     mode: Mode, subscription: Object, change: Plan, *, resumes: bool, collect_now: bool = True
 ) -> Object:
     """Invoice a change that takes effect when the invoice is paid within 23 hours. Returns the stored subscription."""
-    identifier, until = mode.store.save(subscription)["id"], now_s(mode, subscription) + INCOMPLETE_S
+    identifier, until = mode.store.save(subscription)["id"], mode.now_of(subscription) + INCOMPLETE_S
     pending = {"state": change.state, "expires_at": until, "resumes": resumes, "invoice": None}
     mode.store.put(ledger(mode, identifier) | {"pending": pending})
     made = invoice(mode, identifier, change.lines, "subscription_update", collect_now=collect_now)
@@ -263,7 +263,7 @@ def end_schedule(mode: Mode, subscription: Object, status: str) -> Object:
     """End a subscription's schedule as `canceled`, `completed` or `released`. Returns the subscription to save."""
     schedule = mode.store.edit("subscription_schedule", subscription["schedule"] or "")
     if schedule:
-        schedule |= {"status": status, f"{status}_at": now_s(mode, subscription), "current_phase": None}
+        schedule |= {"status": status, f"{status}_at": mode.now_of(subscription), "current_phase": None}
         if status == "released":
             schedule |= {"released_subscription": subscription["id"], "subscription": None}
         mode.store.save(schedule, f"subscription_schedule.{status}")
@@ -284,7 +284,7 @@ def watch(mode: Mode, subscription: str) -> Object:
             body["trial_end"] and body["trial_end"] - WILL_END_S,
             schedule["current_phase"]["end_date"] if schedule else None,
         ]
-    at = now_s(mode, body)
+    at = mode.now_of(body)
     dues.append((notes["pending"] or {}).get("expires_at"))
     if has_threshold(body):
         dues.append(at - at % _LOOK_S + _LOOK_S)
@@ -295,11 +295,6 @@ def watch(mode: Mode, subscription: str) -> Object:
         job = mode.clockwork.schedule(due * 1_000, TICK, arguments, clock) if due else 0
         mode.store.put({**notes, "due": due, "job": job})
     return body
-
-
-def now_s(mode: Mode, subscription: Object) -> int:
-    """The time of a subscription's clock in seconds."""
-    return mode.now_s(subscription["test_clock"] or "")
 
 
 def _after(mode: Mode, subscription: Object, before: list[Object], wanted: Sequence[Params], at: int) -> list[Object]:

@@ -51,7 +51,7 @@ def create(mode: Mode, call: Call) -> Object:
     params = call.params
     require(params, "customer", "items")
     customer = mode.fetch("customer", params["customer"], param="customer")
-    at = mode.now_s(customer["test_clock"] or "")
+    at = mode.now_of(customer)
     body = _new(mode, customer, at)
     trial_end = params.get("trial_end")
     if trial_end is None and params.get("trial_period_days"):
@@ -87,7 +87,7 @@ def update(mode: Mode, call: Call) -> Object:
 
 def change(mode: Mode, body: Object, params: Params) -> Object:
     """Change a subscription as its route and those of its items do."""
-    now = changes.now_s(mode, body)
+    now = mode.now_of(body)
     is_possible = body["status"] not in changes.ENDED or params.keys() <= {"cancellation_details", "metadata", "expand"}
     check(is_possible, "A canceled subscription can only update its cancellation_details and metadata.")
     if params.keys() & {"cancel_at", "cancel_at_period_end"}:
@@ -119,7 +119,7 @@ def cancel(mode: Mode, call: Call) -> Object:
     if body["status"] in changes.ENDED:
         raise ApiError(404, f"No such subscription: '{call.id}'", code="resource_missing", param="id")
     _refuse_scheduled(body, "canceling it directly")
-    at, invoice_now = changes.now_s(mode, body), params.get("invoice_now", False)
+    at, invoice_now = mode.now_of(body), params.get("invoice_now", False)
     lines = changes.closing_lines(mode, body, at, credit=params.get("prorate", False), usage=invoice_now)
     body["cancellation_details"] |= params.get("cancellation_details") or {}
     return changes.bill(mode, changes.end(mode, body, at), lines, now=invoice_now)
@@ -130,7 +130,7 @@ def pause(mode: Mode, call: Call) -> Object:
     body, params = mode.fetch("subscription", call.id), call.params
     is_possible = body["billing_mode"]["type"] == "flexible" and body["status"] == "active" and not body["schedule"]
     check(is_possible, "Only an active subscription in flexible billing mode without a schedule can be paused.")
-    at = changes.now_s(mode, body)
+    at = mode.now_of(body)
     lines = changes.closing_lines(mode, body, at, credit=True, usage=True)
     # A cancellation does not credit the same time again.
     mode.store.put(changes.ledger(mode, body["id"]) | {"debits": []})
@@ -144,7 +144,7 @@ def resume(mode: Mode, call: Call) -> Object:
     check(body["status"] == "paused", "You can only resume a subscription that is paused.")
     if params.get("billing_cycle_anchor", {"type": "now"})["type"] != "now":
         raise not_simulated("resume with billing_cycle_anchor[type]=unchanged")
-    at = changes.now_s(mode, body)
+    at = mode.now_of(body)
     planned = changes.plan(mode, body, (), at, "none", anchor_now=True)
     # What was used before the pause is billed by the pause.
     planned = planned._replace(lines=tuple(line for line in planned.lines if not line.metered))

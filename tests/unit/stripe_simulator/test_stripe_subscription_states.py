@@ -110,6 +110,31 @@ async def test_thresholds(shop: Shop, second: int, invoices: list[int], balance:
     assert (await shop.sdk("v1.customers.retrieve", shop.customer))["balance"] == balance
 
 
+async def test_what_a_threshold_billed_is_billed_once(shop: Shop) -> None:
+    """By the preview too, by usage that arrives while the invoice is a draft, and by a cancellation."""
+    await shop.open("2026-11-01")
+    price = await shop.metered(await shop.meter(), 10)
+    await shop.subscribe({"price": price}, billing_thresholds={"amount_gte": 1_000})
+    await shop.use(150, "2026-11-05")
+    await shop.advance("2026-11-05 03:00:00")
+    await shop.use(20, "2026-11-06")
+    shop.sdk.clock.advance(60_000)
+    preview = await shop.sdk("v1.invoices.create_preview", {"subscription": shop.subscription})
+    assert (lines(preview), preview["amount_due"]) == ([1_700, -1_500], 200)
+    await shop.advance("2026-12-01 00:30:00")
+    await shop.use(5, "2026-11-30 23:59:00")
+    await shop.advance("2026-12-01 01:00:00")
+    assert lines((await shop.invoices())[-1]) == [1_750, -1_500]
+    await shop.use(100, "2026-12-01 00:30:00")
+    await shop.advance("2026-12-01 03:00:00")
+    await shop.use(1, "2026-12-01 02:59:00")
+    shop.sdk.clock.advance(60_000)
+    await shop.sdk("v1.subscriptions.cancel", shop.subscription, {"invoice_now": True})
+
+    assert [due for _, due in await shop.amounts()] == [0, 1_500, 250, 1_000, 0]
+    assert (await shop.invoices())[-1]["total"] == 10
+
+
 @pytest.mark.parametrize(
     ("trial_days", "balance"), [(0, -2100), (20, 0)], ids=["unused time is credited", "a trial has no unused time"]
 )
