@@ -160,8 +160,7 @@ def renewal(mode: Mode, subscription: Object, at: int, *, was_trial: bool) -> Pl
 def threshold(mode: Mode, subscription: Object, at: int) -> Plan | None:
     """The invoice that `billing_thresholds` ask for now, and the state after it. Discounts count, and tax does not."""
     state = state_of(mode, subscription)
-    pairs = [(_engine_item(subscription, body), _usage(mode, subscription, state, body, at)) for body in state["items"]]
-    used = [(item, usage) for item, usage in pairs if usage]
+    used = _used(mode, subscription, state, at)
     lines = tuple(line for item, usage in used for line in usage_lines(item, usage))
     discounts = list(coupons.discounts_of(mode, subscription, at).values())
     if totals(lines, discounts=discounts).total < subscription["billing_thresholds"]["amount_gte"]:
@@ -185,9 +184,8 @@ def closing_lines(mode: Mode, subscription: Object, at: int, *, credit: bool, us
     state = state_of(mode, subscription)
     items = [_engine_item(subscription, body) for body in state["items"]]
     lines = _prorated(mode, subscription, state, items, (), at, credit=True).lines if credit else ()
-    pairs = zip(items, state["items"], strict=True) if usage and subscription["status"] != "paused" else ()
-    used = [(item, _usage(mode, subscription, state, body, at)) for item, body in pairs]
-    return (*lines, *(line for item, amount in used if amount for line in usage_lines(item, amount)))
+    used = _used(mode, subscription, state, at) if usage and subscription["status"] != "paused" else ()
+    return (*lines, *(line for item, amount in used for line in usage_lines(item, amount)))
 
 
 def apply(mode: Mode, subscription: Object, state: Object) -> Object:
@@ -372,6 +370,12 @@ def _usage(mode: Mode, subscription: Object, state: Object, item: Object, at: in
     if item["price"]["recurring"]["usage_type"] != "metered" or period.start >= period.end:
         return None
     return usage_of(mode, subscription["customer"], item["price"], period, state["billed"].get(item["id"], 0))
+
+
+def _used(mode: Mode, subscription: Object, state: Object, at: int) -> list[tuple[Item, Usage]]:
+    """The metered items with their usage until an instant."""
+    pairs = ((_engine_item(subscription, body), _usage(mode, subscription, state, body, at)) for body in state["items"])
+    return [(item, usage) for item, usage in pairs if usage]
 
 
 def _row(debit: Debit) -> list[Any]:
