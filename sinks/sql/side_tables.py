@@ -11,10 +11,12 @@ from typing import Any, TypeVar
 
 from sqlalchemy import ColumnElement, Connection, bindparam, literal_column, select, update
 from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.exc import DataError, IntegrityError
 
 from schemas.billing_events import ObjectName, Via
 from schemas.side_tables import (
     OVERLAP,
+    WAITING,
     AuditRow,
     DueBinding,
     HeldEvent,
@@ -25,6 +27,7 @@ from schemas.side_tables import (
     Row,
     Step,
     Timeline,
+    Unstorable,
 )
 from sinks.sql import links, step
 from sinks.sql.bindings import Planner, binding_of
@@ -63,7 +66,7 @@ class SqlSideTables(ABC):
     async def unknown(self, event_ids: Sequence[str]) -> set[str]:
         def body(connection: Connection) -> set[str]:
             rows = rows_where(connection, processed_events, "event_id", set(event_ids))
-            return set(event_ids) - {row["event_id"] for row in rows if row["outcome"] != Outcome.HELD}
+            return set(event_ids) - {row["event_id"] for row in rows if row["outcome"] not in WAITING}
 
         return await self._run(body)
 
@@ -78,7 +81,10 @@ class SqlSideTables(ABC):
         return await self._run(lambda connection: step.fetch_seqs(connection, names))
 
     async def commit(self, step_: Step) -> Mapping[str, Outcome]:
-        return await self._run(lambda connection: step.commit(connection, step_, self._planner))
+        try:
+            return await self._run(lambda connection: step.commit(connection, step_, self._planner))
+        except (IntegrityError, DataError, UnicodeEncodeError, OverflowError) as error:
+            raise Unstorable(_refused(error)) from error
 
     async def link(self, account: str, customer: str, starts_ms: int, actor: str, reason: str, now_ms: int) -> Link:
         return await self._run(
@@ -91,10 +97,16 @@ class SqlSideTables(ABC):
         return await self._run(lambda connection: links_of(connection, {account})[account])
 
     async def held(self, customer: str = "", limit: int = 1_000) -> Sequence[HeldEvent]:
+        return await self._waiting(Outcome.HELD, customer, limit)
+
+    async def set_aside(self, limit: int = 1_000) -> Sequence[HeldEvent]:
+        return await self._waiting(Outcome.SET_ASIDE, "", limit)
+
+    async def _waiting(self, outcome: Outcome, customer: str, limit: int) -> Sequence[HeldEvent]:
         found = processed_events.c
         wanted = select(found.event_id, found.type, found.customer_id, found.log_partition, found.log_offset)
         # The text is in the statement because PostgreSQL finds the partial index only then.
-        wanted = wanted.where(found.outcome == literal_column("'held'")).order_by(
+        wanted = wanted.where(found.outcome == literal_column(f"'{outcome}'")).order_by(
             found.processed_ms, found.log_partition, found.log_offset, found.event_id
         )
         if customer:
@@ -152,3 +164,12 @@ class SqlSideTables(ABC):
             connection.execute(row.on_conflict_do_update(index_elements=["name"], set_=values))
 
         await self._run(body)
+
+
+def _refused(error: Exception) -> str:
+    """Why a database refused a row, without the row's values: they are people's data."""
+    cause = getattr(error, "orig", None) or error
+    said = getattr(getattr(cause, "diag", None), "message_primary", None)
+    if said is None and isinstance(error, UnicodeEncodeError):
+        said = "a text has a character that is not Unicode"
+    return str(said or type(cause).__name__)
