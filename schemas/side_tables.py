@@ -163,6 +163,13 @@ class HeldEvent(NamedTuple):
     offset: int
 
 
+class Cursor(NamedTuple):
+    """Up to which instant a walker has read, and when it said so."""
+
+    until_s: int
+    moved_ms: int
+
+
 class Timeline(Protocol):
     """Derives an account's bindings from what Stripe holds; a pure function that the store calls within `commit`."""
 
@@ -268,8 +275,13 @@ class SideTables(Protocol):
         """All rows of the mirror tables without `fetch_seq` and `fetched_ms`, sorted by key: for comparisons."""
         ...
 
-    async def cursor(self, name: str) -> int | None:
-        """The instant in seconds up to which a walker has read, or None."""
+    async def heard_ms(self, customer: str, since_ms: int) -> int | None:
+        """When an event `customer.updated` of the customer that came as a webhook was last processed, at `since_ms` or
+        later; None if none was."""
+        ...
+
+    async def cursor(self, name: str) -> Cursor | None:
+        """A walker's cursor, or None."""
         ...
 
     async def move_cursor(self, name: str, until_s: int, now_ms: int) -> None:

@@ -99,10 +99,10 @@ async def status(settings: Settings) -> Status:
         for partition in range(base.genesis.partitions):
             bounds = await base.log.bounds(BILLING_EVENTS_TOPIC, partition)
             lag += bounds.next - max(await tables.position(partition) or 0, bounds.first)
-        until_s = await tables.cursor(CURSOR)
+        cursor = await tables.cursor(CURSOR)
         return Status(
             lag,
-            "" if until_s is None else format_instant_ms(until_s * SECOND_MS),
+            "" if cursor is None else format_instant_ms(cursor.until_s * SECOND_MS),
             await tables.held(limit=STATUS_ROWS_MAX),
             len(await tables.due_bindings(STATUS_ROWS_MAX)),
             {table: len(rows) for table, rows in (await tables.mirror()).items()},

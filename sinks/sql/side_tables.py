@@ -9,7 +9,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
-from sqlalchemy import ColumnElement, Connection, bindparam, literal_column, select, update
+from sqlalchemy import ColumnElement, Connection, bindparam, func, literal_column, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import DataError, IntegrityError
 
@@ -18,6 +18,7 @@ from schemas.side_tables import (
     OVERLAP,
     WAITING,
     AuditRow,
+    Cursor,
     DueBinding,
     HeldEvent,
     Link,
@@ -151,9 +152,23 @@ class SqlSideTables(ABC):
     async def mirror(self) -> Mapping[str, Sequence[Row]]:
         return await self._run(mirror_rows)
 
-    async def cursor(self, name: str) -> int | None:
-        wanted = select(cursors.c.until_s).where(cursors.c.name == name)
+    async def heard_ms(self, customer: str, since_ms: int) -> int | None:
+        found = processed_events.c
+        # The texts are in the statement because PostgreSQL finds the partial index only then.
+        is_delivered = (found.type == literal_column("'customer.updated'")) & (found.via == literal_column("'webhook'"))
+        wanted = select(func.max(found.processed_ms)).where(
+            is_delivered, found.customer_id == customer, found.processed_ms >= since_ms
+        )
         return await self._run(lambda connection: connection.execute(wanted).scalar())
+
+    async def cursor(self, name: str) -> Cursor | None:
+        wanted = select(cursors.c.until_s, cursors.c.moved_ms).where(cursors.c.name == name)
+
+        def body(connection: Connection) -> Cursor | None:
+            row = connection.execute(wanted).first()
+            return None if row is None else Cursor(*row)
+
+        return await self._run(body)
 
     async def move_cursor(self, name: str, until_s: int, now_ms: int) -> None:
         values = {"until_s": until_s, "moved_ms": now_ms}

@@ -73,6 +73,14 @@ Index(
     postgresql_where=processed_events.c.outcome == "set_aside",
     sqlite_where=processed_events.c.outcome == "set_aside",
 )
+# The canary's events, and those of other customers, because an index knows no settings.
+Index(
+    "delivered_customer_updates",
+    processed_events.c.customer_id,
+    processed_events.c.processed_ms,
+    postgresql_where=(processed_events.c.type == "customer.updated") & (processed_events.c.via == "webhook"),
+    sqlite_where=(processed_events.c.type == "customer.updated") & (processed_events.c.via == "webhook"),
+)
 # Authoritative. A transaction that changes anything of an account locks the account's row first. The row has the ends
 # of the account's sequences: the last audit row's number and hash, and the last binding's number.
 accounts: Final = _table(

@@ -395,8 +395,29 @@ async def test_cursors_are_kept_by_name(side_tables: SideTables) -> None:
     assert await side_tables.cursor("events") is None
     await side_tables.move_cursor("events", 100, NOW_MS)
     await side_tables.move_cursor("canary", 7, NOW_MS)
-    await side_tables.move_cursor("events", 90, NOW_MS)
-    assert (await side_tables.cursor("events"), await side_tables.cursor("canary")) == (90, 7)
+    await side_tables.move_cursor("events", 90, NOW_MS + 1)
+    assert (90, NOW_MS + 1) == await side_tables.cursor("events")
+    assert (7, NOW_MS) == await side_tables.cursor("canary")
+
+
+@pytest.mark.parametrize(
+    ("change", "since_ms", "heard_ms"),
+    [
+        pytest.param({}, NOW_MS, NOW_MS, id="in time"),
+        pytest.param({}, NOW_MS + 1, None, id="before"),
+        pytest.param({"via": Via.LIST}, NOW_MS, None, id="only listed"),
+        pytest.param({"type": "customer.created"}, NOW_MS, None, id="another event"),
+        pytest.param({"customer": "cus_2"}, NOW_MS, None, id="another customer"),
+    ],
+)
+async def test_a_change_of_a_customer_is_heard_if_it_came_as_a_webhook(
+    side_tables: SideTables, change: dict[str, str], since_ms: int, heard_ms: int | None
+) -> None:
+    """The canary's event."""
+    fields = {"type": "customer.updated", "customer": "cus_1", "via": Via.WEBHOOK, **change}
+    one = event(1)._replace(type=fields["type"], customer=fields["customer"])
+    await side_tables.commit(step(0, [one], via=Via(fields["via"])))
+    assert heard_ms == await side_tables.heard_ms("cus_1", since_ms)
 
 
 async def test_a_deleted_customer_is_a_row(side_tables: SideTables) -> None:

@@ -43,6 +43,10 @@ STATEMENTS = (
     "CREATE INDEX held_events ON processed_events (customer_id, processed_ms) WHERE outcome = 'held'",
     "CREATE INDEX set_aside_events ON processed_events (processed_ms) WHERE outcome = 'set_aside'",
     """
+    CREATE INDEX delivered_customer_updates ON processed_events (customer_id, processed_ms)
+    WHERE type = 'customer.updated' AND via = 'webhook'
+    """,
+    """
     CREATE TABLE accounts (
         account TEXT NOT NULL,
         created_ms BIGINT NOT NULL,
