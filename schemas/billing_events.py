@@ -87,9 +87,9 @@ class StripeObjects(Protocol):
         the list is read may be left out."""
         ...
 
-    async def names(self, kind: ObjectKind, after: str = "") -> list[tuple[ObjectName, str]]:
-        """One page of all objects of a kind, each with its customer; `after` is the id of the last one. Empty at the
-        end. Canceled subscriptions and deleted customers' subscriptions are among them."""
+    async def names(self, kind: ObjectKind, after: str = "", customer: str = "") -> list[tuple[ObjectName, str]]:
+        """One page of all objects of a kind, or of one customer's, each with its customer; `after` is the id of the
+        last one. Empty at the end. Canceled subscriptions and deleted customers' subscriptions are among them."""
         ...
 
     async def touch(self, customer: str, beat: str) -> None:

@@ -272,7 +272,21 @@ class SideTables(Protocol):
         ...
 
     async def mirror(self) -> Mapping[str, Sequence[Row]]:
-        """All rows of the mirror tables without `fetch_seq` and `fetched_ms`, sorted by key: for comparisons."""
+        """All rows of the mirror tables without `fetch_seq` and `fetched_ms`, sorted by key: for comparisons in tests.
+        An account of years has more rows than a process has memory."""
+        ...
+
+    async def counts(self) -> Mapping[str, int]:
+        """The number of rows of each mirror table."""
+        ...
+
+    async def known(
+        self, kind: ObjectKind, after: str = "", customer: str = "", limit: int = 1_000
+    ) -> Sequence[tuple[ObjectName, str]]:
+        """One page of the mirror's objects of a kind, or of one customer's, each with its customer or "", by id.
+
+        `after` is the id of the last one. Empty at the end.
+        """
         ...
 
     async def heard_ms(self, customer: str, since_ms: int) -> int | None:

@@ -13,9 +13,10 @@ from sqlalchemy import ColumnElement, Connection, bindparam, func, literal_colum
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import DataError, IntegrityError
 
-from schemas.billing_events import ObjectName, Via
+from schemas.billing_events import ObjectKind, ObjectName, Via
 from schemas.side_tables import (
     OVERLAP,
+    TABLE_OF,
     WAITING,
     AuditRow,
     Cursor,
@@ -33,7 +34,7 @@ from schemas.side_tables import (
 from sinks.sql import links, step
 from sinks.sql.bindings import Planner, binding_of
 from sinks.sql.queries import links_of, mirror_rows, rows_where
-from sinks.sql.tables import account_bindings, audit, cursors, processed_events
+from sinks.sql.tables import account_bindings, audit, cursors, customer_column, mirror, processed_events
 
 Answer = TypeVar("Answer")
 
@@ -151,6 +152,24 @@ class SqlSideTables(ABC):
 
     async def mirror(self) -> Mapping[str, Sequence[Row]]:
         return await self._run(mirror_rows)
+
+    async def counts(self) -> Mapping[str, int]:
+        def body(connection: Connection) -> dict[str, int]:
+            counted = {name: select(func.count()).select_from(table) for name, table in mirror.items()}
+            return {name: connection.execute(wanted).scalar_one() for name, wanted in counted.items()}
+
+        return await self._run(body)
+
+    async def known(
+        self, kind: ObjectKind, after: str = "", customer: str = "", limit: int = 1_000
+    ) -> Sequence[tuple[ObjectName, str]]:
+        table = mirror[TABLE_OF[kind]]
+        owner = table.c[customer_column(kind)]
+        wanted = select(table.c.id, owner).where(table.c.id > after).order_by(table.c.id).limit(limit)
+        if customer:
+            wanted = wanted.where(owner == customer)
+        rows: Sequence[Any] = await self._run(lambda connection: connection.execute(wanted).all())
+        return [(ObjectName(kind, identifier), of or "") for identifier, of in rows]
 
     async def heard_ms(self, customer: str, since_ms: int) -> int | None:
         found = processed_events.c

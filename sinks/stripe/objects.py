@@ -73,9 +73,14 @@ class StripeClientObjects:
             events += listed[::-1]
         return sorted(events, key=_created_s)
 
-    async def names(self, kind: ObjectKind, after: str = "") -> list[tuple[ObjectName, str]]:
+    async def names(self, kind: ObjectKind, after: str = "", customer: str = "") -> list[tuple[ObjectName, str]]:
         """See `StripeObjects`. Costs one call."""
-        options: dict[str, object] = {"limit": PAGE_ROWS, **({"starting_after": after} if after else {})}
+        if customer and kind is ObjectKind.CUSTOMER:
+            name = ObjectName(kind, customer)
+            return [] if after or await self.fetch(name) is None else [(name, customer)]
+        options: dict[str, object] = {"limit": PAGE_ROWS}
+        options |= {"starting_after": after} if after else {}
+        options |= {"customer": customer} if customer else {}
         if kind is ObjectKind.SUBSCRIPTION:
             options["status"] = "all"
         page = await self._get(_PATHS[kind], options)

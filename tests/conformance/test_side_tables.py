@@ -420,6 +420,28 @@ async def test_a_change_of_a_customer_is_heard_if_it_came_as_a_webhook(
     assert heard_ms == await side_tables.heard_ms("cus_1", since_ms)
 
 
+async def test_the_mirrors_objects_are_read_page_by_page_and_counted(side_tables: SideTables) -> None:
+    """An account of years has more rows than a process has memory."""
+    numbers = range(1, 8)
+    events = [event(number, invoice(number), customer=f"cus_{number % 2}") for number in numbers]
+    fetched = [fetched_invoice(number=number, customer=f"cus_{number % 2}") for number in numbers]
+    gone = Fetched(subscription(), 0, {})
+    await side_tables.commit(step(0, [*events, event(9, subscription(), customer="cus_9")], [*fetched, gone]))
+
+    for customer, expected in (("", list(numbers)), ("cus_0", [2, 4, 6]), ("cus_8", [])):
+        pages: list[tuple[ObjectName, str]] = []
+        while page := await side_tables.known(ObjectKind.INVOICE, pages[-1][0].id if pages else "", customer, 2):
+            assert len(page) <= 2
+            pages += page
+        assert pages == [(invoice(number), f"cus_{number % 2}") for number in expected]
+    assert [(subscription(), "")] == await side_tables.known(ObjectKind.SUBSCRIPTION)
+    counts = await side_tables.counts()
+    assert counts == {table: len(rows) for table, rows in (await side_tables.mirror()).items()}
+    assert (7, 7, 1, 0) == tuple(
+        counts[table] for table in ("invoices", "invoice_lines", "subscriptions", "stripe_customers")
+    )
+
+
 async def test_a_deleted_customer_is_a_row(side_tables: SideTables) -> None:
     await linked(side_tables)
     deleted = Fetched(CUSTOMER, 0, {"stripe_customers": [{"id": "cus_1", "deleted": 1}]})

@@ -128,6 +128,21 @@ async def test_all_pages_of_lists_are_read_and_events_come_oldest_first(
     assert [] == await objects.events(began_s + 1, began_s + 2)
 
 
+async def test_the_objects_of_one_customer_are_listed_alone(objects: StripeClientObjects, sdk: Sdk) -> None:
+    """An account's resync must not read the objects of all customers."""
+    price = await price_of(sdk)
+    wanted, other = await customer_of(sdk), await customer_of(sdk)
+    for customer in (wanted, other):
+        made = await sdk("v1.subscriptions.create", {"customer": customer, "items": [{"price": price}]})
+        await sdk("v1.subscription_schedules.create", {"from_subscription": made["id"]})
+
+    for kind in KINDS:
+        ((name, owner),) = await objects.names(kind, customer=wanted)
+        assert (kind, wanted) == (name.kind, owner)
+        assert [] == await objects.names(kind, name.id, wanted)
+    assert [] == await objects.names(ObjectKind.CUSTOMER, customer="cus_unknown")
+
+
 async def test_only_events_that_concern_the_mirror_are_listed_and_in_the_order_of_their_times(
     objects: StripeClientObjects, sdk: Sdk, served_simulator: ServedSimulator
 ) -> None:

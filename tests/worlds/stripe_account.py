@@ -88,13 +88,14 @@ class StripeAccount:
         events = (event for event in self.happened() if event["type"] in MIRRORED_TYPES)
         return [event for event in events if since_s <= event["created"] < until_s]
 
-    async def names(self, kind: ObjectKind, after: str = "") -> list[tuple[ObjectName, str]]:
-        """All objects of a kind as one page."""
+    async def names(self, kind: ObjectKind, after: str = "", customer: str = "") -> list[tuple[ObjectName, str]]:
+        """All objects of a kind, or of one customer's, as one page."""
         if after:
             return []
         named = [name for name in self.listing() if name.kind is kind]
         bodies = [(name, self.read(name) or {}) for name in named]
-        return [(name, str(body.get("customer") or name.id)) for name, body in bodies]
+        pairs = [(name, str(body.get("customer") or name.id)) for name, body in bodies]
+        return [(name, owner) for name, owner in pairs if customer in ("", owner)]
 
     async def touch(self, customer: str, beat: str) -> None:
         """Make an event."""

@@ -221,11 +221,11 @@ class Objects:
         body = await self._signed.stripe.fetch(name)
         return {**body, **answer} if body and isinstance(answer, dict) else body
 
-    async def names(self, kind: ObjectKind, after: str = "") -> list[tuple[ObjectName, str]]:
+    async def names(self, kind: ObjectKind, after: str = "", customer: str = "") -> list[tuple[ObjectName, str]]:
         """The list, or no answer."""
         if kind in self.silent:
             raise Transient("Stripe: HTTP 503")
-        return await self._signed.stripe.names(kind, after)
+        return await self._signed.stripe.names(kind, after, customer)
 
 
 async def test_an_object_that_cannot_be_read_poisons_only_its_events(signed: SignedUp) -> None:

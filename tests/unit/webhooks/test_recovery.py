@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
+from pipeline.webhooks.appending import append_events
 from pipeline.webhooks.recovery import CANARY_INTERVAL_S, RETRY_INTERVAL_S, WALK_INTERVAL_S, Recovery
-from pipeline.webhooks.resync import resync
+from pipeline.webhooks.resync import BATCH_RECORDS, Feed, PatientFeed, resync
 from pipeline.webhooks.set_aside import append_set_aside
 from pipeline.webhooks.walker import (
     CANARY_PATIENCE_S,
@@ -23,6 +24,7 @@ from pipeline.webhooks.walker import (
 )
 from schemas.billing_events import ObjectKind, ObjectName, Via
 from schemas.errors import InvalidInput, OperatorNeeded, Transient
+from schemas.log import BILLING_EVENTS_TOPIC
 from schemas.side_tables import Outcome
 from tests.worlds.billing import BillingWorld
 from tests.worlds.reconciler import START_MS
@@ -52,6 +54,11 @@ async def cursor_s(world: BillingWorld) -> int | None:
 def recovery(world: BillingWorld, bird: Canary | None = None) -> Recovery:
     """The recovery of a new process."""
     return Recovery(walker(world), bird, world.clock, lambda: True, lambda: append_set_aside(world.log, world.tables))
+
+
+def feed(world: BillingWorld) -> Feed:
+    """Appends at once."""
+    return lambda values: append_events(world.log, values, Via.RESYNC)
 
 
 def walker(world: BillingWorld) -> Walker:
@@ -154,7 +161,7 @@ async def test_a_resync_makes_the_mirror_of_a_fresh_database(world: BillingWorld
     world.stripe.delete(gone)
     sign_up(world)
 
-    counts = await resync(world.log, world.stripe, world.tables, "monday", world.clock.now_ms() // 1000)
+    counts = await resync(feed(world), world.stripe, world.tables, "monday", world.clock.now_ms() // 1000)
     await world.process()
 
     assert world.expected() == await world.mirrored()
@@ -168,7 +175,7 @@ async def test_a_repeated_resync_changes_nothing_and_another_one_fetches_again(w
     """A killed resync is run again under its name."""
     customer = sign_up(world)
     for run in ("a", "a", "b"):
-        await resync(world.log, world.stripe, world.tables, run, world.clock.now_ms() // 1000, customer)
+        await resync(feed(world), world.stripe, world.tables, run, world.clock.now_ms() // 1000, customer)
     processor = world.processor()
     await world.process(processor)
 
@@ -181,11 +188,67 @@ async def test_a_repeated_resync_changes_nothing_and_another_one_fetches_again(w
 async def test_a_resync_of_one_customer_leaves_the_others(world: BillingWorld) -> None:
     """An operator mends one account without reading all."""
     customer, other = sign_up(world), sign_up(world)
-    await resync(world.log, world.stripe, world.tables, "a", world.clock.now_ms() // 1000, customer)
+    await resync(feed(world), world.stripe, world.tables, "a", world.clock.now_ms() // 1000, customer)
     await world.process()
     mirror = await world.tables.mirror()
     assert [customer] == [row["id"] for row in mirror["stripe_customers"]]
     assert other not in {row["customer_id"] for table in ("subscriptions", "invoices") for row in mirror[table]}
+
+
+async def test_a_live_event_waits_for_one_batch_of_a_resync(world: BillingWorld) -> None:
+    """A cancellation must not wait for the fetches of a hundred thousand invoices."""
+    for _ in range(3 * BATCH_RECORDS):
+        world.stripe.customer(card="")
+    customer = sign_up(world)
+    processor, sleep = world.processor(), world.clock.sleep
+    lags: list[int] = []
+    told: list[int] = []
+
+    async def processed(duration_s: float) -> None:
+        await sleep(duration_s)
+        lags.append(await lag(world))
+        for partition in range(world.partitions):
+            offset = await processor.start_offset(partition)
+            if batch := await world.log.read(BILLING_EVENTS_TOPIC, partition, offset, 40):
+                await processor.step(partition, batch)
+
+    world.clock.sleep = processed  # type: ignore[method-assign, unused-ignore]
+    patient = PatientFeed(world.log, world.tables, world.clock, told.append)
+    counts = await resync(patient.append, world.stripe, world.tables, "a", 1)
+    assert max(lags) <= BATCH_RECORDS
+    assert told[-1] == sum(counts.values()) > 3 * BATCH_RECORDS
+    assert len(told) >= 4
+    await world.process(processor)
+    assert await world.mirrored() == world.expected()
+    assert customer in {row["id"] for row in (await world.tables.mirror())["stripe_customers"]}
+
+
+async def test_a_resync_that_nobody_processes_ends_with_what_to_do(world: BillingWorld) -> None:
+    """The role `mirror` may be down."""
+    for _ in range(BATCH_RECORDS + 1):
+        world.stripe.customer(card="")
+    patient = PatientFeed(world.log, world.tables, world.clock, lambda _: None)
+    with pytest.raises(Transient, match=f"{BATCH_RECORDS} events wait.*role mirror.*--run"):
+        await resync(patient.append, world.stripe, world.tables, "a", 1)
+
+
+async def test_a_resync_of_one_customer_reads_no_list_of_all(world: BillingWorld) -> None:
+    customer = sign_up(world)
+    names, asked = world.stripe.names, set()
+
+    async def listed(kind: ObjectKind, after: str = "", of: str = "") -> list[tuple[ObjectName, str]]:
+        asked.add(of)
+        return await names(kind, after, of)
+
+    world.stripe.names = listed  # type: ignore[assignment, method-assign, unused-ignore]
+    await resync(feed(world), world.stripe, world.tables, "a", 1, customer)
+    assert asked == {customer}
+
+
+async def lag(world: BillingWorld) -> int:
+    """The number of records that are not processed."""
+    ends = [(await world.log.bounds(BILLING_EVENTS_TOPIC, at)).next for at in range(world.partitions)]
+    return sum([end - (await world.tables.position(at) or 0) for at, end in enumerate(ends)])
 
 
 def canary(world: BillingWorld, via: Via | None, delay_s: int = 0) -> Canary:
