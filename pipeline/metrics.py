@@ -235,7 +235,7 @@ METRICS: Final[dict[MetricName, MetricSpec]] = {
     ),
     "tidemark_mirror_walked_seconds": MetricSpec(
         "gauge",
-        "Up to when Stripe's list of events was read, Unix time. Over ten minutes old: Stripe does not answer.",
+        "Up to when Stripe's list of events was read, Unix time. Over half an hour old: Stripe does not answer.",
     ),
     "tidemark_mirror_canary_heard_seconds": MetricSpec(
         "gauge", "When an event of the canary customer last came as a webhook, Unix time; absent if never."

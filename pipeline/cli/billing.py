@@ -36,7 +36,7 @@ def webhooks() -> None:
 def webhooks_recover(since: str, as_json: bool) -> None:
     """Read Stripe's list of events, and take in those that never came.
 
-    The role `mirror` does so every five minutes; this command reads an older span. Safe to repeat.
+    The role `mirror` does so several times an hour; this command reads an older span. Safe to repeat.
     """
     from pipeline.commands.billing import recover, span_s
 

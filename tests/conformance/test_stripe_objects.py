@@ -143,14 +143,17 @@ async def test_the_objects_of_one_customer_are_listed_alone(objects: StripeClien
     assert [] == await objects.names(ObjectKind.CUSTOMER, customer="cus_unknown")
 
 
+@pytest.mark.parametrize("products", [pytest.param(0, id="one page"), pytest.param(101, id="more than a page")])
 async def test_only_events_that_concern_the_mirror_are_listed_and_in_the_order_of_their_times(
-    objects: StripeClientObjects, sdk: Sdk, served_simulator: ServedSimulator
+    objects: StripeClientObjects, sdk: Sdk, served_simulator: ServedSimulator, products: int
 ) -> None:
-    """Stripe takes 20 types at once, so the list is read twice; an account has several times as many other events."""
+    """Stripe takes 20 types at once, so a long list is read twice; an account has many other events."""
     began_s = served_simulator.clock.now_ms() // 1000
     customer = await customer_of(sdk)
     price = await price_of(sdk)
     await sdk("v1.subscriptions.create", {"customer": customer, "items": [{"price": price}]})
+    for number in range(products):
+        await sdk("v1.products.create", {"name": f"Product {number}"})
     served_simulator.clock.advance(5_000)
     await sdk("v1.customers.update", customer, {"name": "Zoë"})
 
@@ -160,7 +163,9 @@ async def test_only_events_that_concern_the_mirror_are_listed_and_in_the_order_o
     assert set(types) <= set(MIRRORED_TYPES)
     assert "customer.updated" == types[-1]
     assert sorted(event["created"] for event in events) == [event["created"] for event in events]
-    every: Any = (await sdk("v1.events.list", {"limit": 100}))["data"]
+    every: list[Any] = (await sdk("v1.events.list", {"limit": 100}))["data"]
+    if products:
+        every += (await sdk("v1.events.list", {"limit": 100, "starting_after": every[-1]["id"]}))["data"]
     concern = {event["id"] for event in every if read_event(json.dumps(event, default=str).encode()).objects}
     assert concern == {event["id"] for event in events}
 
