@@ -67,6 +67,7 @@ REDRIVE: Final[dict[Reason, str]] = {
     Reason.PERIOD_CLOSED: "no: a closed period stays closed",
     Reason.BAD_STRIPE_EVENT: "no: `tidemark billing resync` reads the objects themselves",
     Reason.FOREIGN_STRIPE_EVENT: "no: the event is not ours",
+    Reason.STRIPE_OBJECT_MISSING: "no: the role `mirror` reads the event again by itself",
 }
 
 _EXITS: Final = {

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import re
-import secrets
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Final, NamedTuple
 
 from aggregators.instants import format_instant_ms
 from pipeline.open import Base, open_base, open_side_tables, open_stripe_objects
 from pipeline.settings import Settings
 from pipeline.webhooks.held import append_held
-from pipeline.webhooks.resync import resync
+from pipeline.webhooks.resync import PatientFeed, resync
 from pipeline.webhooks.walker import CURSOR, KEPT_S, Walked, Walker
 from schemas.billing_events import StripeObjects
 from schemas.clock import DAY_MS, HOUR_MS, MINUTE_MS, SECOND_MS
@@ -34,26 +33,41 @@ class Opened(NamedTuple):
 
 
 class Status(NamedTuple):
-    """How far the side tables are. `lag_events` have not been processed. `walked_until` is "" before the first walk."""
+    """How far the side tables are. `lag_events` have not been processed, and the oldest of them is in the log for
+    `lag_s` seconds. `walked_until` is "" before the first walk. `set_aside` waits for objects that are missing."""
 
     lag_events: int
+    lag_s: int
     walked_until: str
     held: Sequence[HeldEvent]
+    set_aside: Sequence[HeldEvent]
     due_bindings: int
     rows: dict[str, int]
 
 
 @contextlib.asynccontextmanager
 async def opened(settings: Settings) -> AsyncIterator[Opened]:
-    """The log, the side tables and Stripe's objects during the block."""
+    """The log, the side tables and Stripe's objects during the block. Raises `OperatorNeeded` if the key is for another
+    mode or account of Stripe than the log."""
+    base = await open_base(settings, create=False)
+    async with contextlib.AsyncExitStack() as stack:
+        stack.push_async_callback(base.log.close)
+        objects = await open_stripe_objects(base)
+        stack.push_async_callback(objects.close)
+        tables = await open_side_tables(base)
+        stack.push_async_callback(tables.close)
+        yield Opened(base, tables, objects)
+
+
+@contextlib.asynccontextmanager
+async def _stores(settings: Settings) -> AsyncIterator[tuple[Base, SideTables]]:
+    """The log and the side tables during the block: what is needed while Stripe does not answer."""
     base = await open_base(settings, create=False)
     async with contextlib.AsyncExitStack() as stack:
         stack.push_async_callback(base.log.close)
         tables = await open_side_tables(base)
         stack.push_async_callback(tables.close)
-        objects = open_stripe_objects(settings)
-        stack.push_async_callback(objects.close)
-        yield Opened(base, tables, objects)
+        yield base, tables
 
 
 def span_s(field: str, text: str) -> int:
@@ -76,10 +90,16 @@ async def recover(settings: Settings, since_s: int) -> Walked:
         return await walker.walk(base.clock.now_ms() // SECOND_MS - since_s)
 
 
-async def run_resync(settings: Settings, account: str = "", name: str = "") -> tuple[str, dict[str, int]]:
-    """Have all objects, or those of an account's customers, fetched again; returns the name and the counts by kind."""
+async def run_resync(
+    settings: Settings, run: str, account: str = "", told: Callable[[int], None] = lambda _: None
+) -> dict[str, int]:
+    """Have all objects, or those of an account's customers, fetched again; returns the counts by kind.
+
+    `run` names the resync. `told` gets the number of objects so far, again and again.
+    """
     async with opened(settings) as (base, tables, objects):
-        run, now_s = name or secrets.token_hex(4), base.clock.now_ms() // SECOND_MS
+        now_s = base.clock.now_ms() // SECOND_MS
+        feed = PatientFeed(base.log, tables, base.clock, told).append
         customers = [""]
         if account:
             customers = [link.customer for link in await tables.links(account)]
@@ -87,31 +107,37 @@ async def run_resync(settings: Settings, account: str = "", name: str = "") -> t
                 raise InvalidInput("--account", f"{account!r} is linked to no customer: tidemark account link")
         counts: dict[str, int] = {}
         for customer in customers:
-            for kind, count in (await resync(base.log, objects, tables, run, now_s, customer)).items():
+            for kind, count in (await resync(feed, objects, tables, run, now_s, customer)).items():
                 counts[kind.value] = counts.get(kind.value, 0) + count
-        return run, counts
+        return counts
 
 
 async def status(settings: Settings) -> Status:
     """How far the side tables are, and what waits."""
-    async with opened(settings) as (base, tables, _):
+    async with _stores(settings) as (base, tables):
         lag = 0
+        oldest_ms = now_ms = base.clock.now_ms()
         for partition in range(base.genesis.partitions):
             bounds = await base.log.bounds(BILLING_EVENTS_TOPIC, partition)
-            lag += bounds.next - max(await tables.position(partition) or 0, bounds.first)
-        until_s = await tables.cursor(CURSOR)
+            next_offset = max(await tables.position(partition) or 0, bounds.first)
+            lag += bounds.next - next_offset
+            for record in await base.log.read(BILLING_EVENTS_TOPIC, partition, next_offset, 1):
+                oldest_ms = min(oldest_ms, record.timestamp_ms)
+        cursor = await tables.cursor(CURSOR)
         return Status(
             lag,
-            "" if until_s is None else format_instant_ms(until_s * SECOND_MS),
+            (now_ms - oldest_ms) // SECOND_MS,
+            "" if cursor is None else format_instant_ms(cursor.until_s * SECOND_MS),
             await tables.held(limit=STATUS_ROWS_MAX),
+            await tables.set_aside(STATUS_ROWS_MAX),
             len(await tables.due_bindings(STATUS_ROWS_MAX)),
-            {table: len(rows) for table, rows in (await tables.mirror()).items()},
+            dict(await tables.counts()),
         )
 
 
 async def audit(settings: Settings, account: str, limit: int) -> Sequence[AuditRow]:
     """An account's audit rows, oldest first."""
-    async with opened(settings) as (_, tables, _objects):
+    async with _stores(settings) as (_, tables):
         return await tables.audit(account, limit)
 
 

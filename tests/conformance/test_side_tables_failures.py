@@ -6,10 +6,12 @@ import asyncio
 import contextlib
 import os
 import signal
+import socket
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import psycopg
 import pytest
@@ -25,7 +27,7 @@ from schemas.billing_events import StripeEvent
 from schemas.errors import Fenced, InvalidInput, OperatorNeeded, Transient
 from schemas.periods import Binding
 from schemas.side_tables import Outcome, Stale
-from sinks.sql.store import PostgresSideTables
+from sinks.sql.store import PostgresSideTables, _hung_up_after
 from sinks.sql.tables import metadata
 from tests.conformance.side_table_steps import (
     event,
@@ -400,6 +402,19 @@ async def test_an_error_does_not_show_the_values(opened: Open) -> None:
     with pytest.raises(DBAPIError) as caught:
         await opened()._run(lambda connection: connection.execute(statement, {"email": "ada@example.org"}))
     assert "ada@example.org" not in str(caught.value)
+
+
+async def test_hanging_up_on_a_server_that_hung_up_before_is_no_error() -> None:
+    """The server may close the connection in the moment in which the call's time is over."""
+    loop, errors = asyncio.get_running_loop(), []
+    loop.set_exception_handler(lambda _, context: errors.append(context))
+    with socket.socket() as unconnected:
+        connection = cast("psycopg.AsyncConnection", SimpleNamespace(closed=False, fileno=unconnected.fileno))
+        with _hung_up_after(0, connection):
+            over = asyncio.Event()
+            loop.call_later(0, over.set)
+            await over.wait()
+    assert errors == []
 
 
 async def test_no_server_is_transient_and_names_the_address() -> None:
