@@ -94,9 +94,9 @@ async def standing(accounts: AccountLog, view: LiveView, account: str) -> Standi
     return known._replace(now_ms=max(known.now_ms, accounts.clock.now_ms()))
 
 
-def planned(known: Standing, account: str, binding: Binding) -> Plan:
-    """The plan of a binding under the account's next revision, without words."""
-    record = BindingRecord(account=account, revision=known.state.revision + 1, binding=binding)
+def planned(known: Standing, account: str, binding: Binding, revision: int = 0) -> Plan:
+    """The plan of a binding under a revision, without words; 0: the account's next one."""
+    record = BindingRecord(account=account, revision=revision or known.state.revision + 1, binding=binding)
     return Plan(known.partition, known.next_offset, record)
 
 

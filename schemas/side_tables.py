@@ -230,8 +230,8 @@ class SideTables(Protocol):
         """Held events, oldest first, of one customer if named."""
         ...
 
-    async def due_bindings(self, limit: int = 500) -> Sequence[DueBinding]:
-        """Bindings to send, each account's in the order of their numbers."""
+    async def due_bindings(self, limit: int = 500, *, account: str = "") -> Sequence[DueBinding]:
+        """Bindings to send, by account and then by number; of one account if named."""
         ...
 
     async def sent(self, bindings: Sequence[DueBinding], now_ms: int) -> None:

@@ -1,26 +1,27 @@
 """Sends the bindings that the side tables planned to the usage log.
 
 The steps of an account, and what a crash behind each step leaves:
-1. The account's standing was read and the bindings that it has are skipped: nothing.
-2. The records were appended, each under the account's next revision: the next round finds them in the standing.
+1. The account's standing was read, and then its due bindings. Those that the account has are skipped: nothing.
+2. The records were appended under the next revisions after that standing: the next round finds them in the standing.
 3. The bindings are marked as sent: nothing is left to do.
 
-Two rounds at once, in two processes, append under the same revision. The record that comes first in the log counts, and
-the other process reads the standing anew in its next round. A person who binds or closes at the same time is such a
-process too.
+The standing is read once, and before the bindings. So every binding that another process sends after the reading has a
+revision that one of ours has too, and every binding that was sent before is not due any more. Otherwise a process that
+stood still would send an older binding under a revision above that of a newer one, and so undo the newer one.
+
+Of two records with one revision, the record that comes first in the log counts. The other process is told so, and reads
+the standing anew in its next round. A person who binds or closes at the same time is such a process too.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from itertools import groupby
 from typing import Final, NamedTuple
 
 from aggregators.partitioning import partition_of
 from pipeline.bindings import AccountLog, append_plan, planned, present, standing
 from schemas.errors import Transient
 from schemas.live_view import LiveView
-from schemas.side_tables import DueBinding, SideTables
+from schemas.side_tables import SideTables
 
 # A round reads this many bindings, which bounds its memory; the next round reads the next ones.
 ROUND_BINDINGS_MAX: Final = 500
@@ -55,23 +56,24 @@ class BindingOutbox:
         self._seen_ms = {(one.account, one.number): self._seen_ms.get((one.account, one.number), now_ms) for one in due}
         done = 0
         failed: dict[int, Transient] = {}
-        for account, group in groupby(due, key=lambda one: one.account):
+        for account in dict.fromkeys(one.account for one in due):
             partition = partition_of(account, self._accounts.partitions)
             if partition not in failed:
                 try:
-                    done += await self._send(account, list(group))
+                    done += await self._send(account)
                 except Transient as error:
                     failed[partition] = error
         if failed:
             raise next(iter(failed.values()))
         return done
 
-    async def _send(self, account: str, due: Sequence[DueBinding]) -> int:
-        bindings = [one.binding for one in due]
+    async def _send(self, account: str) -> int:
         known = await standing(self._accounts, self._view, account)
-        for binding in bindings[present(known, account, bindings) :]:
-            await append_plan(self._accounts, planned(known, account, binding))
-            known = await standing(self._accounts, self._view, account)
+        due = await self._tables.due_bindings(ROUND_BINDINGS_MAX, account=account)
+        bindings = [one.binding for one in due]
+        new = bindings[present(known, account, bindings) :]
+        for revision, binding in enumerate(new, start=known.state.revision + 1):
+            await append_plan(self._accounts, planned(known, account, binding, revision))
         await self._tables.sent(due, self._accounts.clock.now_ms())
         for one in due:
             self._seen_ms.pop((one.account, one.number), None)

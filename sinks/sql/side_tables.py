@@ -103,9 +103,11 @@ class SqlSideTables(ABC):
             lambda connection: [HeldEvent(*row) for row in connection.execute(wanted.limit(limit)).all()]
         )
 
-    async def due_bindings(self, limit: int = 500) -> Sequence[DueBinding]:
+    async def due_bindings(self, limit: int = 500, *, account: str = "") -> Sequence[DueBinding]:
         due = account_bindings.c
         wanted = select(account_bindings).where(due.sent_ms.is_(None)).order_by(due.account, due.number).limit(limit)
+        if account:
+            wanted = wanted.where(due.account == account)
         return await self._run(
             lambda connection: [
                 DueBinding(row["account"], row["number"], binding_of(row))

@@ -355,6 +355,18 @@ async def test_bindings_are_due_until_they_are_sent(side_tables: SideTables) -> 
     await side_tables.sent([], NOW_MS)
 
 
+async def test_due_bindings_of_one_account(side_tables: SideTables) -> None:
+    for number, account in enumerate(("acme", "globex", "initech")):
+        await linked(side_tables, account, f"cus_{number}")
+        fetched = fetched_subscription(number=number, customer_id=f"cus_{number}")
+        await side_tables.commit(
+            step(number, [event(number, subscription(number), customer=f"cus_{number}")], [fetched])
+        )
+    assert [due.account for due in await side_tables.due_bindings()] == ["acme", "globex", "initech"]
+    assert [due.account for due in await side_tables.due_bindings(account="globex")] == ["globex"]
+    assert await side_tables.due_bindings(account="nobody") == []
+
+
 async def test_cursors_are_kept_by_name(side_tables: SideTables) -> None:
     assert await side_tables.cursor("events") is None
     await side_tables.move_cursor("events", 100, NOW_MS)
