@@ -124,6 +124,13 @@ class DueBinding(NamedTuple):
     binding: Binding
 
 
+class Due(NamedTuple):
+    """The number of bindings to send. `oldest_ms` is when the oldest one was planned; None if there is none."""
+
+    bindings: int
+    oldest_ms: int | None
+
+
 class AuditRow(NamedTuple):
     """Who changed what, and why: `actor` is a person or `stripe`; `cause` is the event's id or the command."""
 
@@ -230,8 +237,13 @@ class SideTables(Protocol):
         """Held events, oldest first, of one customer if named."""
         ...
 
-    async def due_bindings(self, limit: int = 500, *, account: str = "") -> Sequence[DueBinding]:
-        """Bindings to send, by account and then by number; of one account if named."""
+    async def due_bindings(self, limit: int = 500, *, account: str = "", after: str = "") -> Sequence[DueBinding]:
+        """Bindings to send, by account and then by number; of one account if named, else of those behind `after` in
+        the store's order of accounts."""
+        ...
+
+    async def due(self) -> Due:
+        """How many bindings there are to send, and since when the oldest one."""
         ...
 
     async def sent(self, bindings: Sequence[DueBinding], now_ms: int) -> None:

@@ -104,7 +104,7 @@ async def status(settings: Settings) -> Status:
             lag,
             "" if until_s is None else format_instant_ms(until_s * SECOND_MS),
             await tables.held(limit=STATUS_ROWS_MAX),
-            len(await tables.due_bindings(STATUS_ROWS_MAX)),
+            (await tables.due()).bindings,
             {table: len(rows) for table, rows in (await tables.mirror()).items()},
         )
 

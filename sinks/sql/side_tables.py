@@ -9,13 +9,14 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
-from sqlalchemy import ColumnElement, Connection, bindparam, literal_column, select, update
+from sqlalchemy import ColumnElement, Connection, bindparam, func, literal_column, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
 from schemas.billing_events import ObjectName, Via
 from schemas.side_tables import (
     OVERLAP,
     AuditRow,
+    Due,
     DueBinding,
     HeldEvent,
     Link,
@@ -103,17 +104,24 @@ class SqlSideTables(ABC):
             lambda connection: [HeldEvent(*row) for row in connection.execute(wanted.limit(limit)).all()]
         )
 
-    async def due_bindings(self, limit: int = 500, *, account: str = "") -> Sequence[DueBinding]:
+    async def due_bindings(self, limit: int = 500, *, account: str = "", after: str = "") -> Sequence[DueBinding]:
         due = account_bindings.c
         wanted = select(account_bindings).where(due.sent_ms.is_(None)).order_by(due.account, due.number).limit(limit)
         if account:
             wanted = wanted.where(due.account == account)
+        elif after:
+            wanted = wanted.where(due.account > after)
         return await self._run(
             lambda connection: [
                 DueBinding(row["account"], row["number"], binding_of(row))
                 for row in connection.execute(wanted).mappings()
             ]
         )
+
+    async def due(self) -> Due:
+        column = account_bindings.c
+        wanted = select(func.count(), func.min(column.planned_ms)).where(column.sent_ms.is_(None))
+        return await self._run(lambda connection: Due(*connection.execute(wanted).one()))
 
     async def sent(self, bindings: Sequence[DueBinding], now_ms: int) -> None:
         table = account_bindings

@@ -12,7 +12,7 @@ from sqlalchemy.exc import DBAPIError
 
 from schemas.billing_events import ObjectKind, ObjectName, StripeEvent, Via
 from schemas.errors import Fenced, InvalidInput, OperatorNeeded
-from schemas.side_tables import Fetched, Link, Outcome, SideTables, Stale
+from schemas.side_tables import Due, Fetched, Link, Outcome, SideTables, Stale
 from sinks.sql.side_tables import SqlSideTables
 from sinks.sql.tables import audit
 from tests.conformance.side_table_steps import (
@@ -355,7 +355,7 @@ async def test_bindings_are_due_until_they_are_sent(side_tables: SideTables) -> 
     await side_tables.sent([], NOW_MS)
 
 
-async def test_due_bindings_of_one_account(side_tables: SideTables) -> None:
+async def test_due_bindings_of_one_account_or_behind_one(side_tables: SideTables) -> None:
     for number, account in enumerate(("acme", "globex", "initech")):
         await linked(side_tables, account, f"cus_{number}")
         fetched = fetched_subscription(number=number, customer_id=f"cus_{number}")
@@ -365,6 +365,11 @@ async def test_due_bindings_of_one_account(side_tables: SideTables) -> None:
     assert [due.account for due in await side_tables.due_bindings()] == ["acme", "globex", "initech"]
     assert [due.account for due in await side_tables.due_bindings(account="globex")] == ["globex"]
     assert await side_tables.due_bindings(account="nobody") == []
+    assert [due.account for due in await side_tables.due_bindings(1, after="acme")] == ["globex"]
+    assert [due.account for due in await side_tables.due_bindings(after="initech")] == []
+    assert await side_tables.due() == Due(3, NOW_MS)
+    await side_tables.sent(await side_tables.due_bindings(), NOW_MS)
+    assert await side_tables.due() == Due(0, None)
 
 
 async def test_cursors_are_kept_by_name(side_tables: SideTables) -> None:

@@ -10,6 +10,7 @@ import pytest_asyncio
 
 from aggregators.partitioning import partition_of
 from pipeline.bindings import Plan, append_plan, planned, standing
+from pipeline.webhooks import binding_outbox
 from pipeline.webhooks.binding_outbox import BindingOutbox
 from schemas.clock import DAY_MS
 from schemas.control import CloseRecord
@@ -232,3 +233,29 @@ async def test_an_owner_that_is_overtaken_between_two_bindings_undoes_nothing(wo
         await outbox(world, log=_Interrupted(world)).relay()
 
     assert payers(await settle(world)) == [Billing.FREE]
+
+
+async def test_a_lost_partition_with_many_accounts_does_not_hold_up_other_partitions(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The lost accounts come first and fill more pages than a round reads."""
+    monkeypatch.setattr(binding_outbox, "PAGE_BINDINGS_MAX", 5)
+    monkeypatch.setattr(binding_outbox, "ROUND_PAGES_MAX", 2)
+    world = BillingWorld(START_MS, partitions=2)
+    await world.open()
+    names = [f"account {number:02}" for number in range(60)]
+    lost = [name for name in names if partition_of(name, 2) == 0][:13]
+    sound = next(name for name in reversed(names) if partition_of(name, 2) == 1)
+    for account in (*lost, sound):
+        await world.link(account, world.stripe.customer(""))
+    await world.deliver(world.stripe.happened())
+    await world.process()
+    world.log._partitions[EVENTS_TOPIC, 0].records.pop(0)
+    running = outbox(world)
+
+    for _ in range(2):
+        with pytest.raises(Transient, match="rebuild redis"):
+            await running.relay()
+
+    assert [due.account for due in await world.tables.due_bindings()] == lost
+    assert running.status() == (len(lost), START_MS, 1)
