@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from sinks.redis.view import RedisLiveView
     from sinks.sql.store import PostgresSideTables
     from sinks.stripe.client import StripeClientMeters
-    from sinks.stripe.objects import StripeClientObjects
+    from sinks.stripe.owned import StripeClientOwned
 
 # A function imports its driver, so that a role without the driver starts faster.
 DEFAULT_METER_SET = Path(__file__).parent.parent / "schemas" / "meters.default.yaml"
@@ -127,14 +127,14 @@ async def check_stripe_key(base: Base, meters: StripeClientMeters) -> None:
         )
 
 
-def open_stripe_objects(settings: Settings) -> StripeClientObjects:
+def open_stripe_objects(settings: Settings) -> StripeClientOwned:
     """The reader of Stripe's objects. Raises `InvalidInput` without a key."""
-    from sinks.stripe.objects import StripeClientObjects
+    from sinks.stripe.owned import StripeClientOwned
 
     key = settings.stripe_api_key.get_secret_value()
     if not key:
         raise InvalidInput("TIDEMARK_STRIPE_API_KEY", "is not set; Stripe's objects cannot be read")
-    return StripeClientObjects(key, settings.stripe_api_base or None)
+    return StripeClientOwned(key, settings.stripe_api_base or None)
 
 
 async def open_side_tables(base: Base) -> PostgresSideTables:

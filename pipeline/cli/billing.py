@@ -122,17 +122,19 @@ def billing_audit(name: str, limit: int, as_json: bool) -> None:
 def account_link(name: str, customer: str, from_: str | None, by: str | None, reason: str) -> None:
     """Link account NAME to a Stripe customer: from then on the customer's subscriptions say who pays, and when.
 
-    Events of the customer that were held are processed. The same link again changes nothing.
+    The role mirror must run: it fetches the customer's subscriptions first. Events of the customer that were held are
+    processed. The same link again changes nothing.
     """
     from aggregators.instants import format_instant_ms
     from pipeline.commands.billing import link
+    from pipeline.webhooks.linking import Wish
     from schemas.clock import MINUTE_MS
 
     checked = account_name(name)
     if not CUSTOMER.fullmatch(customer):
         raise InvalidInput("--customer", f"{customer!r} is no Stripe customer: give its id, which begins with cus_")
     from_ms = instant_ms("--from", from_) // MINUTE_MS * MINUTE_MS if from_ is not None else None
-    made, released = run(link(settings(), checked, customer, from_ms, by or person(), reason))
+    made, released = run(link(settings(), Wish(checked, customer, from_ms, by or person(), reason)))
     click.echo(f"{checked}: linked to {made.customer} from {format_instant_ms(made.starts_ms)} on")
     if released:
         click.echo(f"{released} held events of {made.customer} are processed now")

@@ -11,10 +11,10 @@ from typing import Final, NamedTuple
 from aggregators.instants import format_instant_ms
 from pipeline.open import Base, open_base, open_side_tables, open_stripe_objects
 from pipeline.settings import Settings
-from pipeline.webhooks.held import append_held
+from pipeline.webhooks.linking import Linking, Wish, link_customer
 from pipeline.webhooks.resync import resync
 from pipeline.webhooks.walker import CURSOR, KEPT_S, Walked, Walker
-from schemas.billing_events import StripeObjects
+from schemas.billing_events import OwnedObjects
 from schemas.clock import DAY_MS, HOUR_MS, MINUTE_MS, SECOND_MS
 from schemas.errors import InvalidInput
 from schemas.log import BILLING_EVENTS_TOPIC
@@ -30,7 +30,7 @@ class Opened(NamedTuple):
 
     base: Base
     tables: SideTables
-    objects: StripeObjects
+    objects: OwnedObjects
 
 
 class Status(NamedTuple):
@@ -115,17 +115,7 @@ async def audit(settings: Settings, account: str, limit: int) -> Sequence[AuditR
         return await tables.audit(account, limit)
 
 
-async def link(
-    settings: Settings, account: str, customer: str, from_ms: int | None, actor: str, reason: str
-) -> tuple[Link, int]:
-    """Link an account to a customer, and have the customer's held events processed; returns the link and their number.
-
-    Without `from_ms` the link holds from the start of the current minute on, or for an account without a link, for
-    all usage that nobody was named for.
-    """
-    async with opened(settings) as (base, tables, _):
-        now_ms = base.clock.now_ms()
-        if from_ms is None:
-            from_ms = now_ms // MINUTE_MS * MINUTE_MS if await tables.links(account) else 0
-        made = await tables.link(account, customer, from_ms, actor, reason, now_ms)
-        return made, await append_held(base.log, tables, customer)
+async def link(settings: Settings, wish: Wish) -> tuple[Link, int]:
+    """Link an account to a customer, and have the customer's held events processed; see `link_customer`."""
+    async with opened(settings) as (base, tables, objects):
+        return await link_customer(Linking(base.log, tables, objects, base.clock), wish, secrets.token_hex(4))

@@ -93,6 +93,7 @@ def free(from_: str | int, anchor: str | int = 0, **changes: Any) -> Binding:
     return mapped(from_, anchor, "", **{"billing": Billing.FREE, **changes})
 
 
+KNOWN: list[Row] = [{"id": CUS, "deleted": 0}, {"id": OTHER, "deleted": 0}]
 SINCE_EVER = [Link(ACME, CUS, 0)]
 # A customer whose subscription has begun, and the binding that is known for it.
 STARTED = [FREE_SINCE_EVER, mapped("05T10:00")]
@@ -105,7 +106,7 @@ class Case(NamedTuple):
     subscriptions: Sequence[Row] = ()
     items: Sequence[Row] = ()
     schedules: Sequence[Row] = ()
-    customers: Sequence[Row] = ()
+    customers: Sequence[Row] = KNOWN
     sent: Sequence[Binding] = ()
     links: Sequence[Link] = SINCE_EVER
 
@@ -127,6 +128,16 @@ def cases() -> dict[str, Case]:
     return {
         "no link": Case([], [subscription()], [item()], links=[]),
         "linked without a subscription": Case([FREE_SINCE_EVER]),
+        "a customer that was not read": Case([], customers=KNOWN[1:]),
+        "a customer that was not read, of an account that pays": Case([], customers=[], sent=STARTED),
+        "a customer that was not read, by a later link": Case(
+            [],
+            [subscription()],
+            [item()],
+            customers=KNOWN[:1],
+            links=[Link(ACME, CUS, 0, at("09")), Link(ACME, OTHER, at("09"))],
+            sent=STARTED,
+        ),
         "linked from an instant, without a subscription": Case(
             [free("10T12:01")], links=[Link(ACME, CUS, at("10T12:00:01"))]
         ),
