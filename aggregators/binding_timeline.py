@@ -192,7 +192,12 @@ def _wanted(links: Sequence[Link], mirror: Mapping[str, Sequence[Row]], now_ms: 
         ends = [_minute(link.ends_ms)] if link.ends_ms is not None else []
         ends += [-(-later.starts_ms // MINUTE_MS) * MINUTE_MS for later in ordered[number + 1 :]]
         ends_ms = min(ends, default=None)
-        if (ends_ms is not None and ends_ms <= starts_ms) or link.customer not in known:
+        if ends_ms is not None and ends_ms <= starts_ms:
+            continue
+        if not link.customer:
+            payers.append(Payer(starts_ms, Billing.UNMAPPED))
+            continue
+        if link.customer not in known:
             continue
         own = _of_customer(link.customer, mirror, now_ms)
         before = _at(own, starts_ms) or Payer(starts_ms, Billing.FREE)

@@ -107,7 +107,10 @@ class Stale(Exception):
 
 
 class Link(NamedTuple):
-    """An account's Stripe customer from `starts_ms` on, until `ends_ms`; None: until another link."""
+    """An account's Stripe customer from `starts_ms` on, until `ends_ms`; None: until another link.
+
+    `customer` "": the account belongs to no customer, since it was unlinked.
+    """
 
     account: str
     customer: str
@@ -225,8 +228,14 @@ class SideTables(Protocol):
     async def link(self, account: str, customer: str, starts_ms: int, actor: str, reason: str, now_ms: int) -> Link:
         """Link an account to a customer. The same link again changes nothing.
 
-        Raises `InvalidInput` if the customer belongs to another account at that time.
+        Raises `InvalidInput` if the customer belongs to another account at that time, or if the account has a link
+        already and `starts_ms` is before the current minute: usage before now stays with the payer before.
         """
+        ...
+
+    async def unlink(self, account: str, actor: str, reason: str, now_ms: int) -> Link:
+        """End the account's link with the current minute, and take back the links that begin later; returns the link
+        to nobody. The same again changes nothing. Raises `InvalidInput` if the account has no link."""
         ...
 
     async def links(self, account: str) -> Sequence[Link]:

@@ -82,6 +82,7 @@ EXITS_WITH_1: Final = {
     "account bind": _UNANSWERED,
     "account link": _UNANSWERED,
     "account show": _UNANSWERED,
+    "account unlink": _UNANSWERED,
     "archive": _ROLE,
     "billing audit": _UNANSWERED,
     "billing resync": f"{_UNANSWERED}; repeat the command with its --run to go on",

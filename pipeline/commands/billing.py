@@ -82,7 +82,7 @@ async def run_resync(settings: Settings, account: str = "", name: str = "") -> t
         run, now_s = name or secrets.token_hex(4), base.clock.now_ms() // SECOND_MS
         customers = [""]
         if account:
-            customers = [link.customer for link in await tables.links(account)]
+            customers = [link.customer for link in await tables.links(account) if link.customer]
             if not customers:
                 raise InvalidInput("--account", f"{account!r} is linked to no customer: tidemark account link")
         counts: dict[str, int] = {}
@@ -119,3 +119,9 @@ async def link(settings: Settings, wish: Wish) -> tuple[Link, int]:
     """Link an account to a customer, and have the customer's held events processed; see `link_customer`."""
     async with opened(settings) as (base, tables, objects):
         return await link_customer(Linking(base.log, tables, objects, base.clock), wish, secrets.token_hex(4))
+
+
+async def unlink(settings: Settings, account: str, actor: str, reason: str) -> Link:
+    """End an account's link from the current minute on; the account is unmapped then."""
+    async with opened(settings) as (base, tables, _):
+        return await tables.unlink(account, actor, reason, base.clock.now_ms())

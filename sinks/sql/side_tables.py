@@ -88,6 +88,11 @@ class SqlSideTables(ABC):
             )
         )
 
+    async def unlink(self, account: str, actor: str, reason: str, now_ms: int) -> Link:
+        return await self._run(
+            lambda connection: links.unlink(connection, self._planner, account, actor, reason, now_ms)
+        )
+
     async def links(self, account: str) -> Sequence[Link]:
         return await self._run(lambda connection: links_of(connection, {account})[account])
 

@@ -308,6 +308,25 @@ def cases() -> dict[str, Case]:
             links=[Link(ACME, CUS, 0, at("12"))],
             sent=STARTED,
         ),
+        "an account that is unlinked": Case(
+            [mapped("12", "05T10:00:15", "", billing=Billing.UNMAPPED)],
+            [subscription()],
+            [item()],
+            links=[Link(ACME, CUS, 0, at("12")), Link(ACME, "", at("12"))],
+            sent=STARTED,
+        ),
+        "another customer after a time without one": Case(
+            [mapped("12", "08", "", billing=Billing.UNMAPPED), mapped("14", "08", OTHER)],
+            [subscription(), subscription(id="sub_2", customer_id=OTHER, anchor_ms=at("08"), start_ms=at("08"))],
+            [item(), item("sub_2")],
+            links=[Link(ACME, CUS, 0, at("12")), Link(ACME, "", at("12"), at("14")), Link(ACME, OTHER, at("14"))],
+            sent=STARTED,
+        ),
+        "unlinked before the first link begins": Case(
+            [mapped("10T12:00", 0, "", billing=Billing.UNMAPPED)],
+            links=[Link(ACME, "", at("10T12:00"))],
+            sent=[mapped("20", "20")],
+        ),
         "a subscription of another customer": Case(
             [], [subscription(customer_id=OTHER)], [item()], sent=[FREE_SINCE_EVER]
         ),
