@@ -13,15 +13,17 @@ from aggregators.binding_timeline import overlaps, timeline
 from aggregators.partitioning import partition_of
 from pipeline.webhooks.binding_outbox import BindingOutbox
 from pipeline.webhooks.linking import Linking, Wish, link_customer
-from schemas.clock import DAY_MS
+from schemas.clock import DAY_MS, MINUTE_MS
 from schemas.errors import InvalidInput, Transient
-from schemas.periods import Billing
+from schemas.meters import Policy
+from schemas.periods import AccountState, Billing
 from schemas.side_tables import Link
 from sinks.sql.fake import FakeSideTables
 from tests.worlds.billing import SCOPE, BillingWorld
 from tests.worlds.reconciler import START_MS
 
 ACME = "acme"
+FUTURE_MS = Policy().future_ms
 Answer = TypeVar("Answer")
 
 
@@ -142,3 +144,47 @@ async def test_the_same_link_again_releases_what_a_crash_left_held(world: Billin
 
     assert (made, released) == (Link(ACME, customer, 0), 1)
     assert await world.tables.held(customer) == []
+
+
+async def settled(world: BillingWorld) -> AccountState:
+    """The state of `acme` in the log after all that is delivered."""
+    await world.process()
+    await BindingOutbox(world.tables, world.accounts, world.store).relay()
+    await world.fold_all()
+    return await world.store.accounts.account(partition_of(ACME, 2), ACME)
+
+
+async def test_usage_stays_with_the_payer_from_before_until_a_late_mirror_has_heard_of_the_change(
+    world: BillingWorld,
+) -> None:
+    """Here a new account, which is free until its first subscription; SQL is away for a day after the sign-up."""
+    customer = world.stripe.customer()
+    await beside_the_mirror(world, asked(world, customer))
+    await settled(world)
+    world.clock.advance(DAY_MS)
+    world.stripe.subscribe(customer, world.stripe.price(meter=world.stripe.meter()))
+    world.clock.advance(DAY_MS)
+    await world.deliver(world.stripe.happened())
+    heard_ms = world.clock.now_ms()
+
+    free, mapped = (await settled(world)).customers
+
+    assert (free.billing, mapped.billing, mapped.stripe_customer) == (Billing.FREE, Billing.MAPPED, customer)
+    assert heard_ms + FUTURE_MS <= mapped.from_ms <= heard_ms + FUTURE_MS + 2 * MINUTE_MS
+
+
+async def test_an_account_that_is_linked_after_its_first_subscription_pays_from_the_subscription_on(
+    world: BillingWorld,
+) -> None:
+    """Nobody was named before, so the usage since then is counted again for the customer."""
+    customer = world.stripe.customer()
+    world.stripe.subscribe(customer, world.stripe.price(meter=world.stripe.meter()))
+    subscribed_ms = world.clock.now_ms()
+    world.clock.advance(DAY_MS)
+
+    await beside_the_mirror(world, asked(world, customer))
+
+    pending = (await settled(world)).pending
+    assert pending is not None
+    assert pending.binding.stripe_customer == customer
+    assert pending.requested_ms == subscribed_ms // MINUTE_MS * MINUTE_MS
