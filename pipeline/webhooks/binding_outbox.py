@@ -18,7 +18,7 @@ from __future__ import annotations
 from typing import Final, NamedTuple
 
 from aggregators.partitioning import partition_of
-from pipeline.bindings import AccountLog, append_plan, planned, present, standing
+from pipeline.bindings import AccountLog, Standings, append_plan, planned, present
 from schemas.errors import Transient
 from schemas.live_view import LiveView
 from schemas.side_tables import Due, SideTables
@@ -56,7 +56,7 @@ class BindingOutbox:
         sent, however many accounts fail. Raises the first `Transient` after the round; the next round repeats
         harmlessly.
         """
-        done = 0
+        done, standings = 0, Standings(self._accounts, self._view)
         failed: dict[int, Transient] = {}
         for _ in range(ROUND_PAGES_MAX):
             page = await self._tables.due_bindings(PAGE_BINDINGS_MAX, after=self._after)
@@ -64,7 +64,7 @@ class BindingOutbox:
                 partition = partition_of(account, self._accounts.partitions)
                 if partition not in failed:
                     try:
-                        done += await self._send(account)
+                        done += await self._send(account, standings)
                     except Transient as error:
                         failed[partition] = error
             self._after = page[-1].account if len(page) == PAGE_BINDINGS_MAX else ""
@@ -75,8 +75,8 @@ class BindingOutbox:
             raise next(iter(failed.values()))
         return done
 
-    async def _send(self, account: str) -> int:
-        known = await standing(self._accounts, self._view, account)
+    async def _send(self, account: str, standings: Standings) -> int:
+        known = await standings.of(account)
         due = await self._tables.due_bindings(PAGE_BINDINGS_MAX, account=account)
         bindings = [one.binding for one in due]
         new = bindings[present(known, account, bindings) :]

@@ -9,17 +9,18 @@ import pytest
 import pytest_asyncio
 
 from aggregators.partitioning import partition_of
-from pipeline.bindings import Plan, append_plan, planned, standing
+from pipeline.bindings import Plan, Standings, append_plan, planned, standing
 from pipeline.webhooks import binding_outbox
 from pipeline.webhooks.binding_outbox import BindingOutbox
 from schemas.clock import DAY_MS
-from schemas.control import CloseRecord
+from schemas.control import CloseRecord, MeterSetRecord
 from schemas.errors import Transient
 from schemas.log import EVENTS_TOPIC
+from schemas.meters import MeterSet
 from schemas.periods import AccountState, Billing, Binding
 from tests.worlds.billing import BillingWorld
 from tests.worlds.crashing import Crash, Crashing
-from tests.worlds.reconciler import START_MS
+from tests.worlds.reconciler import METER_SET, START_MS
 
 ACME = "acme"
 FREE = Binding(effective_from_ms=0, billing=Billing.FREE)
@@ -259,3 +260,54 @@ async def test_a_lost_partition_with_many_accounts_does_not_hold_up_other_partit
 
     assert [due.account for due in await world.tables.due_bindings()] == lost
     assert running.status() == (len(lost), START_MS, 1)
+
+
+class _Counting:
+    """A log that counts the records that are read."""
+
+    def __init__(self, inner: Any) -> None:
+        self._inner = inner
+        self.records = 0
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._inner, name)
+
+    async def read(self, *arguments: Any, **options: Any) -> Any:
+        """The records."""
+        records = await self._inner.read(*arguments, **options)
+        self.records += len(records)
+        return records
+
+
+async def test_what_the_worker_has_not_folded_is_read_once_for_all_accounts() -> None:
+    world = BillingWorld(START_MS)
+    await world.open()
+    for _ in range(3_000):
+        await world.log.append(EVENTS_TOPIC, 0, b"{}", key=b"k", headers=())
+    for number in range(20):
+        await world.link(f"account {number}", world.stripe.customer(""))
+    log = _Counting(world.log)
+
+    assert await outbox(world, log=log).relay() == 20
+
+    assert 3_000 <= log.records <= 3_100
+
+
+async def test_a_standing_is_the_same_whether_the_tail_was_read_before_or_is_read_now(world: BillingWorld) -> None:
+    """Also while the worker folds between two looks, and records of every kind come in between."""
+    standings = Standings(world.accounts, world.store)
+    assert await standings.of(ACME) == await standing(world.accounts, world.store, ACME)
+    for round_ in range(4):
+        await outbox(world).relay()
+        known = await standing(world.accounts, world.store, ACME)
+        binding = FREE.model_copy(update={"effective_from_ms": START_MS + round_ * DAY_MS})
+        await append_plan(world.accounts, planned(known, ACME, binding))
+        world.clock.advance(DAY_MS)
+        later = METER_SET if isinstance(METER_SET, MeterSet) else MeterSet.model_validate(METER_SET)
+        later = later.model_copy(update={"version": later.version + 1 + round_})
+        await world.control(0, MeterSetRecord(meter_set=later))
+        assert await standings.of(ACME) == await standing(world.accounts, world.store, ACME)
+        assert (await standings.of(ACME)).state.revision == 3 + round_
+        if round_ == 1:
+            await world.fold_all()
+            assert await standings.of(ACME) == await standing(world.accounts, world.store, ACME)
