@@ -225,8 +225,8 @@ METRICS: Final[dict[MetricName, MetricSpec]] = {
     ),
     "tidemark_mirror_due_bindings": MetricSpec(
         "gauge",
-        "Bindings that wait to be sent to `usage.events`, up to 500; from the process that owns partition 0. Stays "
-        "above 0: the log or Redis does not answer.",
+        "Bindings that wait to be sent to `usage.events`; from the process that owns partition 0. Stays above 0: the "
+        "log or Redis does not answer.",
     ),
     "tidemark_mirror_due_binding_age_seconds": MetricSpec(
         "gauge",

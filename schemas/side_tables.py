@@ -121,7 +121,10 @@ class Unstorable(Exception):
 
 
 class Link(NamedTuple):
-    """An account's Stripe customer from `starts_ms` on, until `ends_ms`; None: until another link."""
+    """An account's Stripe customer from `starts_ms` on, until `ends_ms`; None: until another link.
+
+    `customer` "": the account belongs to no customer, since it was unlinked.
+    """
 
     account: str
     customer: str
@@ -136,6 +139,13 @@ class DueBinding(NamedTuple):
     account: str
     number: int
     binding: Binding
+
+
+class Due(NamedTuple):
+    """The number of bindings to send. `oldest_ms` is when the oldest one was planned; None if there is none."""
+
+    bindings: int
+    oldest_ms: int | None
 
 
 class AuditRow(NamedTuple):
@@ -239,8 +249,14 @@ class SideTables(Protocol):
     async def link(self, account: str, customer: str, starts_ms: int, actor: str, reason: str, now_ms: int) -> Link:
         """Link an account to a customer. The same link again changes nothing.
 
-        Raises `InvalidInput` if the customer belongs to another account at that time.
+        Raises `InvalidInput` if the customer belongs to another account at that time, or if the account has a link
+        already and `starts_ms` is before the current minute: usage before now stays with the payer before.
         """
+        ...
+
+    async def unlink(self, account: str, actor: str, reason: str, now_ms: int) -> Link:
+        """End the account's link with the current minute, and take back the links that begin later; returns the link
+        to nobody. The same again changes nothing. Raises `InvalidInput` if the account has no link."""
         ...
 
     async def links(self, account: str) -> Sequence[Link]:
@@ -255,8 +271,13 @@ class SideTables(Protocol):
         """Events that are set aside, oldest first."""
         ...
 
-    async def due_bindings(self, limit: int = 500) -> Sequence[DueBinding]:
-        """Bindings to send, each account's in the order of their numbers."""
+    async def due_bindings(self, limit: int = 500, *, account: str = "", after: str = "") -> Sequence[DueBinding]:
+        """Bindings to send, by account and then by number; of one account if named, else of those behind `after` in
+        the store's order of accounts."""
+        ...
+
+    async def due(self) -> Due:
+        """How many bindings there are to send, and since when the oldest one."""
         ...
 
     async def sent(self, bindings: Sequence[DueBinding], now_ms: int) -> None:

@@ -83,6 +83,7 @@ EXITS_WITH_1: Final = {
     "account bind": _UNANSWERED,
     "account link": _UNANSWERED,
     "account show": _UNANSWERED,
+    "account unlink": _UNANSWERED,
     "archive": _ROLE,
     "billing audit": _UNANSWERED,
     "billing list": _UNANSWERED,

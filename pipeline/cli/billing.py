@@ -119,23 +119,47 @@ def billing_audit(name: str, limit: int, as_json: bool) -> None:
 @account.command("link")
 @click.argument("name")
 @click.option("--customer", required=True, help="The Stripe customer, cus_….")
-@click.option("--from", "from_", help="The instant of effect; now, or for the first link all earlier usage too.")
+@click.option(
+    "--from",
+    "from_",
+    help="The instant of effect, now or later; any for the first link, which has all earlier usage if unset.",
+)
 @click.option("--by", default=None, help="Who links; the user of this machine if unset.")
 @click.option("--reason", default="", help="Why, for the audit.")
 def account_link(name: str, customer: str, from_: str | None, by: str | None, reason: str) -> None:
     """Link account NAME to a Stripe customer: from then on the customer's subscriptions say who pays, and when.
 
-    Events of the customer that were held are processed. The same link again changes nothing.
+    The role mirror must run: it fetches the customer's subscriptions first. Events of the customer that were held are
+    processed. The same link again changes nothing.
     """
     from aggregators.instants import format_instant_ms
     from pipeline.commands.billing import link
+    from pipeline.webhooks.linking import Wish
     from schemas.clock import MINUTE_MS
 
     checked = account_name(name)
     if not CUSTOMER.fullmatch(customer):
         raise InvalidInput("--customer", f"{customer!r} is no Stripe customer: give its id, which begins with cus_")
     from_ms = instant_ms("--from", from_) // MINUTE_MS * MINUTE_MS if from_ is not None else None
-    made, released = run(link(settings(), checked, customer, from_ms, by or user(), reason))
+    made, released = run(link(settings(), Wish(checked, customer, from_ms, by or user(), reason)))
     click.echo(f"{checked}: linked to {made.customer} from {format_instant_ms(made.starts_ms)} on")
     if released:
         click.echo(f"{released} held events of {made.customer} are processed now")
+
+
+@account.command("unlink")
+@click.argument("name")
+@click.option("--by", default=None, help="Who ends the link; the user of this machine if unset.")
+@click.option("--reason", required=True, help="Why, for the audit.")
+def account_unlink(name: str, by: str | None, reason: str) -> None:
+    """End the link of account NAME to its Stripe customer from now on, because it was wrong.
+
+    The account is unmapped then: its reports are held until another link or binding. Usage before now stays with the
+    payer before. Links that were to begin later are taken back.
+    """
+    from aggregators.instants import format_instant_ms
+    from pipeline.commands.billing import unlink
+
+    checked = account_name(name)
+    ended = run(unlink(settings(), checked, by or user(), reason))
+    click.echo(f"{checked}: linked to no customer from {format_instant_ms(ended.starts_ms)} on; its reports are held")

@@ -60,7 +60,7 @@ async def plan_binding(settings: Settings, account: str, binding: Binding, *, fo
 async def check_unlinked(tables: SideTables, account: str, now_ms: int) -> None:
     """Raise `InvalidInput` if the account is linked to a customer now or later."""
     for link in await tables.links(account):
-        if link.ends_ms is None or link.ends_ms > now_ms:
+        if link.customer and (link.ends_ms is None or link.ends_ms > now_ms):
             raise InvalidInput(
                 "NAME",
                 f"{account} is linked to {link.customer}, whose subscriptions say who pays: change them at Stripe, or "

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import re
+import secrets
 from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Final, NamedTuple
 
 from aggregators.instants import format_instant_ms
 from pipeline.open import Base, open_base, open_side_tables, open_stripe_objects
 from pipeline.settings import Settings
-from pipeline.webhooks.held import append_held
+from pipeline.webhooks.linking import Linking, Wish, link_customer
 from pipeline.webhooks.resync import PatientFeed, resync
 from pipeline.webhooks.walker import CURSOR, KEPT_S, Walked, Walker
-from schemas.billing_events import StripeObjects
+from schemas.billing_events import OwnedObjects
 from schemas.clock import DAY_MS, HOUR_MS, MINUTE_MS, SECOND_MS
 from schemas.errors import InvalidInput
 from schemas.log import BILLING_EVENTS_TOPIC
@@ -29,7 +30,7 @@ class Opened(NamedTuple):
 
     base: Base
     tables: SideTables
-    objects: StripeObjects
+    objects: OwnedObjects
 
 
 class Status(NamedTuple):
@@ -102,7 +103,7 @@ async def run_resync(
         feed = PatientFeed(base.log, tables, base.clock, told).append
         customers = [""]
         if account:
-            customers = [link.customer for link in await tables.links(account)]
+            customers = [link.customer for link in await tables.links(account) if link.customer]
             if not customers:
                 raise InvalidInput("--account", f"{account!r} is linked to no customer: tidemark account link")
         counts: dict[str, int] = {}
@@ -130,7 +131,7 @@ async def status(settings: Settings) -> Status:
             "" if cursor is None else format_instant_ms(cursor.until_s * SECOND_MS),
             await tables.held(limit=STATUS_ROWS_MAX),
             await tables.set_aside(STATUS_ROWS_MAX),
-            len(await tables.due_bindings(STATUS_ROWS_MAX)),
+            (await tables.due()).bindings,
             dict(await tables.counts()),
         )
 
@@ -141,17 +142,13 @@ async def audit(settings: Settings, account: str, limit: int) -> Sequence[AuditR
         return await tables.audit(account, limit)
 
 
-async def link(
-    settings: Settings, account: str, customer: str, from_ms: int | None, actor: str, reason: str
-) -> tuple[Link, int]:
-    """Link an account to a customer, and have the customer's held events processed; returns the link and their number.
+async def link(settings: Settings, wish: Wish) -> tuple[Link, int]:
+    """Link an account to a customer, and have the customer's held events processed; see `link_customer`."""
+    async with opened(settings) as (base, tables, objects):
+        return await link_customer(Linking(base.log, tables, objects, base.clock), wish, secrets.token_hex(4))
 
-    Without `from_ms` the link holds from the start of the current minute on, or for an account without a link, for
-    all usage that nobody was named for.
-    """
+
+async def unlink(settings: Settings, account: str, actor: str, reason: str) -> Link:
+    """End an account's link from the current minute on; the account is unmapped then."""
     async with opened(settings) as (base, tables, _):
-        now_ms = base.clock.now_ms()
-        if from_ms is None:
-            from_ms = now_ms // MINUTE_MS * MINUTE_MS if await tables.links(account) else 0
-        made = await tables.link(account, customer, from_ms, actor, reason, now_ms)
-        return made, await append_held(base.log, tables, customer)
+        return await tables.unlink(account, actor, reason, base.clock.now_ms())

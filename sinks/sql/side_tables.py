@@ -20,6 +20,7 @@ from schemas.side_tables import (
     WAITING,
     AuditRow,
     Cursor,
+    Due,
     DueBinding,
     HeldEvent,
     Link,
@@ -95,6 +96,11 @@ class SqlSideTables(ABC):
             )
         )
 
+    async def unlink(self, account: str, actor: str, reason: str, now_ms: int) -> Link:
+        return await self._run(
+            lambda connection: links.unlink(connection, self._planner, account, actor, reason, now_ms)
+        )
+
     async def links(self, account: str) -> Sequence[Link]:
         return await self._run(lambda connection: links_of(connection, {account})[account])
 
@@ -117,15 +123,24 @@ class SqlSideTables(ABC):
             lambda connection: [HeldEvent(*row) for row in connection.execute(wanted.limit(limit)).all()]
         )
 
-    async def due_bindings(self, limit: int = 500) -> Sequence[DueBinding]:
+    async def due_bindings(self, limit: int = 500, *, account: str = "", after: str = "") -> Sequence[DueBinding]:
         due = account_bindings.c
         wanted = select(account_bindings).where(due.sent_ms.is_(None)).order_by(due.account, due.number).limit(limit)
+        if account:
+            wanted = wanted.where(due.account == account)
+        elif after:
+            wanted = wanted.where(due.account > after)
         return await self._run(
             lambda connection: [
                 DueBinding(row["account"], row["number"], binding_of(row))
                 for row in connection.execute(wanted).mappings()
             ]
         )
+
+    async def due(self) -> Due:
+        column = account_bindings.c
+        wanted = select(func.count(), func.min(column.planned_ms)).where(column.sent_ms.is_(None))
+        return await self._run(lambda connection: Due(*connection.execute(wanted).one()))
 
     async def sent(self, bindings: Sequence[DueBinding], now_ms: int) -> None:
         table = account_bindings

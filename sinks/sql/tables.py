@@ -91,7 +91,7 @@ accounts: Final = _table(
     _text("audit_hash"),
     _integer("binding_number"),
 )
-# Authoritative. A link ends where the account's next link starts.
+# Authoritative. A link ends where the account's next link starts. A row with the customer "" ends the link before it.
 account_customers: Final = _table(
     "account_customers",
     _text("account", key=True),

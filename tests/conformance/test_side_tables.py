@@ -11,7 +11,7 @@ from sqlalchemy import Connection, select
 
 from schemas.billing_events import ObjectKind, ObjectName, StripeEvent, Via
 from schemas.errors import Fenced, InvalidInput, OperatorNeeded
-from schemas.side_tables import Fetched, Link, Outcome, SideTables, Stale, Unstorable
+from schemas.side_tables import Due, Fetched, Link, Outcome, SideTables, Stale, Unstorable
 from sinks.sql.side_tables import SqlSideTables
 from sinks.sql.tables import audit
 from tests.conformance.side_table_steps import (
@@ -28,6 +28,7 @@ from tests.conformance.side_table_steps import (
 from tests.services.postgres import LOG_ID, SCOPE
 
 CUSTOMER = ObjectName(ObjectKind.CUSTOMER, "cus_1")
+MINUTE = NOW_MS // 60_000 * 60_000
 GONE = Fetched(subscription(), 0, {})
 
 
@@ -314,18 +315,18 @@ async def test_a_row_that_the_database_refuses_is_named_and_nothing_is_written(s
 
 async def test_a_link_lasts_until_the_accounts_next_one(side_tables: SideTables) -> None:
     await linked(side_tables, customer="cus_1", starts_ms=100)
-    await linked(side_tables, customer="cus_2", starts_ms=300)
-    made = await side_tables.link("acme", "cus_3", 200, "ada", "corrected", NOW_MS)
-    assert made == Link("acme", "cus_3", 200, 300)
+    await linked(side_tables, customer="cus_2", starts_ms=NOW_MS + 300)
+    made = await side_tables.link("acme", "cus_3", NOW_MS + 200, "ada", "corrected", NOW_MS)
+    assert made == Link("acme", "cus_3", NOW_MS + 200, NOW_MS + 300)
     assert await side_tables.links("acme") == [
-        Link("acme", "cus_1", 100, 200),
-        Link("acme", "cus_3", 200, 300),
-        Link("acme", "cus_2", 300, None),
+        Link("acme", "cus_1", 100, NOW_MS + 200),
+        Link("acme", "cus_3", NOW_MS + 200, NOW_MS + 300),
+        Link("acme", "cus_2", NOW_MS + 300, None),
     ]
     assert await side_tables.links("nobody") == []
     row = (await side_tables.audit("acme"))[-1]
     assert (row.actor, row.cause, row.entity_id, row.reason) == ("ada", "account link", "cus_3", "corrected")
-    assert [link["ends_ms"] for link in json.loads(row.after or "")] == [200, 300]
+    assert [link["ends_ms"] for link in json.loads(row.after or "")] == [NOW_MS + 200, NOW_MS + 300]
 
 
 @pytest.mark.parametrize("starts_ms", [100, 150, 10**12])
@@ -340,9 +341,10 @@ async def test_the_same_link_again_changes_nothing(side_tables: SideTables, star
     [
         pytest.param("other", "cus_1", 150, "customer", id="belongs to acme"),
         pytest.param("other", "cus_1", 50, "customer", id="would run into acme's"),
-        pytest.param("other", "cus_1", 200, None, id="from acme's end"),
+        pytest.param("other", "cus_1", NOW_MS + 200, None, id="from acme's end"),
         pytest.param("other", "cus_2", 100, "customer", id="will belong to acme"),
         pytest.param("acme", "cus_9", 100, "starts_ms", id="the same instant"),
+        pytest.param("acme", "cus_9", MINUTE - 1, "starts_ms", id="before now"),
         pytest.param("", "cus_9", 100, "account", id="no account"),
         pytest.param("acme", "", 500, "customer", id="no customer"),
         pytest.param("acme", "cus\0", 500, "customer", id="NUL"),
@@ -353,7 +355,7 @@ async def test_a_customer_belongs_to_one_account_at_a_time(
     side_tables: SideTables, account: str, customer: str, starts_ms: int, field: str | None
 ) -> None:
     await linked(side_tables, customer="cus_1", starts_ms=100)
-    await linked(side_tables, customer="cus_2", starts_ms=200)
+    await linked(side_tables, customer="cus_2", starts_ms=NOW_MS + 200)
     if field is None:
         await linked(side_tables, account, customer, starts_ms)
         assert await side_tables.links(account) == [Link(account, customer, starts_ms)]
@@ -363,6 +365,31 @@ async def test_a_customer_belongs_to_one_account_at_a_time(
     assert caught.value.field == field
     assert await side_tables.links("other") == []
     assert len(await side_tables.audit("acme")) == 2
+
+
+async def test_an_unlinked_account_belongs_to_nobody_until_the_next_link(side_tables: SideTables) -> None:
+    await linked(side_tables, customer="cus_1", starts_ms=100)
+    await linked(side_tables, customer="cus_2", starts_ms=NOW_MS + 200)
+
+    ended = await side_tables.unlink("acme", "bob", "the wrong customer", NOW_MS)
+
+    assert ended == Link("acme", "", MINUTE)
+    assert await side_tables.links("acme") == [Link("acme", "cus_1", 100, MINUTE), ended]
+    row = (await side_tables.audit("acme"))[-1]
+    assert (row.actor, row.cause, row.entity_id, row.reason) == ("bob", "account unlink", "cus_1", "the wrong customer")
+    assert [link["customer"] for link in json.loads(row.before or "")] == ["cus_1", "cus_2"]
+    assert [link["customer"] for link in json.loads(row.after or "")] == ["cus_1", ""]
+    assert await side_tables.unlink("acme", "bob", "again", NOW_MS + 60_000) == ended
+    assert len(await side_tables.audit("acme")) == 3
+
+    await linked(side_tables, "other", "cus_1", starts_ms=MINUTE)
+    await linked(side_tables, "acme", "cus_3", starts_ms=MINUTE)
+    assert await side_tables.links("acme") == [Link("acme", "cus_1", 100, MINUTE), Link("acme", "cus_3", MINUTE)]
+
+
+async def test_an_account_without_a_link_is_not_unlinked(side_tables: SideTables) -> None:
+    with pytest.raises(InvalidInput, match="is linked to no customer"):
+        await side_tables.unlink("acme", "bob", "", NOW_MS)
 
 
 async def test_a_customer_that_changed_hands_belongs_to_the_account_of_now(side_tables: SideTables) -> None:
@@ -389,6 +416,23 @@ async def test_bindings_are_due_until_they_are_sent(side_tables: SideTables) -> 
     await side_tables.sent(due, NOW_MS)
     assert await side_tables.due_bindings() == []
     await side_tables.sent([], NOW_MS)
+
+
+async def test_due_bindings_of_one_account_or_behind_one(side_tables: SideTables) -> None:
+    for number, account in enumerate(("acme", "globex", "initech")):
+        await linked(side_tables, account, f"cus_{number}")
+        fetched = fetched_subscription(number=number, customer_id=f"cus_{number}")
+        await side_tables.commit(
+            step(number, [event(number, subscription(number), customer=f"cus_{number}")], [fetched])
+        )
+    assert [due.account for due in await side_tables.due_bindings()] == ["acme", "globex", "initech"]
+    assert [due.account for due in await side_tables.due_bindings(account="globex")] == ["globex"]
+    assert await side_tables.due_bindings(account="nobody") == []
+    assert [due.account for due in await side_tables.due_bindings(1, after="acme")] == ["globex"]
+    assert [due.account for due in await side_tables.due_bindings(after="initech")] == []
+    assert await side_tables.due() == Due(3, NOW_MS)
+    await side_tables.sent(await side_tables.due_bindings(), NOW_MS)
+    assert await side_tables.due() == Due(0, None)
 
 
 async def test_cursors_are_kept_by_name(side_tables: SideTables) -> None:

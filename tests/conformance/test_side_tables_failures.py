@@ -30,6 +30,7 @@ from schemas.side_tables import Outcome, Stale
 from sinks.sql.store import PostgresSideTables, _hung_up_after
 from sinks.sql.tables import metadata
 from tests.conformance.side_table_steps import (
+    NOW_MS,
     event,
     fetched_invoice,
     fetched_subscription,
@@ -174,7 +175,7 @@ async def test_one_of_two_processes_with_the_same_partition_is_fenced(
 async def test_steps_of_two_customers_of_one_account_wait_for_each_other(opened: Open, postgres_url: str) -> None:
     """Otherwise both would write the account's next audit row."""
     await linked(opened(), customer="cus_1")
-    await linked(opened(), customer="cus_2", starts_ms=1)
+    await linked(opened(), customer="cus_2", starts_ms=NOW_MS)
     pause = Pause()
     first = asyncio.create_task(opened(pause).commit(step(0, [event(1, invoice())], [fetched_invoice()])))
     await pause.reached.wait()
@@ -210,7 +211,7 @@ async def test_many_links_and_steps_at_once_do_not_deadlock(opened: Open) -> Non
                 break
         return done
 
-    links = [linked(stores[index % 2], f"account {index % 4}", f"cus_{index}", index + 1) for index in range(8)]
+    links = [linked(stores[index % 2], f"account {index % 4}", f"cus_{index}", NOW_MS + index) for index in range(8)]
     done = await asyncio.gather(commit(0), commit(1), commit(2), *links)
     assert done[:3] == [80, 80, 80]
     rows = [row for index in range(4) for row in await stores[0].audit(f"account {index}")]

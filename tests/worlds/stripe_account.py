@@ -28,7 +28,7 @@ LIST: Final[dict[ObjectKind, tuple[str, dict[str, Any]]]] = {
 
 
 class StripeAccount:
-    """One account in test mode, whose clock is the test's. Implements `StripeObjects` except `touch`."""
+    """One account in test mode, whose clock is the test's. Implements `OwnedObjects`."""
 
     def __init__(self, clock: ManualClock, seed: int = 0) -> None:
         self.clock = clock
@@ -96,6 +96,14 @@ class StripeAccount:
         bodies = [(name, self.read(name) or {}) for name in named]
         pairs = [(name, str(body.get("customer") or name.id)) for name, body in bodies]
         return [(name, owner) for name, owner in pairs if customer in ("", owner)]
+
+    async def owned(self, customer: str) -> list[ObjectName]:
+        """The customer's subscriptions and schedules."""
+        return [
+            ObjectName(kind, body["id"])
+            for kind in (ObjectKind.SUBSCRIPTION, ObjectKind.SCHEDULE)
+            for body in self.pages(LIST[kind][0], {**LIST[kind][1], "customer": customer})
+        ]
 
     async def touch(self, customer: str, beat: str) -> None:
         """Make an event."""

@@ -93,6 +93,7 @@ def free(from_: str | int, anchor: str | int = 0, **changes: Any) -> Binding:
     return mapped(from_, anchor, "", **{"billing": Billing.FREE, **changes})
 
 
+KNOWN: list[Row] = [{"id": CUS, "deleted": 0}, {"id": OTHER, "deleted": 0}]
 SINCE_EVER = [Link(ACME, CUS, 0)]
 # A customer whose subscription has begun, and the binding that is known for it.
 STARTED = [FREE_SINCE_EVER, mapped("05T10:00")]
@@ -105,7 +106,7 @@ class Case(NamedTuple):
     subscriptions: Sequence[Row] = ()
     items: Sequence[Row] = ()
     schedules: Sequence[Row] = ()
-    customers: Sequence[Row] = ()
+    customers: Sequence[Row] = KNOWN
     sent: Sequence[Binding] = ()
     links: Sequence[Link] = SINCE_EVER
 
@@ -127,6 +128,16 @@ def cases() -> dict[str, Case]:
     return {
         "no link": Case([], [subscription()], [item()], links=[]),
         "linked without a subscription": Case([FREE_SINCE_EVER]),
+        "a customer that was not read": Case([], customers=KNOWN[1:]),
+        "a customer that was not read, of an account that pays": Case([], customers=[], sent=STARTED),
+        "a customer that was not read, by a later link": Case(
+            [],
+            [subscription()],
+            [item()],
+            customers=KNOWN[:1],
+            links=[Link(ACME, CUS, 0, at("09")), Link(ACME, OTHER, at("09"))],
+            sent=STARTED,
+        ),
         "linked from an instant, without a subscription": Case(
             [free("10T12:01")], links=[Link(ACME, CUS, at("10T12:00:01"))]
         ),
@@ -296,6 +307,25 @@ def cases() -> dict[str, Case]:
             [item()],
             links=[Link(ACME, CUS, 0, at("12"))],
             sent=STARTED,
+        ),
+        "an account that is unlinked": Case(
+            [mapped("12", "05T10:00:15", "", billing=Billing.UNMAPPED)],
+            [subscription()],
+            [item()],
+            links=[Link(ACME, CUS, 0, at("12")), Link(ACME, "", at("12"))],
+            sent=STARTED,
+        ),
+        "another customer after a time without one": Case(
+            [mapped("12", "08", "", billing=Billing.UNMAPPED), mapped("14", "08", OTHER)],
+            [subscription(), subscription(id="sub_2", customer_id=OTHER, anchor_ms=at("08"), start_ms=at("08"))],
+            [item(), item("sub_2")],
+            links=[Link(ACME, CUS, 0, at("12")), Link(ACME, "", at("12"), at("14")), Link(ACME, OTHER, at("14"))],
+            sent=STARTED,
+        ),
+        "unlinked before the first link begins": Case(
+            [mapped("10T12:00", 0, "", billing=Billing.UNMAPPED)],
+            links=[Link(ACME, "", at("10T12:00"))],
+            sent=[mapped("20", "20")],
         ),
         "a subscription of another customer": Case(
             [], [subscription(customer_id=OTHER)], [item()], sent=[FREE_SINCE_EVER]

@@ -440,3 +440,5 @@ async def test_an_account_that_stripe_binds_is_refused(links: list[tuple[int, st
         return
     with pytest.raises(InvalidInput, match=r"acme is linked to cus_one, .* With --force the binding holds until"):
         await check_unlinked(tables, ACME, START_MS)
+    await tables.unlink(ACME, "tester", "", START_MS)
+    await check_unlinked(tables, ACME, START_MS)
