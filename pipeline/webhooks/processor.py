@@ -27,6 +27,7 @@ from aggregators.mirror import Rows, mirror_rows
 from aggregators.steps import Quarantined
 from pipeline.logs.quarantine import quarantine
 from pipeline.tasks import all_or_first_error
+from pipeline.webhooks.walker import set_back
 from schemas.billing_events import VIA_HEADER, ObjectKind, ObjectName, StripeEvent, StripeObjects, Via
 from schemas.clock import SECOND_MS, Clock
 from schemas.errors import InvalidInput, OperatorNeeded, Refused, Transient
@@ -108,9 +109,10 @@ class BillingEventProcessor:
         if stored is not None and stored < bounds.first:
             self._gaps += 1
             _LOG.error(
-                "%s-%d: the events from %d to %d are gone and were not read: run `tidemark billing resync`",
-                BILLING_EVENTS_TOPIC, partition, stored, bounds.first,
+                "%s-%d: the events from %d to %d are gone and were not read: Stripe's list is read from its start; for "
+                "older events, run `tidemark billing resync`", BILLING_EVENTS_TOPIC, partition, stored, bounds.first,
             )  # fmt: skip
+            await set_back(self._tables, self._clock)
         self._next_offsets[partition] = stored or 0
         return max(stored or 0, bounds.first)
 

@@ -135,6 +135,15 @@ def _wanted(documents: Sequence[Mapping[str, object]]) -> dict[str, bytes]:
     return wanted
 
 
+async def set_back(tables: SideTables, clock: Clock) -> None:
+    """Have the next walk read the list from its start. A walk that runs now may move the cursor on again."""
+    now_ms = clock.now_ms()
+    begins_s = now_ms // SECOND_MS - KEPT_S + SLICE_S
+    cursor = await tables.cursor(CURSOR)
+    if cursor is not None and cursor.until_s > begins_s:
+        await tables.move_cursor(CURSOR, begins_s, now_ms)
+
+
 class Canary:
     """Proves that webhooks arrive: changes a customer of ours and waits for the event."""
 

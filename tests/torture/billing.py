@@ -60,7 +60,8 @@ async def wait_for_billing(deployment: Tortured, shop: Shop) -> None:
     tables = await open_side_tables(deployment.base)
 
     async def walked() -> bool:
-        return (await tables.cursor(CURSOR) or 0) > stopped_s + 1
+        cursor = await tables.cursor(CURSOR)
+        return cursor is not None and cursor.until_s > stopped_s + 1
 
     async def processed() -> bool:
         ends = await deployment.ends(BILLING_EVENTS_TOPIC)

@@ -16,7 +16,8 @@ from pipeline.logs.quarantine import Header
 from pipeline.webhooks.held import append_held
 from pipeline.webhooks.processor import FETCH_TRIES_MAX, FETCHES_AT_ONCE_MAX, STALE_MAX, BillingEventProcessor
 from pipeline.webhooks.set_aside import append_set_aside
-from schemas.billing_events import VIA_HEADER, ObjectKind, ObjectName, Via
+from pipeline.webhooks.walker import CURSOR, Walker
+from schemas.billing_events import MIRRORED_TYPES, VIA_HEADER, ObjectKind, ObjectName, Via
 from schemas.errors import Fenced, OperatorNeeded, Refused, Transient
 from schemas.log import BILLING_EVENTS_TOPIC, REJECTED_TOPIC, Record
 from schemas.periods import Billing
@@ -459,13 +460,24 @@ async def test_events_that_the_log_deleted_before_they_were_read_are_told(
     events = signed.stripe.happened()
     await signed.world.deliver(events[:2])
     await signed.world.process()
+    signed.world.clock.advance(3_600_000)
+    now_ms = signed.world.clock.now_ms()
+    await signed.world.tables.move_cursor(CURSOR, now_ms // 1000, now_ms)
     await signed.world.deliver(events)
     del signed.world.log._partitions[BILLING_EVENTS_TOPIC, 0].records[:5]
     with caplog.at_level(logging.ERROR):
         await signed.world.process()
 
-    assert "the events from 2 to 5 are gone and were not read: run `tidemark billing resync`" in caplog.text
+    assert "the events from 2 to 5 are gone and were not read" in caplog.text
     assert await signed.world.tables.position(0) == 2 + len(events)
+
+    lost = [event["id"] for event in events[2:5] if event["type"] in MIRRORED_TYPES]
+    unread = await signed.world.tables.unknown(lost)
+    walked = await Walker(signed.world.log, signed.stripe, signed.world.tables, signed.world.clock).go_on()
+    await signed.world.process()
+    assert walked.appended == len(unread) > 0
+    assert walked.since_s < START_MS // 1000
+    assert await signed.world.tables.unknown(lost) == set()
 
 
 async def test_a_log_that_ends_before_the_position_is_not_this_one(signed: SignedUp) -> None:
