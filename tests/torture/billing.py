@@ -18,7 +18,6 @@ import psycopg
 from psycopg.rows import dict_row
 
 from aggregators.mirror import mirror_rows
-from pipeline.open import open_side_tables
 from pipeline.webhooks.walker import CURSOR
 from schemas.billing_events import ObjectKind, ObjectName
 from schemas.clock import MINUTE_MS, SECOND_MS
@@ -57,7 +56,7 @@ async def wait_for_billing(deployment: Tortured, shop: Shop) -> None:
     await deployment.until(later, "the next second")
     for role in deployment.mirrors:
         role.resume()
-    tables = await open_side_tables(deployment.base)
+    tables = deployment.tables
 
     async def walked() -> bool:
         cursor = await tables.cursor(CURSOR)
@@ -69,20 +68,12 @@ async def wait_for_billing(deployment: Tortured, shop: Shop) -> None:
         held = {event.customer for event in await tables.held(limit=100_000)}
         return positions == ends and not await tables.due_bindings() and not held & shop.linked.keys()
 
-    try:
-        await deployment.until(walked, "Stripe's list of events to be read")
-        await deployment.until(processed, "all billing events to be processed and all bindings to be sent")
-    finally:
-        await tables.close()
+    await deployment.until(walked, "Stripe's list of events to be read")
+    await deployment.until(processed, "all billing events to be processed and all bindings to be sent")
 
 
 async def compare_billing(deployment: Tortured, shop: Shop) -> list[Compared]:
     """All comparisons of the side tables of a deployment at rest."""
-    tables = await open_side_tables(deployment.base)
-    try:
-        mirror = await tables.mirror()
-    finally:
-        await tables.close()
     async with httpx.AsyncClient(
         base_url=deployment.stripe.url, headers={"Authorization": f"Bearer {KEY}"}, timeout=TIMEOUT_S
     ) as client:
@@ -92,7 +83,7 @@ async def compare_billing(deployment: Tortured, shop: Shop) -> list[Compared]:
     future_ms = MeterSet.model_validate(deployment.meter_set).policy.future_ms
     accounts = set(shop.linked.values())
     results = [
-        mirrored(listing, mirror),
+        mirrored(listing, await deployment.tables.mirror()),
         events_once(events, stored["processed_events"], shop.linked),
         audited_once(events, stored["audit"], shop.linked),
         chained(stored["accounts"], stored["audit"]),

@@ -15,11 +15,13 @@ from pipeline.http.api_keys import Role as KeyRole
 from pipeline.http.api_keys import create_key
 from pipeline.local.processes import LocalProcess, free_port, python
 from pipeline.logs.control_records import append_control
+from pipeline.open import open_side_tables
 from schemas.control import BindingRecord
 from schemas.errors import Transient
 from schemas.log import EVENTS_TOPIC, REJECTED_TOPIC
 from schemas.meters import MeterSet
 from schemas.periods import Billing, Binding
+from schemas.side_tables import SideTables
 from tests.integration.deployment import Deployment, Role, clean_environment
 from tests.torture.plan import MIRRORS, WORKERS
 from tests.torture.stripe import KEY, LocalStripe
@@ -54,6 +56,7 @@ class Tortured(Deployment):
     ) -> None:
         self.stripe = stripe
         self.sql_url = sql_url
+        self.tables: SideTables
         self.gateway_port = free_port()
         self._commands = 0
         folder.mkdir(parents=True, exist_ok=True)
@@ -75,7 +78,8 @@ class Tortured(Deployment):
         return f"http://127.0.0.1:{self.gateway_port}"
 
     async def begin(self) -> None:
-        """Make customers and a webhook endpoint at Stripe, bind the accounts, start all roles."""
+        """Make the side tables, customers and a webhook endpoint at Stripe, bind the accounts, start all roles."""
+        self.tables = await open_side_tables(self.base)
         self._webhook_secrets.write_text(self.stripe.make_endpoint(f"{self.gateway_url}/v1/stripe/webhook") + "\n")
         for number in range(ACCOUNTS):
             account = account_name(number)

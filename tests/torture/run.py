@@ -384,6 +384,7 @@ async def run(folder: Path, seed: int, actions: list[Action], say: Say) -> tuple
             )
         )
         await deployment.begin()
+        stack.push_async_callback(deployment.tables.close)
         say(f"    {len(deployment.roles)} roles start on {folder}")
         await deployment.folded_to(dict.fromkeys(deployment.partitions, 3))
         load = Load(deployment, seed)

@@ -15,7 +15,6 @@ from typing import Any, Final, NamedTuple
 
 import httpx
 
-from pipeline.open import open_side_tables
 from pipeline.webhooks.held import append_held
 from schemas.clock import MINUTE_MS
 from schemas.errors import InvalidInput, Transient
@@ -247,26 +246,22 @@ class Shop:
 
     async def _link_all(self) -> None:
         """As `tidemark account link`, which a person repeats until it says that it is done."""
-        base = self._deployment.base
-        tables = await open_side_tables(base)
-        try:
+        base, tables = self._deployment.base, self._deployment.tables
+        while True:
+            wanted = await self._links.get()
             while True:
-                wanted = await self._links.get()
-                while True:
-                    try:
-                        await tables.link(*wanted, "torture", "a customer signed up", base.clock.now_ms())
-                        await append_held(base.log, tables, wanted.customer)
-                        break
-                    except Transient:
-                        self.refused["link"] += 1
-                        await asyncio.sleep(RETRY_S)
-                    except InvalidInput as error:
-                        # The account got another customer within the same minute.
-                        if error.field != "starts_ms":
-                            raise
-                        wanted = wanted._replace(from_ms=wanted.from_ms + MINUTE_MS)
-                self.linked[wanted.customer] = wanted.account
-                self.done["link"] += 1
-                self._links.task_done()
-        finally:
-            await tables.close()
+                try:
+                    await tables.link(*wanted, "torture", "a customer signed up", base.clock.now_ms())
+                    await append_held(base.log, tables, wanted.customer)
+                    break
+                except Transient:
+                    self.refused["link"] += 1
+                    await asyncio.sleep(RETRY_S)
+                except InvalidInput as error:
+                    # The account got another customer within the same minute.
+                    if error.field != "starts_ms":
+                        raise
+                    wanted = wanted._replace(from_ms=wanted.from_ms + MINUTE_MS)
+            self.linked[wanted.customer] = wanted.account
+            self.done["link"] += 1
+            self._links.task_done()
