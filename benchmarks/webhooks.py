@@ -47,19 +47,24 @@ READ_RECORDS: Final = 200
 Asgi = Callable[[dict[str, Any], Callable[[], Awaitable[Any]], Callable[[Any], Awaitable[None]]], Awaitable[None]]
 
 
+def now_s() -> int:
+    """The machine's time."""
+    return SystemClock().now_ms() // 1000
+
+
 def delivery(number: int) -> bytes:
     """A signed event of about 2 kB, as Stripe's are."""
     thing = {"object": "subscription", "id": f"sub_{number}", "customer": f"cus_{number % 500}", "notes": "x" * 1_700}
     event = {
         "object": "event", "id": f"evt_{number}", "type": "customer.subscription.updated", "livemode": False,
-        "created": int(time.time()), "data": {"object": thing},
+        "created": now_s(), "data": {"object": thing},
     }  # fmt: skip
     return json.dumps(event).encode()
 
 
 def request(body: bytes) -> tuple[dict[str, Any], Callable[[], Awaitable[Any]]]:
     """The ASGI scope of a delivery, and its body."""
-    stamp = str(int(time.time()))
+    stamp = str(now_s())
     signature = hmac.new(SECRET.encode(), f"{stamp}.".encode() + body, sha256).hexdigest()
     headers = [(b"stripe-signature", f"t={stamp},v1={signature}".encode()), (b"content-type", b"application/json")]
     path = "/v1/stripe/webhook"
@@ -159,8 +164,7 @@ async def mirror(folder: Path, customers: int) -> None:
         async with httpx.AsyncClient(base_url=url, headers={"Authorization": f"Bearer {KEY}"}) as api:
             await sign_ups(api, customers)
         objects, clock = StripeClientObjects(KEY, url), SystemClock()
-        now_s = clock.now_ms() // 1000
-        values = [json.dumps(event).encode() for event in await objects.events(now_s - 3_600, now_s + 60)]
+        values = [json.dumps(event).encode() for event in await objects.events(now_s() - 3_600, now_s() + 60)]
         events = [read_event(value) for value in values]
         log, tables = FakeLog(clock), PostgresSideTables(postgres.url, timeline)
         await log.create_topics(Settings(partitions=1).topics())

@@ -10,8 +10,8 @@ import yaml
 from pydantic import ValidationError
 
 from aggregators.meters import successor
-from pipeline.bindings import AccountLog
 from pipeline.clock import AnyClock, clock_from_text
+from pipeline.logs.bindings import AccountLog
 from pipeline.logs.control_records import ensure_deployment, ensure_meter_set
 from pipeline.logs.open import open_log
 from pipeline.settings import Settings

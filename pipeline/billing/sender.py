@@ -32,7 +32,7 @@ from pipeline.billing.holds import Held, Holds
 from pipeline.billing.ledger import Hold, Pending, ReportLedger, SendQueue
 from pipeline.billing.lookup import READ_RECORDS_MAX, LookupResult, Presence, StripeLookup, hour_of
 from pipeline.billing.policy import DEFAULT_POLICY, SenderPolicy, SenderStatus
-from pipeline.tasks import all_or_first_error
+from pipeline.logs.tasks import all_or_first_error
 from schemas.clock import MINUTE_MS, SECOND_MS, Clock
 from schemas.errors import InvalidInput, OperatorNeeded, Refused, Transient
 from schemas.log import REPORTS_TOPIC, Log, Record

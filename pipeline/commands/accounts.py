@@ -13,7 +13,7 @@ from aggregators.instants import format_instant_ms
 from aggregators.partitioning import partition_of
 from aggregators.periods import cuts_of, is_closed, open_period, period_at
 from aggregators.quantities import decimal_text
-from pipeline.bindings import Plan, Standing, append_plan, planned, standing
+from pipeline.logs.bindings import Plan, Standing, append_plan, planned, standing
 from pipeline.open import Base, account_log, open_base, open_live_view, open_side_tables
 from pipeline.settings import Settings
 from schemas.clock import MINUTE_MS

@@ -18,7 +18,7 @@ from __future__ import annotations
 from typing import Final, NamedTuple
 
 from aggregators.partitioning import partition_of
-from pipeline.bindings import AccountLog, Standings, append_plan, planned, present
+from pipeline.logs.bindings import AccountLog, Standings, append_plan, planned, present
 from schemas.errors import Transient
 from schemas.live_view import LiveView
 from schemas.side_tables import Due, SideTables

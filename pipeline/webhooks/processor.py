@@ -26,7 +26,7 @@ from aggregators.billing_events import read_event
 from aggregators.mirror import Rows, mirror_rows
 from aggregators.steps import Quarantined
 from pipeline.logs.quarantine import quarantine
-from pipeline.tasks import all_or_first_error
+from pipeline.logs.tasks import all_or_first_error
 from pipeline.webhooks.walker import set_back
 from schemas.billing_events import VIA_HEADER, ObjectKind, ObjectName, StripeEvent, StripeObjects, Via
 from schemas.clock import SECOND_MS, Clock

@@ -111,6 +111,7 @@ async def read(call: Callable[[], Awaitable[Any]], parse: Callable[[Any], T]) ->
 
 
 def answer_of(error: stripe.StripeError) -> Answer:
+    """What Stripe answered, or that no answer came, of an error of the library."""
     detail = error.error
     status = error.http_status or 0
     return Answer(

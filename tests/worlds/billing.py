@@ -9,7 +9,7 @@ from typing import Any
 from aggregators.binding_timeline import overlaps, timeline
 from aggregators.mirror import mirror_rows
 from aggregators.partitioning import partition_of
-from pipeline.bindings import AccountLog
+from pipeline.logs.bindings import AccountLog
 from pipeline.webhooks.processor import BillingEventProcessor
 from schemas.billing_events import VIA_HEADER, ObjectKind, ObjectName, StripeEvent, StripeObjects, Via
 from schemas.log import BILLING_EVENTS_TOPIC, Log

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.bindings import Plan
 from pipeline.cli import cli
 from pipeline.commands import accounts
+from pipeline.logs.bindings import Plan
 from pipeline.settings import Settings
 from schemas.control import CloseRecord
 from tests.documents import leaves

@@ -9,7 +9,7 @@ import pytest
 import pytest_asyncio
 
 from aggregators.partitioning import partition_of
-from pipeline.bindings import Standings, append_plan, planned, standing
+from pipeline.logs.bindings import Standings, append_plan, planned, standing
 from pipeline.webhooks import binding_outbox
 from pipeline.webhooks.binding_outbox import BindingOutbox
 from schemas.clock import DAY_MS

@@ -116,12 +116,12 @@ async def test_an_event_that_is_listed_late_is_found_within_the_overlap(world: B
         return [event for event in events if since_s <= event["created"] < until_s]
 
     shown = world.stripe.events
-    world.stripe.events = without  # type: ignore[assignment, method-assign, unused-ignore]
+    world.stripe.events = without  # type: ignore[assignment,method-assign,unused-ignore]  # a test replaces it
     await walker(world).go_on()
     await world.process()
     assert {} == await world.tables.seen([hidden["id"]])
 
-    world.stripe.events = shown  # type: ignore[assignment, method-assign, unused-ignore]
+    world.stripe.events = shown  # type: ignore[assignment,method-assign,unused-ignore]  # a test replaces it
     world.clock.advance(300_000)
     await walker(world).go_on()
     await world.process()
@@ -139,7 +139,7 @@ async def test_events_that_concern_nobody_or_are_not_understood_are_left_out(
     async def events(_since_s: int, _until_s: int) -> list[dict[str, Any]]:
         return listed
 
-    world.stripe.events = events  # type: ignore[assignment, method-assign, unused-ignore]
+    world.stripe.events = events  # type: ignore[assignment,method-assign,unused-ignore]  # a test replaces it
     walked = await walker(world).walk(START_MS // 1000)
     assert (0, 0) == (walked.listed, walked.appended)
     assert "v2.core.event" in caplog.text
@@ -212,7 +212,7 @@ async def test_a_live_event_waits_for_one_batch_of_a_resync(world: BillingWorld)
             if batch := await world.log.read(BILLING_EVENTS_TOPIC, partition, offset, 40):
                 await processor.step(partition, batch)
 
-    world.clock.sleep = processed  # type: ignore[method-assign, unused-ignore]
+    world.clock.sleep = processed  # type: ignore[method-assign, unused-ignore]  # a test replaces it
     patient = PatientFeed(world.log, world.tables, world.clock, told.append)
     counts = await resync(patient.append, world.stripe, world.tables, "a", 1)
     assert max(lags) <= BATCH_RECORDS
@@ -240,7 +240,7 @@ async def test_a_resync_of_one_customer_reads_no_list_of_all(world: BillingWorld
         asked.add(of)
         return await names(kind, after, of)
 
-    world.stripe.names = listed  # type: ignore[assignment, method-assign, unused-ignore]
+    world.stripe.names = listed  # type: ignore[assignment,method-assign,unused-ignore]  # a test replaces it
     await resync(feed(world), world.stripe, world.tables, "a", 1, customer)
     assert asked == {customer}
 
@@ -270,8 +270,8 @@ def canary(world: BillingWorld, via: Via | None, delay_s: int = 0) -> Canary:
             await world.process()
         waiting[:] = [left - round(duration_s) for left in waiting]
 
-    world.stripe.touch = touched  # type: ignore[assignment, method-assign, unused-ignore]
-    world.clock.sleep = slept  # type: ignore[assignment, method-assign, unused-ignore]
+    world.stripe.touch = touched  # type: ignore[assignment,method-assign,unused-ignore]  # a test replaces it
+    world.clock.sleep = slept  # type: ignore[assignment,method-assign,unused-ignore]  # a test replaces it
     return Canary(customer, world.stripe, world.tables, world.clock)
 
 
@@ -322,8 +322,8 @@ async def test_the_canary_asks_stripe_for_nothing_and_needs_no_equal_clocks(worl
     def behind() -> list[dict[str, Any]]:
         return [{**event, "created": event["created"] - 120} for event in happened()]
 
-    world.stripe.events = listed  # type: ignore[assignment, method-assign, unused-ignore]
-    world.stripe.happened = behind  # type: ignore[method-assign, unused-ignore]
+    world.stripe.events = listed  # type: ignore[assignment,method-assign,unused-ignore]  # a test replaces it
+    world.stripe.happened = behind  # type: ignore[method-assign, unused-ignore]  # a test replaces it
     assert await bird.sings()
 
 
@@ -343,7 +343,7 @@ async def test_while_the_canary_sings_the_list_is_read_less_often(
             read.append(until_s)
         return await events(since_s, until_s)
 
-    world.stripe.events = counted  # type: ignore[assignment, method-assign, unused-ignore]
+    world.stripe.events = counted  # type: ignore[assignment,method-assign,unused-ignore]  # a test replaces it
     ends_ms = world.clock.now_ms() + 3_600_000
     while world.clock.now_ms() < ends_ms:
         await process.turn()
@@ -366,8 +366,8 @@ async def test_a_process_that_restarts_again_and_again_asks_no_more_often(world:
 
     bird = world.stripe.customer()
     await recovery(world).turn()
-    world.stripe.events = reading  # type: ignore[assignment, method-assign, unused-ignore]
-    world.stripe.touch = touching  # type: ignore[method-assign, unused-ignore]
+    world.stripe.events = reading  # type: ignore[assignment,method-assign,unused-ignore]  # a test replaces it
+    world.stripe.touch = touching  # type: ignore[method-assign, unused-ignore]  # a test replaces it
     silent = []
     for _ in range(100):
         process = recovery(world, Canary(bird, world.stripe, world.tables, world.clock))
@@ -396,7 +396,7 @@ async def test_a_walk_that_is_interrupted_goes_on_where_it_was(world: BillingWor
         assert until_s - since_s <= SLICE_S_MAX
         return await events(since_s, until_s)
 
-    world.stripe.events = failing  # type: ignore[assignment, method-assign, unused-ignore]
+    world.stripe.events = failing  # type: ignore[assignment,method-assign,unused-ignore]  # a test replaces it
     process, reached = recovery(world), []
     for _ in range(12):
         await process.turn()
@@ -434,11 +434,11 @@ async def test_events_that_are_set_aside_are_read_again_every_hour(world: Billin
             raise Transient("Stripe: HTTP 500")
         return await fetch(name)
 
-    world.stripe.fetch = silent  # type: ignore[method-assign, unused-ignore]
+    world.stripe.fetch = silent  # type: ignore[method-assign, unused-ignore]  # a test replaces it
     process = recovery(world)
     await world.process()
     assert [] != await world.tables.set_aside()
-    world.stripe.fetch = fetch  # type: ignore[method-assign, unused-ignore]
+    world.stripe.fetch = fetch  # type: ignore[method-assign, unused-ignore]  # a test replaces it
     await process.turn()
     await world.process()
     assert [] != await world.tables.set_aside(), "not due"
@@ -467,13 +467,13 @@ async def test_failures_of_a_turn_end_nothing_and_are_repeated(world: BillingWor
     async def fails(_since_s: int, _until_s: int) -> list[dict[str, Any]]:
         raise error
 
-    events, world.stripe.events = world.stripe.events, fails  # type: ignore[assignment, method-assign, unused-ignore]
-    world.stripe.touch = refuses  # type: ignore[assignment, method-assign, unused-ignore]
+    events, world.stripe.events = world.stripe.events, fails  # type: ignore[assignment,method-assign,unused-ignore]  # a test replaces it
+    world.stripe.touch = refuses  # type: ignore[assignment,method-assign,unused-ignore]  # a test replaces it
     process = recovery(world, gone)
     await process.turn()
     assert (None, False) == (process.walked, process.is_silent)
 
-    world.stripe.events = events  # type: ignore[assignment, method-assign, unused-ignore]
+    world.stripe.events = events  # type: ignore[assignment,method-assign,unused-ignore]  # a test replaces it
     world.clock.advance(WALK_INTERVAL_S * 1000)
     await process.turn()
     assert isinstance(process.walked, Walked)
