@@ -212,7 +212,7 @@ async def test_a_live_event_waits_for_one_batch_of_a_resync(world: BillingWorld)
             if batch := await world.log.read(BILLING_EVENTS_TOPIC, partition, offset, 40):
                 await processor.step(partition, batch)
 
-    world.clock.sleep = processed  # type: ignore[method-assign, unused-ignore]  # a test replaces it
+    world.clock.sleep = processed  # type: ignore[method-assign,unused-ignore]  # a test replaces it
     patient = PatientFeed(world.log, world.tables, world.clock, told.append)
     counts = await resync(patient.append, world.stripe, world.tables, "a", 1)
     assert max(lags) <= BATCH_RECORDS
@@ -323,7 +323,7 @@ async def test_the_canary_asks_stripe_for_nothing_and_needs_no_equal_clocks(worl
         return [{**event, "created": event["created"] - 120} for event in happened()]
 
     world.stripe.events = listed  # type: ignore[assignment,method-assign,unused-ignore]  # a test replaces it
-    world.stripe.happened = behind  # type: ignore[method-assign, unused-ignore]  # a test replaces it
+    world.stripe.happened = behind  # type: ignore[method-assign,unused-ignore]  # a test replaces it
     assert await bird.sings()
 
 
@@ -367,7 +367,7 @@ async def test_a_process_that_restarts_again_and_again_asks_no_more_often(world:
     bird = world.stripe.customer()
     await recovery(world).turn()
     world.stripe.events = reading  # type: ignore[assignment,method-assign,unused-ignore]  # a test replaces it
-    world.stripe.touch = touching  # type: ignore[method-assign, unused-ignore]  # a test replaces it
+    world.stripe.touch = touching  # type: ignore[method-assign,unused-ignore]  # a test replaces it
     silent = []
     for _ in range(100):
         process = recovery(world, Canary(bird, world.stripe, world.tables, world.clock))
@@ -434,11 +434,11 @@ async def test_events_that_are_set_aside_are_read_again_every_hour(world: Billin
             raise Transient("Stripe: HTTP 500")
         return await fetch(name)
 
-    world.stripe.fetch = silent  # type: ignore[method-assign, unused-ignore]  # a test replaces it
+    world.stripe.fetch = silent  # type: ignore[method-assign,unused-ignore]  # a test replaces it
     process = recovery(world)
     await world.process()
     assert [] != await world.tables.set_aside()
-    world.stripe.fetch = fetch  # type: ignore[method-assign, unused-ignore]  # a test replaces it
+    world.stripe.fetch = fetch  # type: ignore[method-assign,unused-ignore]  # a test replaces it
     await process.turn()
     await world.process()
     assert [] != await world.tables.set_aside(), "not due"
