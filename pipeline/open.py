@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from sinks.redis.view import RedisLiveView
     from sinks.sql.store import PostgresSideTables
     from sinks.stripe.client import StripeClientMeters
-    from sinks.stripe.owned import StripeClientOwned
+    from sinks.stripe.objects import StripeClientObjects
 
 # A function imports its driver, so that a role without the driver starts faster.
 DEFAULT_METER_SET = Path(__file__).parent.parent / "schemas" / "meters.default.yaml"
@@ -127,12 +127,12 @@ async def check_stripe_key(base: Base, meters: StripeClientMeters) -> None:
         )
 
 
-async def open_stripe_objects(base: Base) -> StripeClientOwned:
+async def open_stripe_objects(base: Base) -> StripeClientObjects:
     """The reader of Stripe's objects. To another account every object would look deleted, so the key is checked first.
 
     Raises `InvalidInput` without a key, and as `check_stripe_key`.
     """
-    from sinks.stripe.owned import StripeClientOwned
+    from sinks.stripe.objects import StripeClientObjects
 
     meters = open_stripe(base.settings)
     if meters is None:
@@ -141,7 +141,7 @@ async def open_stripe_objects(base: Base) -> StripeClientOwned:
         await check_stripe_key(base, meters)
     finally:
         await meters.close()
-    return StripeClientOwned(base.settings.stripe_api_key.get_secret_value(), base.settings.stripe_api_base or None)
+    return StripeClientObjects(base.settings.stripe_api_key.get_secret_value(), base.settings.stripe_api_base or None)
 
 
 async def open_side_tables(base: Base) -> PostgresSideTables:

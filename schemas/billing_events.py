@@ -99,11 +99,3 @@ class StripeObjects(Protocol):
     async def close(self) -> None:
         """Release connections. Safe to call twice."""
         ...
-
-
-class OwnedObjects(StripeObjects, Protocol):
-    """Reads the objects of one customer too."""
-
-    async def owned(self, customer: str) -> list[ObjectName]:
-        """The customer's subscriptions and schedules, whatever their status, with all pages."""
-        ...

@@ -14,7 +14,7 @@ from pipeline.settings import Settings
 from pipeline.webhooks.linking import Linking, Wish, link_customer
 from pipeline.webhooks.resync import PatientFeed, resync
 from pipeline.webhooks.walker import CURSOR, KEPT_S, Walked, Walker
-from schemas.billing_events import OwnedObjects
+from schemas.billing_events import StripeObjects
 from schemas.clock import DAY_MS, HOUR_MS, MINUTE_MS, SECOND_MS
 from schemas.errors import InvalidInput
 from schemas.log import BILLING_EVENTS_TOPIC
@@ -30,7 +30,7 @@ class Opened(NamedTuple):
 
     base: Base
     tables: SideTables
-    objects: OwnedObjects
+    objects: StripeObjects
 
 
 class Status(NamedTuple):
@@ -150,5 +150,5 @@ async def link(settings: Settings, wish: Wish) -> tuple[Link, int]:
 
 async def unlink(settings: Settings, account: str, actor: str, reason: str) -> Link:
     """End an account's link from the current minute on; the account is unmapped then."""
-    async with opened(settings) as (base, tables, _):
+    async with _stores(settings) as (base, tables):
         return await tables.unlink(account, actor, reason, base.clock.now_ms())

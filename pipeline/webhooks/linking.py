@@ -15,7 +15,7 @@ from typing import Final, NamedTuple
 from aggregators.billing_events import resync_record
 from pipeline.webhooks.appending import append_events
 from pipeline.webhooks.held import append_held
-from schemas.billing_events import ObjectKind, ObjectName, OwnedObjects, Via
+from schemas.billing_events import ObjectKind, ObjectName, StripeObjects, Via
 from schemas.clock import MINUTE_MS, SECOND_MS, Clock
 from schemas.errors import InvalidInput, Transient
 from schemas.log import Log
@@ -31,7 +31,7 @@ class Linking(NamedTuple):
 
     log: Log
     tables: SideTables
-    objects: OwnedObjects
+    objects: StripeObjects
     clock: Clock
 
 
@@ -68,7 +68,7 @@ async def _mirrored(parts: Linking, customer: str, run: str) -> None:
         raise InvalidInput(
             "customer", f"Stripe knows no {customer} in this mode and account: look at the id, and at the key's mode"
         )
-    names = [*await parts.objects.owned(customer), owner]
+    names = [*await owned(parts.objects, customer), owner]
     before = await parts.tables.fetch_seqs(names)
     now_s = parts.clock.now_ms() // SECOND_MS
     await append_events(parts.log, [resync_record(run, name, customer, now_s) for name in names], Via.RESYNC)
@@ -81,6 +81,17 @@ async def _mirrored(parts: Linking, customer: str, run: str) -> None:
                 "billing status` shows the events to process); then repeat the command"
             )
         await parts.clock.sleep(LOOK_EVERY_S)
+
+
+async def owned(objects: StripeObjects, customer: str) -> list[ObjectName]:
+    """The customer's subscriptions and schedules at Stripe, whatever their status. Errors as `StripeObjects`."""
+    names: list[ObjectName] = []
+    for kind in (ObjectKind.SUBSCRIPTION, ObjectKind.SCHEDULE):
+        after = ""
+        while page := await objects.names(kind, after, customer):
+            names += [name for name, _ in page]
+            after = page[-1][0].id
+    return names
 
 
 async def _missing(tables: SideTables, before: dict[ObjectName, int]) -> list[ObjectName]:

@@ -13,8 +13,9 @@ from schemas.errors import Transient
 from schemas.log import BILLING_EVENTS_TOPIC, Log
 from schemas.side_tables import SideTables
 
-# Customers come first: a customer's other rows are linked to an account through the customer.
-ORDER: Final = (ObjectKind.CUSTOMER, ObjectKind.SUBSCRIPTION, ObjectKind.SCHEDULE, ObjectKind.INVOICE)
+# A customer comes after its subscriptions: the timeline plans nothing for a customer without a row, and would take a
+# customer whose subscriptions are not read yet for one without any.
+ORDER: Final = (ObjectKind.SUBSCRIPTION, ObjectKind.SCHEDULE, ObjectKind.INVOICE, ObjectKind.CUSTOMER)
 # An event that Stripe delivers meanwhile waits for one batch: for a hundred fetches, which take some seconds.
 BATCH_RECORDS: Final = 100
 LOOK_S: Final = 0.5

@@ -10,10 +10,10 @@ import pytest
 import pytest_asyncio
 
 from aggregators.billing_events import read_event
+from pipeline.webhooks.linking import owned
 from schemas.billing_events import MIRRORED_TYPES, ObjectKind, ObjectName
 from schemas.errors import InvalidInput, Refused, Transient
 from sinks.stripe.objects import StripeClientObjects
-from sinks.stripe.owned import StripeClientOwned
 from stripe_simulator import Fault, FaultKind
 from tests.services.stripe import TEST_KEY, ServedSimulator
 from tests.services.stripe_sdk import Sdk
@@ -186,9 +186,9 @@ async def test_a_touched_customer_makes_an_event(
 
 
 async def test_the_objects_of_one_customer_are_listed_whatever_their_status(
-    served_simulator: ServedSimulator, sdk: Sdk
+    objects: StripeClientObjects, sdk: Sdk
 ) -> None:
-    client = StripeClientOwned(TEST_KEY, served_simulator.url, timeout_s=2)
+    """A link waits for all of them."""
     customer, other = await customer_of(sdk), await customer_of(sdk)
     price, names = await price_of(sdk), []
     for owner in (customer, customer, other):
@@ -197,7 +197,6 @@ async def test_the_objects_of_one_customer_are_listed_whatever_their_status(
         names += [ObjectName(ObjectKind.SUBSCRIPTION, made["id"]), ObjectName(ObjectKind.SCHEDULE, schedule["id"])]
     await sdk("v1.subscription_schedules.cancel", names[1].id)
 
-    assert sorted(await client.owned(customer)) == sorted(names[:4])
-    assert sorted(await client.owned(other)) == sorted(names[4:])
-    assert await client.owned("cus_nobody") == []
-    await client.close()
+    assert sorted(await owned(objects, customer)) == sorted(names[:4])
+    assert sorted(await owned(objects, other)) == sorted(names[4:])
+    assert await owned(objects, "cus_nobody") == []

@@ -10,6 +10,7 @@ from aggregators.binding_timeline import overlaps, timeline
 from aggregators.mirror import mirror_rows
 from aggregators.partitioning import partition_of
 from pipeline.logs.bindings import AccountLog
+from pipeline.webhooks.linking import owned
 from pipeline.webhooks.processor import BillingEventProcessor
 from schemas.billing_events import VIA_HEADER, ObjectKind, ObjectName, StripeEvent, StripeObjects, Via
 from schemas.log import BILLING_EVENTS_TOPIC, Log
@@ -50,7 +51,7 @@ class BillingWorld(World):
     async def read(self, customer: str) -> None:
         """Put what decides who pays for a customer into the mirror, as the command of the link has it read. The log's
         partitions and the calls to Stripe that tests count stay as they are."""
-        names = [*await self.stripe.owned(customer), ObjectName(ObjectKind.CUSTOMER, customer)]
+        names = [*await owned(self.stripe, customer), ObjectName(ObjectKind.CUSTOMER, customer)]
         seqs = await self.tables.fetch_seqs(names)
         fetched = [Fetched(name, seqs[name], mirror_rows(name, self.stripe.read(name))) for name in names]
         offset, now_ms = await self.tables.position(READS) or 0, self.clock.now_ms()

@@ -97,14 +97,6 @@ class StripeAccount:
         pairs = [(name, str(body.get("customer") or name.id)) for name, body in bodies]
         return [(name, owner) for name, owner in pairs if customer in ("", owner)]
 
-    async def owned(self, customer: str) -> list[ObjectName]:
-        """The customer's subscriptions and schedules."""
-        return [
-            ObjectName(kind, body["id"])
-            for kind in (ObjectKind.SUBSCRIPTION, ObjectKind.SCHEDULE)
-            for body in self.pages(LIST[kind][0], {**LIST[kind][1], "customer": customer})
-        ]
-
     async def touch(self, customer: str, beat: str) -> None:
         """Make an event."""
         self.call("POST /v1/customers/{customer}", {"metadata": {"tidemark_beat": beat}}, customer)
