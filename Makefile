@@ -55,7 +55,7 @@ bench: .venv/.development ## Measure, with ratios to a bare consume-and-decode o
 mutants: .venv/.development ## Show that the simulation catches deliberate defects (2 minutes)
 	@$(BIN)/python -m tests.simulation.mutants $(ARGS)
 
-torture: .venv/.development ## Kill real processes and services at random under load, then compare all (8 minutes; ARGS=--seed 7)
+torture: .venv/.development ## Kill real processes and services at random under load, lose webhooks, then compare all (10 minutes; ARGS=--seed 7)
 	@$(BIN)/python -m tests.torture $(ARGS)
 
 stripe-mock: .venv/.development ## Let Stripe's own mock server judge what is sent to Stripe (needs Go; 3 minutes)

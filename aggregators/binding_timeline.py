@@ -2,6 +2,7 @@
 
 The rules, by what the mirror says of the customer that the account is linked to at an instant:
 
+- No row of the customer: nothing, and the payer from before pays on. The customer's objects were not read yet.
 - No subscription that bills: `free`. So usage before the first subscription is nobody's alarm.
 - `active`, `past_due`: `mapped`, with the subscription's anchor and the interval of its metered items.
 - A trial: `free` until its end, and `mapped` from then on, also if Stripe's word of the end comes late.
@@ -184,6 +185,7 @@ def _bindings(payers: Sequence[Payer], rule: Rule) -> list[Binding]:
 def _wanted(links: Sequence[Link], mirror: Mapping[str, Sequence[Row]], now_ms: int) -> list[Payer]:
     """Who pays from the first link on, for ever; neighbours differ."""
     payers: list[Payer] = []
+    known = {row["id"] for row in mirror.get("stripe_customers", ())}
     ordered = sorted(links, key=lambda link: link.starts_ms)
     for number, link in enumerate(ordered):
         starts_ms = -(-link.starts_ms // MINUTE_MS) * MINUTE_MS
@@ -192,12 +194,17 @@ def _wanted(links: Sequence[Link], mirror: Mapping[str, Sequence[Row]], now_ms: 
         ends_ms = min(ends, default=None)
         if ends_ms is not None and ends_ms <= starts_ms:
             continue
+        if not link.customer:
+            payers.append(Payer(starts_ms, Billing.UNMAPPED))
+            continue
+        if link.customer not in known:
+            continue
         own = _of_customer(link.customer, mirror, now_ms)
         before = _at(own, starts_ms) or Payer(starts_ms, Billing.FREE)
         payers.append(before._replace(from_ms=starts_ms))
         payers += [payer for payer in own if starts_ms < payer.from_ms and (ends_ms is None or payer.from_ms < ends_ms)]
-        if link.ends_ms is not None and ends_ms is not None:
-            payers.append(Payer(ends_ms, Billing.UNMAPPED))
+        if link.ends_ms is not None and all(later.starts_ms > link.ends_ms for later in ordered[number + 1 :]):
+            payers.append(Payer(_minute(link.ends_ms), Billing.UNMAPPED))
     return _merged(payers)
 
 

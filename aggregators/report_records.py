@@ -12,7 +12,7 @@ from typing import Final, NamedTuple
 from pydantic import TypeAdapter, ValidationError
 
 from schemas.errors import OperatorNeeded
-from schemas.reports import Attempt, Intent, OutcomeStatus, ReportEntry, ReportOutcome
+from schemas.reports import Attempt, Intent, OutcomeStatus, Redrive, ReportEntry, ReportOutcome
 
 _ENTRY: Final[TypeAdapter[ReportEntry]] = TypeAdapter(ReportEntry)
 _ENTRIES: Final[TypeAdapter[list[ReportEntry]]] = TypeAdapter(list[ReportEntry])
@@ -56,22 +56,34 @@ def supersedes(attempt: Attempt, known: Attempt | None) -> bool:
 
 
 class ReportedIntent(NamedTuple):
-    """An intent of a partition of `billing.reports`, its attempt in force and its outcome."""
+    """An intent of a partition of `billing.reports`, its attempt in force, its outcome and its redrive.
+
+    A redriven intent is neither accepted nor dead: its next revision stands for it.
+    """
 
     partition: int
     intent: Intent
     attempt: Attempt | None = None
     outcome: ReportOutcome | None = None
+    redrive: Redrive | None = None
 
     @property
     def is_accepted(self) -> bool:
         """Whether Stripe answered that it took the event."""
-        return self.outcome is not None and self.outcome.status is OutcomeStatus.ACCEPTED
+        return self._ended(OutcomeStatus.ACCEPTED)
 
     @property
     def is_dead(self) -> bool:
         """Whether it is a dead letter."""
-        return self.outcome is not None and self.outcome.status is OutcomeStatus.DEAD
+        return self._ended(OutcomeStatus.DEAD)
+
+    @property
+    def is_refused(self) -> bool:
+        """Whether it is a dead letter whose event Stripe does not have, as Stripe's answers say."""
+        return self.is_dead and self.outcome is not None and not self.outcome.in_doubt
+
+    def _ended(self, status: OutcomeStatus) -> bool:
+        return self.redrive is None and self.outcome is not None and self.outcome.status is status
 
 
 class ReportedIntents:
@@ -81,6 +93,7 @@ class ReportedIntents:
         self._intents: dict[str, tuple[int, Intent]] = {}
         self._attempts: dict[str, Attempt] = {}
         self._outcomes: dict[str, ReportOutcome] = {}
+        self._redrives: dict[str, Redrive] = {}
 
     def add(self, partition: int, entry: ReportEntry) -> None:
         """Add an entry. The first outcome wins; an attempt after the outcome replaces no other attempt."""
@@ -94,16 +107,25 @@ class ReportedIntents:
                     self._attempts[identifier] = entry
             case ReportOutcome():
                 self._outcomes.setdefault(identifier, entry)
+            case Redrive():
+                self._redrives.setdefault(identifier, entry)
+
+    def forget(self, identifier: str) -> None:
+        """Drop an intent and what is known of it."""
+        for known in (self._intents, self._attempts, self._outcomes, self._redrives):
+            known.pop(identifier, None)
 
     def get(self, identifier: str) -> ReportedIntent | None:
         """The intent with this identifier, or None if no such intent was added."""
         if identifier not in self._intents:
             return None
         return ReportedIntent(
-            *self._intents[identifier], self._attempts.get(identifier), self._outcomes.get(identifier)
+            *self._intents[identifier],
+            self._attempts.get(identifier),
+            self._outcomes.get(identifier),
+            self._redrives.get(identifier),
         )
 
     def __iter__(self) -> Iterator[ReportedIntent]:
         """Every intent once, in the order in which they were added."""
-        for identifier, (partition, intent) in self._intents.items():
-            yield ReportedIntent(partition, intent, self._attempts.get(identifier), self._outcomes.get(identifier))
+        return (reported for reported in map(self.get, self._intents) if reported is not None)

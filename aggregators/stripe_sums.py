@@ -152,7 +152,8 @@ def may_contain(key: StripeSum, reported: ReportedIntent) -> bool:
     """Whether Stripe's sum may contain the intent's event. Stripe uses the timestamp that was sent, not the intent's
     period: accounts of one customer may have different periods, and a binding may cut a period that has reports."""
     intent, attempt, period = reported.intent, reported.attempt, key.period
-    if attempt is None or (intent.event_name, attempt.stripe_customer) != key[:2]:
+    # Stripe did not have a redriven event, and its identifier is not sent again.
+    if attempt is None or reported.redrive is not None or (intent.event_name, attempt.stripe_customer) != key[:2]:
         return False
     # A person may have sent a dead letter with any instant of its period.
     by_hand = reported.is_dead and overlaps(intent, period)

@@ -13,9 +13,10 @@ from demo import plan
 from demo.story import Story
 from demo.stripe import DOUBLED, DROPPED, Invoice, StripeAccount
 from demo.verify import Mismatch, TotalName
-from pipeline.commands.billing import Opened, Wanted, lag_events, link_accounts, opened, recover, run_resync
+from pipeline.commands.billing import Opened, lag_events, link, opened, recover, run_resync
 from pipeline.local.dev import Dev
 from pipeline.open import open_live_view
+from pipeline.webhooks.linking import Wish
 from schemas.billing_events import Via
 from schemas.clock import HOUR_MS, SECOND_MS
 from schemas.errors import OperatorNeeded
@@ -106,7 +107,7 @@ class BillingWalk:
         self._step("Deleting the SQL database, and filling a new one from Stripe: tidemark billing resync")
         await self._delete_database()
         async with opened(self._settings) as tools:
-            await run_resync(self._settings)
+            await run_resync(self._settings, "demo")
             await self._rest(tools)
             after = await tools.tables.mirror()
         self._story.mirror_rows = sum(len(rows) for rows in before.values())
@@ -124,11 +125,11 @@ class BillingWalk:
 
     async def _link(self) -> None:
         """Link all accounts: the paying ones from the instant that was agreed on."""
-        wanted = [
-            Wanted(account, customer, None if account in plan.FREE_ACCOUNTS else plan.PAID_FROM_MS)
+        wishes = [
+            Wish(account, customer, None if account in plan.FREE_ACCOUNTS else plan.PAID_FROM_MS, ACTOR, "")
             for account, customer in self._customers.items()
         ]
-        await link_accounts(self._settings, wanted, ACTOR, "")
+        await link(self._settings, wishes)
 
     async def _rest(self, tools: Opened) -> None:
         """Return when the mirror has processed every event in the log."""

@@ -39,12 +39,16 @@ MetricName = Literal[
     "tidemark_snapshot_stream_time_seconds",
     "tidemark_sink_pending_intents",
     "tidemark_sink_held_intents",
+    "tidemark_sink_open_breakers",
     "tidemark_sink_results",
     "tidemark_sink_held_deadline_seconds",
     "tidemark_mirror_events",
     "tidemark_mirror_fetches",
     "tidemark_mirror_delay_seconds",
     "tidemark_mirror_held_events",
+    "tidemark_mirror_set_aside_events",
+    "tidemark_mirror_oldest_event_age_seconds",
+    "tidemark_mirror_gaps",
     "tidemark_mirror_overlaps",
     "tidemark_mirror_due_bindings",
     "tidemark_mirror_due_binding_age_seconds",
@@ -165,8 +169,12 @@ METRICS: Final[dict[MetricName, MetricSpec]] = {
     ),
     "tidemark_sink_held_intents": MetricSpec(
         "gauge",
-        "Held intents by the reason. `unmapped`: bind the account. `meter`, `account`, `unknown`: see the log.",
+        "Held intents by the reason. `unmapped`: bind the account. `meter`, `account`, `breaker`, `unknown`: see the "
+        "log.",
         ("hold",),
+    ),
+    "tidemark_sink_open_breakers": MetricSpec(
+        "gauge", "Meters whose reports wait, because Stripe refused several in a row alike. Above 0: see the log."
     ),
     "tidemark_sink_results": MetricSpec(
         "gauge", "Answers of Stripe to this process, by result. `dead` needs an operator.", ("result",)
@@ -194,6 +202,22 @@ METRICS: Final[dict[MetricName, MetricSpec]] = {
         "Events of customers that belong to no account, up to 10 000; from the process that owns partition 0. Link "
         "the customers: `tidemark billing status` names them.",
     ),
+    "tidemark_mirror_set_aside_events": MetricSpec(
+        "gauge",
+        "Events one of whose objects could not be fetched, read or stored, up to 10 000; from the process that owns "
+        "partition 0. The role reads them again every hour; `tidemark quarantine list` says why.",
+    ),
+    "tidemark_mirror_oldest_event_age_seconds": MetricSpec(
+        "gauge",
+        "For how long the oldest event that is being processed is in the log; 0 if none is. Grows: Stripe or SQL does "
+        "not answer, and nothing is committed.",
+    ),
+    "tidemark_mirror_gaps": MetricSpec(
+        "gauge",
+        "Spans of events that were gone before this process could read them: from the `log`, or from Stripe's `list`, "
+        "which has 30 days. Above 0: run `tidemark billing resync`.",
+        ("of",),
+    ),
     "tidemark_mirror_overlaps": MetricSpec(
         "gauge",
         "Pairs of subscriptions ever found that bill one meter twice, or meters in different periods, up to 1000; from "
@@ -201,8 +225,8 @@ METRICS: Final[dict[MetricName, MetricSpec]] = {
     ),
     "tidemark_mirror_due_bindings": MetricSpec(
         "gauge",
-        "Bindings that wait to be sent to `usage.events`, up to 500; from the process that owns partition 0. Stays "
-        "above 0: the log or Redis does not answer.",
+        "Bindings that wait to be sent to `usage.events`; from the process that owns partition 0. Stays above 0: the "
+        "log or Redis does not answer.",
     ),
     "tidemark_mirror_due_binding_age_seconds": MetricSpec(
         "gauge",
@@ -216,7 +240,7 @@ METRICS: Final[dict[MetricName, MetricSpec]] = {
     ),
     "tidemark_mirror_walked_seconds": MetricSpec(
         "gauge",
-        "Up to when Stripe's list of events was read, Unix time. Over ten minutes old: Stripe does not answer.",
+        "Up to when Stripe's list of events was read, Unix time. Over half an hour old: Stripe does not answer.",
     ),
     "tidemark_mirror_canary_heard_seconds": MetricSpec(
         "gauge", "When an event of the canary customer last came as a webhook, Unix time; absent if never."

@@ -10,8 +10,8 @@ import yaml
 from pydantic import ValidationError
 
 from aggregators.meters import successor
-from pipeline.bindings import AccountLog
 from pipeline.clock import AnyClock, clock_from_text
+from pipeline.logs.bindings import AccountLog
 from pipeline.logs.control_records import ensure_deployment, ensure_meter_set
 from pipeline.logs.open import open_log
 from pipeline.settings import Settings
@@ -127,14 +127,21 @@ async def check_stripe_key(base: Base, meters: StripeClientMeters) -> None:
         )
 
 
-def open_stripe_objects(settings: Settings) -> StripeClientObjects:
-    """The reader of Stripe's objects. Raises `InvalidInput` without a key."""
+async def open_stripe_objects(base: Base) -> StripeClientObjects:
+    """The reader of Stripe's objects. To another account every object would look deleted, so the key is checked first.
+
+    Raises `InvalidInput` without a key, and as `check_stripe_key`.
+    """
     from sinks.stripe.objects import StripeClientObjects
 
-    key = settings.stripe_api_key.get_secret_value()
-    if not key:
+    meters = open_stripe(base.settings)
+    if meters is None:
         raise InvalidInput("TIDEMARK_STRIPE_API_KEY", "is not set; Stripe's objects cannot be read")
-    return StripeClientObjects(key, settings.stripe_api_base or None)
+    try:
+        await check_stripe_key(base, meters)
+    finally:
+        await meters.close()
+    return StripeClientObjects(base.settings.stripe_api_key.get_secret_value(), base.settings.stripe_api_base or None)
 
 
 async def open_side_tables(base: Base) -> PostgresSideTables:

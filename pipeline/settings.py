@@ -93,7 +93,13 @@ class Settings(BaseSettings):
         description="A Stripe customer of ours, `cus_…`, that is changed every 15 minutes: the change must arrive as a "
         "webhook within two minutes; no canary if unset",
     )
-    stripe_rate_per_s: float = Field(default=20.0, gt=0, le=1000, description="Limit of meter events sent per second")
+    stripe_rate_per_s: float | None = Field(
+        default=None,
+        gt=0,
+        le=1000,
+        description="Limit of meter events that a sink sends per second; if not set, 20 with a sandbox key and 800 "
+        "with a live key. Several sinks share Stripe's limit",
+    )
 
     gateway_host: str = Field(default="127.0.0.1", description="Address of the gateway")
     gateway_port: int = Field(default=8080, ge=0, le=65535, description="Port of the gateway; 0 takes a free port")

@@ -16,6 +16,25 @@ RESYNC_TYPE: Final = "tidemark.resync"
 EVENT_BYTES_MAX: Final = 1024 * 1024
 
 
+# The events that may change an object that the side tables mirror. Stripe lists events of 20 types at once
+# (docs.stripe.com/api/events/list). Others, such as those of charges, are several times as many.
+MIRRORED_TYPES: Final = (
+    "customer.created", "customer.updated", "customer.deleted",
+    "customer.discount.created", "customer.discount.updated", "customer.discount.deleted",
+    "customer.subscription.created", "customer.subscription.updated", "customer.subscription.deleted",
+    "customer.subscription.paused", "customer.subscription.resumed", "customer.subscription.pending_update_applied",
+    "customer.subscription.pending_update_expired", "customer.subscription.trial_will_end",
+    "subscription_schedule.created", "subscription_schedule.updated", "subscription_schedule.canceled",
+    "subscription_schedule.completed", "subscription_schedule.released", "subscription_schedule.aborted",
+    "subscription_schedule.expiring",
+    "invoice.created", "invoice.updated", "invoice.deleted", "invoice.finalized", "invoice.finalization_failed",
+    "invoice.paid", "invoice.payment_succeeded", "invoice.payment_failed", "invoice.payment_action_required",
+    "invoice.marked_uncollectible", "invoice.voided", "invoice.overdue", "invoice.overpaid", "invoice.sent",
+    "checkout.session.completed",
+    "payment_method.attached", "payment_method.updated", "payment_method.automatically_updated",
+)  # fmt: skip
+
+
 class Via(StrEnum):
     """How an event came: delivered by Stripe, found in Stripe's list of events, or made by a resync."""
 
@@ -63,13 +82,14 @@ class StripeObjects(Protocol):
         ...
 
     async def events(self, since_s: int, until_s: int) -> list[dict[str, object]]:
-        """The events created in `[since_s, until_s)` that Stripe keeps (30 days), oldest first, with all pages
-        (docs.stripe.com/api/events/list)."""
+        """The events of `MIRRORED_TYPES` created in `[since_s, until_s)` that Stripe keeps (30 days), oldest first,
+        with all pages (docs.stripe.com/api/events/list); those of one second in any order. An event that appears while
+        the list is read may be left out."""
         ...
 
-    async def names(self, kind: ObjectKind, after: str = "") -> list[tuple[ObjectName, str]]:
-        """One page of all objects of a kind, each with its customer; `after` is the id of the last one. Empty at the
-        end. Canceled subscriptions and deleted customers' subscriptions are among them."""
+    async def names(self, kind: ObjectKind, after: str = "", customer: str = "") -> list[tuple[ObjectName, str]]:
+        """One page of all objects of a kind, or of one customer's, each with its customer; `after` is the id of the
+        last one. Empty at the end. Canceled subscriptions and deleted customers' subscriptions are among them."""
         ...
 
     async def touch(self, customer: str, beat: str) -> None:

@@ -34,6 +34,7 @@ class Reason(StrEnum):
     PERIOD_CLOSED = "period_closed"
     BAD_STRIPE_EVENT = "bad_stripe_event"
     FOREIGN_STRIPE_EVENT = "foreign_stripe_event"
+    STRIPE_OBJECT_MISSING = "stripe_object_missing"
 
 
 # A redrive sends the same bytes, so an event with one of these reasons is rejected again, or not counted.
@@ -41,7 +42,7 @@ UNCHANGED_BY_REDRIVE = frozenset({
     Reason.BAD_ENCODING, Reason.BAD_JSON, Reason.TOO_DEEP, Reason.TOO_MANY_EVENTS, Reason.NOT_AN_EVENT,
     Reason.MISSING_FIELD, Reason.BAD_FIELD, Reason.BAD_TIME, Reason.TOO_FAR_IN_PAST, Reason.TOO_MANY_DEFERRED,
     Reason.FORGED_CONTROL, Reason.BAD_CONTROL, Reason.PERIOD_CLOSED, Reason.BAD_STRIPE_EVENT,
-    Reason.FOREIGN_STRIPE_EVENT,
+    Reason.FOREIGN_STRIPE_EVENT, Reason.STRIPE_OBJECT_MISSING,
 })  # fmt: skip
 
 _LEAVE_OUT = "To accept such events without counting them in the meter, set on_bad: skip_meter, or give it a filter"
@@ -91,5 +92,9 @@ REMEDIES: dict[Reason, str] = {
     Reason.FOREIGN_STRIPE_EVENT: (
         "the endpoint's secret belongs to another mode or account of Stripe than TIDEMARK_STRIPE_ACCOUNT: give every "
         "deployment an endpoint and a secret of its own"
+    ),
+    Reason.STRIPE_OBJECT_MISSING: (
+        "Stripe does not answer for one object of the event, or the database refuses the object; the detail says "
+        "which. The event is set aside and read again every hour; `tidemark billing status` counts such events"
     ),
 }

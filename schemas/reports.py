@@ -24,7 +24,9 @@ class Intent(_Frozen):
     """The change of one total over one report bucket. A rebuild makes the same intent.
 
     `delta_minor` = total at the bucket's end minus total at its start, for every aggregation.
-    `identifier` = hash of (livemode, Stripe account, log id, meter, account, period start, bucket, delta).
+    `identifier` = hash of (livemode, Stripe account, log id, meter, account, period start, bucket, delta). A delta with
+    more digits than Stripe takes in one value is published as several intents, with `-0`, `-1` and so on behind the
+    identifier. `revision`: how often the intent was redriven; then `-r1`, `-r2` and so on are behind the identifier.
     """
 
     kind: Literal["intent"] = "intent"
@@ -41,6 +43,7 @@ class Intent(_Frozen):
     bucket_end_ms: int
     delta_minor: int
     scale: Annotated[int, Field(ge=0, le=12)]
+    revision: Annotated[int, Field(ge=0)] = 0
 
     @property
     def instant_ms(self) -> int:
@@ -82,7 +85,7 @@ class OutcomeStatus(StrEnum):
 
 class ReportOutcome(_Frozen):
     """Settles an intent: Stripe accepted it; or the account is free; or a restatement reports the usage by other
-    intents; or an operator must act (dead letter)."""
+    intents; or an operator must act (dead letter). `in_doubt`: Stripe may have the event of the dead letter."""
 
     kind: Literal["outcome"] = "outcome"
     identifier: str
@@ -90,9 +93,27 @@ class ReportOutcome(_Frozen):
     detail: str = ""
     stripe_customer: str = ""
     settled_at_ms: int = 0
+    in_doubt: bool = False
 
 
-ReportEntry = Annotated[Intent | Attempt | ReportOutcome, Field(discriminator="kind")]
+class Redrive(_Frozen):
+    """Replaces a settled intent, which Stripe does not have, by its next revision.
+
+    One record of the log has the redrive and the new intent, so neither is there without the other. `identifier` is
+    that of the settled intent, `successor` that of the new one. `actor` and `reason`: who redrove it, and why.
+    `evidence`: why Stripe does not have the event.
+    """
+
+    kind: Literal["redrive"] = "redrive"
+    identifier: str
+    successor: str
+    actor: str
+    reason: str
+    evidence: str
+    redriven_at_ms: int
+
+
+ReportEntry = Annotated[Intent | Attempt | ReportOutcome | Redrive, Field(discriminator="kind")]
 
 
 class MeterEvent(NamedTuple):
@@ -123,11 +144,13 @@ class SendStatus(StrEnum):
 
 
 class SendResult(NamedTuple):
-    """Stripe's answer to one meter event. `detail` is for people. Only `RETRY` has `retry_after_s`."""
+    """Stripe's answer to one meter event. `detail` is for people. Only `RETRY` has `retry_after_s`. Equal refusals
+    have the same `cause`."""
 
     status: SendStatus
     detail: str = ""
     retry_after_s: float = 0.0
+    cause: str = ""
 
 
 class MeterSummary(NamedTuple):
@@ -145,8 +168,9 @@ class StripeMeters(Protocol):
         """(livemode, Stripe account id) of the configured key."""
         ...
 
-    async def ensure_meter(self, event_name: str, display_name: str) -> str:
-        """The id of the active meter of `event_name` (formula sum, raw), created if it is missing."""
+    async def find_meter(self, event_name: str) -> str:
+        """The id of the active meter of `event_name` (formula sum, raw). Raises `OperatorNeeded` with the remedy if no
+        such meter takes events."""
         ...
 
     async def send(self, event: MeterEvent) -> SendResult:
@@ -156,6 +180,10 @@ class StripeMeters(Protocol):
 
     async def summary(self, event_name: str, stripe_customer: str, start_s: int, end_s: int) -> MeterSummary:
         """Stripe's sum, which lags behind `send`. Both instants are whole minutes."""
+        ...
+
+    async def hour_summary(self, event_name: str, stripe_customer: str, hour_s: int) -> MeterSummary:
+        """Stripe's sum of the UTC hour that begins at `hour_s`, which lags behind `send`. No rows without events."""
         ...
 
     async def close(self) -> None:
@@ -178,6 +206,19 @@ class Rejection(NamedTuple):
     identifiers: tuple[str, ...]
     window_start_ms: int
     window_end_ms: int
+
+
+class StripeCatalog(Protocol):
+    """The meters of a Stripe account and their prices, for commands. Only commands create meters."""
+
+    async def create_meter(self, event_name: str, display_name: str) -> bool:
+        """Create the meter of `event_name` (formula sum, raw) if it is missing; whether it was. Raises as `find_meter`,
+        and `Transient`, `Refused` and `InvalidInput`."""
+        ...
+
+    async def has_price(self, event_name: str) -> bool:
+        """Whether an active price bills the meter of `event_name`. Raises `Transient`, `Refused`, `InvalidInput`."""
+        ...
 
 
 class StripeRejections(Protocol):

@@ -63,12 +63,18 @@ OVERLAP: Final = "overlap"
 
 
 class Outcome(StrEnum):
-    """What became of an event. `HELD`: its customer belongs to no account yet; linking the customer re-reads it."""
+    """What became of an event. `HELD`: its customer belongs to no account yet; linking the customer re-reads it.
+    `SET_ASIDE`: an object that the event names could not be fetched or stored; the event is read again later."""
 
     APPLIED = "applied"
     UNCHANGED = "unchanged"
     IGNORED = "ignored"
     HELD = "held"
+    SET_ASIDE = "set_aside"
+
+
+# An event with such an outcome is processed when it is read again.
+WAITING: Final = frozenset({Outcome.HELD, Outcome.SET_ASIDE})
 
 
 class Fetched(NamedTuple):
@@ -92,7 +98,10 @@ class Arrived(NamedTuple):
 
 
 class Step(NamedTuple):
-    """The events of one read of a partition, the objects fetched for them, and the position to move from and to."""
+    """The events of one read of a partition, the objects fetched for them, and the position to move from and to.
+
+    `set_aside` has the ids of the events some of whose objects are not among `fetched`.
+    """
 
     partition: int
     believed_offset: int
@@ -100,14 +109,22 @@ class Step(NamedTuple):
     now_ms: int
     arrived: Sequence[Arrived]
     fetched: Sequence[Fetched]
+    set_aside: frozenset[str] = frozenset()
 
 
 class Stale(Exception):
     """An object was fetched again by someone else since its `fetch_seq` was read: fetch it again, then repeat."""
 
 
+class Unstorable(Exception):
+    """The database refuses a row of the step, and would refuse it again. Nothing was written."""
+
+
 class Link(NamedTuple):
-    """An account's Stripe customer from `starts_ms` on, until `ends_ms`; None: until another link."""
+    """An account's Stripe customer from `starts_ms` on, until `ends_ms`; None: until another link.
+
+    `customer` "": the account belongs to no customer, since it was unlinked.
+    """
 
     account: str
     customer: str
@@ -122,6 +139,13 @@ class DueBinding(NamedTuple):
     account: str
     number: int
     binding: Binding
+
+
+class Due(NamedTuple):
+    """The number of bindings to send. `oldest_ms` is when the oldest one was planned; None if there is none."""
+
+    bindings: int
+    oldest_ms: int | None
 
 
 class AuditRow(NamedTuple):
@@ -140,13 +164,20 @@ class AuditRow(NamedTuple):
 
 
 class HeldEvent(NamedTuple):
-    """An event whose customer belongs to no account."""
+    """An event that waits: its customer belongs to no account, or the event is set aside."""
 
     event_id: str
     type: str
     customer: str
     partition: int
     offset: int
+
+
+class Cursor(NamedTuple):
+    """Up to which instant a walker has read, and when it said so."""
+
+    until_s: int
+    moved_ms: int
 
 
 class Timeline(Protocol):
@@ -194,7 +225,7 @@ class SideTables(Protocol):
         ...
 
     async def unknown(self, event_ids: Sequence[str]) -> set[str]:
-        """Those of the ids that were not processed, or are held."""
+        """Those of the ids that were not processed, or wait."""
         ...
 
     async def seen(self, event_ids: Sequence[str]) -> dict[str, Via]:
@@ -209,17 +240,23 @@ class SideTables(Protocol):
         """Apply a step in one transaction: rows, audit, bindings to send, position. Returns the outcome by event id.
 
         An event that was processed before changes nothing but the position, and has the outcome of that time. Raises
-        `Stale` if an object's `fetch_seq` moved, `Fenced` if the stored position is not the believed one; then nothing
-        was written. A partition without a position takes any. After `Transient` the step may have been written: then
-        a repeat raises `Fenced`, and `position` says so.
+        `Stale` if an object's `fetch_seq` moved, `Fenced` if the stored position is not the believed one, `Unstorable`
+        if the database refuses a row; then nothing was written. A partition without a position takes any. After
+        `Transient` the step may have been written: then a repeat raises `Fenced`, and `position` says so.
         """
         ...
 
     async def link(self, account: str, customer: str, starts_ms: int, actor: str, reason: str, now_ms: int) -> Link:
         """Link an account to a customer. The same link again changes nothing.
 
-        Raises `InvalidInput` if the customer belongs to another account at that time.
+        Raises `InvalidInput` if the customer belongs to another account at that time, or if the account has a link
+        already and `starts_ms` is before the current minute: usage before now stays with the payer before.
         """
+        ...
+
+    async def unlink(self, account: str, actor: str, reason: str, now_ms: int) -> Link:
+        """End the account's link with the current minute, and take back the links that begin later; returns the link
+        to nobody. The same again changes nothing. Raises `InvalidInput` if the account has no link."""
         ...
 
     async def links(self, account: str) -> Sequence[Link]:
@@ -230,8 +267,17 @@ class SideTables(Protocol):
         """Held events, oldest first, of one customer if named."""
         ...
 
-    async def due_bindings(self, limit: int = 500) -> Sequence[DueBinding]:
-        """Bindings to send, each account's in the order of their numbers."""
+    async def set_aside(self, limit: int = 1_000) -> Sequence[HeldEvent]:
+        """Events that are set aside, oldest first."""
+        ...
+
+    async def due_bindings(self, limit: int = 500, *, account: str = "", after: str = "") -> Sequence[DueBinding]:
+        """Bindings to send, by account and then by number; of one account if named, else of those behind `after` in
+        the store's order of accounts."""
+        ...
+
+    async def due(self) -> Due:
+        """How many bindings there are to send, and since when the oldest one."""
         ...
 
     async def sent(self, bindings: Sequence[DueBinding], now_ms: int) -> None:
@@ -247,11 +293,30 @@ class SideTables(Protocol):
         ...
 
     async def mirror(self) -> Mapping[str, Sequence[Row]]:
-        """All rows of the mirror tables without `fetch_seq` and `fetched_ms`, sorted by key: for comparisons."""
+        """All rows of the mirror tables without `fetch_seq` and `fetched_ms`, sorted by key: for comparisons in tests.
+        An account of years has more rows than a process has memory."""
         ...
 
-    async def cursor(self, name: str) -> int | None:
-        """The instant in seconds up to which a walker has read, or None."""
+    async def counts(self) -> Mapping[str, int]:
+        """The number of rows of each mirror table."""
+        ...
+
+    async def known(
+        self, kind: ObjectKind, after: str = "", customer: str = "", limit: int = 1_000
+    ) -> Sequence[tuple[ObjectName, str]]:
+        """One page of the mirror's objects of a kind, or of one customer's, each with its customer or "", by id.
+
+        `after` is the id of the last one. Empty at the end.
+        """
+        ...
+
+    async def heard_ms(self, customer: str, since_ms: int) -> int | None:
+        """When an event `customer.updated` of the customer that came as a webhook was last processed, at `since_ms` or
+        later; None if none was."""
+        ...
+
+    async def cursor(self, name: str) -> Cursor | None:
+        """A walker's cursor, or None."""
         ...
 
     async def move_cursor(self, name: str, until_s: int, now_ms: int) -> None:

@@ -8,7 +8,8 @@ from collections.abc import Awaitable, Callable
 from typing import Any, Final, cast
 
 from pipeline.billing.customers import BindingResolver
-from pipeline.billing.sender import SenderPolicy, StripeSender
+from pipeline.billing.policy import SenderPolicy
+from pipeline.billing.sender import StripeSender
 from pipeline.ingest.archive import ARCHIVE_GROUP, ArchiveProcessor
 from pipeline.ingest.router import ROUTER_GROUP, RouterProcessor
 from pipeline.logs.control_records import tick

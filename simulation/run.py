@@ -16,6 +16,7 @@ from schemas.clock import HOUR_MS
 from schemas.log import EVENTS_TOPIC, INBOX_TOPIC
 from simulation.faults import Fault
 from simulation.loop import SimulatedLoop, Stalled
+from simulation.redrive import redriven
 from simulation.roles import SECRET
 from simulation.traffic import PARTITIONS
 from simulation.verify import unsettled, verify
@@ -112,6 +113,8 @@ async def _lived(world: World) -> None:
     await world.safety()
     await world.calm()
     await _at_rest(world)
+    if not world.failures and await redriven(world):
+        await _at_rest(world)
     if not world.failures:
         await verify(world)
 

@@ -63,6 +63,8 @@ WEIGHTS: Final[tuple[Any, ...]] = (
     0,
     -4,
     "1e1",
+    # Sixteen digits: Stripe gets it in two parts.
+    "12345678901234.56",
     None,
     0.125,
     "heavy",

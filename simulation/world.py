@@ -87,6 +87,8 @@ class World:
         self.store = LosingView(self.clock)
         self.clickhouse = FakeClickHouse()
         self.stripe = FakeStripe(self.clock, account="acct_simulated", lag_ms=MINUTE_MS)
+        for meter in meter_set(METER_SET_VERSIONS, self.report_interval_ms)["meters"]:
+            self.stripe.add_meter(str(meter.get("stripe_event_name")))
         self.stripe.fault = StripeFaults(self.chance("stripe"), self.faults, self.rates.stripe)
         self.genesis = Genesis(log_id=f"log-{seed}", partitions=PARTITIONS, stripe_account="acct_simulated")
         self.meter_set_version = 0

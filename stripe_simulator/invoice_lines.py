@@ -38,7 +38,7 @@ def new_item(mode: Mode, customer: Object, line: Line, currency: str, **fields: 
     """An invoice item, not yet stored. `fields` are those that the line does not give."""
     return {
         "id": mode.store.new_id("ii"), "object": "invoiceitem", **_shared(mode, line, currency),
-        "customer": customer["id"], "date": mode.now_s(customer["test_clock"] or ""), "invoice": None, "parent": None,
+        "customer": customer["id"], "date": mode.now_of(customer), "invoice": None, "parent": None,
         "tax_rates": [], "test_clock": customer["test_clock"], **fields,
     }  # fmt: skip
 
@@ -73,10 +73,10 @@ def owner_of(body: Object) -> str:
     return str(body["parent"]["subscription_details"]["subscription"]) if body["parent"] else ""
 
 
-def usage_of(mode: Mode, customer: str, price: Object, period: Period) -> Usage:
+def usage_of(mode: Mode, customer: str, price: Object, period: Period, billed: int = 0) -> Usage:
     """A customer's usage of a metered price, known by minute: a minute belongs to the period in which it begins."""
     total = mode.usage.total(price["recurring"]["meter"], customer, period.start, period.end)
-    return Usage(Fraction(total, 10**DECIMAL_PLACES_MAX), period)
+    return Usage(Fraction(total, 10**DECIMAL_PLACES_MAX), period, billed)
 
 
 def with_late_usage(mode: Mode, invoice: Object, bodies: Sequence[Object]) -> list[Object]:
@@ -84,7 +84,8 @@ def with_late_usage(mode: Mode, invoice: Object, bodies: Sequence[Object]) -> li
     result: list[Object] = []
     renewed = set()
     for body in bodies:
-        if not _is_metered(mode, body) or details_of(body)["invoice_item"]:
+        # A negative line is what threshold invoices billed.
+        if not _is_metered(mode, body) or details_of(body)["invoice_item"] or body["amount"] < 0:
             result.append(body)
             continue
         line = engine_line(mode, body)

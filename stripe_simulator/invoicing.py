@@ -19,7 +19,7 @@ from stripe_simulator.engine.totals import totals
 from stripe_simulator.errors import ApiError
 from stripe_simulator.invoice_lines import owner_of
 from stripe_simulator.mode import Mode, new_object
-from stripe_simulator.resources import balance_transactions, coupons, credit_grants, tax
+from stripe_simulator.resources import coupons, credit, tax
 from stripe_simulator.store import Object
 
 # Called with a subscription's invoice that was paid, was voided, or could not be collected; filled by `registry.py`.
@@ -140,12 +140,12 @@ def set_lines(mode: Mode, invoice: Object, bodies: Sequence[Object], *, final: b
         [form.engine_line(mode, body) for body in bodies],
         discounts=discounts,
         tax_percentage=applied.percentage if applied else None,
-        grants=credit_grants.grants_of(mode, customer["id"], invoice["currency"]) if final else (),
-        at=mode.now_s(customer["test_clock"] or ""),
+        grants=credit.grants_of(mode, customer["id"], invoice["currency"]) if final else (),
+        at=mode.now_of(customer),
         starting_balance=customer["balance"],
         charge_min=charge_min(invoice["currency"]),
     )
-    credited = credit_grants.apply(mode, invoice, bodies, result.draws)
+    credited = credit.apply(mode, invoice, bodies, result.draws)
     for index, (body, part) in enumerate(zip(bodies, result.lines, strict=True)):
         cuts = [{"amount": cut.amount, "discount": ids[cut.discount]} for cut in part.cuts]
         body["discount_amounts"] = cuts
@@ -195,7 +195,7 @@ def finalize(mode: Mode, draft: Object) -> Object:
     mode.store.save({**customer, "currency": invoice["currency"], "next_invoice_sequence": number + 1})
     page = f"{mode.settings.pages_url}/_simulator/invoice/{invoice['id']}"
     invoice |= {
-        "automatically_finalizes_at": None, "effective_at": mode.now_s(invoice["test_clock"] or ""),
+        "automatically_finalizes_at": None, "effective_at": mode.now_of(invoice),
         "hosted_invoice_url": page, "invoice_pdf": f"{page}/pdf",
         "number": f"{customer['invoice_prefix']}-{number:04d}",
     }  # fmt: skip
@@ -227,7 +227,7 @@ def payment_settled(mode: Mode, invoice: str, outcome: payments.Outcome) -> None
 def void(mode: Mode, invoice: Object) -> Object:
     """Void an open or uncollectible invoice. Balance and credit grants get back what the invoice used."""
     check_move(invoice, "void")
-    credit_grants.reinstate(mode, invoice)
+    credit.reinstate(mode, invoice)
     _use_balance(mode, invoice, "unapplied_from_invoice", invoice["starting_balance"] - invoice["ending_balance"])
     if intent := payments.intent_of(mode, invoice["customer"], invoice["id"]):
         payments.cancel(mode, intent, "void_invoice")
@@ -255,7 +255,7 @@ def run_finalize(mode: Mode, arguments: dict[str, Any]) -> None:
 def run_collect(mode: Mode, arguments: dict[str, Any]) -> None:
     """The job of a retry. After a hard decline nothing is charged without a new payment method."""
     invoice = _waiting(mode, arguments["invoice"], "open")
-    if invoice is None or invoice["next_payment_attempt"] != mode.now_s(invoice["test_clock"] or ""):
+    if invoice is None or invoice["next_payment_attempt"] != mode.now_of(invoice):
         return
     intent = payments.intent_of(mode, invoice["customer"], invoice["id"]) or {}
     error = intent.get("last_payment_error") or {}
@@ -315,13 +315,13 @@ def _record_payment(mode: Mode, invoice: Object, outcome: payments.Outcome) -> N
 def _use_balance(mode: Mode, invoice: Object, kind: str, amount: int) -> None:
     if amount:
         customer = mode.fetch("customer", invoice["customer"])
-        balance_transactions.record(mode, customer, amount, kind, invoice["currency"], invoice=invoice["id"])
+        credit.change_balance(mode, customer, amount, kind, invoice["currency"], invoice=invoice["id"])
 
 
 def _moved(mode: Mode, invoice: Object, status: InvoiceStatus, *types: str, **fields: Any) -> Object:
     """Save an invoice with another status, and tell the listeners. A closed invoice is not collected any more."""
     check_move(invoice, status)
-    stamp = {_STAMPS[status]: mode.now_s(invoice["test_clock"] or "")}
+    stamp = {_STAMPS[status]: mode.now_of(invoice)}
     fields |= {"status": status, "status_transitions": invoice["status_transitions"] | stamp}
     if status != "open":
         fields |= {"auto_advance": False, "next_payment_attempt": None}

@@ -105,6 +105,10 @@ class Mode:
         """The same in whole seconds, Stripe's unit."""
         return self.clockwork.now_ms(clock) // 1_000
 
+    def now_of(self, body: Object) -> int:
+        """The time of an object's clock, a test clock or the real one, in seconds."""
+        return self.now_s(body["test_clock"] or REAL)
+
     def clock_of(self, customer: str) -> str:
         """The test clock of a customer, or the real clock."""
         return (self.store.get("customer", customer) or {}).get("test_clock") or REAL

@@ -12,8 +12,7 @@ from typing import Final, Literal, NamedTuple
 
 from stripe_simulator.mode import Mode, new_object
 from stripe_simulator.resources.conventions import Object
-from stripe_simulator.resources.payment_methods import attached, card_of
-from stripe_simulator.resources.test_cards import ASK, REQUIRES_ACTION, card_error
+from stripe_simulator.resources.payment_methods import ASK, REQUIRES_ACTION, attached, card_error, card_of
 
 _NULL: Final = ("canceled_at", "cancellation_reason", "last_payment_error", "next_action", "payment_method")
 

@@ -121,11 +121,6 @@ class Usage:
         with self._journal.transaction():
             self._journal.change(f"{self._name}.cancel", event.seq - 1)
 
-    def set_lag(self, lag_ms: int) -> None:
-        """Change the lag of the summaries for all events that the summaries do not contain yet."""
-        self._timing = self._timing._replace(lag_ms=lag_ms)
-        self._schedule()
-
     def add_up(self) -> None:
         """The job that adds the due events to the sums."""
         end, received_until_ms = self._added, self._clockwork.now_ms() - self._timing.lag_ms
@@ -133,7 +128,8 @@ class Usage:
             end += 1
         if end > self._added:
             self._journal.change(f"{self._name}.added", end)
-        self._schedule()
+        if end < len(self.events):
+            self._clockwork.schedule(self.events[end].received_ms + self._timing.lag_ms, ADD_UP, {})
 
     def rejected(self, start_ms: int) -> list[MeterEvent]:
         """The rejected events that were received in the validation window that starts at `start_ms`."""
@@ -158,10 +154,6 @@ class Usage:
 
     def _window_start(self, received_ms: int) -> int:
         return received_ms // self._timing.window_ms * self._timing.window_ms
-
-    def _schedule(self) -> None:
-        if self._added < len(self.events):
-            self._clockwork.schedule(self.events[self._added].received_ms + self._timing.lag_ms, ADD_UP, {})
 
     def _judge(self, event: MeterEvent) -> str:
         """Why the event is rejected, or "" if it is accepted."""

@@ -67,6 +67,7 @@ REDRIVE: Final[dict[Reason, str]] = {
     Reason.PERIOD_CLOSED: "no: a closed period stays closed",
     Reason.BAD_STRIPE_EVENT: "no: `tidemark billing resync` reads the objects themselves",
     Reason.FOREIGN_STRIPE_EVENT: "no: the event is not ours",
+    Reason.STRIPE_OBJECT_MISSING: "no: the role `mirror` reads the event again by itself",
 }
 
 _EXITS: Final = {
@@ -83,8 +84,11 @@ EXITS_WITH_1: Final = {
     "account link": _UNANSWERED,
     "account link-all": f"{_UNANSWERED}; repeat the command",
     "account show": _UNANSWERED,
+    "account unlink": _UNANSWERED,
     "archive": _ROLE,
     "billing audit": _UNANSWERED,
+    "billing list": _UNANSWERED,
+    "billing redrive": "a report was refused, or the log, Stripe or a store did not answer: repeat the command",
     "billing resync": f"{_UNANSWERED}; repeat the command with its --run to go on",
     "billing status": _UNANSWERED,
     "close-period": _UNANSWERED,

@@ -15,7 +15,7 @@ from aggregators.report_records import parse_entries, supersedes
 from schemas.clock import DAY_MS
 from schemas.errors import OperatorNeeded
 from schemas.log import Record
-from schemas.reports import Attempt, Intent, ReportOutcome
+from schemas.reports import Attempt, Intent, Redrive, ReportOutcome
 
 PENDING_MAX: Final = 500_000
 
@@ -33,6 +33,7 @@ class Hold(StrEnum):
     NONE = ""
     UNMAPPED = "unmapped"
     METER = "meter"
+    BREAKER = "breaker"
     ACCOUNT = "account"
     EARLY = "early"
     UNKNOWN = "unknown"
@@ -43,7 +44,8 @@ class Pending:
     """An intent without an outcome, and its progress.
 
     `in_doubt`: Stripe may have received a send whose answer was lost. `refused_at_ms`: when this sender last sent the
-    attempt and Stripe refused the event because of its meter or customer. `awaited_offset`: the offset of this sender's
+    attempt and Stripe refused the event because of its meter or customer. `absent_at_ms`: when a lookup first found
+    that Stripe does not have the event, and none since found otherwise. `awaited_offset`: the offset of this sender's
     own attempt; the intent waits until the attempt was read back.
     """
 
@@ -54,6 +56,7 @@ class Pending:
     failures: int = 0
     in_doubt: bool = False
     refused_at_ms: int | None = None
+    absent_at_ms: int | None = None
     awaited_offset: int = -1
     hold: Hold = Hold.NONE
     detail: str = ""
@@ -118,6 +121,9 @@ class ReportLedger:
                     self._note_attempt(entry, record.offset)
                 case ReportOutcome():
                     self.settle(entry.identifier)
+                case Redrive():
+                    # The new revision is an intent of its own in the same record.
+                    continue
         self.next_offset = max(self.next_offset, record.next_offset)
 
     def _note_attempt(self, attempt: Attempt, offset: int) -> None:
@@ -126,7 +132,7 @@ class ReportLedger:
             pending.attempt = attempt
             # An attempt of this sender follows a proof that Stripe does not have the event.
             pending.in_doubt = offset != pending.awaited_offset
-            pending.refused_at_ms = None
+            pending.refused_at_ms = pending.absent_at_ms = None
 
     def settle(self, identifier: str) -> None:
         """Remove a pending intent and keep its identifier as settled."""

@@ -1,22 +1,23 @@
 """Finds out whether Stripe has an event whose answer was lost more than a day ago (I10).
 
-After Stripe's identifier window, another send could count twice. Instead, Stripe's sum of the meter, customer and
-period is compared with the sum of the reports in the topic.
+After Stripe's identifier window, another send could count twice. Instead, Stripe's sum of the meter and customer over
+the hour of the event's timestamp is compared with the sum of the reports in the topic. Recent events have other hours,
+so an event of the same amount that the sum does not show yet cannot pass for the doubtful one.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from enum import StrEnum
 from typing import Final, NamedTuple
 
 from aggregators.quantities import decimal_text
 from aggregators.report_records import ReportedIntent, ReportedIntents, parse_entries
 from aggregators.stripe_sums import SCALE_MAX, StripeSum, bounds_of, may_contain, overlaps, units_of
-from schemas.clock import SECOND_MS, Clock
+from schemas.clock import HOUR_MS, SECOND_MS, Clock
 from schemas.log import REPORTS_TOPIC, Log
 from schemas.periods import Period
-from schemas.reports import Attempt, Intent, ReportEntry, StripeMeters
+from schemas.reports import Attempt, Intent, MeterSummary, ReportEntry, StripeMeters
 
 READ_RECORDS_MAX: Final = 1_000
 
@@ -36,9 +37,10 @@ class LookupResult(NamedTuple):
     detail: str
 
 
-def sum_of(intent: Intent, attempt: Attempt) -> StripeSum:
-    """The sum that an intent's event is part of."""
-    return StripeSum(intent.event_name, attempt.stripe_customer, Period(intent.period_start_ms, intent.period_end_ms))
+def hour_of(intent: Intent, attempt: Attempt) -> StripeSum:
+    """The sum of the UTC hour that contains the timestamp of an intent's event."""
+    hour_ms = attempt.timestamp_s * SECOND_MS // HOUR_MS * HOUR_MS
+    return StripeSum(intent.event_name, attempt.stripe_customer, Period(hour_ms, hour_ms + HOUR_MS))
 
 
 class _Index:
@@ -75,10 +77,14 @@ class _Index:
             queue = self._queues.setdefault((known.intent.event_name, entry.stripe_customer), {})
             queue[entry.identifier] = None
 
-    def sent(self, key: StripeSum) -> list[ReportedIntent]:
-        """The attempted intents that Stripe's sum may contain."""
+    def sent(self, key: StripeSum, suspects: Collection[str] = frozenset()) -> list[ReportedIntent]:
+        """The attempted intents that Stripe's sum may contain. Those of `suspects` have no outcome."""
         queue = map(self.reported.get, self._queues.get((key.event_name, key.stripe_customer), ()))
-        return [reported for reported in queue if reported and may_contain(key, reported)]
+        return [
+            reported._replace(outcome=None) if reported.intent.identifier in suspects else reported
+            for reported in queue
+            if reported and may_contain(key, reported)
+        ]
 
 
 class StripeLookup:
@@ -99,9 +105,12 @@ class StripeLookup:
         """Drop the cached entries. Call at the end of a round."""
         self._index = _Index(())
 
-    async def look_up(self, identifier: str, key: StripeSum, sums: Iterable[StripeSum]) -> LookupResult:
+    async def look_up(
+        self, identifier: str, key: StripeSum, sums: Iterable[StripeSum], suspects: Collection[str] = frozenset()
+    ) -> LookupResult:
         """Whether Stripe has the event of the attempted intent `identifier`, which is part of the sum `key`.
 
+        `suspects` are accepted intents that Stripe may have rejected since; they count as doubtful.
         `sums` are all sums that the round will look up. The caller must not send to the intent's queue meanwhile. Reads
         the topic and one summary; may raise `Transient`. The answer is unknown if the summary may lack a recent send,
         if an entry was appended meanwhile, or if two different choices of events fit the summary.
@@ -111,19 +120,18 @@ class StripeLookup:
             self._index = _Index(wanted)
         index = self._index
         await self._catch_up(index)
-        sent = index.sent(key)
+        sent = index.sent(key, suspects)
         doubtful = {reported.intent.identifier for reported in sent if not reported.is_accepted}
         if identifier not in doubtful:
-            return _unknown("it is settled, or not in the log any more, or was sent with an instant of another period")
+            return _unknown("it is settled, or not in the log any more, or was sent with another instant")
         settled_before_ms = self._clock.now_ms() - self._settle_ms
-        others = (reported for reported in sent if reported.intent.identifier != identifier)
+        others = (each for each in sent if each.intent.identifier != identifier and not each.is_refused)
         if any(_last_ms(reported) > settled_before_ms for reported in others):
             return _unknown("Stripe's summary may not show the latest sends yet")
-        start_s, end_s = key.period.start_ms // SECOND_MS, key.period.end_ms // SECOND_MS
-        summary = await self._meters.summary(key.event_name, key.stripe_customer, start_s, end_s)
+        summary = await self._summary(key)
         await self._catch_up(index)
-        if index.sent(key) != sent:
-            return _unknown("other events of this customer and period were sent meanwhile")
+        if index.sent(key, suspects) != sent:
+            return _unknown("other events of this customer and span were sent meanwhile")
         bounds = bounds_of(sent, settled_before_ms, try_unsettled=True)
         contained = bounds.contained(units_of(summary.value))
         if contained is None or identifier in contained.possible:
@@ -132,6 +140,12 @@ class StripeLookup:
         if identifier in contained.certain:
             return LookupResult(Presence.PRESENT, f"Stripe's summary {summary.value} contains it")
         return LookupResult(Presence.ABSENT, f"Stripe's summary {summary.value} does not contain it")
+
+    async def _summary(self, key: StripeSum) -> MeterSummary:
+        start_s, end_s = key.period.start_ms // SECOND_MS, key.period.end_ms // SECOND_MS
+        if end_s - start_s == HOUR_MS // SECOND_MS:
+            return await self._meters.hour_summary(key.event_name, key.stripe_customer, start_s)
+        return await self._meters.summary(key.event_name, key.stripe_customer, start_s, end_s)
 
     async def _catch_up(self, index: _Index) -> None:
         for partition in range(await self._log.partition_count(REPORTS_TOPIC)):

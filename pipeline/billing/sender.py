@@ -21,64 +21,27 @@ import random
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final, NamedTuple
+from typing import Final
 
 from aggregators.meter_events import deadline_ms, event_time_s, meter_event, too_early_ms
 from aggregators.quantities import decimal_text
 from aggregators.stripe_sums import StripeSum
+from pipeline.billing.breakers import Breakers
 from pipeline.billing.concurrency import KeyedLocks, TokenBucket
-from pipeline.billing.ledger import PENDING_MAX, Hold, Pending, ReportLedger, SendQueue
-from pipeline.billing.lookup import READ_RECORDS_MAX, LookupResult, Presence, StripeLookup, sum_of
-from pipeline.tasks import all_or_first_error
-from schemas.clock import HOUR_MS, MINUTE_MS, SECOND_MS, Clock
+from pipeline.billing.holds import Held, Holds
+from pipeline.billing.ledger import Hold, Pending, ReportLedger, SendQueue
+from pipeline.billing.lookup import READ_RECORDS_MAX, LookupResult, Presence, StripeLookup, hour_of
+from pipeline.billing.policy import DEFAULT_POLICY, SenderPolicy, SenderStatus
+from pipeline.logs.tasks import all_or_first_error
+from schemas.clock import MINUTE_MS, SECOND_MS, Clock
 from schemas.errors import InvalidInput, OperatorNeeded, Refused, Transient
 from schemas.log import REPORTS_TOPIC, Log, Record
 from schemas.periods import Billing
 from schemas.reports import Attempt, CustomerResolver, OutcomeStatus, ReportOutcome, SendStatus, StripeMeters
 
-# Stripe remembers an identifier for at least 24 h; an hour less leaves room for clocks and slow calls.
-RESEND_WINDOW_MS: Final = 23 * HOUR_MS
 REPLACED: Final = "a late binding put the usage into other periods"
 
 _LOG: Final = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class SenderPolicy:
-    """Limits of the sender.
-
-    `rate_per_s`: Stripe allows 25/s for a sandbox and 1 000/s live. `queues_max`: concurrent calls. `round_s`: how
-    long one step or idle call may send. `settle_ms`: how long Stripe's summaries may lack a send. `hold_retry_ms`: the
-    wait after a refusal; for a customer it doubles up to `hold_retry_max_ms`.
-    """
-
-    rate_per_s: float = 20.0
-    queues_max: int = 16
-    round_s: float = 5.0
-    backoff_min_s: float = 0.5
-    backoff_max_s: float = 120.0
-    resend_window_ms: int = RESEND_WINDOW_MS
-    settle_ms: int = 15 * MINUTE_MS
-    hold_retry_ms: int = MINUTE_MS
-    hold_retry_max_ms: int = 30 * MINUTE_MS
-    look_retry_ms: int = 15 * MINUTE_MS
-    pending_max: int = PENDING_MAX
-
-
-class SenderStatus(NamedTuple):
-    """Values of the gauges and counters. `counts` are counted since the process started, by name.
-
-    `held_deadline_ms` is when Stripe will refuse the first held intent for its age; None without held intents. Intents
-    whose period has not begun do not count.
-    """
-
-    pending: int
-    settled: int
-    held: dict[str, int]
-    held_deadline_ms: int | None
-    low_watermarks: dict[int, int]
-    caught_up: bool
-    counts: dict[str, int]
 
 
 @dataclass(slots=True)
@@ -87,14 +50,6 @@ class _Partition:
     ledger: ReportLedger
     catch_up_to: int
     caught_up: bool = False
-
-
-class _Held(NamedTuple):
-    """Why no event of a meter or customer is sent, when Stripe is asked again, and how often it refused."""
-
-    detail: str
-    retry_at_ms: int
-    refusals: int = 1
 
 
 class StripeSender:
@@ -116,7 +71,7 @@ class StripeSender:
         resolve: CustomerResolver,
         clock: Clock,
         rng: random.Random,
-        policy: SenderPolicy = SenderPolicy(),
+        policy: SenderPolicy = DEFAULT_POLICY,
     ) -> None:
         self._log = log
         self._meters = meters
@@ -131,9 +86,9 @@ class StripeSender:
         self._lookup = StripeLookup(log, meters, clock, policy.settle_ms)
         self._lookup_lock = asyncio.Lock()
         self._identity: tuple[bool, str] | None = None
-        self._ensured: set[str] = set()
-        self._held_meters: dict[str, _Held] = {}
-        self._held_customers: dict[tuple[str, str], _Held] = {}
+        self._usable: set[str] = set()
+        self._holds = Holds(clock, policy)
+        self._breakers = Breakers(clock, policy)
         self._round_ms = 0
         self._counts: Counter[str] = Counter()
 
@@ -188,6 +143,7 @@ class StripeSender:
             settled=sum(part.ledger.settled for part in parts),
             held=dict(Counter(str(item.hold) for item in pending if item.hold)),
             held_deadline_ms=min(deadlines, default=None),
+            open_breakers=self._breakers.open,
             low_watermarks={part.number: part.ledger.low_watermark() for part in parts},
             caught_up=all(part.caught_up for part in parts),
             counts=dict(self._counts),
@@ -224,8 +180,8 @@ class StripeSender:
 
     def _end_waits(self) -> None:
         """Try everything again, because the clock was put back: the ends of all waits are too late by as much."""
-        self._held_meters.clear()
-        self._held_customers.clear()
+        self._holds.clear()
+        self._breakers.clear()
         for part in self._partitions.values():
             for pending in part.ledger.pending():
                 pending.not_before_ms = 0
@@ -270,7 +226,7 @@ class StripeSender:
                 await self._begin(part, pending)
             elif self._is_stale(pending.attempt):
                 await self._resolve_by_lookup(part, pending, pending.attempt, was_unknown)
-            elif await self._ensure_meter(pending):
+            elif await self._has_meter(pending):
                 await self._send(part, pending, pending.attempt)
         except Transient as error:
             # Nothing is lost: a second copy of an attempt or outcome in the log is harmless.
@@ -314,53 +270,50 @@ class StripeSender:
             detail = "bind the account to a Stripe customer, or mark it free"
             self._hold(pending, Hold.UNMAPPED, detail, self._policy.hold_retry_ms)
             return
-        if await self._ensure_meter(pending) and not self._is_held(pending, payer.stripe_customer):
+        if await self._has_meter(pending) and not self._is_held(pending, payer.stripe_customer):
             value = decimal_text(intent.delta_minor, intent.scale)
             await self._write_attempt(part, pending, payer.stripe_customer, timestamp_s, value)
 
-    async def _ensure_meter(self, pending: Pending) -> bool:
+    async def _has_meter(self, pending: Pending) -> bool:
         """Whether the meter takes events. If not, hold the intent. Asks Stripe once per meter and `hold_retry_ms`."""
         event_name = pending.intent.event_name
-        if event_name in self._ensured:
+        if event_name in self._usable:
             return True
-        held = self._held_meters.get(event_name)
-        if held is None or held.retry_at_ms <= self._clock.now_ms():
+        held = self._holds.meter(event_name)
+        if held is None:
             try:
-                await self._meters.ensure_meter(event_name, pending.intent.meter)
+                await self._meters.find_meter(event_name)
             except (OperatorNeeded, InvalidInput) as error:
                 # A fault of one meter must not stop the reports of others.
-                held = self._hold_meter(event_name, str(error))
+                held = self._holds.hold_meter(event_name, str(error))
             else:
-                self._held_meters.pop(event_name, None)
-                self._ensured.add(event_name)
+                self._holds.release_meter(event_name)
+                self._usable.add(event_name)
                 return True
-        self._hold(pending, Hold.METER, held.detail, held.retry_at_ms - self._clock.now_ms())
+        self._hold_as(pending, Hold.METER, held)
         return False
 
-    def _hold_meter(self, event_name: str, detail: str) -> _Held:
-        self._ensured.discard(event_name)
-        held = _Held(detail, self._clock.now_ms() + self._policy.hold_retry_ms)
-        self._held_meters[event_name] = held
-        return held
-
     def _is_held(self, pending: Pending, customer: str) -> bool:
-        """Whether Stripe refused the meter's last event of this customer. If so, hold the intent until the next try.
+        """Whether Stripe refused the meter's last event of this customer, or those of many customers. If so, hold the
+        intent until the next try.
 
         Most intents of a refused customer thus get no attempt, so nothing about them can be in doubt.
         """
-        held, now_ms = self._held_customers.get((pending.intent.event_name, customer)), self._clock.now_ms()
-        if held is None or held.retry_at_ms <= now_ms:
-            return False
-        self._hold(pending, Hold.ACCOUNT, held.detail, held.retry_at_ms - now_ms)
-        return True
+        held = self._holds.customer(pending.intent.event_name, customer)
+        if held is not None:
+            self._hold_as(pending, Hold.ACCOUNT, held)
+            return True
+        return self._is_broken(pending)
 
-    def _hold_customer(self, pending: Pending, customer: str, detail: str) -> None:
-        """Hold the intent, and the meter's other intents of the customer, twice as long as the last time."""
-        key, policy = (pending.intent.event_name, customer), self._policy
-        refusals = self._held_customers[key].refusals + 1 if key in self._held_customers else 1
-        wait_ms = min(policy.hold_retry_ms << min(refusals - 1, 30), policy.hold_retry_max_ms)
-        self._held_customers[key] = _Held(detail, self._clock.now_ms() + wait_ms, refusals)
-        self._hold(pending, Hold.ACCOUNT, detail, wait_ms)
+    def _is_broken(self, pending: Pending) -> bool:
+        """Whether the meter's breaker is open. If so, hold the intent."""
+        event_name = pending.intent.event_name
+        wait_ms = self._breakers.wait_ms(event_name, pending.intent.identifier)
+        if not wait_ms:
+            return False
+        # An event that was tried comes after those that were not, so that one bad event does not hold the others.
+        self._hold(pending, Hold.BREAKER, self._breakers.detail(event_name), wait_ms + pending.failures)
+        return True
 
     async def _write_attempt(
         self, part: _Partition, pending: Pending, customer: str, timestamp_s: int, value: str
@@ -394,10 +347,12 @@ class StripeSender:
     async def _resolve_by_lookup(self, part: _Partition, pending: Pending, attempt: Attempt, was_unknown: bool) -> None:
         """After Stripe's identifier window: settle the intent, append a new attempt, or put the intent on hold.
 
+        A new attempt needs two lookups, hours apart, that do not find the event: the attempt may have been sent again
+        just before the window ended, and Stripe's sum may not show that send yet.
         `was_unknown`: the last lookup did not decide either. An intent that Stripe refuses for its age becomes a dead
         letter after the second such lookup, when a recent send can no longer be the reason.
         """
-        key, sums = sum_of(pending.intent, attempt), self._stale_sums(part)
+        key, sums = hour_of(pending.intent, attempt), self._stale_sums(part)
         async with self._locks.hold((key.event_name, key.stripe_customer)), self._lookup_lock:
             try:
                 result = await self._lookup.look_up(pending.intent.identifier, key, sums)
@@ -405,16 +360,21 @@ class StripeSender:
                 # Stripe rejects the read of this one sum; all other events can still be sent.
                 result = LookupResult(Presence.UNKNOWN, f"Stripe's sum cannot be read: {error}")
             self._counts[f"looked_{result.presence}"] += 1
+            if result.presence is not Presence.ABSENT:
+                pending.absent_at_ms = None
             if result.presence is Presence.PRESENT:
                 await self._settle(part, pending, OutcomeStatus.ACCEPTED, result.detail)
                 return
             is_over = event_time_s(pending.intent, pending.intent.period_end_ms, self._clock.now_ms()) is None
             if result.presence is Presence.UNKNOWN and was_unknown and is_over:
                 detail = f"{result.detail}, and its period is too old; Stripe may have it"
-                await self._settle(part, pending, OutcomeStatus.DEAD, detail)
+                await self._settle(part, pending, OutcomeStatus.DEAD, detail, in_doubt=True)
                 return
             if result.presence is Presence.UNKNOWN:
                 self._hold(pending, Hold.UNKNOWN, result.detail, self._policy.look_retry_ms)
+                return
+            if wait_ms := self._wait_to_look_again_ms(pending):
+                self._hold(pending, Hold.UNKNOWN, f"{result.detail}; Stripe is asked once more", wait_ms)
                 return
             payer = await self._resolve(pending.intent, pending.intent.instant_ms)
             period_end_ms = payer.period_end_ms if payer else pending.intent.period_end_ms
@@ -424,9 +384,17 @@ class StripeSender:
                 return
             await self._write_attempt(part, pending, attempt.stripe_customer, timestamp_s, attempt.value)
 
+    def _wait_to_look_again_ms(self, pending: Pending) -> int:
+        """How long to wait until a second lookup may confirm that Stripe does not have the event; 0 if this one does.
+        A clock that was put back begins the wait again."""
+        now_ms = self._clock.now_ms()
+        if pending.absent_at_ms is None or pending.absent_at_ms > now_ms:
+            pending.absent_at_ms = now_ms
+        return max(0, pending.absent_at_ms + self._policy.look_again_ms - now_ms)
+
     def _stale_sums(self, part: _Partition) -> set[StripeSum]:
         attempted = ((pending.intent, pending.attempt) for pending in part.ledger.pending())
-        return {sum_of(intent, attempt) for intent, attempt in attempted if attempt and self._is_stale(attempt)}
+        return {hour_of(intent, attempt) for intent, attempt in attempted if attempt and self._is_stale(attempt)}
 
     async def _send(self, part: _Partition, pending: Pending, attempt: Attempt) -> None:
         event = meter_event(pending.intent, attempt)
@@ -445,6 +413,7 @@ class StripeSender:
         self._counts[f"sent_{result.status}"] += 1
         match result.status:
             case SendStatus.ACCEPTED | SendStatus.DUPLICATE:
+                self._breakers.taken(event.event_name)
                 detail = "" if result.status is SendStatus.ACCEPTED else "Stripe already had it"
                 await self._settle(part, pending, OutcomeStatus.ACCEPTED, detail)
             case SendStatus.RETRY:
@@ -452,30 +421,39 @@ class StripeSender:
                 self._back_off(pending, result.detail, result.retry_after_s)
             case SendStatus.HOLD_METER:
                 pending.refused_at_ms = sent_at_ms
-                held = self._hold_meter(event.event_name, result.detail)
-                self._hold(pending, Hold.METER, held.detail, self._policy.hold_retry_ms)
+                self._usable.discard(event.event_name)
+                self._hold_as(pending, Hold.METER, self._holds.hold_meter(event.event_name, result.detail))
             case SendStatus.HOLD_ACCOUNT:
                 pending.refused_at_ms = sent_at_ms
-                self._hold_customer(pending, event.stripe_customer, result.detail)
+                held = self._holds.hold_customer(event.event_name, event.stripe_customer, result.detail)
+                self._hold_as(pending, Hold.ACCOUNT, held)
+            case SendStatus.DEAD if self._breakers.refused(
+                event.event_name, event.stripe_customer, result.cause, result.detail
+            ):
+                pending.refused_at_ms, pending.failures = sent_at_ms, pending.failures + 1
+                self._is_broken(pending)
             case SendStatus.DEAD:
                 doubt = "; an earlier try got no clear answer, so Stripe may have it" if pending.in_doubt else ""
-                await self._settle(part, pending, OutcomeStatus.DEAD, result.detail + doubt)
+                await self._settle(part, pending, OutcomeStatus.DEAD, result.detail + doubt, in_doubt=pending.in_doubt)
             case SendStatus.STOP:
                 raise OperatorNeeded(
                     f"Stripe refuses the key, correct TIDEMARK_STRIPE_API_KEY and restart: {result.detail}"
                 )
 
-    async def _settle(self, part: _Partition, pending: Pending, status: OutcomeStatus, detail: str) -> None:
+    async def _settle(
+        self, part: _Partition, pending: Pending, status: OutcomeStatus, detail: str, *, in_doubt: bool = False
+    ) -> None:
         outcome = ReportOutcome(
             identifier=pending.intent.identifier,
             status=status,
             detail=detail,
             stripe_customer=pending.attempt.stripe_customer if pending.attempt else "",
             settled_at_ms=self._clock.now_ms(),
+            in_doubt=in_doubt,
         )
         await self._append(part, pending, outcome)
         part.ledger.settle(pending.intent.identifier)
-        self._held_customers.pop((pending.intent.event_name, outcome.stripe_customer), None)
+        self._holds.release_customer(pending.intent.event_name, outcome.stripe_customer)
         self._counts[f"outcome_{status}"] += 1
         if status is OutcomeStatus.DEAD:
             _LOG.error("a report of %s is a dead letter, a person must look: %s", pending.intent.account, detail)
@@ -483,6 +461,9 @@ class StripeSender:
     async def _append(self, part: _Partition, pending: Pending, entry: Attempt | ReportOutcome) -> int:
         value, key = entry.model_dump_json().encode(), pending.intent.account.encode()
         return await self._log.append(REPORTS_TOPIC, part.number, value, key=key)
+
+    def _hold_as(self, pending: Pending, hold: Hold, held: Held) -> None:
+        self._hold(pending, hold, held.detail, held.retry_at_ms - self._clock.now_ms())
 
     def _hold(self, pending: Pending, hold: Hold, detail: str, wait_ms: int) -> None:
         if pending.detail != detail:

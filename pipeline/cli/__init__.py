@@ -14,10 +14,10 @@ from typing import Final, NoReturn
 
 import click
 
-from pipeline.cli.billing import billing, webhooks
+from pipeline.cli.billing import webhooks
 from pipeline.cli.context import EXIT_FAILURE, EXIT_INPUT, EXIT_INTERRUPTED, EXIT_OPERATOR
 from pipeline.cli.develop import dev, emit, key, periods, stripe_simulator, top, usage
-from pipeline.cli.operate import account, close_period, doctor, meters, quarantine, reconcile
+from pipeline.cli.operate import account, billing, close_period, doctor, meters, quarantine, reconcile
 from pipeline.cli.rebuild import rebuild
 from pipeline.cli.roles import archive, gateway, mirror, router, sink, worker
 from schemas.errors import InvalidInput, OperatorNeeded, TidemarkError
@@ -44,8 +44,8 @@ def cli() -> None:
 
 
 for command in (
-    dev, stripe_simulator, emit, usage, periods, top, key, reconcile, quarantine, meters, account, close_period, doctor,
-    rebuild, billing, webhooks,
+    dev, stripe_simulator, emit, usage, periods, top, key, reconcile, billing, webhooks, quarantine, meters, account,
+    close_period, doctor, rebuild,
     worker, archive, router, gateway, sink, mirror,
 ):  # fmt: skip
     cli.add_command(command)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import csv
-import getpass
 import json
+import secrets
 from asyncio import run
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,21 +13,13 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from pipeline.cli.context import settings
-from pipeline.cli.operate import COUNT, CUSTOMER, account, account_name, instant_ms
+from pipeline.cli.operate import COUNT, CUSTOMER, account, account_name, billing, instant_ms, user
 from schemas.errors import InvalidInput
 
 if TYPE_CHECKING:
-    from pipeline.commands.billing import Wanted
+    from pipeline.webhooks.linking import Wish
 
 _JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-
-
-def person() -> str:
-    """Who runs this command, by the system's name of the user."""
-    try:
-        return getpass.getuser()
-    except (KeyError, OSError):
-        return "unknown"
 
 
 @click.group()
@@ -41,7 +33,7 @@ def webhooks() -> None:
 def webhooks_recover(since: str, as_json: bool) -> None:
     """Read Stripe's list of events, and take in those that never came.
 
-    The role `mirror` does so every five minutes; this command reads an older span. Safe to repeat.
+    The role `mirror` does so several times an hour; this command reads an older span. Safe to repeat.
     """
     from pipeline.commands.billing import recover, span_s
 
@@ -54,24 +46,26 @@ def webhooks_recover(since: str, as_json: bool) -> None:
         )
 
 
-@click.group()
-def billing() -> None:
-    """Look at the side tables, and fill them again from Stripe."""
-
-
 @billing.command("resync")
 @click.option("--account", "name", default="", help="Only the objects of this account's customers.")
 @click.option("--run", "run_name", default="", help="The name of an interrupted resync, to go on with it.")
-@_JSON
+@click.option("--json", "as_json", is_flag=True, help="Print JSON: a line after each hundred objects, then the counts.")
 def billing_resync(name: str, run_name: str, as_json: bool) -> None:
     """Have every customer, subscription, schedule and invoice fetched again from Stripe.
 
     Heals every gap, also one that is older than Stripe's list of events. Afterwards the mirror equals that of a fresh
-    database. Costs a call to Stripe for each object.
+    database. Costs a call to Stripe for each object. Runs until the role `mirror` has taken in all but the last
+    hundred, so that events which Stripe delivers meanwhile need not wait for all.
     """
     from pipeline.commands.billing import run_resync
 
-    made, counts = run(run_resync(settings(), account_name(name) if name else "", run_name))
+    made = run_name or secrets.token_hex(4)
+
+    def told(objects: int) -> None:
+        shown = json.dumps({"run": made, "so_far": objects}) if as_json else f"resync {made}: {objects} objects so far"
+        click.echo(shown, err=not as_json)
+
+    counts = run(run_resync(settings(), made, account_name(name) if name else "", told))
     if as_json:
         click.echo(json.dumps({"run": made, "objects": counts}))
     else:
@@ -86,14 +80,23 @@ def billing_status(as_json: bool) -> None:
     from pipeline.commands.billing import status
 
     found = run(status(settings()))
-    document: dict[str, Any] = {**found._asdict(), "held": [event._asdict() for event in found.held]}
+    document: dict[str, Any] = found._asdict()
+    for waiting in ("held", "set_aside"):
+        document[waiting] = [event._asdict() for event in document[waiting]]
     if as_json:
         click.echo(json.dumps(document))
         return
-    click.echo(f"events to process: {found.lag_events}")
+    click.echo(f"events to process: {found.lag_events}, the oldest for {found.lag_s} s")
     click.echo(f"Stripe's list of events was read up to: {found.walked_until or 'never'}")
     click.echo(f"bindings to send: {found.due_bindings}")
     click.echo("rows: " + ", ".join(f"{count} {table}" for table, count in found.rows.items()))
+    if found.set_aside:
+        click.echo(
+            f"events set aside: {len(found.set_aside)}; an object is missing, and they are read again every hour: "
+            "tidemark quarantine list says why"
+        )
+        for event in found.set_aside[:50]:
+            click.echo(f"    {event.event_id}  {event.type}  {event.customer}")
     customers = sorted({event.customer for event in found.held})
     click.echo(f"held events: {len(found.held)} of {len(customers)} customers without an account")
     for customer in customers[:50]:
@@ -122,18 +125,20 @@ def billing_audit(name: str, limit: int, as_json: bool) -> None:
 @account.command("link")
 @click.argument("name")
 @click.option("--customer", required=True, help="The Stripe customer, cus_….")
-@click.option("--from", "from_", help="The instant of effect; now, or for the first link all earlier usage too.")
+@click.option(
+    "--from",
+    "from_",
+    help="The instant of effect, now or later; any for the first link, which has all earlier usage if unset.",
+)
 @click.option("--by", default=None, help="Who links; the user of this machine if unset.")
 @click.option("--reason", default="", help="Why, for the audit.")
 def account_link(name: str, customer: str, from_: str | None, by: str | None, reason: str) -> None:
     """Link account NAME to a Stripe customer: from then on the customer's subscriptions say who pays, and when.
 
-    Events of the customer that were held are processed. The same link again changes nothing.
+    The role mirror must run: it fetches the customer's subscriptions first. Events of the customer that were held are
+    processed. The same link again changes nothing.
     """
-    from schemas.clock import MINUTE_MS
-
-    from_ms = instant_ms("--from", from_) // MINUTE_MS * MINUTE_MS if from_ is not None else None
-    _link([_wanted(name, customer, from_ms)], by, reason)
+    _link([_wish(name, customer, from_ or "", by or user(), reason)])
 
 
 @account.command("link-all")
@@ -142,50 +147,65 @@ def account_link(name: str, customer: str, from_: str | None, by: str | None, re
 @click.option("--reason", default="", help="Why, for the audit.")
 def account_link_all(path: Path, by: str | None, reason: str) -> None:
     """Link the accounts of a CSV file PATH: in each line an account, its Stripe customer, and the instant from which
-    the link holds, which may be empty as in `account link`.
-
-    After a loss of the SQL database, run `billing resync` first. A link to a customer whose subscription is not known
-    makes the account free.
-    """
-    wanted: list[Wanted] = []
+    the link holds, which may be empty as in `account link`."""
+    wishes: list[Wish] = []
+    actor = by or user()
     try:
         with path.open(newline="", encoding="utf-8") as file:
             for number, row in enumerate(csv.reader(file), start=1):
                 if row:
-                    wanted.append(_wanted_by(number, row))
+                    wishes.append(_wish_of(number, row, actor, reason))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise InvalidInput("PATH", f"{str(path)!a} cannot be read as CSV in UTF-8: {error}") from error
-    _link(wanted, by, reason)
+    _link(wishes)
 
 
-def _wanted_by(number: int, row: Sequence[str]) -> Wanted:
+def _wish_of(number: int, row: Sequence[str], by: str, reason: str) -> Wish:
     """The link of a line of the file."""
-    from schemas.clock import MINUTE_MS
-
     if len(row) not in (2, 3):
         raise InvalidInput(f"line {number}", "write ACCOUNT,CUSTOMER or ACCOUNT,CUSTOMER,FROM")
-    name, customer, from_ = row[0], row[1], row[2] if row[2:] else ""
     try:
-        from_ms = instant_ms("FROM", from_) // MINUTE_MS * MINUTE_MS if from_ else None
-        return _wanted(name, customer, from_ms)
+        return _wish(row[0], row[1], row[2] if row[2:] else "", by, reason)
     except InvalidInput as error:
         raise InvalidInput(f"line {number}", str(error)) from error
 
 
-def _wanted(name: str, customer: str, from_ms: int | None) -> Wanted:
-    from pipeline.commands.billing import Wanted
+def _wish(name: str, customer: str, from_: str, by: str, reason: str) -> Wish:
+    from pipeline.webhooks.linking import Wish
+    from schemas.clock import MINUTE_MS
 
+    from_ms = instant_ms("--from", from_) // MINUTE_MS * MINUTE_MS if from_ else None
     checked = account_name(name)
     if not CUSTOMER.fullmatch(customer):
         raise InvalidInput("--customer", f"{customer!r} is no Stripe customer: give its id, which begins with cus_")
-    return Wanted(checked, customer, from_ms)
+    return Wish(checked, customer, from_ms, by, reason)
 
 
-def _link(wanted: Sequence[Wanted], by: str | None, reason: str) -> None:
+def _link(wishes: Sequence[Wish]) -> None:
     from aggregators.instants import format_instant_ms
-    from pipeline.commands.billing import link_accounts
+    from pipeline.commands.billing import link
 
-    for made, released in run(link_accounts(settings(), wanted, by or person(), reason)):
-        click.echo(f"{made.account}: linked to {made.customer} from {format_instant_ms(made.starts_ms)} on")
-        if released:
-            click.echo(f"{released} held events of {made.customer} are processed now")
+    for made in run(link(settings(), wishes)):
+        click.echo(
+            f"{made.link.account}: linked to {made.link.customer} from {format_instant_ms(made.link.starts_ms)} on"
+        )
+        if made.released:
+            click.echo(f"{made.released} held events of {made.link.customer} are processed now")
+
+
+@account.command("unlink")
+@click.argument("name")
+@click.option("--by", default=None, help="Who ends the link; the user of this machine if unset.")
+@click.option("--reason", required=True, help="Why, for the audit.")
+def account_unlink(name: str, by: str | None, reason: str) -> None:
+    """End the link of account NAME to its Stripe customer from now on, because it was wrong.
+
+    The account is unmapped then: its reports are held until another link or binding. Usage before now stays with the
+    payer before. Links that were to begin later are taken back.
+    """
+    from aggregators.instants import format_instant_ms
+    from pipeline.commands.billing import unlink
+
+    checked = account_name(name)
+    ended = run(unlink(settings(), checked, by or user(), reason))
+    click.echo(f"{checked}: linked to no customer from {format_instant_ms(ended.starts_ms)} on; its reports are held")

@@ -1,4 +1,4 @@
-"""Commands for operators: meters, account, close-period, quarantine, reconcile, doctor."""
+"""Commands for operators: meters, account, close-period, billing, quarantine, reconcile, doctor."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import json
 import re
 from asyncio import run
 from collections import Counter
+from getpass import getuser
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -13,7 +14,7 @@ import click
 from click.core import ParameterSource
 
 from aggregators.instants import format_instant_ms, parse_instant_us, why_no_instant
-from pipeline.cli.context import confirm, settings
+from pipeline.cli.context import EXIT_FAILURE, confirm, settings
 from pipeline.cli.develop import METER_SET_FILE
 from schemas.errors import InvalidInput
 
@@ -60,13 +61,18 @@ def meters_check(file: Path) -> None:
 
 @meters.command("apply")
 @click.argument("file", type=METER_SET_FILE)
+@click.option("--create-at-stripe", is_flag=True, help="Also create the meters that Stripe does not have.")
 @_YES
-def meters_apply(file: Path, yes: bool) -> None:
+def meters_apply(file: Path, create_at_stripe: bool, yes: bool) -> None:
     """Write a meter set into the log. In each partition it applies to all later events.
 
     The version must be higher than the version in force, and existing meters must keep their definitions. Prints what
     changes, and asks if a meter is taken away or reported to Stripe otherwise.
+
+    Nothing else creates meters at Stripe: the sink holds the reports of a meter that Stripe does not have. Make a price
+    for each new meter at Stripe; `tidemark doctor` names meters without one.
     """
+    from pipeline.commands import operations
     from pipeline.commands.operations import apply_planned_meter_set, plan_meter_set
 
     deployment = settings()
@@ -76,6 +82,9 @@ def meters_apply(file: Path, yes: bool) -> None:
     if plan.is_final:
         confirm("Apply? Usage until the next meter set is counted and reported so", yes=yes)
     click.echo(run(apply_planned_meter_set(deployment, plan)))
+    if create_at_stripe:
+        for line in run(operations.create_at_stripe(deployment, plan.proposed)):
+            click.echo(line)
 
 
 @meters.command("show")
@@ -229,6 +238,68 @@ def _check_reason(reason: str | None) -> None:
 
     if reason is not None and reason not in set(Reason):
         raise InvalidInput("--reason", f"{reason!r} is no reason; the reasons are {', '.join(sorted(Reason))}")
+
+
+@click.group()
+def billing() -> None:
+    """Look at the side tables and fill them again; list reports that Stripe rejected, and send them again."""
+
+
+@billing.command("list")
+@click.option("--account", help="Only reports of this account.")
+@click.option("--limit", type=COUNT, default=50, show_default=True, help="Number of newest reports.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object per line.")
+def billing_list(account: str | None, limit: int, as_json: bool) -> None:
+    """Print reports that Stripe does not bill: dead letters, and those that Stripe accepted and rejected afterwards.
+
+    Redriven reports are left out. Stripe names only some of the reports that it rejected afterwards; `tidemark
+    reconcile` finds all of them, by their sums.
+    """
+    from pipeline.commands.reports import failed_reports
+
+    for row in run(failed_reports(settings(), account, limit)):
+        if as_json:
+            click.echo(json.dumps(row))
+        else:
+            click.echo(
+                f"{row['identifier']}  {row['account']}  {row['meter']}  {row['instant']}  {row['quantity']}  "
+                f"{row['stripe_customer'] or 'no customer'}\n    {row['detail']}"
+            )
+
+
+@billing.command("redrive")
+@click.argument("identifiers", nargs=-1, required=True)
+@click.option("--reason", required=True, help="Why; the log keeps it.")
+@click.option("--by", help="Who; the user of this machine if unset. The log keeps it.")
+@_YES
+def billing_redrive(identifiers: tuple[str, ...], reason: str, by: str | None, yes: bool) -> None:
+    """Send reports that Stripe rejected once more, under new identifiers. Correct the cause first.
+
+    IDENTIFIERS are those that `billing list` prints. Refuses a report that Stripe's sum contains or may contain, and
+    one that Stripe accepted. Repeating the command sends nothing twice. Exit code 1 if a report was refused.
+    """
+    from pipeline.commands.reports import redrive_reports
+
+    deployment = settings()
+    confirm(f"Send {len(identifiers)} reports to Stripe again, as another revision? Stripe bills them", yes=yes)
+    results = run(redrive_reports(deployment, identifiers, by or user(), reason))
+    for result in results:
+        if result.refused:
+            click.echo(f"{result.identifier}: refused: {result.refused}")
+        elif result.is_new:
+            click.echo(f"{result.identifier}: the sink sends it as {result.successor}")
+        else:
+            click.echo(f"{result.identifier}: is being sent already, as {result.successor}")
+    if any(result.refused for result in results):
+        raise SystemExit(EXIT_FAILURE)
+
+
+def user() -> str:
+    """The name of this machine's user. Raises `InvalidInput` if there is none, as in a container."""
+    try:
+        return getuser()
+    except (KeyError, OSError) as error:
+        raise InvalidInput("--by", "the user of this machine has no name: say who redrives the reports") from error
 
 
 @quarantine.command("list")

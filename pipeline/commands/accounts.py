@@ -13,7 +13,7 @@ from aggregators.instants import format_instant_ms
 from aggregators.partitioning import partition_of
 from aggregators.periods import cuts_of, is_closed, open_period, period_at
 from aggregators.quantities import decimal_text
-from pipeline.bindings import Plan, Standing, append_plan, planned, standing
+from pipeline.logs.bindings import Plan, Standing, append_plan, planned, standing
 from pipeline.open import Base, account_log, open_base, open_live_view, open_side_tables
 from pipeline.settings import Settings
 from schemas.clock import MINUTE_MS
@@ -60,7 +60,7 @@ async def plan_binding(settings: Settings, account: str, binding: Binding, *, fo
 async def check_unlinked(tables: SideTables, account: str, now_ms: int) -> None:
     """Raise `InvalidInput` if the account is linked to a customer now or later."""
     for link in await tables.links(account):
-        if link.ends_ms is None or link.ends_ms > now_ms:
+        if link.customer and (link.ends_ms is None or link.ends_ms > now_ms):
             raise InvalidInput(
                 "NAME",
                 f"{account} is linked to {link.customer}, whose subscriptions say who pays: change them at Stripe, or "

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import re
 import secrets
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Final, NamedTuple
 
 from aggregators.instants import format_instant_ms
 from pipeline.open import Base, open_base, open_side_tables, open_stripe_objects
 from pipeline.settings import Settings
-from pipeline.tasks import all_or_first_error
-from pipeline.webhooks.held import append_held
-from pipeline.webhooks.resync import resync
+from pipeline.webhooks.linking import Linked, Linking, Wish, link_customers
+from pipeline.webhooks.resync import PatientFeed, resync
 from pipeline.webhooks.walker import CURSOR, KEPT_S, Walked, Walker
 from schemas.billing_events import StripeObjects
 from schemas.clock import DAY_MS, HOUR_MS, MINUTE_MS, SECOND_MS
@@ -38,42 +36,41 @@ class Opened(NamedTuple):
 
 
 class Status(NamedTuple):
-    """How far the side tables are. `lag_events` have not been processed. `walked_until` is "" before the first walk."""
+    """How far the side tables are. `lag_events` have not been processed, and the oldest of them is in the log for
+    `lag_s` seconds. `walked_until` is "" before the first walk. `set_aside` waits for objects that are missing."""
 
     lag_events: int
+    lag_s: int
     walked_until: str
     held: Sequence[HeldEvent]
+    set_aside: Sequence[HeldEvent]
     due_bindings: int
     rows: dict[str, int]
 
 
-class Wanted(NamedTuple):
-    """A link to make. Without `from_ms` the link holds from the start of the current minute on, or for an account
-    without a link, for all usage that nobody was named for."""
-
-    account: str
-    customer: str
-    from_ms: int | None = None
-
-
-class Linked(NamedTuple):
-    """A link that was made or was there, and how many held events of the customer are processed now."""
-
-    link: Link
-    released: int
+@contextlib.asynccontextmanager
+async def opened(settings: Settings) -> AsyncIterator[Opened]:
+    """The log, the side tables and Stripe's objects during the block. Raises `OperatorNeeded` if the key is for another
+    mode or account of Stripe than the log."""
+    base = await open_base(settings, create=False)
+    async with contextlib.AsyncExitStack() as stack:
+        stack.push_async_callback(base.log.close)
+        objects = await open_stripe_objects(base)
+        stack.push_async_callback(objects.close)
+        tables = await open_side_tables(base)
+        stack.push_async_callback(tables.close)
+        yield Opened(base, tables, objects)
 
 
 @contextlib.asynccontextmanager
-async def opened(settings: Settings) -> AsyncIterator[Opened]:
-    """The log, the side tables and Stripe's objects during the block."""
+async def _stores(settings: Settings) -> AsyncIterator[tuple[Base, SideTables]]:
+    """The log and the side tables during the block: what is needed while Stripe does not answer."""
     base = await open_base(settings, create=False)
     async with contextlib.AsyncExitStack() as stack:
         stack.push_async_callback(base.log.close)
         tables = await open_side_tables(base)
         stack.push_async_callback(tables.close)
-        objects = open_stripe_objects(settings)
-        stack.push_async_callback(objects.close)
-        yield Opened(base, tables, objects)
+        yield base, tables
 
 
 def span_s(field: str, text: str) -> int:
@@ -96,38 +93,54 @@ async def recover(settings: Settings, since_s: int) -> Walked:
         return await walker.walk(base.clock.now_ms() // SECOND_MS - since_s)
 
 
-async def run_resync(settings: Settings, account: str = "", name: str = "") -> tuple[str, dict[str, int]]:
-    """Have all objects, or those of an account's customers, fetched again; returns the name and the counts by kind."""
+async def run_resync(
+    settings: Settings, run: str, account: str = "", told: Callable[[int], None] = lambda _: None
+) -> dict[str, int]:
+    """Have all objects, or those of an account's customers, fetched again; returns the counts by kind.
+
+    `run` names the resync. `told` gets the number of objects so far, again and again.
+    """
     async with opened(settings) as (base, tables, objects):
-        run, now_s = name or secrets.token_hex(4), base.clock.now_ms() // SECOND_MS
+        now_s = base.clock.now_ms() // SECOND_MS
+        feed = PatientFeed(base.log, tables, base.clock, told).append
         customers = [""]
         if account:
-            customers = [link.customer for link in await tables.links(account)]
+            customers = [link.customer for link in await tables.links(account) if link.customer]
             if not customers:
                 raise InvalidInput("--account", f"{account!r} is linked to no customer: tidemark account link")
         counts: dict[str, int] = {}
         for customer in customers:
-            for kind, count in (await resync(base.log, objects, tables, run, now_s, customer)).items():
+            for kind, count in (await resync(feed, objects, tables, run, now_s, customer)).items():
                 counts[kind.value] = counts.get(kind.value, 0) + count
-        return run, counts
+        return counts
 
 
 async def status(settings: Settings) -> Status:
     """How far the side tables are, and what waits."""
-    async with opened(settings) as (base, tables, _):
-        until_s = await tables.cursor(CURSOR)
+    async with _stores(settings) as (base, tables):
+        lag = 0
+        oldest_ms = now_ms = base.clock.now_ms()
+        for partition in range(base.genesis.partitions):
+            bounds = await base.log.bounds(BILLING_EVENTS_TOPIC, partition)
+            next_offset = max(await tables.position(partition) or 0, bounds.first)
+            lag += bounds.next - next_offset
+            for record in await base.log.read(BILLING_EVENTS_TOPIC, partition, next_offset, 1):
+                oldest_ms = min(oldest_ms, record.timestamp_ms)
+        cursor = await tables.cursor(CURSOR)
         return Status(
-            await lag_events(base, tables),
-            "" if until_s is None else format_instant_ms(until_s * SECOND_MS),
+            lag,
+            (now_ms - oldest_ms) // SECOND_MS,
+            "" if cursor is None else format_instant_ms(cursor.until_s * SECOND_MS),
             await tables.held(limit=STATUS_ROWS_MAX),
-            len(await tables.due_bindings(STATUS_ROWS_MAX)),
-            {table: len(rows) for table, rows in (await tables.mirror()).items()},
+            await tables.set_aside(STATUS_ROWS_MAX),
+            (await tables.due()).bindings,
+            dict(await tables.counts()),
         )
 
 
 async def audit(settings: Settings, account: str, limit: int) -> Sequence[AuditRow]:
     """An account's audit rows, oldest first."""
-    async with opened(settings) as (_, tables, _objects):
+    async with _stores(settings) as (_, tables):
         return await tables.audit(account, limit)
 
 
@@ -140,30 +153,13 @@ async def lag_events(base: Base, tables: SideTables) -> int:
     return lag
 
 
-async def link_accounts(settings: Settings, wanted: Sequence[Wanted], actor: str, reason: str) -> list[Linked]:
-    """Link accounts to customers, and have the customers' held events processed; returns the links by account, each
-    account's in the order of `wanted`.
+async def link(settings: Settings, wishes: Sequence[Wish]) -> list[Linked]:
+    """Link accounts to customers, and have the customers' held events processed; see `link_customers`."""
+    async with opened(settings) as (base, tables, objects):
+        return await link_customers(Linking(base.log, tables, objects, base.clock), wishes, secrets.token_hex(4))
 
-    Raises `InvalidInput` for a link that cannot be, which names the customer. Some of the others are made then, and the
-    same links again change nothing.
-    """
-    asked: dict[str, list[Wanted]] = {}
-    for each in wanted:
-        asked.setdefault(each.account, []).append(each)
-    made: dict[str, list[Linked]] = {account: [] for account in asked}
-    slots = asyncio.Semaphore(ACCOUNTS_AT_ONCE_MAX)
-    async with opened(settings) as (base, tables, _):
 
-        async def link_account(account: str) -> None:
-            async with slots:
-                for each in asked[account]:
-                    now_ms = base.clock.now_ms()
-                    from_ms = each.from_ms
-                    if from_ms is None:
-                        from_ms = now_ms // MINUTE_MS * MINUTE_MS if await tables.links(account) else 0
-                    link = await tables.link(account, each.customer, from_ms, actor, reason, now_ms)
-                    released = await append_held(base.log, tables, each.customer)
-                    made[account].append(Linked(link, released))
-
-        await all_or_first_error(link_account(account) for account in asked)
-    return [linked for links in made.values() for linked in links]
+async def unlink(settings: Settings, account: str, actor: str, reason: str) -> Link:
+    """End an account's link from the current minute on; the account is unmapped then."""
+    async with _stores(settings) as (base, tables):
+        return await tables.unlink(account, actor, reason, base.clock.now_ms())

@@ -7,11 +7,20 @@ from collections.abc import Awaitable, Callable
 from typing import NamedTuple
 
 from pipeline.clock import clock_from_text
-from pipeline.open import open_base, open_live_view, open_stripe, open_usage_reader, read_meter_set
+from pipeline.open import (
+    meter_set_in_force,
+    open_base,
+    open_live_view,
+    open_stripe,
+    open_usage_reader,
+    read_meter_set,
+)
 from pipeline.settings import Settings
 from schemas.clock import DAY_MS
 from schemas.errors import TidemarkError
 from schemas.log import EVENTS_TOPIC
+from schemas.meters import MeterSet
+from schemas.reports import StripeCatalog
 
 CLOCK_SKEW_MS_MAX = 60_000
 STRIPE_GRACE_DEFAULT_MS = 3_600_000
@@ -132,6 +141,31 @@ async def _stripe(settings: Settings) -> list[Finding]:
         return [Finding("note", "stripe", "no key: nothing is reported", "set TIDEMARK_STRIPE_API_KEY to report usage")]
     try:
         livemode, account = await meters.identity()
+        unpriced = await _unpriced(settings, meters, livemode=livemode)
     finally:
         await meters.close()
-    return [Finding("ok", "stripe", f"{'live' if livemode else 'test'} mode of {account}")]
+    return [Finding("ok", "stripe", f"{'live' if livemode else 'test'} mode of {account}"), *unpriced]
+
+
+async def _unpriced(settings: Settings, meters: StripeCatalog, *, livemode: bool) -> list[Finding]:
+    """The metered meters that Stripe has no active price for: Stripe takes their usage and bills nothing."""
+    names = [meter.stripe_event_name for meter in (await _known_meters(settings)).meters if meter.stripe_event_name]
+    unpriced = [name for name in names if not await meters.has_price(name)]
+    if not unpriced:
+        return []
+    return [
+        Finding(
+            "wrong" if livemode else "note",
+            "prices",
+            f"no active price at Stripe bills the meters {', '.join(unpriced)}",
+            "make a metered price for each, or take stripe_event_name out of the meter set",
+        )
+    ]
+
+
+async def _known_meters(settings: Settings) -> MeterSet:
+    """The meter set in force; without one, or if Redis does not say, the meter set file."""
+    try:
+        return await meter_set_in_force(settings) or read_meter_set(settings.meters)
+    except TidemarkError:
+        return read_meter_set(settings.meters)

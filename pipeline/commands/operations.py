@@ -117,6 +117,26 @@ async def apply_planned_meter_set(settings: Settings, plan: MeterSetPlan) -> str
     )
 
 
+async def create_at_stripe(settings: Settings, meter_set: MeterSet) -> list[str]:
+    """Create the meters of the meter set that Stripe does not have yet; returns a line for each.
+
+    Only this function creates meters: a typo in a meter set must not make one. Raises `InvalidInput` without a Stripe
+    key, and `OperatorNeeded` if an existing meter takes no events. Repeating does no harm.
+    """
+    meters = open_stripe(settings)
+    if meters is None:
+        raise InvalidInput("TIDEMARK_STRIPE_API_KEY", "is not set; the meters are created at Stripe with it")
+    lines = []
+    try:
+        for meter in meter_set.meters:
+            if meter.stripe_event_name:
+                is_new = await meters.create_meter(meter.stripe_event_name, meter.slug)
+                lines.append(f"{meter.stripe_event_name}: {'created at Stripe' if is_new else 'Stripe has the meter'}")
+    finally:
+        await meters.close()
+    return lines
+
+
 class QuarantineEntry(NamedTuple):
     """An event in the quarantine. (topic, partition, offset, place) is the original position and the identity."""
 

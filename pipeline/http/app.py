@@ -82,11 +82,6 @@ def create_gateway(dependencies: GatewayDependencies, metrics: Metrics | None = 
     counted = metrics or Metrics()
     appender = Appender(dependencies.log, dependencies.genesis.partitions, counted)
     events = EventsEndpoint(dependencies, appender, counted)
-    usage = UsageEndpoints(dependencies)
-    periods = PeriodsEndpoint(dependencies)
-    tops = TopEndpoints(dependencies)
-    health = Health(dependencies)
-    pages = Pages(health)
 
     async def exposition(_request: Request) -> Response:
         """The metrics of this process in Prometheus's text format."""
@@ -120,6 +115,23 @@ def create_gateway(dependencies: GatewayDependencies, metrics: Metrics | None = 
     app.router.route_class = _answering_route(counted)
     app.router.routes += [Route(path, post, methods=["POST"]) for path, post in posts.items()]
 
+    _add_reads(app, dependencies, exposition)
+    app.state.openapi = document(app)
+    for route in app.routes:
+        if isinstance(route, APIRoute):
+            # Load balancers and link checkers ask with HEAD; the server leaves the body out.
+            route.methods = {"GET", "HEAD"}
+    return app
+
+
+def _add_reads(app: FastAPI, dependencies: GatewayDependencies, exposition: Callable[..., Any]) -> None:
+    """Add the paths that only read."""
+    usage = UsageEndpoints(dependencies)
+    periods = PeriodsEndpoint(dependencies)
+    tops = TopEndpoints(dependencies)
+    health = Health(dependencies)
+    pages = Pages(health)
+
     def get(path: str, handler: Callable[..., Any], summary: str, model: Any, *refusals: int, **more: Any) -> None:
         statuses: tuple[int | str, ...] = (*refusals, "default")
         responses = {status: REFUSALS[status] for status in statuses} | more.pop("responses", {})
@@ -141,12 +153,6 @@ def create_gateway(dependencies: GatewayDependencies, metrics: Metrics | None = 
     get("/metrics", exposition, "Metrics in the format of Prometheus", None)
     get("/docs", pages.docs, "This description as a page", None)
     get("/openapi.json", pages.openapi, "This description as an OpenAPI document", dict[str, Any])
-    app.state.openapi = document(app)
-    for route in app.routes:
-        if isinstance(route, APIRoute):
-            # Load balancers and link checkers ask with HEAD; the server leaves the body out.
-            route.methods = {"GET", "HEAD"}
-    return app
 
 
 def _meaning(model: Any, summary: str) -> str:

@@ -19,6 +19,7 @@ from typing import Any, Final
 import httpx
 
 from pipeline.clock import SystemClock
+from pipeline.commands.operations import create_at_stripe
 from pipeline.http.api_keys import Role, create_key
 from pipeline.local import DEV_FILE
 from pipeline.local.kafka import LocalKafka
@@ -194,9 +195,12 @@ class Dev:
         settings = self.settings()
         base = await open_base(settings)
         try:
-            await apply_meter_set(base, following(await meter_set_in_force(settings), self.options.meter_set))
+            meter_set = following(await meter_set_in_force(settings), self.options.meter_set)
+            await apply_meter_set(base, meter_set)
         finally:
             await base.log.close()
+        if self.environment["TIDEMARK_STRIPE_API_KEY"] == SIMULATOR_KEY:
+            await create_at_stripe(settings, meter_set)
         for role in self.options.roles:
             command = self.options.modules.get(role, ("pipeline.cli", role))
             count = self.options.workers if role == "worker" else 1

@@ -6,25 +6,23 @@ import contextlib
 from collections.abc import Awaitable, Iterable
 from typing import Final
 
-from pipeline.metrics import Metrics
+from pipeline.metrics import MetricName, Metrics
 from pipeline.open import (
     account_log,
-    check_stripe_key,
     open_base,
     open_live_view,
     open_side_tables,
-    open_stripe,
     open_stripe_objects,
 )
 from pipeline.roles.base import relaying, run_processor, runner_settings
 from pipeline.runner.runner import Runner
 from pipeline.settings import Settings
-from pipeline.webhooks.binding_outbox import BindingOutbox
-from pipeline.webhooks.processor import BILLING_GROUP, BillingEventProcessor
+from pipeline.webhooks.binding_outbox import BindingOutbox, OutboxStatus
+from pipeline.webhooks.processor import BILLING_GROUP, BillingEventProcessor, ProcessorStatus
 from pipeline.webhooks.recovery import Recovery
+from pipeline.webhooks.set_aside import append_set_aside
 from pipeline.webhooks.walker import Canary, Walker
 from schemas.clock import SECOND_MS, Clock
-from schemas.errors import InvalidInput
 from schemas.log import BILLING_EVENTS_TOPIC
 from schemas.side_tables import SideTables
 
@@ -33,6 +31,19 @@ from schemas.side_tables import SideTables
 READ_EVENTS_MAX: Final = 200
 HELD_EVENTS_MAX: Final = 10_000
 COUNT_INTERVAL_S: Final = 15.0
+LINGER_S: Final = 1.5
+# What only the process that owns partition 0 knows. Another process, and one that lost the partition, shows none.
+OWNER_GAUGES: Final[tuple[MetricName, ...]] = (
+    "tidemark_mirror_held_events",
+    "tidemark_mirror_set_aside_events",
+    "tidemark_mirror_overlaps",
+    "tidemark_mirror_due_bindings",
+    "tidemark_mirror_due_binding_age_seconds",
+    "tidemark_mirror_recovered_events",
+    "tidemark_mirror_walked_seconds",
+    "tidemark_mirror_canary_heard_seconds",
+    "tidemark_mirror_canary_silent",
+)
 
 
 async def run_mirror(settings: Settings) -> None:
@@ -41,15 +52,8 @@ async def run_mirror(settings: Settings) -> None:
     base = await open_base(settings)
     async with contextlib.AsyncExitStack() as stack:
         stack.push_async_callback(base.log.close)
-        objects = open_stripe_objects(settings)
+        objects = await open_stripe_objects(base)
         stack.push_async_callback(objects.close)
-        meters = open_stripe(settings)
-        if meters is None:
-            raise InvalidInput("TIDEMARK_STRIPE_API_KEY", "is not set; the mirror has nobody to ask")
-        try:
-            await check_stripe_key(base, meters)
-        finally:
-            await meters.close()
         view = open_live_view(settings)
         stack.push_async_callback(view.close)
         tables = await open_side_tables(base)
@@ -58,14 +62,16 @@ async def run_mirror(settings: Settings) -> None:
         processor = BillingEventProcessor(base.log, tables, objects, base.clock, settings.canary_customer)
         outbox = BindingOutbox(tables, account_log(base), view)
         canary = Canary(settings.canary_customer, objects, tables, base.clock) if settings.canary_customer else None
-        walker, metrics, counted = Walker(base.log, objects, tables, base.clock), Metrics(), _Counted(tables)
+        walker, metrics, counted = Walker(base.log, objects, tables, base.clock), Metrics(), Counted(tables)
         recoveries: list[Recovery] = []
 
         def beside(runner: Runner) -> Iterable[Awaitable[None]]:
             def owned() -> set[int]:
                 return {0} & set(runner.assigned(BILLING_EVENTS_TOPIC))
 
-            recovery = Recovery(walker, canary, base.clock, lambda: bool(owned()))
+            recovery = Recovery(
+                walker, canary, base.clock, lambda: bool(owned()), lambda: append_set_aside(base.log, tables)
+            )
             recoveries.append(recovery)
 
             def failed() -> None:
@@ -78,51 +84,73 @@ async def run_mirror(settings: Settings) -> None:
             )
 
         def refresh() -> None:
-            _gauges(metrics, base.clock, processor, outbox, counted)
-            for recovery in recoveries:
-                _recovery_gauges(metrics, recovery)
+            show(metrics, base.clock, processor.status(), outbox.status(), counted, recoveries)
 
-        runner = runner_settings(settings, BILLING_GROUP, flush_events_max=READ_EVENTS_MAX)
+        # The events of a sign-up come within a second or two, and share their fetches if they are read together.
+        runner = runner_settings(settings, BILLING_GROUP, flush_events_max=READ_EVENTS_MAX, linger_s=LINGER_S)
         await run_processor(base, processor, runner, beside, metrics, refresh)
 
 
-class _Counted:
+class Counted:
     """What waits for a person, counted now and then because a scrape cannot wait for SQL; None before the first."""
 
     def __init__(self, tables: SideTables) -> None:
         self._tables = tables
         self.held: int | None = None
+        self.aside: int | None = None
         self.overlaps: int | None = None
 
     async def count(self) -> None:
         self.held = len(await self._tables.held(limit=HELD_EVENTS_MAX))
+        self.aside = len(await self._tables.set_aside(HELD_EVENTS_MAX))
         self.overlaps = len(await self._tables.overlaps())
 
 
-def _gauges(
-    metrics: Metrics, clock: Clock, processor: BillingEventProcessor, outbox: BindingOutbox, counted: _Counted
+def show(
+    metrics: Metrics,
+    clock: Clock,
+    status: ProcessorStatus,
+    due: OutboxStatus,
+    counted: Counted,
+    recoveries: Iterable[Recovery],
 ) -> None:
-    status, due = processor.status(), outbox.status()
+    """Set the gauges. Those of the owner of partition 0 end with the ownership: the next owner shows newer values."""
     for outcome, events in status.outcomes.items():
         metrics.set("tidemark_mirror_events", events, outcome=outcome)
     for result, fetches in status.fetches.items():
         metrics.set("tidemark_mirror_fetches", fetches, result=result)
     if status.delay_s is not None:
         metrics.set("tidemark_mirror_delay_seconds", status.delay_s)
-    if counted.held is not None:
-        metrics.set("tidemark_mirror_held_events", counted.held)
-    if counted.overlaps is not None:
-        metrics.set("tidemark_mirror_overlaps", counted.overlaps)
+    metrics.set("tidemark_mirror_oldest_event_age_seconds", _age_s(clock, status.waiting_ms) or 0)
+    metrics.set("tidemark_mirror_gaps", status.gaps, of="log")
+    for gauge in OWNER_GAUGES:
+        metrics.clear(gauge)
+    for recovery in recoveries:
+        if recovery.is_owner:
+            _waiting_gauges(metrics, clock, due, counted)
+            _recovery_gauges(metrics, recovery)
+
+
+def _waiting_gauges(metrics: Metrics, clock: Clock, due: OutboxStatus, counted: Counted) -> None:
     metrics.set("tidemark_mirror_due_bindings", due.due)
-    metrics.clear("tidemark_mirror_due_binding_age_seconds")
-    if due.oldest_ms is not None:
-        metrics.set("tidemark_mirror_due_binding_age_seconds", max(0, clock.now_ms() - due.oldest_ms) / SECOND_MS)
+    _set_known(metrics, "tidemark_mirror_due_binding_age_seconds", _age_s(clock, due.oldest_ms))
+    _set_known(metrics, "tidemark_mirror_held_events", counted.held)
+    _set_known(metrics, "tidemark_mirror_set_aside_events", counted.aside)
+    _set_known(metrics, "tidemark_mirror_overlaps", counted.overlaps)
 
 
 def _recovery_gauges(metrics: Metrics, recovery: Recovery) -> None:
     metrics.set("tidemark_mirror_recovered_events", recovery.found)
     metrics.set("tidemark_mirror_canary_silent", int(recovery.is_silent))
-    if recovery.walked is not None:
-        metrics.set("tidemark_mirror_walked_seconds", recovery.walked.until_s)
-    if recovery.heard_s is not None:
-        metrics.set("tidemark_mirror_canary_heard_seconds", recovery.heard_s)
+    metrics.set("tidemark_mirror_gaps", recovery.gaps, of="list")
+    _set_known(metrics, "tidemark_mirror_walked_seconds", recovery.until_s)
+    _set_known(metrics, "tidemark_mirror_canary_heard_seconds", recovery.heard_s)
+
+
+def _set_known(metrics: Metrics, name: MetricName, value: float | None) -> None:
+    if value is not None:
+        metrics.set(name, value)
+
+
+def _age_s(clock: Clock, since_ms: int | None) -> float | None:
+    return None if since_ms is None else max(0, clock.now_ms() - since_ms) / SECOND_MS

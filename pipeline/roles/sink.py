@@ -6,7 +6,8 @@ import random
 from typing import Final
 
 from pipeline.billing.customers import BindingResolver
-from pipeline.billing.sender import SenderPolicy, StripeSender
+from pipeline.billing.policy import policy_for
+from pipeline.billing.sender import StripeSender
 from pipeline.metrics import Metrics
 from pipeline.open import check_stripe_key, open_base, open_live_view, open_stripe
 from pipeline.roles.base import run_processor, runner_settings
@@ -31,7 +32,7 @@ async def run_sink(settings: Settings) -> None:
             BindingResolver(view.accounts, base.genesis.partitions),
             base.clock,
             random.Random(),
-            SenderPolicy(rate_per_s=settings.stripe_rate_per_s),
+            policy_for(livemode=base.genesis.livemode, rate_per_s=settings.stripe_rate_per_s),
         )
         metrics = Metrics()
         await run_processor(
@@ -55,6 +56,7 @@ def _gauges(sender: StripeSender, metrics: Metrics) -> None:
         metrics.set("tidemark_sink_held_intents", intents, hold=hold)
     for result, calls in status.counts.items():
         metrics.set("tidemark_sink_results", calls, result=result)
+    metrics.set("tidemark_sink_open_breakers", status.open_breakers)
     metrics.clear("tidemark_sink_held_deadline_seconds")
     if status.held_deadline_ms is not None:
         metrics.set("tidemark_sink_held_deadline_seconds", status.held_deadline_ms / 1000)

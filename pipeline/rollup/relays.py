@@ -12,7 +12,7 @@ from typing import Final, NamedTuple
 
 from aggregators.codec import parse_cell_field, parse_cell_text, parse_report_field
 from aggregators.deferred import complete_up_to_ms
-from aggregators.intents import intent_of
+from aggregators.intents import intent_of, parts_of
 from schemas.analytics import DuplicateRow, HourlyRow, HourlyStore, RelayPosition
 from schemas.clock import HOUR_MS
 from schemas.errors import OperatorNeeded
@@ -190,7 +190,7 @@ class ReportRelay:
                 intent_of(checkpoint, start_ms, end_ms, keys[field], text, states[keys[field].account])
                 for field, text in entries.items()
             ]
-            changed = [intent for intent in intents if intent is not None]
+            changed = [part for intent in intents if intent is not None for part in parts_of(intent)]
             await asyncio.gather(*(self._publish(partition, intent) for intent in changed))
             published += len(changed)
             await self._reports.confirm_reports(partition, start_ms, entries)

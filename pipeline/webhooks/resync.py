@@ -2,50 +2,102 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import Final
 
 from aggregators.billing_events import resync_record
 from pipeline.webhooks.appending import append_events
 from schemas.billing_events import ObjectKind, ObjectName, StripeObjects, Via
-from schemas.log import Log
-from schemas.side_tables import TABLE_OF, SideTables
+from schemas.clock import MINUTE_MS, Clock
+from schemas.errors import Transient
+from schemas.log import BILLING_EVENTS_TOPIC, Log
+from schemas.side_tables import SideTables
 
-# Customers come first: a customer's other rows are linked to an account through the customer.
-ORDER: Final = (ObjectKind.CUSTOMER, ObjectKind.SUBSCRIPTION, ObjectKind.SCHEDULE, ObjectKind.INVOICE)
+# A customer comes after its subscriptions: the timeline plans nothing for a customer without a row, and would take a
+# customer whose subscriptions are not read yet for one without any.
+ORDER: Final = (ObjectKind.SUBSCRIPTION, ObjectKind.SCHEDULE, ObjectKind.INVOICE, ObjectKind.CUSTOMER)
+# An event that Stripe delivers meanwhile waits for one batch: for a hundred fetches, which take some seconds.
+BATCH_RECORDS: Final = 100
+LOOK_S: Final = 0.5
+# A step of the role `mirror` may take 15 minutes.
+STALLED_MS: Final = 16 * MINUTE_MS
+
+Feed = Callable[[Sequence[bytes]], Awaitable[int]]
 
 
 async def resync(
-    log: Log, objects: StripeObjects, tables: SideTables, run: str, now_s: int, customer: str = ""
+    feed: Feed, objects: StripeObjects, tables: SideTables, run: str, now_s: int, customer: str = ""
 ) -> dict[ObjectKind, int]:
-    """Append a resync record for each object that Stripe lists or the mirror has; returns how many, by kind.
+    """Feed a resync record for each object that the mirror has or Stripe lists; returns how many, by kind.
 
-    `run` names the resync: a second run of the same name changes nothing that the first one did. With `customer`, only
-    the customer's objects. Stripe lists no deleted objects, so those in the mirror are asked for by their ids. Costs a
-    call per 100 objects now, and one per object when the records are processed. Raises `Transient` and `Refused`;
-    afterwards repeat it with the same `run`.
+    `feed` appends up to `BATCH_RECORDS` records and returns their number. `run` names the resync: a second run of the
+    same name changes nothing that the first one did. With `customer`, only the customer's objects. Stripe lists no
+    deleted objects, so those of the mirror are asked for by their ids. Costs a call per 100 objects now, and one per
+    object when the records are processed. Raises `Transient` and `Refused`; afterwards repeat it with the same `run`.
     """
-    mirror = await tables.mirror()
     counts: dict[ObjectKind, int] = {}
     for kind in ORDER:
-        seen: set[str] = set()
-        values: list[bytes] = []
-        async for name, owner in _listed(objects, kind):
-            seen.add(name.id)
-            if customer in ("", owner):
-                values.append(resync_record(run, name, owner, now_s))
-        for row in mirror[TABLE_OF[kind]]:
-            identifier = str(row["id"])
-            owner = identifier if kind is ObjectKind.CUSTOMER else str(row["customer_id"] or "")
-            if identifier not in seen and customer in ("", owner):
-                values.append(resync_record(run, ObjectName(kind, identifier), owner, now_s))
-        counts[kind] = await append_events(log, values, Via.RESYNC)
+        counts[kind], batch = 0, []
+        async for name, owner in _names(objects, tables, kind, customer):
+            batch.append(resync_record(run, name, owner, now_s))
+            if len(batch) == BATCH_RECORDS:
+                counts[kind] += await feed(batch)
+                batch = []
+        if batch:
+            counts[kind] += await feed(batch)
     return counts
 
 
-async def _listed(objects: StripeObjects, kind: ObjectKind) -> AsyncIterator[tuple[ObjectName, str]]:
+class PatientFeed:
+    """Appends a batch of records after the batch before was processed, so that live events do not wait behind all."""
+
+    def __init__(self, log: Log, tables: SideTables, clock: Clock, told: Callable[[int], None]) -> None:
+        """`told` gets the number of records appended so far, after each batch."""
+        self._log = log
+        self._tables = tables
+        self._clock = clock
+        self._told = told
+        self._ends: dict[int, int] = {}
+        self._appended = 0
+
+    async def append(self, values: Sequence[bytes]) -> int:
+        """Append a batch; returns its size. Raises `Transient` if nothing is processed for `STALLED_MS`, and the log's
+        errors."""
+        await self._processed()
+        count = await append_events(self._log, values, Via.RESYNC)
+        partitions = range(await self._log.partition_count(BILLING_EVENTS_TOPIC))
+        self._ends = {at: (await self._log.bounds(BILLING_EVENTS_TOPIC, at)).next for at in partitions}
+        self._appended += count
+        self._told(self._appended)
+        return count
+
+    async def _processed(self) -> None:
+        """Wait until the positions are behind the last batch."""
+        last, since_ms = -1, self._clock.now_ms()
+        while left := sum([max(0, end - (await self._tables.position(at) or 0)) for at, end in self._ends.items()]):
+            if left != last:
+                last, since_ms = left, self._clock.now_ms()
+            elif self._clock.now_ms() - since_ms > STALLED_MS:
+                raise Transient(
+                    f"{left} events wait, and none was processed for {STALLED_MS // MINUTE_MS} minutes: look at the "
+                    f"role mirror, then repeat the command with its --run"
+                )
+            await self._clock.sleep(LOOK_S)
+
+
+async def _names(
+    objects: StripeObjects, tables: SideTables, kind: ObjectKind, customer: str
+) -> AsyncIterator[tuple[ObjectName, str]]:
+    """The objects of the mirror, then those at Stripe that the mirror does not have, each with its customer."""
     after = ""
-    while page := await objects.names(kind, after):
-        for name, owner in page:
-            yield name, owner
-        after = page[-1][0].id
+    while known := await tables.known(kind, after, customer):
+        for pair in known:
+            yield pair
+        after = known[-1][0].id
+    after = ""
+    while listed := await objects.names(kind, after, customer):
+        seqs = await tables.fetch_seqs([name for name, _ in listed])
+        for name, owner in listed:
+            if not seqs[name]:
+                yield name, owner
+        after = listed[-1][0].id

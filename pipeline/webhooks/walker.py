@@ -8,11 +8,13 @@ event, and if the event does not come as a webhook within minutes, webhooks are 
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping, Sequence
 from typing import Final, NamedTuple
 
 import msgspec
 
 from aggregators.billing_events import read_event
+from aggregators.instants import format_instant_ms
 from pipeline.webhooks.appending import append_events
 from schemas.billing_events import StripeObjects, Via
 from schemas.clock import SECOND_MS, Clock
@@ -23,10 +25,16 @@ from schemas.side_tables import SideTables
 KEPT_S: Final = 30 * 86_400
 # An event may appear in the list after a later one, and the clocks of Stripe and of this machine differ.
 OVERLAP_S: Final = 600
+# The list is read in slices, so that a walk which is interrupted goes on where it was. Slices without events grow.
+SLICE_S: Final = 3_600
+SLICE_S_MAX: Final = 86_400
 CURSOR: Final = "stripe_events"
+CANARY_CURSOR: Final = "canary"
 CHUNK_EVENTS: Final = 500
 CANARY_PATIENCE_S: Final = 120
 CANARY_LOOK_S: Final = 5.0
+# The event may be processed by another machine, whose clock is behind.
+CLOCKS_DIFFER_MS: Final = 10_000
 
 _log: Final = logging.getLogger(__name__)
 
@@ -42,47 +50,98 @@ class Walked(NamedTuple):
 
 
 class Walker:
-    """Walks over Stripe's list of events."""
+    """Walks over Stripe's list of events.
+
+    `until_s` is up to where the list was read, None before the first slice. `gaps` counts the times that the list began
+    after the cursor.
+    """
 
     def __init__(self, log: Log, objects: StripeObjects, tables: SideTables, clock: Clock) -> None:
         self._log = log
         self._objects = objects
         self._tables = tables
         self._clock = clock
+        self.until_s: int | None = None
+        self.gaps = 0
+
+    async def resume(self) -> int | None:
+        """When the cursor was moved last, in seconds; None if never. Raises `Transient`."""
+        cursor = await self._tables.cursor(CURSOR)
+        if cursor is None:
+            return None
+        self.until_s = cursor.until_s
+        return cursor.moved_ms // SECOND_MS
 
     async def go_on(self) -> Walked:
         """Walk from the last walk's end, less `OVERLAP_S`, until now; without one, from the oldest event that Stripe
-        keeps. Raises `Transient`, `Refused`, and `OperatorNeeded` if there are too many events."""
-        now_s = self._now_s()
+        keeps. Moves the cursor after each slice. Raises `Transient`, `Refused`, `InvalidInput`, and `OperatorNeeded` if
+        there are too many events."""
+        oldest_s = self._now_s() - KEPT_S
         cursor = await self._tables.cursor(CURSOR)
-        since_s = now_s - KEPT_S if cursor is None else max(cursor - OVERLAP_S, now_s - KEPT_S)
-        walked = await self.walk(since_s)
-        await self._tables.move_cursor(CURSOR, walked.until_s, self._clock.now_ms())
-        return walked
+        if cursor is not None and cursor.until_s < oldest_s:
+            self.gaps += 1
+            _log.error(
+                "Stripe's list of events was read up to %s, and begins at %s: what was not delivered in between is "
+                "unknown, run `tidemark billing resync`",
+                format_instant_ms(cursor.until_s * SECOND_MS), format_instant_ms(oldest_s * SECOND_MS),
+            )  # fmt: skip
+        since_s = oldest_s if cursor is None else max(cursor.until_s - OVERLAP_S, oldest_s)
+        return await self._walk(since_s, moves_cursor=True)
 
     async def walk(self, since_s: int) -> Walked:
         """Walk from an instant until now. Leaves the cursor where it is. Errors as `go_on`."""
+        return await self._walk(since_s, moves_cursor=False)
+
+    async def _walk(self, since_s: int, *, moves_cursor: bool) -> Walked:
         until_s = self._now_s() + 1
-        wanted: dict[str, bytes] = {}
-        for document in await self._objects.events(since_s, until_s):
-            value = msgspec.json.encode(document)
-            try:
-                event = read_event(value)
-            except InvalidInput as error:
-                _log.warning("an event in Stripe's list is not understood, and is left out: %s", error)
-                continue
-            if event.objects:
-                wanted[event.id] = value
+        begins_s, length_s, listed, appended = since_s, SLICE_S, 0, 0
+        while begins_s < until_s:
+            ends_s = min(begins_s + length_s, until_s)
+            documents = await self._objects.events(begins_s, ends_s)
+            wanted = _wanted(documents)
+            listed += len(wanted)
+            appended += await self._append_unknown(wanted)
+            if moves_cursor:
+                await self._tables.move_cursor(CURSOR, ends_s, self._clock.now_ms())
+                self.until_s = ends_s
+            begins_s, length_s = ends_s, SLICE_S if documents else min(2 * length_s, SLICE_S_MAX)
+        return Walked(since_s, until_s, listed, appended)
+
+    async def _append_unknown(self, wanted: Mapping[str, bytes]) -> int:
         ids, appended = list(wanted), 0
         for first in range(0, len(ids), CHUNK_EVENTS):
             chunk = ids[first : first + CHUNK_EVENTS]
             seen = await self._tables.seen(chunk)
             values = [wanted[event_id] for event_id in chunk if event_id not in seen]
             appended += await append_events(self._log, values, Via.LIST)
-        return Walked(since_s, until_s, len(wanted), appended)
+        return appended
 
     def _now_s(self) -> int:
         return self._clock.now_ms() // SECOND_MS
+
+
+def _wanted(documents: Sequence[Mapping[str, object]]) -> dict[str, bytes]:
+    """The events that concern the side tables, by id."""
+    wanted: dict[str, bytes] = {}
+    for document in documents:
+        value = msgspec.json.encode(document)
+        try:
+            event = read_event(value)
+        except InvalidInput as error:
+            _log.warning("an event in Stripe's list is not understood, and is left out: %s", error)
+            continue
+        if event.objects:
+            wanted[event.id] = value
+    return wanted
+
+
+async def set_back(tables: SideTables, clock: Clock) -> None:
+    """Have the next walk read the list from its start. A walk that runs now may move the cursor on again."""
+    now_ms = clock.now_ms()
+    begins_s = now_ms // SECOND_MS - KEPT_S + SLICE_S
+    cursor = await tables.cursor(CURSOR)
+    if cursor is not None and cursor.until_s > begins_s:
+        await tables.move_cursor(CURSOR, begins_s, now_ms)
 
 
 class Canary:
@@ -95,26 +154,33 @@ class Canary:
         self._clock = clock
         self.heard_s: int | None = None
 
+    async def resume(self) -> tuple[int, bool] | None:
+        """When the customer was changed last, in seconds, and whether the event is overdue; None if never. Raises
+        `Transient`."""
+        cursor = await self._tables.cursor(CANARY_CURSOR)
+        if cursor is None:
+            return None
+        is_heard = await self._is_heard(cursor.moved_ms)
+        waited_ms = self._clock.now_ms() - cursor.moved_ms
+        return cursor.until_s, not is_heard and waited_ms > CANARY_PATIENCE_S * SECOND_MS
+
     async def sings(self) -> bool:
         """Change the customer, and say whether the event came as a webhook and was processed within
         `CANARY_PATIENCE_S`. Raises `Transient`, `Refused`, and `InvalidInput` if Stripe has no such customer."""
-        began_s = self._clock.now_ms() // SECOND_MS
-        await self._objects.touch(self._customer, str(self._clock.now_ms()))
-        event_id = ""
-        while self._clock.now_ms() // SECOND_MS <= began_s + CANARY_PATIENCE_S:
+        began_ms = self._clock.now_ms()
+        await self._objects.touch(self._customer, str(began_ms))
+        await self._tables.move_cursor(CANARY_CURSOR, began_ms // SECOND_MS, began_ms)
+        while self._clock.now_ms() <= began_ms + CANARY_PATIENCE_S * SECOND_MS:
             try:
-                event_id = event_id or await self._event_since(began_s)
-                if event_id and (await self._tables.seen([event_id])).get(event_id) is Via.WEBHOOK:
-                    self.heard_s = self._clock.now_ms() // SECOND_MS
+                if await self._is_heard(began_ms):
                     return True
             except Transient as error:
                 _log.warning("the canary cannot be looked for: %s", error)
             await self._clock.sleep(CANARY_LOOK_S)
         return False
 
-    async def _event_since(self, since_s: int) -> str:
-        """The id of the newest event about the customer; "" before Stripe lists one."""
-        listed = await self._objects.events(since_s - 1, since_s + CANARY_PATIENCE_S)
-        events = [read_event(msgspec.json.encode(document)) for document in listed]
-        ids = [event.id for event in events if event.customer == self._customer and event.type == "customer.updated"]
-        return ids[-1] if ids else ""
+    async def _is_heard(self, since_ms: int) -> bool:
+        heard_ms = await self._tables.heard_ms(self._customer, since_ms - CLOCKS_DIFFER_MS)
+        if heard_ms is not None:
+            self.heard_s = heard_ms // SECOND_MS
+        return heard_ms is not None

@@ -32,11 +32,11 @@ def plan_bindings(connection: Connection, heads: Mapping[str, Head], planner: Pl
     if not heads:
         return
     links = links_of(connection, set(heads))
-    owned = _owned(connection, {link.customer for own in links.values() for link in own})
+    owned = _owned(connection, {link.customer for own in links.values() for link in own if link.customer})
     planned = _planned(connection, set(heads))
     rows: list[Values] = []
     for account, head in sorted(heads.items()):
-        customers = sorted({link.customer for link in links[account]})
+        customers = sorted({link.customer for link in links[account] if link.customer})
         tables: dict[str, list[Row]] = defaultdict(list)
         for customer in customers:
             for name, own in owned[customer].items():

@@ -1,20 +1,25 @@
-"""The transaction that links an account to a customer."""
+"""The transactions that link an account to a customer, and end a link."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Final
 
-from sqlalchemy import Connection, insert
+from sqlalchemy import ColumnElement, Connection, delete, insert
 
+from aggregators.instants import format_instant_ms
+from schemas.clock import MINUTE_MS
 from schemas.errors import InvalidInput
 from schemas.periods import INSTANT_MAX_MS, INSTANT_MIN_MS
 from schemas.side_tables import Link
 from sinks.sql import audit
 from sinks.sql.bindings import Planner, plan_bindings
-from sinks.sql.queries import insert_new, links_of, lock_accounts, lock_customers, rows_where, save_heads
+from sinks.sql.queries import Head, insert_new, links_of, lock_accounts, lock_customers, rows_where, save_heads
 from sinks.sql.tables import account_customers, accounts
 
 COMMAND: Final = "account link"
+UNLINK_COMMAND: Final = "account unlink"
+NOBODY: Final = ""
 
 
 def link(
@@ -41,19 +46,71 @@ def link(
     for own in before:
         if own.customer == customer and own.starts_ms <= starts_ms and (own.ends_ms is None or starts_ms < own.ends_ms):
             return own
-        if own.starts_ms == starts_ms:
+        if own.starts_ms == starts_ms and own.customer:
             raise InvalidInput("starts_ms", f"account {account} has {own.customer} from then on; name a later instant")
+    if before and starts_ms < _minute(now_ms):
+        raise InvalidInput(
+            "starts_ms",
+            f"account {account} has been linked before, so another link begins at {format_instant_ms(_minute(now_ms))} "
+            "or later: usage before that stays with the payer before. Leave the instant out to link from now on",
+        )
+    _forget(connection, account, account_customers.c.starts_ms == starts_ms)
     connection.execute(insert(account_customers), {"account": account, "customer_id": customer, "starts_ms": starts_ms})
     after = links_of(connection, {account})[account]
     (made,) = (own for own in after if own.starts_ms == starts_ms)
     _check_free(connection, made)
+    _finish(connection, planner, heads, COMMAND, made, before, actor, reason, now_ms)
+    return made
+
+
+def unlink(connection: Connection, planner: Planner, account: str, actor: str, reason: str, now_ms: int) -> Link:
+    """End an account's link and plan its bindings. See `schemas.side_tables.SideTables.unlink`."""
+    if not actor or "\0" in actor:
+        raise InvalidInput("actor", "must not be empty or have a NUL")
+    heads = lock_accounts(connection, {account})
+    before = links_of(connection, {account})[account]
+    if not before:
+        raise InvalidInput("account", f"{account!r} is linked to no customer")
+    if not before[-1].customer and before[-1].starts_ms <= now_ms:
+        return before[-1]
+    made = Link(account, NOBODY, _minute(now_ms))
+    _forget(connection, account, account_customers.c.starts_ms >= made.starts_ms)
+    row = {"account": account, "customer_id": NOBODY, "starts_ms": made.starts_ms}
+    connection.execute(insert(account_customers), row)
+    _finish(connection, planner, heads, UNLINK_COMMAND, made, before, actor, reason, now_ms)
+    return made
+
+
+def _minute(instant_ms: int) -> int:
+    return instant_ms // MINUTE_MS * MINUTE_MS
+
+
+def _forget(connection: Connection, account: str, which: ColumnElement[bool]) -> None:
+    connection.execute(delete(account_customers).where(account_customers.c.account == account, which))
+
+
+def _finish(
+    connection: Connection,
+    planner: Planner,
+    heads: dict[str, Head],
+    command: str,
+    made: Link,
+    before: Sequence[Link],
+    actor: str,
+    reason: str,
+    now_ms: int,
+) -> None:
+    """Write the audit row of changed links, and plan what follows from them."""
+    account = made.account
+    after = links_of(connection, {account})[account]
+    entity_id = made.customer or next((own.customer for own in reversed(before) if own.starts_ms <= now_ms), NOBODY)
     row = audit.next_row(
         heads[account],
         account,
         now_ms,
         actor=actor,
-        cause=COMMAND,
-        entity=("account_customer", customer),
+        cause=command,
+        entity=("account_customer", entity_id),
         before=[own._asdict() for own in before if own not in after],
         after=[own._asdict() for own in after if own not in before],
         reason=reason,
@@ -61,7 +118,6 @@ def link(
     audit.append(connection, [(row, heads[account].audit_hash)])
     plan_bindings(connection, heads, planner, now_ms)
     save_heads(connection, heads)
-    return made
 
 
 def _check_free(connection: Connection, made: Link) -> None:
@@ -76,6 +132,6 @@ def _check_free(connection: Connection, made: Link) -> None:
             if before_end and (other.ends_ms is None or made.starts_ms < other.ends_ms):
                 raise InvalidInput(
                     "customer",
-                    f"{made.customer} belongs to account {other.account} at that time; link {other.account} to "
-                    "another customer first",
+                    f"{made.customer} belongs to account {other.account} at that time: name a later instant, after "
+                    f"`tidemark account unlink {other.account}` or a link of {other.account} to another customer",
                 )

@@ -9,13 +9,18 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
-from sqlalchemy import ColumnElement, Connection, bindparam, literal_column, select, update
+from sqlalchemy import ColumnElement, Connection, bindparam, func, literal_column, select, update
 from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.exc import DataError, IntegrityError
 
-from schemas.billing_events import ObjectName, Via
+from schemas.billing_events import ObjectKind, ObjectName, Via
 from schemas.side_tables import (
     OVERLAP,
+    TABLE_OF,
+    WAITING,
     AuditRow,
+    Cursor,
+    Due,
     DueBinding,
     HeldEvent,
     Link,
@@ -25,11 +30,12 @@ from schemas.side_tables import (
     Row,
     Step,
     Timeline,
+    Unstorable,
 )
 from sinks.sql import links, step
 from sinks.sql.bindings import Planner, binding_of
 from sinks.sql.queries import links_of, mirror_rows, rows_where
-from sinks.sql.tables import account_bindings, audit, cursors, processed_events
+from sinks.sql.tables import account_bindings, audit, cursors, customer_column, mirror, processed_events
 
 Answer = TypeVar("Answer")
 
@@ -63,7 +69,7 @@ class SqlSideTables(ABC):
     async def unknown(self, event_ids: Sequence[str]) -> set[str]:
         def body(connection: Connection) -> set[str]:
             rows = rows_where(connection, processed_events, "event_id", set(event_ids))
-            return set(event_ids) - {row["event_id"] for row in rows if row["outcome"] != Outcome.HELD}
+            return set(event_ids) - {row["event_id"] for row in rows if row["outcome"] not in WAITING}
 
         return await self._run(body)
 
@@ -78,7 +84,10 @@ class SqlSideTables(ABC):
         return await self._run(lambda connection: step.fetch_seqs(connection, names))
 
     async def commit(self, step_: Step) -> Mapping[str, Outcome]:
-        return await self._run(lambda connection: step.commit(connection, step_, self._planner))
+        try:
+            return await self._run(lambda connection: step.commit(connection, step_, self._planner))
+        except (IntegrityError, DataError, UnicodeEncodeError, OverflowError) as error:
+            raise Unstorable(_refused(error)) from error
 
     async def link(self, account: str, customer: str, starts_ms: int, actor: str, reason: str, now_ms: int) -> Link:
         return await self._run(
@@ -87,14 +96,25 @@ class SqlSideTables(ABC):
             )
         )
 
+    async def unlink(self, account: str, actor: str, reason: str, now_ms: int) -> Link:
+        return await self._run(
+            lambda connection: links.unlink(connection, self._planner, account, actor, reason, now_ms)
+        )
+
     async def links(self, account: str) -> Sequence[Link]:
         return await self._run(lambda connection: links_of(connection, {account})[account])
 
     async def held(self, customer: str = "", limit: int = 1_000) -> Sequence[HeldEvent]:
+        return await self._waiting(Outcome.HELD, customer, limit)
+
+    async def set_aside(self, limit: int = 1_000) -> Sequence[HeldEvent]:
+        return await self._waiting(Outcome.SET_ASIDE, "", limit)
+
+    async def _waiting(self, outcome: Outcome, customer: str, limit: int) -> Sequence[HeldEvent]:
         found = processed_events.c
         wanted = select(found.event_id, found.type, found.customer_id, found.log_partition, found.log_offset)
         # The text is in the statement because PostgreSQL finds the partial index only then.
-        wanted = wanted.where(found.outcome == literal_column("'held'")).order_by(
+        wanted = wanted.where(found.outcome == literal_column(f"'{outcome}'")).order_by(
             found.processed_ms, found.log_partition, found.log_offset, found.event_id
         )
         if customer:
@@ -103,15 +123,24 @@ class SqlSideTables(ABC):
             lambda connection: [HeldEvent(*row) for row in connection.execute(wanted.limit(limit)).all()]
         )
 
-    async def due_bindings(self, limit: int = 500) -> Sequence[DueBinding]:
+    async def due_bindings(self, limit: int = 500, *, account: str = "", after: str = "") -> Sequence[DueBinding]:
         due = account_bindings.c
         wanted = select(account_bindings).where(due.sent_ms.is_(None)).order_by(due.account, due.number).limit(limit)
+        if account:
+            wanted = wanted.where(due.account == account)
+        elif after:
+            wanted = wanted.where(due.account > after)
         return await self._run(
             lambda connection: [
                 DueBinding(row["account"], row["number"], binding_of(row))
                 for row in connection.execute(wanted).mappings()
             ]
         )
+
+    async def due(self) -> Due:
+        column = account_bindings.c
+        wanted = select(func.count(), func.min(column.planned_ms)).where(column.sent_ms.is_(None))
+        return await self._run(lambda connection: Due(*connection.execute(wanted).one()))
 
     async def sent(self, bindings: Sequence[DueBinding], now_ms: int) -> None:
         table = account_bindings
@@ -139,9 +168,41 @@ class SqlSideTables(ABC):
     async def mirror(self) -> Mapping[str, Sequence[Row]]:
         return await self._run(mirror_rows)
 
-    async def cursor(self, name: str) -> int | None:
-        wanted = select(cursors.c.until_s).where(cursors.c.name == name)
+    async def counts(self) -> Mapping[str, int]:
+        def body(connection: Connection) -> dict[str, int]:
+            counted = {name: select(func.count()).select_from(table) for name, table in mirror.items()}
+            return {name: connection.execute(wanted).scalar_one() for name, wanted in counted.items()}
+
+        return await self._run(body)
+
+    async def known(
+        self, kind: ObjectKind, after: str = "", customer: str = "", limit: int = 1_000
+    ) -> Sequence[tuple[ObjectName, str]]:
+        table = mirror[TABLE_OF[kind]]
+        owner = table.c[customer_column(kind)]
+        wanted = select(table.c.id, owner).where(table.c.id > after).order_by(table.c.id).limit(limit)
+        if customer:
+            wanted = wanted.where(owner == customer)
+        rows: Sequence[Any] = await self._run(lambda connection: connection.execute(wanted).all())
+        return [(ObjectName(kind, identifier), of or "") for identifier, of in rows]
+
+    async def heard_ms(self, customer: str, since_ms: int) -> int | None:
+        found = processed_events.c
+        # The texts are in the statement because PostgreSQL finds the partial index only then.
+        is_delivered = (found.type == literal_column("'customer.updated'")) & (found.via == literal_column("'webhook'"))
+        wanted = select(func.max(found.processed_ms)).where(
+            is_delivered, found.customer_id == customer, found.processed_ms >= since_ms
+        )
         return await self._run(lambda connection: connection.execute(wanted).scalar())
+
+    async def cursor(self, name: str) -> Cursor | None:
+        wanted = select(cursors.c.until_s, cursors.c.moved_ms).where(cursors.c.name == name)
+
+        def body(connection: Connection) -> Cursor | None:
+            row = connection.execute(wanted).first()
+            return None if row is None else Cursor(*row)
+
+        return await self._run(body)
 
     async def move_cursor(self, name: str, until_s: int, now_ms: int) -> None:
         values = {"until_s": until_s, "moved_ms": now_ms}
@@ -152,3 +213,12 @@ class SqlSideTables(ABC):
             connection.execute(row.on_conflict_do_update(index_elements=["name"], set_=values))
 
         await self._run(body)
+
+
+def _refused(error: Exception) -> str:
+    """Why a database refused a row, without the row's values: they are people's data."""
+    cause = getattr(error, "orig", None) or error
+    said = getattr(getattr(cause, "diag", None), "message_primary", None)
+    if said is None and isinstance(error, UnicodeEncodeError):
+        said = "a text has a character that is not Unicode"
+    return str(said or type(cause).__name__)

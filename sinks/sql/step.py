@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
-from sqlalchemy import Connection, bindparam, delete, insert, select, update
+from sqlalchemy import Connection, bindparam, delete, insert, or_, select, update
 
 from schemas.billing_events import ObjectKind, ObjectName, Via
 from schemas.errors import Fenced
@@ -15,6 +15,7 @@ from schemas.side_tables import (
     MIRROR_COLUMNS,
     PARTS_OF,
     TABLE_OF,
+    WAITING,
     Arrived,
     AuditRow,
     Fetched,
@@ -76,7 +77,7 @@ def commit(connection: Connection, step: Step, planner: Planner) -> dict[str, Ou
     processed = _processed(connection, [arrived.event.id for arrived in step.arrived])
     new: dict[str, Arrived] = {}
     for arrived in step.arrived:
-        if processed.get(arrived.event.id, Outcome.HELD) is Outcome.HELD:
+        if processed.get(arrived.event.id, Outcome.HELD) in WAITING:
             new.setdefault(arrived.event.id, arrived)
     works = _works(step, stored, owners, new, customers)
     works_of: dict[str, list[Work]] = defaultdict(list)
@@ -87,8 +88,12 @@ def commit(connection: Connection, step: Step, planner: Planner) -> dict[str, Ou
     for event_id, arrived in new.items():
         account = min((account_of[customer] for customer in customers[event_id] if customer in account_of), default="")
         own = works_of[event_id]
-        was_held = event_id in processed
-        outcomes[event_id] = _outcome(arrived, account, customers[event_id], own, was_held=was_held)
+        was_held = processed.get(event_id) is Outcome.HELD
+        outcomes[event_id] = (
+            Outcome.SET_ASIDE
+            if event_id in step.set_aside
+            else _outcome(arrived, account, customers[event_id], own, was_held=was_held)
+        )
         row = _audit_row(arrived, account, heads, own, outcomes[event_id], step.now_ms, was_held=was_held)
         if row is not None:
             rows.append((row, heads[account].audit_hash))
@@ -266,6 +271,8 @@ def _audit_row(
     event = arrived.event
     if outcome in {Outcome.IGNORED, Outcome.HELD} or not account:
         return None
+    if outcome is Outcome.SET_ASIDE and not any(work.rows != work.stored.rows for work in works):
+        return None
     if outcome is Outcome.UNCHANGED and arrived.via is Via.RESYNC:
         return None
     before: dict[str, dict[str, Any]] = {}
@@ -316,14 +323,23 @@ def _claim(
     if insert_new(connection, processed_events, rows) != len(rows):
         raise Stale("another step processed one of the events")
     again = [
-        {"id": event_id, "outcome": outcomes[event_id], "processed_ms": step.now_ms}
-        for event_id in new
-        if event_id in processed and outcomes[event_id] is not Outcome.HELD
+        {
+            "id": event_id,
+            "outcome": outcomes[event_id],
+            "processed_ms": step.now_ms,
+            # The log deletes old records: what waits on is kept at its last place.
+            "log_partition": step.partition,
+            "log_offset": arrived.offset,
+        }
+        for event_id, arrived in new.items()
+        if event_id in processed and not processed[event_id] is outcomes[event_id] is Outcome.HELD
     ]
     if again:
-        is_held = (processed_events.c.event_id == bindparam("id")) & (processed_events.c.outcome == Outcome.HELD)
-        if connection.execute(update(processed_events).where(is_held), again).rowcount != len(again):
-            raise Stale("another step processed one of the held events")
+        outcome = processed_events.c.outcome
+        # A list of values cannot be in a statement that is executed for many rows.
+        waits = (processed_events.c.event_id == bindparam("id")) & or_(*(outcome == one for one in sorted(WAITING)))
+        if connection.execute(update(processed_events).where(waits), again).rowcount != len(again):
+            raise Stale("another step processed one of the events that waited")
 
 
 def _write(connection: Connection, works: Sequence[Work], now_ms: int) -> None:

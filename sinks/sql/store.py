@@ -6,7 +6,7 @@ import asyncio
 import os
 import socket
 from collections.abc import Callable, Iterator
-from contextlib import aclosing, contextmanager
+from contextlib import aclosing, contextmanager, suppress
 from typing import Final, TypeVar, cast
 
 import psycopg
@@ -115,8 +115,9 @@ def _hung_up_after(timeout_s: float, connection: psycopg.AsyncConnection) -> Ite
     def hang_up() -> None:
         nonlocal hung_up
         hung_up = True
+        # The other end may have closed the socket before.
         if not connection.closed:
-            with socket.socket(fileno=os.dup(connection.fileno())) as same:
+            with suppress(OSError), socket.socket(fileno=os.dup(connection.fileno())) as same:
                 same.shutdown(socket.SHUT_RDWR)
 
     timer = asyncio.get_running_loop().call_later(timeout_s, hang_up)

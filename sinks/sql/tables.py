@@ -59,13 +59,27 @@ processed_events: Final = _table(
     _integer("processed_ms"),
     CheckConstraint(f"outcome IN ({_OUTCOMES})", name="processed_events_outcome"),
 )
-# Only held events are ever looked for by another column than the key.
+# Only events that wait are looked for by another column than the key.
 Index(
     "held_events",
     processed_events.c.customer_id,
     processed_events.c.processed_ms,
     postgresql_where=processed_events.c.outcome == "held",
     sqlite_where=processed_events.c.outcome == "held",
+)
+Index(
+    "set_aside_events",
+    processed_events.c.processed_ms,
+    postgresql_where=processed_events.c.outcome == "set_aside",
+    sqlite_where=processed_events.c.outcome == "set_aside",
+)
+# The canary's events, and those of other customers, because an index knows no settings.
+Index(
+    "delivered_customer_updates",
+    processed_events.c.customer_id,
+    processed_events.c.processed_ms,
+    postgresql_where=(processed_events.c.type == "customer.updated") & (processed_events.c.via == "webhook"),
+    sqlite_where=(processed_events.c.type == "customer.updated") & (processed_events.c.via == "webhook"),
 )
 # Authoritative. A transaction that changes anything of an account locks the account's row first. The row has the ends
 # of the account's sequences: the last audit row's number and hash, and the last binding's number.
@@ -77,7 +91,7 @@ accounts: Final = _table(
     _text("audit_hash"),
     _integer("binding_number"),
 )
-# Authoritative. A link ends where the account's next link starts.
+# Authoritative. A link ends where the account's next link starts. A row with the customer "" ends the link before it.
 account_customers: Final = _table(
     "account_customers",
     _text("account", key=True),

@@ -16,6 +16,10 @@ from schemas.reports import MeterSummary, Rejection
 
 CUSTOMER_KEY: Final = "stripe_customer_id"
 VALUE_KEY: Final = "value"
+NO_METER: Final = (
+    "Stripe has no meter of the event name {event_name}: create it with `tidemark meters apply FILE "
+    "--create-at-stripe`, or correct stripe_event_name in the meter set"
+)
 UNREADABLE_REPORT: Final = "an error report without details"
 
 

@@ -20,6 +20,7 @@ from schemas.errors import InvalidInput, OperatorNeeded
 from schemas.reports import MeterEvent, MeterSummary, Rejection, SendResult, SendStatus
 from sinks.stripe.answers import (
     CUSTOMER_KEY,
+    NO_METER,
     VALUE_KEY,
     Malformed,
     Meter,
@@ -35,6 +36,7 @@ from sinks.stripe.errors import Answer, classify
 
 ERROR_REPORT: Final = "v1.billing.meter.error_report_triggered"
 PAGE_ROWS: Final = 100
+HOUR_S: Final = 3_600
 PAGES_MAX: Final = 100
 STORED_ERRORS_MAX: Final = 10_000
 
@@ -63,19 +65,42 @@ class StripeClientMeters:
             self._account = await read(retrieve, account_of)
         return self._livemode, self._account
 
-    async def ensure_meter(self, event_name: str, display_name: str) -> str:
-        """The id of the active meter of `event_name`; creates the meter (sum, no window) if it is missing.
+    async def find_meter(self, event_name: str) -> str:
+        """The id of the active meter of `event_name`.
 
-        Raises `OperatorNeeded` if the existing meter aggregates differently or is deactivated, `Transient`, `Refused`.
-        The next call reads such a meter again, because an operator may have corrected it.
+        Raises `OperatorNeeded` if there is none, or if it aggregates differently or is deactivated; `Transient`,
+        `Refused`. The next call reads the meters again, because an operator may have corrected them.
         """
         meter = await self._find_meter(event_name)
         if meter is None:
-            meter = await self._create_meter(event_name, display_name)
+            raise OperatorNeeded(NO_METER.format(event_name=event_name))
+        return self._usable(meter).id
+
+    async def create_meter(self, event_name: str, display_name: str) -> bool:
+        """See `StripeCatalog`. Two calls at once create one meter: Stripe refuses a second one of this event name."""
+        meter = await self._find_meter(event_name)
+        if meter is not None:
+            self._usable(meter)
+            return False
+        self._usable(await self._create_meter(event_name, display_name))
+        return True
+
+    async def has_price(self, event_name: str) -> bool:
+        """See `StripeCatalog`. Costs one call."""
+        meter = await self._find_meter(event_name)
+        if meter is None:
+            return False
+        rows = await read(
+            lambda: self._stripe.v1.prices.list_async({"active": True, "recurring": {"meter": meter.id}, "limit": 1}),
+            rows_of,
+        )
+        return bool(rows)
+
+    def _usable(self, meter: Meter) -> Meter:
         if meter.fault:
-            self._meters.pop(event_name, None)
+            self._meters.pop(meter.event_name, None)
             raise OperatorNeeded(meter.fault)
-        return meter.id
+        return meter
 
     async def send(self, event: MeterEvent) -> SendResult:
         """Send one meter event under its identifier. Never raises for an answer of Stripe or a missing answer.
@@ -103,14 +128,14 @@ class StripeClientMeters:
             answer = answer_of(error)
             if answer.is_stored:
                 self._remember_stored_error(digest)
-            result = classify(answer)
+            result = classify(answer, event.identifier)
             if result.status is SendStatus.HOLD_METER:
                 self._meters.pop(event.event_name, None)
             return result
         except SHAPE_ERRORS as error:
-            return classify(Answer(200, f"not an answer of Stripe: {error}", is_foreign=True))
+            return classify(Answer(200, f"not an answer of Stripe: {error}", is_foreign=True), event.identifier)
         if getattr(taken, "identifier", None) != event.identifier:
-            return classify(Answer(200, "not an answer to this meter event", is_foreign=True))
+            return classify(Answer(200, "not an answer to this meter event", is_foreign=True), event.identifier)
         return SendResult(SendStatus.ACCEPTED)
 
     async def summary(self, event_name: str, stripe_customer: str, start_s: int, end_s: int) -> MeterSummary:
@@ -119,15 +144,28 @@ class StripeClientMeters:
         Stripe computes the value as a double. Costs one call, and one more if this client does not know the meter yet.
         Raises `Transient`, `Refused`, and `InvalidInput` if the span is not of whole minutes.
         """
+        return await self._summary(event_name, {"customer": stripe_customer, "start_time": start_s, "end_time": end_s})
+
+    async def hour_summary(self, event_name: str, stripe_customer: str, hour_s: int) -> MeterSummary:
+        """Stripe's sum of the UTC hour that begins at `hour_s`; costs and errors as those of `summary`. No row
+        without events."""
+        return await self._summary(
+            event_name,
+            {
+                "customer": stripe_customer,
+                "start_time": hour_s,
+                "end_time": hour_s + HOUR_S,
+                "value_grouping_window": "hour",
+            },
+        )
+
+    async def _summary(self, event_name: str, asked: Any) -> MeterSummary:
         meter = await self._find_meter(event_name)
         if meter is None:
             return MeterSummary("0", 0)
         try:
             return await read(
-                lambda: self._stripe.v1.billing.meters.event_summaries.list_async(
-                    meter.id, {"customer": stripe_customer, "start_time": start_s, "end_time": end_s}
-                ),
-                summary_of,
+                lambda: self._stripe.v1.billing.meters.event_summaries.list_async(meter.id, asked), summary_of
             )
         except InvalidInput as error:
             if error.field == "resource_missing":

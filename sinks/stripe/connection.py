@@ -16,7 +16,8 @@ import stripe
 from schemas.errors import InvalidInput, Refused, Transient
 from sinks.stripe.errors import Answer, describe, is_refusal, is_retryable, retry_after_s
 
-CONNECTIONS_MAX: Final = 32
+# As many as calls run at once at Stripe's highest rate.
+CONNECTIONS_MAX: Final = 200
 FOREIGN_SHOWN_MAX: Final = 200
 _ERROR_NAMES: Final = ("type", "code")
 # What the library raises for JSON of another shape than Stripe's.
@@ -110,6 +111,7 @@ async def read(call: Callable[[], Awaitable[Any]], parse: Callable[[Any], T]) ->
 
 
 def answer_of(error: stripe.StripeError) -> Answer:
+    """What Stripe answered, or that no answer came, of an error of the library."""
     detail = error.error
     status = error.http_status or 0
     return Answer(

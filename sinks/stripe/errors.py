@@ -7,16 +7,30 @@ message for a duplicate, and that it has no code, were observed in test mode.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from typing import Final, NamedTuple
 
 from schemas.reports import SendResult, SendStatus
 
 DUPLICATE_PREFIX: Final = "An event already exists with identifier"
+DUPLICATE_WORDS: Final = "already exists"
 DUPLICATE_CODE: Final = "duplicate_meter_event"
 NO_METER_PREFIX: Final = "No active meter"
 # Codes of the meter and of the customer: an operator corrects them in Stripe, and then the same event is taken.
-METER_CODES: Final = frozenset({"no_meter", "no_meter_found", "archived_meter"})
+METER_CODES: Final = frozenset(
+    {
+        "no_meter",
+        "no_meter_found",
+        "archived_meter",
+        # The meter reads other keys of the payload than those that the client sends.
+        "payload_no_customer_defined",
+        "payload_no_value_defined",
+        "meter_event_no_customer_defined",
+        "meter_event_value_not_found",
+        "missing_dimension_payload_keys",
+    }
+)
 CUSTOMER_CODES: Final = frozenset({"resource_missing", "meter_event_customer_not_found"})
 TEXT_MAX: Final = 500
 RETRY_AFTER_MAX_S: Final = 300.0
@@ -50,8 +64,8 @@ class Answer(NamedTuple):
         return self.status >= 400 and self.status not in (409, 429)
 
 
-def classify(answer: Answer) -> SendResult:
-    """What the sender does after this answer to one meter event.
+def classify(answer: Answer, identifier: str) -> SendResult:
+    """What the sender does after this answer to the meter event with this identifier.
 
     Duplicate identifier: the event is delivered. 408, 409, 424, 429, 5xx, `Stripe-Should-Retry: true`, no answer, a
     foreign one, or a stored one that Stripe repeats (`Idempotent-Replayed: true`): send the same event again. 401, 403:
@@ -64,13 +78,22 @@ def classify(answer: Answer) -> SendResult:
         return SendResult(SendStatus.STOP, detail)
     if is_retryable(answer):
         return SendResult(SendStatus.RETRY, detail, retry_after_s(answer))
-    if is_duplicate(answer):
+    if is_duplicate(answer, identifier):
         return SendResult(SendStatus.DUPLICATE, detail)
+    if answer.message.startswith(DUPLICATE_PREFIX):
+        return SendResult(SendStatus.RETRY, f"an answer about another event: {detail}")
     if answer.code in METER_CODES or answer.message.startswith(NO_METER_PREFIX):
         return SendResult(SendStatus.HOLD_METER, detail)
     if answer.code in CUSTOMER_CODES or answer.status != 400:
         return SendResult(SendStatus.HOLD_ACCOUNT, detail)
-    return SendResult(SendStatus.DEAD, detail)
+    return SendResult(SendStatus.DEAD, detail, cause=_cause(answer))
+
+
+def _cause(answer: Answer) -> str:
+    """What refusals of several events for one reason have in common: the code, or the message without the words that
+    have digits, such as identifiers, values and instants."""
+    words = answer.message[:TEXT_MAX].split()
+    return answer.code or " ".join(word for word in words if not any(map(str.isdigit, word)))
 
 
 def is_refusal(answer: Answer) -> bool:
@@ -90,11 +113,16 @@ def is_retryable(answer: Answer) -> bool:
     return answer.code in ("rate_limit", "lock_timeout") or answer.headers.get("stripe-should-retry") == "true"
 
 
-def is_duplicate(answer: Answer) -> bool:
-    """Whether Stripe has the identifier already. API v1 says so by its message, v2 by a code."""
+def is_duplicate(answer: Answer, identifier: str) -> bool:
+    """Whether Stripe has the identifier already. API v2 says so by a code, v1 by a message with the identifier,
+    whatever code comes with the message."""
     if answer.status != 400 or answer.is_foreign:
         return False
-    return answer.code == DUPLICATE_CODE or answer.message.startswith(DUPLICATE_PREFIX)
+    if answer.code == DUPLICATE_CODE:
+        return True
+    # The identifier of a part or revision begins with that of another event.
+    names_it = re.search(rf"(?<![\w-]){re.escape(identifier)}(?![\w-])", answer.message)
+    return names_it is not None and DUPLICATE_WORDS in answer.message.lower()
 
 
 def describe(answer: Answer) -> str:

@@ -10,12 +10,14 @@ from enum import StrEnum
 from typing import Final
 
 from aggregators.meter_events import FUTURE_MAX_MS, PAST_MAX_MS
-from schemas.clock import DAY_MS, SECOND_MS, Clock
+from schemas.clock import DAY_MS, HOUR_MS, SECOND_MS, Clock
 from schemas.errors import InvalidInput, OperatorNeeded, Refused, Transient
 from schemas.reports import MeterEvent, MeterSummary, Rejection, SendResult, SendStatus
+from sinks.stripe.answers import NO_METER
 from sinks.stripe.errors import DUPLICATE_PREFIX, Answer, classify
 
 IDENTIFIER_WINDOW_MS = DAY_MS
+VALUE_DIGITS_MAX = 15
 
 
 class FakeFault(StrEnum):
@@ -56,11 +58,11 @@ class HeldEvent:
 
 @dataclass(slots=True)
 class FakeStripe:
-    """`StripeMeters` and `StripeRejections` in memory. Stores every event that the test sends.
+    """`StripeMeters`, `StripeCatalog` and `StripeRejections` in memory. Stores every event that the test sends.
 
     `lag_ms`: the time from receipt until summaries contain an event. `fault` gives the failure of each send,
     `read_fault` whether the read call of this name fails. `conflicts` counts overlapping sends for one meter and
-    customer. `inactive` has the event names of deactivated meters.
+    customer. `inactive` has the event names of deactivated meters, `priced` those of meters with an active price.
     """
 
     clock: Clock
@@ -74,6 +76,7 @@ class FakeStripe:
     conflicts: int = 0
     key_is_valid: bool = True
     inactive: set[str] = field(default_factory=set)
+    priced: set[str] = field(default_factory=set)
     _customers: set[str] = field(default_factory=set)
     _meters: set[str] = field(default_factory=set)
     _identifiers: dict[str, int] = field(default_factory=dict)
@@ -82,6 +85,10 @@ class FakeStripe:
     def add_customer(self, identifier: str) -> None:
         """Create a customer."""
         self._customers.add(identifier)
+
+    def add_meter(self, event_name: str) -> None:
+        """Create a meter."""
+        self._meters.add(event_name)
 
     def inject(self, event: MeterEvent) -> None:
         """Store an event that the sink did not send, received now, also if its identifier is taken."""
@@ -92,24 +99,38 @@ class FakeStripe:
         self._check_read("identity")
         return self.livemode, self.account
 
-    async def ensure_meter(self, event_name: str, display_name: str) -> str:
-        """The id of the meter; creates it if it is missing."""
-        self._check_read(f"ensure_meter {display_name}")
+    async def find_meter(self, event_name: str) -> str:
+        """The id of the meter. Raises `OperatorNeeded` if it is missing or deactivated."""
+        self._check_read(f"find_meter {event_name}")
+        if event_name not in self._meters:
+            raise OperatorNeeded(NO_METER.format(event_name=event_name))
         if event_name in self.inactive:
             raise OperatorNeeded(f"the Stripe meter of {event_name} (mtr_{event_name}) is deactivated: reactivate it")
-        self._meters.add(event_name)
         return f"mtr_{event_name}"
+
+    async def create_meter(self, event_name: str, display_name: str) -> bool:
+        """Create the meter if it is missing."""
+        self._check_read(f"create_meter {display_name}")
+        is_missing = event_name not in self._meters
+        self.add_meter(event_name)
+        await self.find_meter(event_name)
+        return is_missing
+
+    async def has_price(self, event_name: str) -> bool:
+        """Whether the test gave the meter a price."""
+        self._check_read("has_price")
+        return event_name in self.priced
 
     async def send(self, event: MeterEvent) -> SendResult:
         """Take one meter event as Stripe would. Yields to the event loop once, so that overlapping sends conflict."""
         self.sends.append(event)
         fault = self.fault(event)
         if not self.key_is_valid or fault is FakeFault.UNAUTHORIZED:
-            return classify(Answer(401, "Invalid API Key provided"))
+            return classify(Answer(401, "Invalid API Key provided"), event.identifier)
         queue = (event.event_name, event.stripe_customer)
         if queue in self._running:
             self.conflicts += 1
-            return classify(Answer(409, "overlapping calls", "too_many_concurrent_requests"))
+            return classify(Answer(409, "overlapping calls", "too_many_concurrent_requests"), event.identifier)
         self._running.add(queue)
         try:
             await asyncio.sleep(0)
@@ -119,7 +140,7 @@ class FakeStripe:
         if fault in (FakeFault.LOST_ANSWER, FakeFault.SERVER_ERROR_AFTER_COMMIT):
             status = 0 if fault is FakeFault.LOST_ANSWER else 500
             answer = Answer(status, "the answer was lost")
-        return classify(answer) if answer.status != 200 else SendResult(SendStatus.ACCEPTED)
+        return classify(answer, event.identifier) if answer.status != 200 else SendResult(SendStatus.ACCEPTED)
 
     async def summary(self, event_name: str, stripe_customer: str, start_s: int, end_s: int) -> MeterSummary:
         """The sum of the valid events older than the lag, computed as a double as at Stripe. Yields once."""
@@ -137,6 +158,12 @@ class FakeStripe:
             if inside and (event.event_name, event.stripe_customer) == (event_name, stripe_customer):
                 total += Decimal(event.value) if not self._judge(stored) else 0
         return MeterSummary(format(Decimal(repr(float(total))), "f"), 1)
+
+    async def hour_summary(self, event_name: str, stripe_customer: str, hour_s: int) -> MeterSummary:
+        """The sum of one UTC hour, as `summary`."""
+        if hour_s * SECOND_MS % HOUR_MS:
+            raise InvalidInput("start_time", "must be aligned with hour boundaries")
+        return await self.summary(event_name, stripe_customer, hour_s, hour_s + HOUR_MS // SECOND_MS)
 
     async def rejections(self, since_ms: int) -> Sequence[Rejection]:
         """One report per rejected event."""
@@ -174,6 +201,8 @@ class FakeStripe:
         event_ms = event.timestamp_s * SECOND_MS
         if not now_ms - PAST_MAX_MS <= event_ms <= now_ms + FUTURE_MAX_MS:
             return Answer(400, "the timestamp is out of bounds", "timestamp_out_of_bounds")
+        if len(event.value.lstrip("-").replace(".", "").lstrip("0")) > VALUE_DIGITS_MAX:
+            return Answer(400, f"more than {VALUE_DIGITS_MAX} digits", "meter_event_value_too_many_digits")
         if event.event_name not in self._meters or event.event_name in self.inactive:
             return Answer(400, f"No active meter found for event name {event.event_name}.")
         received_ms = self._identifiers.get(event.identifier)

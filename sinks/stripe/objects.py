@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Mapping
 from typing import Any, Final
 from urllib.parse import quote
 
-from schemas.billing_events import ObjectKind, ObjectName
+from schemas.billing_events import MIRRORED_TYPES, ObjectKind, ObjectName
 from schemas.errors import InvalidInput, OperatorNeeded
 from sinks.stripe.answers import Malformed
 from sinks.stripe.connection import connected, read
@@ -15,6 +15,8 @@ from sinks.stripe.connection import connected, read
 PAGE_ROWS: Final = 100
 PART_PAGES_MAX: Final = 1_000
 EVENT_PAGES_MAX: Final = 5_000
+# The most that Stripe takes (docs.stripe.com/api/events/list).
+TYPES_AT_ONCE_MAX: Final = 20
 BEAT: Final = "tidemark_beat"
 
 _PATHS: Final[Mapping[ObjectKind, str]] = {
@@ -61,13 +63,27 @@ class StripeClientObjects:
         return [row async for row in self._rows(path, options, PART_PAGES_MAX)]
 
     async def events(self, since_s: int, until_s: int) -> list[dict[str, object]]:
-        """See `StripeObjects`. Costs a call per 100 events. Raises `OperatorNeeded` beyond `EVENT_PAGES_MAX` pages."""
+        """See `StripeObjects`. Costs one call if there are up to 100 events of all types, or else two more, and one per
+        further 100 events of the types. Raises `OperatorNeeded` beyond `EVENT_PAGES_MAX` pages."""
         span = {"created": {"gte": since_s, "lt": until_s}}
-        return [event async for event in self._rows("/v1/events", span, EVENT_PAGES_MAX)][::-1]
+        page = await self._get("/v1/events", {**span, "limit": PAGE_ROWS})
+        if not page["has_more"]:
+            return [event for event in reversed(page["data"]) if event.get("type") in MIRRORED_TYPES]
+        events: list[dict[str, object]] = []
+        for first in range(0, len(MIRRORED_TYPES), TYPES_AT_ONCE_MAX):
+            types = list(MIRRORED_TYPES[first : first + TYPES_AT_ONCE_MAX])
+            listed = [event async for event in self._rows("/v1/events", {**span, "types": types}, EVENT_PAGES_MAX)]
+            events += reversed(listed)
+        return sorted(events, key=_created_s)
 
-    async def names(self, kind: ObjectKind, after: str = "") -> list[tuple[ObjectName, str]]:
+    async def names(self, kind: ObjectKind, after: str = "", customer: str = "") -> list[tuple[ObjectName, str]]:
         """See `StripeObjects`. Costs one call."""
-        options: dict[str, object] = {"limit": PAGE_ROWS, **({"starting_after": after} if after else {})}
+        if customer and kind is ObjectKind.CUSTOMER:
+            name = ObjectName(kind, customer)
+            return [] if after or await self.fetch(name) is None else [(name, customer)]
+        options: dict[str, object] = {"limit": PAGE_ROWS}
+        options |= {"starting_after": after} if after else {}
+        options |= {"customer": customer} if customer else {}
         if kind is ObjectKind.SUBSCRIPTION:
             options["status"] = "all"
         page = await self._get(_PATHS[kind], options)
@@ -103,6 +119,11 @@ def _json(response: Any) -> dict[str, Any]:
     if not isinstance(document, dict):
         raise Malformed("not a JSON object")
     return document
+
+
+def _created_s(event: Mapping[str, Any]) -> int:
+    created_s = event.get("created")
+    return created_s if isinstance(created_s, int) else 0
 
 
 def _customer(row: Mapping[str, Any]) -> str:

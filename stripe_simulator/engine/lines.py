@@ -1,7 +1,8 @@
 """Subscription items, their metered usage, and the invoice lines that result from both.
 
 Sources: docs.stripe.com, "billing/invoices/subscription" (licensed items in advance, metered items in arrears) and
-"billing/subscriptions/usage-based/recording-usage" (negative values).
+"billing/subscriptions/usage-based/recording-usage" (negative values) and "usage-based/thresholds" (tiers continue over
+threshold invoices).
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from typing import NamedTuple
 
 from stripe_simulator.engine.amounts import rounded
 from stripe_simulator.engine.periods import Period
-from stripe_simulator.engine.tiers import Price, charges, exact_total
+from stripe_simulator.engine.tiers import Price, charges, exact_total, total
 
 
 class Item(NamedTuple):
@@ -25,10 +26,19 @@ class Item(NamedTuple):
 
 
 class Usage(NamedTuple):
-    """The aggregated value of a metered item in `period`; it may be negative."""
+    """The aggregated value of a metered item in `period`, and the amount that threshold invoices billed of it.
+
+    A negative value bills 0.
+    """
 
     value: Fraction
     period: Period
+    billed: int = 0
+
+    @property
+    def quantity(self) -> Fraction:
+        """What is billed."""
+        return max(Fraction(0), self.value)
 
 
 class Line(NamedTuple):
@@ -59,8 +69,8 @@ def licensed_line(item: Item) -> Line:
 
 
 def usage_lines(item: Item, usage: Usage) -> tuple[Line, ...]:
-    """One line for each tier, from the first unit of the period. A negative total bills 0."""
-    return tuple(
+    """One line for each tier, from the first unit of the period; then a negative line of what is billed already."""
+    lines = [
         Line(
             item=item.id,
             price=item.price.id,
@@ -71,8 +81,16 @@ def usage_lines(item: Item, usage: Usage) -> tuple[Line, ...]:
             unit_amount=None if charge.flat_amount else charge.unit_amount,
             metered=True,
         )
-        for charge in charges(item.price, max(Fraction(0), usage.value))
-    )
+        for charge in charges(item.price, usage.quantity)
+    ]
+    if usage.billed:
+        lines.append(lines[0]._replace(amount=-usage.billed, quantity=Fraction(0), unit_amount=None))
+    return tuple(lines)
+
+
+def billed_by_threshold(item: Item, usage: Usage) -> Usage:
+    """The usage after a threshold invoice."""
+    return usage._replace(billed=total(item.price, usage.quantity))
 
 
 def cycle_lines(items: Sequence[Item], usages: Mapping[str, Usage]) -> tuple[Line, ...]:

@@ -40,14 +40,9 @@ class Period(NamedTuple):
 def add_months(at: int, months: int) -> int:
     """The same day and time `months` later, or the last day of a shorter month."""
     moment = datetime.fromtimestamp(at, UTC)
-    return _in_month(moment, moment.year * 12 + moment.month - 1 + months, moment.day)
-
-
-def _in_month(moment: datetime, month: int, day: int) -> int:
-    """A moment moved to a day, or the last day, of a month, which is counted from the year 0."""
-    year, number = month // 12, month % 12 + 1
-    day = min(day, calendar.monthrange(year, number)[1])
-    return calendar.timegm(moment.replace(year=year, month=number, day=day).timetuple())
+    year, number = divmod(moment.year * 12 + moment.month - 1 + months, 12)
+    day = min(moment.day, calendar.monthrange(year, number + 1)[1])
+    return calendar.timegm(moment.replace(year=year, month=number + 1, day=day).timetuple())
 
 
 def boundary(anchor: int, recurrence: Recurrence, index: int) -> int:
@@ -70,19 +65,3 @@ def period_containing(anchor: int, recurrence: Recurrence, at: int) -> Period:
     while end <= at:
         index, start, end = index + 1, end, boundary(anchor, recurrence, index + 2)
     return Period(start, end)
-
-
-def anchor_of(recurrence: Recurrence, start: int, day_of_month: int, **time: int) -> int:
-    """The `billing_cycle_anchor` of a monthly or yearly subscription that starts at `start`.
-
-    `time` has the hour, minute and second; those of `start` by default. The first full period begins within a month
-    from `start`, on `day_of_month` or the last day of a shorter month. The anchor is the first boundary whose month has
-    that day. Stripe's example: two-month periods from February with day 31 have the anchor August 31.
-    """
-    moment = datetime.fromtimestamp(start, UTC).replace(**time)  # type: ignore[arg-type]  # a time has no time zone
-    first = moment.year * 12 + moment.month - 1
-    first += _in_month(moment, first, day_of_month) < start
-    months = recurrence.interval_count * _MONTHS[recurrence.interval]
-    later = range(first, first + 13 * months, months)
-    whole = (month for month in later if calendar.monthrange(month // 12, month % 12 + 1)[1] >= day_of_month)
-    return _in_month(moment, next(whole, first), day_of_month)

@@ -60,13 +60,22 @@ def in_order(grants: Iterable[Grant], at: int) -> list[Grant]:
 
 
 def draw(grants: Iterable[Grant], lines: Sequence[Line], nets: Sequence[int], at: int) -> tuple[Draw, ...]:
-    """What each grant pays of the metered lines, in the invoice's order (undocumented). Discounts left `nets`."""
-    left = [max(0, net) if line.metered else 0 for line, net in zip(lines, nets, strict=True)]
+    """What each grant pays of the metered lines, in the invoice's order (undocumented). Discounts left `nets`.
+
+    What threshold invoices billed, a negative line, lowers what a grant can pay of the same item.
+    """
+    left = [net if line.metered else 0 for line, net in zip(lines, nets, strict=True)]
+    for index, line in enumerate(lines):
+        for other in range(index):
+            if lines[other].item == line.item and left[index] < 0 < left[other]:
+                billed = min(-left[index], left[other])
+                left[index] += billed
+                left[other] -= billed
     draws = []
     for grant in in_order(grants, at):
         available = grant.available
         for index, line in enumerate(lines):
-            amount = min(available, left[index]) if not grant.prices or line.price in grant.prices else 0
+            amount = min(available, max(0, left[index])) if not grant.prices or line.price in grant.prices else 0
             if amount:
                 draws.append(Draw(grant.id, index, amount))
                 available -= amount

@@ -16,9 +16,9 @@ from stripe_simulator.invoicing import lines_of
 from stripe_simulator.mode import Call, Mode
 from stripe_simulator.pages import html as ui
 from stripe_simulator.pages.html import ROOT, Html, Sent, attempt, h, join
-from stripe_simulator.resources import checkout_sessions, invoices, payment_methods, portal_sessions
+from stripe_simulator.resources import invoices, payment_methods, sessions
+from stripe_simulator.resources.payment_methods import CARDS, MESSAGES, card_error
 from stripe_simulator.resources.subscription_changes import ENDED, items_of
-from stripe_simulator.resources.test_cards import CARDS, MESSAGES, card_error
 from stripe_simulator.simulator import Simulator
 from stripe_simulator.store import Object
 
@@ -41,9 +41,9 @@ def routes(simulator: Simulator) -> list[Route]:
         return ui.route(simulator, f"/{name}/{{id}}", find)
 
     return [
-        route("checkout", checkout_sessions.KIND, _checkout),
+        route("checkout", sessions.KIND, _checkout),
         route("invoice", "invoice", _invoice),
-        route("portal", portal_sessions.KIND, _portal),
+        route("portal", sessions.PORTAL, _portal),
         Route("/invoice/{id}/pdf", lambda request: ui.back(f"{ROOT}/invoice/{request.path_params['id']}")),
     ]
 
@@ -57,12 +57,12 @@ def _checkout(mode: Mode, session: Object, _request: Request, sent: Sent) -> Res
     payer = {"email": sent.get("email") or session["customer_email"], "name": sent.get("name") or None}
 
     def complete(method: Object, agreed: bool) -> None:
-        checkout_sessions.complete(mode, mode.fetch(session["object"], session["id"]), method, payer, agreed=agreed)
+        sessions.complete(mode, mode.fetch(session["object"], session["id"]), method, payer, agreed=agreed)
 
     problem, asks = _pay(mode, sent, complete)
     if sent and not problem and not asks:
         return ui.back(done)
-    request_body, currency = checkout_sessions.request_of(mode, session["id"]), session["currency"]
+    request_body, currency = sessions.request_of(mode, session["id"]), session["currency"]
     total, title = ui.money(session["amount_total"], currency), _TITLES[session["mode"]]
     rows = [(line["description"], ui.money(line["amount"], currency)) for line in request_body["lines"]]
     days = request_body["subscription"].get("trial_period_days")
@@ -132,7 +132,7 @@ def _portal(mode: Mode, session: Object, request: Request, sent: Sent) -> Respon
     customer, problem, asks, path = session["customer"], "", Html(), request.url.path
     if sent and sent["action"] in ("cancel", "keep"):
         is_set, subscription = sent["action"] == "cancel", sent.get("subscription", "")
-        error = attempt(mode, lambda: portal_sessions.cancel_at_period_end(mode, customer, subscription, is_set=is_set))
+        error = attempt(mode, lambda: sessions.cancel_at_period_end(mode, customer, subscription, is_set=is_set))
         if error is None:
             return ui.back(path)
         problem = error.message
@@ -140,7 +140,7 @@ def _portal(mode: Mode, session: Object, request: Request, sent: Sent) -> Respon
         unpaid: list[Object] = []
 
         def replace(method: Object, agreed: bool) -> None:
-            unpaid[:] = portal_sessions.replace_card(mode, customer, method, agreed=agreed)
+            unpaid[:] = sessions.replace_card(mode, customer, method, agreed=agreed)
 
         problem, asks = _pay(mode, sent, replace)
         if not problem and not asks and not unpaid:

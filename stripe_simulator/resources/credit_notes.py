@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from stripe_simulator import invoicing
 from stripe_simulator.mode import Call, Mode, Route, new_object
-from stripe_simulator.resources import balance_transactions
+from stripe_simulator.resources import credit as ledger
 from stripe_simulator.resources.conventions import Object, Params, check, reads, require
 
 INDEXED = {"credit_note": ("invoice",), "refund": ("payment_intent",)}
@@ -74,7 +74,7 @@ def _give_back(mode: Mode, params: Params, invoice: Object, note: Object) -> Non
             mode.fetch("customer", note["customer"]),
             {"credit_note": note["id"], "invoice": invoice["id"]},
         )
-        entry = balance_transactions.record(mode, customer, -credit, "credit_note", note["currency"], **source)
+        entry = ledger.change_balance(mode, customer, -credit, "credit_note", note["currency"], **source)
         note["customer_balance_transaction"] = entry["id"]
     if refund:
         payment = next(mode.store.newest("invoice_payment", "invoice", invoice["id"]), None)

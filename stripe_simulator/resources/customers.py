@@ -47,7 +47,7 @@ def delete(mode: Mode, call: Call) -> Object:
     body = mode.fetch("customer", call.id)
     for subscription in list(mode.store.newest("subscription", "customer", call.id)):
         if subscription["status"] not in ENDED:
-            end(mode, copied(subscription), mode.now_s(subscription["test_clock"] or ""))
+            end(mode, copied(subscription), mode.now_of(subscription))
     return mode.store.delete(body)
 
 

@@ -52,11 +52,12 @@ def _list(mode: Mode, call: Call) -> Object:
 
 
 def _list_thin(mode: Mode, call: Call) -> Object:
-    types = _types(call)
+    types, about = _types(call), call.params.get("object_id")
     bounds = {name: milliseconds_of(text, f"created[{name}]") for name, text in call.params.get("created", {}).items()}
 
     def keep(event: Object) -> bool:
         is_wanted = _is_kept(mode, event) and (not types or event["type"] in types)
+        is_wanted = is_wanted and about in (None, event.get("related_object", {}).get("id"))
         return is_wanted and all(COMPARISONS[name](_created_ms(event), bound) for name, bound in bounds.items())
 
     return page_v2(mode, call, _THIN, keep)
@@ -125,6 +126,6 @@ JOBS = {REPORT: _report}
 ROUTES = (
     Route("GET", "/v1/events", _list, (*LIST, "created", "delivery_success", "type", "types")),
     Route("GET", "/v1/events/{id}", _retrieve),
-    Route("GET", "/v2/core/events", _list_thin, ("created", "limit", "types")),
+    Route("GET", "/v2/core/events", _list_thin, ("created", "limit", "object_id", "types")),
     Route("GET", "/v2/core/events/{id}", _retrieve),
 )

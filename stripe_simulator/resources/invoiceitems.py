@@ -28,7 +28,7 @@ def create(mode: Mode, call: Call) -> Object:
     customer = mode.fetch("customer", params.get("customer", ""), param="customer")
     draft = _draft(mode, params.get("invoice"))
     require(params, "amount", "currency")
-    now_s = mode.now_s(customer["test_clock"] or "")
+    now_s = mode.now_of(customer)
     period = Period(**params.get("period", {"start": now_s, "end": now_s}))
     discountable = params.get("discountable", params["amount"] >= 0)
     line = Line("", "", "", params["amount"], Fraction(1), period, discountable=discountable)

@@ -12,7 +12,7 @@ from stripe_simulator.invoice_lines import line_of_item, owner_of
 from stripe_simulator.mode import Call, Mode, Route, retrieve
 from stripe_simulator.pagination import LIST, listed, page, page_of
 from stripe_simulator.resources.conventions import changed, check
-from stripe_simulator.resources.test_cards import card_error
+from stripe_simulator.resources.payment_methods import card_error
 from stripe_simulator.store import Object
 
 INDEXED = {"invoice": ("customer",), "invoice_payment": ("invoice",)}
@@ -87,7 +87,7 @@ def _changed(mode: Mode, invoice: Object, params: Params) -> Object:
     """Save an invoice with the parameters of a request."""
     invoice = changed(invoice, params, FIELDS)
     if params.get("auto_advance") and invoice["status"] == "draft" and not invoice["automatically_finalizes_at"]:
-        due_s = mode.now_s(invoice["test_clock"] or "") + WAIT_S
+        due_s = mode.now_of(invoice) + WAIT_S
         return invoicing.schedule_finalization(mode, invoice, due_s)
     return mode.store.save(invoice)
 

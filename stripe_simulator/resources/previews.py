@@ -64,7 +64,10 @@ def _until_the_invoice(mode: Mode, call: Call, *, recurring: bool) -> None:
         identifier = schedule["subscription"]
     body = mode.fetch("subscription", identifier or "", param="subscription")
     if change:
-        subscriptions.change(mode, body, change)
+        body = subscriptions.change(mode, body, change)
+    if body["billing_thresholds"]:
+        # Without usage to come, the hourly looks at the threshold find nothing.
+        subscription_changes.watch(mode, mode.store.save({**body, "billing_thresholds": None})["id"])
     for _ in range(JOBS_MAX):
         due_s = subscription_changes.ledger(mode, identifier)["due"]
         if not due_s:

@@ -57,9 +57,12 @@ def _update(mode: Mode, call: Call) -> Object:
 
 
 def _list(mode: Mode, call: Call) -> Object:
-    keys = call.params.get("lookup_keys")
-    where = {name: call.params.get(name) for name in FILTERS}
-    return page(mode, call, "price", where, lambda price: not keys or price["lookup_key"] in keys)
+    keys, recurring = call.params.get("lookup_keys"), call.params.get("recurring", {}).items()
+
+    def is_kept(price: Object) -> bool:
+        return (not keys or price["lookup_key"] in keys) and recurring <= (price["recurring"] or {}).items()
+
+    return page(mode, call, "price", {name: call.params.get(name) for name in FILTERS}, is_kept)
 
 
 def _new_product(mode: Mode, params: Params) -> Object:
@@ -160,7 +163,7 @@ ROUTES = (
     *reads("/v1/products/{id}", "product", "active"),
     Route("POST", "/v1/products/{id}", _update_product, (*PRODUCT, "metadata")),
     Route("POST", "/v1/prices", create, CREATE),
-    Route("GET", "/v1/prices", _list, (*LIST, *FILTERS, "created", "lookup_keys")),
+    Route("GET", "/v1/prices", _list, (*LIST, *FILTERS, "created", "lookup_keys", "recurring")),
     Route("GET", "/v1/prices/{price}", retrieve("price")),
     Route("POST", "/v1/prices/{price}", _update, UPDATE),
 )

@@ -13,9 +13,18 @@ from stripe_simulator import invoicing
 from stripe_simulator.contract.parameters import Params
 from stripe_simulator.engine.collection import INCOMPLETE_S
 from stripe_simulator.engine.discounts import apply as cuts_of
-from stripe_simulator.engine.lines import Item, Line, Usage, cycle_lines, licensed_line, usage_lines
+from stripe_simulator.engine.lines import (
+    Item,
+    Line,
+    Usage,
+    billed_by_threshold,
+    cycle_lines,
+    licensed_line,
+    usage_lines,
+)
 from stripe_simulator.engine.periods import Period, period_containing
 from stripe_simulator.engine.proration import Debit, Prorated, debits_of, prorate, restarts_period
+from stripe_simulator.engine.totals import totals
 from stripe_simulator.errors import ApiError, missing_parameter, no_such, not_simulated
 from stripe_simulator.invoice_lines import usage_of
 from stripe_simulator.mode import Mode
@@ -30,7 +39,11 @@ TICK: Final = "subscription.tick"
 ENDED: Final = ("canceled", "incomplete_expired")
 # Stripe announces the end of a trial three days before.
 WILL_END_S: Final = 3 * 86_400
+# Stripe does not say how often thresholds are looked at.
+_LOOK_S: Final = 3_600
 _LEDGER: Final = "subscription.ledger"
+# The parts of the ledger that a plan changes.
+_BILLED: Final = ("debits", "usage_from", "billed")
 _TAKES: Final = frozenset({"id", "price", "quantity", "deleted", "metadata"})
 _PLAN_FIELDS: Final = (
     "id", "active", "billing_scheme", "created", "currency", "livemode", "metadata", "nickname", "product",
@@ -49,12 +62,14 @@ class Plan(NamedTuple):
 def ledger(mode: Mode, subscription: str) -> Object:
     """A copy of what a subscription remembers beside its Stripe object.
 
-    `debits` is the engine's ledger; `usage_from` has the second from which an item's price counts; `job` and `due` are
-    the next job; `pending` is a change that waits for its payment: an update, or the end of a pause if it `resumes`.
+    `debits` is the engine's ledger; `usage_from` has the second from which an item's price counts, and `billed` what
+    threshold invoices billed of an item; `job` and `due` are the next job; `pending` is a change that waits for its
+    payment: an update, or the end of a pause if it `resumes`.
     """
     identifier = f"ledger_{subscription}"
     return mode.store.edit(_LEDGER, identifier) or {
-        "id": identifier, "object": _LEDGER, "debits": [], "usage_from": {}, "job": 0, "due": 0, "pending": None,
+        "id": identifier, "object": _LEDGER, "debits": [], "usage_from": {}, "billed": {}, "job": 0, "due": 0,
+        "pending": None,
     }  # fmt: skip
 
 
@@ -68,7 +83,7 @@ def state_of(mode: Mode, subscription: Object) -> Object:
     notes, anchor = ledger(mode, subscription["id"]), subscription["billing_cycle_anchor"]
     # All items of one price share the stored price: a copy for each of them would fill the memory.
     items = [{**item} for item in items_of(mode, subscription["id"])]
-    return {"items": items, "anchor": anchor, "debits": notes["debits"], "usage_from": notes["usage_from"]}
+    return {"items": items, "anchor": anchor, **{name: notes[name] for name in _BILLED}}
 
 
 def plan(
@@ -111,6 +126,7 @@ def plan(
             lines += usage_lines(item, usage) if ends or is_swapped else ()
         # What the item counts from now on belongs to its new price.
         state["usage_from"][item.id] = at
+        state["billed"].pop(item.id, None)
     state["debits"] = [_row(debit) for debit in prorated.debits]
     return Plan(tuple(lines), state, restarted or any(not line.proration for line in prorated.lines))
 
@@ -136,8 +152,26 @@ def renewal(mode: Mode, subscription: Object, at: int, *, was_trial: bool) -> Pl
     ends = {item.id for item in renewed}
     state["debits"] = [row for row in state["debits"] if row[0] not in ends]
     state["debits"] += [_row(debit) for debit in debits_of(renewed, discounted)]
-    state["usage_from"] = {key: value for key, value in state["usage_from"].items() if key not in ends}
+    for name in ("usage_from", "billed"):
+        state[name] = {key: value for key, value in state[name].items() if key not in ends}
     return Plan(lines, state)
+
+
+def threshold(mode: Mode, subscription: Object, at: int) -> Plan | None:
+    """The invoice that `billing_thresholds` ask for now, and the state after it. Discounts count, and tax does not."""
+    state = state_of(mode, subscription)
+    used = _used(mode, subscription, state, at)
+    lines = tuple(line for item, usage in used for line in usage_lines(item, usage))
+    discounts = list(coupons.discounts_of(mode, subscription, at).values())
+    if totals(lines, discounts=discounts).total < subscription["billing_thresholds"]["amount_gte"]:
+        return None
+    state["billed"] |= {item.id: billed_by_threshold(item, usage).billed for item, usage in used}
+    return Plan(lines, state)
+
+
+def has_threshold(subscription: Object) -> bool:
+    """Whether usage can cause an invoice inside a period."""
+    return bool(subscription["billing_thresholds"]) and subscription["status"] in ("active", "past_due")
 
 
 def closing_lines(mode: Mode, subscription: Object, at: int, *, credit: bool, usage: bool) -> tuple[Line, ...]:
@@ -150,9 +184,8 @@ def closing_lines(mode: Mode, subscription: Object, at: int, *, credit: bool, us
     state = state_of(mode, subscription)
     items = [_engine_item(subscription, body) for body in state["items"]]
     lines = _prorated(mode, subscription, state, items, (), at, credit=True).lines if credit else ()
-    pairs = zip(items, state["items"], strict=True) if usage and subscription["status"] != "paused" else ()
-    used = [(item, _usage(mode, subscription, state, body, at)) for item, body in pairs]
-    return (*lines, *(line for item, amount in used if amount for line in usage_lines(item, amount)))
+    used = _used(mode, subscription, state, at) if usage and subscription["status"] != "paused" else ()
+    return (*lines, *(line for item, amount in used for line in usage_lines(item, amount)))
 
 
 def apply(mode: Mode, subscription: Object, state: Object) -> Object:
@@ -164,7 +197,7 @@ def apply(mode: Mode, subscription: Object, state: Object) -> Object:
             mode.store.remove(SUBSCRIPTION_ITEM, item["id"])
     for item in items:
         mode.store.put(item)
-    mode.store.put(ledger(mode, identifier) | {name: state[name] for name in ("debits", "usage_from")})
+    mode.store.put(ledger(mode, identifier) | {name: state[name] for name in _BILLED})
     subscription["billing_cycle_anchor"] = state["anchor"]
     if subscription["cancel_at_period_end"]:
         subscription["cancel_at"] = max(item["current_period_end"] for item in items)
@@ -179,7 +212,7 @@ def invoice(mode: Mode, subscription: str, lines: Sequence[Line], reason: str, *
     # The payment may have changed the subscription.
     body = mode.fetch("subscription", subscription)
     if reason != "subscription_update" and made["subtotal"]:
-        body["discounts"] = coupons.remaining_after(mode, body, now_s(mode, body))
+        body["discounts"] = coupons.remaining_after(mode, body, mode.now_of(body))
     mode.store.save({**body, "latest_invoice": made["id"]})
     return made
 
@@ -203,7 +236,7 @@ def commit_when_paid(
     mode: Mode, subscription: Object, change: Plan, *, resumes: bool, collect_now: bool = True
 ) -> Object:
     """Invoice a change that takes effect when the invoice is paid within 23 hours. Returns the stored subscription."""
-    identifier, until = mode.store.save(subscription)["id"], now_s(mode, subscription) + INCOMPLETE_S
+    identifier, until = mode.store.save(subscription)["id"], mode.now_of(subscription) + INCOMPLETE_S
     pending = {"state": change.state, "expires_at": until, "resumes": resumes, "invoice": None}
     mode.store.put(ledger(mode, identifier) | {"pending": pending})
     made = invoice(mode, identifier, change.lines, "subscription_update", collect_now=collect_now)
@@ -228,7 +261,7 @@ def end_schedule(mode: Mode, subscription: Object, status: str) -> Object:
     """End a subscription's schedule as `canceled`, `completed` or `released`. Returns the subscription to save."""
     schedule = mode.store.edit("subscription_schedule", subscription["schedule"] or "")
     if schedule:
-        schedule |= {"status": status, f"{status}_at": now_s(mode, subscription), "current_phase": None}
+        schedule |= {"status": status, f"{status}_at": mode.now_of(subscription), "current_phase": None}
         if status == "released":
             schedule |= {"released_subscription": subscription["id"], "subscription": None}
         mode.store.save(schedule, f"subscription_schedule.{status}")
@@ -249,8 +282,10 @@ def watch(mode: Mode, subscription: str) -> Object:
             body["trial_end"] and body["trial_end"] - WILL_END_S,
             schedule["current_phase"]["end_date"] if schedule else None,
         ]
-    at = now_s(mode, body)
+    at = mode.now_of(body)
     dues.append((notes["pending"] or {}).get("expires_at"))
+    if has_threshold(body):
+        dues.append(at - at % _LOOK_S + _LOOK_S)
     due = min((due for due in dues if due and due > at), default=0)
     if due != notes["due"]:
         clock, arguments = body["test_clock"] or "", {"subscription": subscription}
@@ -258,11 +293,6 @@ def watch(mode: Mode, subscription: str) -> Object:
         job = mode.clockwork.schedule(due * 1_000, TICK, arguments, clock) if due else 0
         mode.store.put({**notes, "due": due, "job": job})
     return body
-
-
-def now_s(mode: Mode, subscription: Object) -> int:
-    """The time of a subscription's clock in seconds."""
-    return mode.now_s(subscription["test_clock"] or "")
 
 
 def _after(mode: Mode, subscription: Object, before: list[Object], wanted: Sequence[Params], at: int) -> list[Object]:
@@ -339,7 +369,13 @@ def _usage(mode: Mode, subscription: Object, state: Object, item: Object, at: in
     period = Period(start, min(at, item["current_period_end"]))
     if item["price"]["recurring"]["usage_type"] != "metered" or period.start >= period.end:
         return None
-    return usage_of(mode, subscription["customer"], item["price"], period)
+    return usage_of(mode, subscription["customer"], item["price"], period, state["billed"].get(item["id"], 0))
+
+
+def _used(mode: Mode, subscription: Object, state: Object, at: int) -> list[tuple[Item, Usage]]:
+    """The metered items with their usage until an instant."""
+    pairs = ((_engine_item(subscription, body), _usage(mode, subscription, state, body, at)) for body in state["items"])
+    return [(item, usage) for item, usage in pairs if usage]
 
 
 def _row(debit: Debit) -> list[Any]:

@@ -21,7 +21,7 @@ INDEXED = {"subscription": ("customer", "test_clock"), "subscription_item": ("su
 def tick(mode: Mode, arguments: dict[str, Any]) -> None:
     """The job of a subscription: everything that is due at this instant, in Stripe's order."""
     body = mode.fetch("subscription", arguments["subscription"])
-    at = changes.now_s(mode, body)
+    at = mode.now_of(body)
     pending = changes.ledger(mode, body["id"])["pending"]
     if body["status"] == "incomplete" or (pending and pending["expires_at"] == at):
         # Nobody paid within 23 hours: `invoice_voided` does the rest.
@@ -59,8 +59,12 @@ def _run(mode: Mode, body: Object, at: int) -> None:
         period = Period(min(item["current_period_start"] for item in spans), at)
         grace_s = mode.settings.invoice_grace_s
         changes.invoice(mode, body["id"], lines, "subscription_cycle", draft_grace_s=grace_s, period=period)
+    body = mode.fetch("subscription", body["id"])
     if is_over:
-        changes.end(mode, mode.fetch("subscription", body["id"]), at)
+        changes.end(mode, body, at)
+    elif changes.has_threshold(body) and (reached := changes.threshold(mode, body, at)):
+        changes.apply(mode, body, reached.state)
+        changes.invoice(mode, body["id"], reached.lines, "subscription_threshold")
 
 
 def _end_trial(mode: Mode, subscription: Object, at: int) -> Object:
@@ -99,7 +103,7 @@ def follow(mode: Mode, invoice: Object) -> None:
             mode.store.save({**body, "status": status})
             changes.watch(mode, body["id"])
     elif outcome == "void" and body["status"] == "incomplete":
-        mode.store.save({**body, "status": "incomplete_expired", "ended_at": changes.now_s(mode, body)})
+        mode.store.save({**body, "status": "incomplete_expired", "ended_at": mode.now_of(body)})
     elif outcome == "void":
         if body["status"] in ("past_due", "unpaid") and _is_latest(mode, body, invoice):
             mode.store.save({**body, "status": "active"})
@@ -128,9 +132,9 @@ def _follow_policy(mode: Mode, body: Object, invoice: Object) -> None:
     if status == "past_due" and not _is_latest(mode, body, invoice):
         status = body["status"]
     if status == "canceled" != body["status"]:
-        changes.end(mode, body, changes.now_s(mode, body), "payment_failed")
+        changes.end(mode, body, mode.now_of(body), "payment_failed")
     elif status == "paused" != body["status"]:
-        pause(mode, body, changes.now_s(mode, body), "final_payment_failure")
+        pause(mode, body, mode.now_of(body), "final_payment_failure")
     else:
         mode.store.save({**body, "status": status})
 

@@ -53,7 +53,7 @@ def update(mode: Mode, call: Call) -> Object:
     body = changed(body, params, ("end_behavior",))
     if "phases" not in params:
         return mode.store.save(body)
-    at = changes.now_s(mode, subscription)
+    at = mode.now_of(subscription)
     body["phases"] = _phases(mode, params["phases"], body["current_phase"]["start_date"], at)
     phase = _phase_at(body, at)
     if phase is None:
@@ -75,7 +75,7 @@ def release(mode: Mode, call: Call) -> Object:
 def cancel(mode: Mode, call: Call) -> Object:
     """`POST /v1/subscription_schedules/{schedule}/cancel`, with the subscription."""
     _, subscription = _active(mode, call)
-    changes.end(mode, subscription, changes.now_s(mode, subscription))
+    changes.end(mode, subscription, mode.now_of(subscription))
     return mode.fetch(_KIND, call.id)
 
 

@@ -1,4 +1,7 @@
-"""Subscriptions (docs.stripe.com/api/subscriptions). `subscription_changes` computes, `subscription_cycle` renews."""
+"""Subscriptions and their items (docs.stripe.com/api/subscriptions, …/subscription_items).
+
+`subscription_changes` computes, `subscription_cycle` renews.
+"""
 
 from __future__ import annotations
 
@@ -7,25 +10,22 @@ from typing import Any, Final
 from stripe_simulator import payments
 from stripe_simulator.contract.parameters import Params
 from stripe_simulator.engine.collection import DAY_S
-from stripe_simulator.engine.periods import anchor_of
 from stripe_simulator.errors import ApiError, not_simulated
 from stripe_simulator.mode import Call, Mode, Route, new_object, retrieve
 from stripe_simulator.pagination import LIST, page
 from stripe_simulator.resources import coupons, subscription_cycle
 from stripe_simulator.resources import subscription_changes as changes
 from stripe_simulator.resources.conventions import changed, check, require
-from stripe_simulator.resources.prices import recurrence_of
 from stripe_simulator.store import Object
 
 _SHARED: Final = (
-    "automatic_tax[enabled]", "cancel_at", "cancel_at_period_end", "collection_method", "days_until_due",
-    "default_payment_method", "description", "discounts", "items", "metadata", "off_session", "payment_behavior",
-    "payment_settings[save_default_payment_method]", "proration_behavior", "trial_end", "trial_settings",
+    "automatic_tax[enabled]", "billing_thresholds[amount_gte]", "cancel_at", "cancel_at_period_end",
+    "collection_method", "days_until_due", "default_payment_method", "description", "discounts", "items", "metadata",
+    "off_session", "payment_behavior", "payment_settings[save_default_payment_method]", "proration_behavior",
+    "trial_end", "trial_settings",
 )  # fmt: skip
-_ANCHOR: Final = {"day_of_month": (1, 31), "hour": (0, 23), "minute": (0, 59), "second": (0, 59)}
 CREATE: Final = (
-    *_SHARED, "billing_cycle_anchor", *(f"billing_cycle_anchor_config[{name}]" for name in _ANCHOR),
-    "billing_mode[type]", "currency", "customer", "trial_period_days",
+    *_SHARED, "billing_cycle_anchor", "billing_mode[type]", "currency", "customer", "trial_period_days",
 )  # fmt: skip
 UPDATE: Final = (*_SHARED, "billing_cycle_anchor[type]", "cancellation_details", "proration_date")
 _NULL: Final = (
@@ -35,6 +35,10 @@ _NULL: Final = (
     "pending_invoice_item_interval", "pending_setup_intent", "pending_update", "schedule", "status_details",
     "transfer_data", "trial_end", "trial_start",
 )  # fmt: skip
+_KIND: Final = changes.SUBSCRIPTION_ITEM
+_OF_ITEM: Final = ("metadata", "price", "quantity")
+_OF_CHANGE: Final = ("payment_behavior", "proration_behavior", "proration_date")
+_FILTERS: Final = ("customer", "price", "status", "test_clock")
 # `pending_if_incomplete` takes only these.
 _PENDING: Final = {
     "items", "payment_behavior", "proration_behavior", "proration_date", "billing_cycle_anchor", "expand",
@@ -47,7 +51,7 @@ def create(mode: Mode, call: Call) -> Object:
     params = call.params
     require(params, "customer", "items")
     customer = mode.fetch("customer", params["customer"], param="customer")
-    at = mode.now_s(customer["test_clock"] or "")
+    at = mode.now_of(customer)
     body = _new(mode, customer, at)
     trial_end = params.get("trial_end")
     if trial_end is None and params.get("trial_period_days"):
@@ -56,7 +60,9 @@ def create(mode: Mode, call: Call) -> Object:
         _check_future(trial_end, at, "trial_end")
         body |= {"status": "trialing", "trial_start": at, "trial_end": trial_end}
     body["billing_mode"] |= {"type": params.get("billing_mode", {}).get("type", "flexible")}
-    body["billing_cycle_anchor"] = _anchor(mode, body, params, at)
+    body["billing_cycle_anchor"] = params.get("billing_cycle_anchor") or body["trial_end"] or at
+    if params.get("billing_cycle_anchor"):
+        _check_future(body["billing_cycle_anchor"], at, "billing_cycle_anchor")
     body = _changed(mode, body, params)
     first = changes.plan(mode, body, params["items"], at, params.get("proration_behavior", "create_prorations"))
     items = first.state["items"]
@@ -81,7 +87,7 @@ def update(mode: Mode, call: Call) -> Object:
 
 def change(mode: Mode, body: Object, params: Params) -> Object:
     """Change a subscription as its route and those of its items do."""
-    now = changes.now_s(mode, body)
+    now = mode.now_of(body)
     is_possible = body["status"] not in changes.ENDED or params.keys() <= {"cancellation_details", "metadata", "expand"}
     check(is_possible, "A canceled subscription can only update its cancellation_details and metadata.")
     if params.keys() & {"cancel_at", "cancel_at_period_end"}:
@@ -113,7 +119,7 @@ def cancel(mode: Mode, call: Call) -> Object:
     if body["status"] in changes.ENDED:
         raise ApiError(404, f"No such subscription: '{call.id}'", code="resource_missing", param="id")
     _refuse_scheduled(body, "canceling it directly")
-    at, invoice_now = changes.now_s(mode, body), params.get("invoice_now", False)
+    at, invoice_now = mode.now_of(body), params.get("invoice_now", False)
     lines = changes.closing_lines(mode, body, at, credit=params.get("prorate", False), usage=invoice_now)
     body["cancellation_details"] |= params.get("cancellation_details") or {}
     return changes.bill(mode, changes.end(mode, body, at), lines, now=invoice_now)
@@ -124,7 +130,7 @@ def pause(mode: Mode, call: Call) -> Object:
     body, params = mode.fetch("subscription", call.id), call.params
     is_possible = body["billing_mode"]["type"] == "flexible" and body["status"] == "active" and not body["schedule"]
     check(is_possible, "Only an active subscription in flexible billing mode without a schedule can be paused.")
-    at = changes.now_s(mode, body)
+    at = mode.now_of(body)
     lines = changes.closing_lines(mode, body, at, credit=True, usage=True)
     # A cancellation does not credit the same time again.
     mode.store.put(changes.ledger(mode, body["id"]) | {"debits": []})
@@ -138,7 +144,7 @@ def resume(mode: Mode, call: Call) -> Object:
     check(body["status"] == "paused", "You can only resume a subscription that is paused.")
     if params.get("billing_cycle_anchor", {"type": "now"})["type"] != "now":
         raise not_simulated("resume with billing_cycle_anchor[type]=unchanged")
-    at = changes.now_s(mode, body)
+    at = mode.now_of(body)
     planned = changes.plan(mode, body, (), at, "none", anchor_now=True)
     # What was used before the pause is billed by the pause.
     planned = planned._replace(lines=tuple(line for line in planned.lines if not line.metered))
@@ -148,13 +154,49 @@ def resume(mode: Mode, call: Call) -> Object:
 
 def list_all(mode: Mode, call: Call) -> Object:
     """`GET /v1/subscriptions`: by default without canceled ones, and without those of test clocks."""
-    customer, status, clock = (call.params.get(name) for name in ("customer", "status", "test_clock"))
+    customer, price, status, clock = (call.params.get(name) for name in _FILTERS)
 
     def is_kept(body: Object) -> bool:
         is_wanted = {None: body["status"] != "canceled", "all": True, "ended": body["status"] in changes.ENDED}
-        return bool(customer or body["test_clock"] == clock) and is_wanted.get(status, bool(body["status"] == status))
+        has_price = price is None or any(item["price"]["id"] == price for item in changes.items_of(mode, body["id"]))
+        is_listed = bool(customer or body["test_clock"] == clock) and has_price
+        return is_listed and is_wanted.get(status, bool(body["status"] == status))
 
     return page(mode, call, "subscription", {"customer": customer}, is_kept)
+
+
+def create_item(mode: Mode, call: Call) -> Object:
+    """`POST /v1/subscription_items`."""
+    subscription = mode.fetch("subscription", call.params["subscription"], param="subscription")
+    before = {item["id"] for item in changes.items_of(mode, subscription["id"])}
+    _change_item(mode, subscription, call.params, {})
+    return next(item for item in changes.items_of(mode, subscription["id"]) if item["id"] not in before)
+
+
+def update_item(mode: Mode, call: Call) -> Object:
+    """`POST /v1/subscription_items/{item}`."""
+    item = mode.fetch(_KIND, call.id)
+    _change_item(mode, mode.fetch("subscription", item["subscription"]), call.params, {"id": call.id})
+    return mode.fetch(_KIND, call.id)
+
+
+def delete_item(mode: Mode, call: Call) -> Object:
+    """`DELETE /v1/subscription_items/{item}`."""
+    wanted, item = {"id": call.id, "deleted": True}, mode.fetch(_KIND, call.id)
+    _change_item(mode, mode.fetch("subscription", item["subscription"]), call.params, wanted)
+    return {"id": call.id, "object": _KIND, "deleted": True}
+
+
+def list_items(mode: Mode, call: Call) -> Object:
+    """`GET /v1/subscription_items`."""
+    subscription = mode.fetch("subscription", call.params["subscription"], param="subscription")
+    return page(mode, call, _KIND, {"subscription": subscription["id"]})
+
+
+def _change_item(mode: Mode, subscription: Object, params: Params, wanted: Params) -> None:
+    item = wanted | {name: params[name] for name in _OF_ITEM if name in params}
+    shared: Params = {name: params[name] for name in _OF_CHANGE if name in params}
+    change(mode, subscription, {**shared, "items": [item]})
 
 
 def _new(mode: Mode, customer: Object, at: int) -> Object:
@@ -176,8 +218,10 @@ def _new(mode: Mode, customer: Object, at: int) -> Object:
 
 def _changed(mode: Mode, body: Object, params: Params) -> Object:
     """The body with the parameters that do not touch periods."""
-    names = ("collection_method", "days_until_due", "default_payment_method", "description")
+    names = ("billing_thresholds", "collection_method", "days_until_due", "default_payment_method", "description")
     body, param = changed(body, params, names), "default_payment_method"
+    if body["billing_thresholds"]:
+        body["billing_thresholds"] = {"reset_billing_cycle_anchor": None, **body["billing_thresholds"]}
     if body[param]:
         method = mode.fetch("payment_method", body[param], "PaymentMethod", param)
         message = f"The customer does not have a payment method with the ID {method['id']}."
@@ -219,24 +263,6 @@ def _cancel_at(body: Object, params: Params, items: list[Object], at: int) -> Ob
     return body
 
 
-def _anchor(mode: Mode, body: Object, params: Params, at: int) -> int:
-    """The billing cycle anchor of a new subscription: given, by day and time, or the end of the trial, or now."""
-    given, config = params.get("billing_cycle_anchor"), params.get("billing_cycle_anchor_config")
-    if given is not None:
-        _check_future(given, at, "billing_cycle_anchor")
-        return int(given)
-    if config:
-        for name, (first, last) in _ANCHOR.items():
-            param = f"billing_cycle_anchor_config[{name}]"
-            check(first <= config.get(name, first) <= last, f"Invalid {param}: must be {first} to {last}.", param)
-        recurrence = recurrence_of(mode.fetch("price", params["items"][0].get("price", ""), param="items[0][price]"))
-        message, param = "A price that recurs by month or year is needed.", "billing_cycle_anchor_config"
-        check(recurrence.interval in ("month", "year"), message, param)
-        body["billing_cycle_anchor_config"] = dict.fromkeys((*_ANCHOR, "month")) | config
-        return anchor_of(recurrence, at, **config)
-    return body["trial_end"] or at
-
-
 def _check_future(moment: int, at: int, param: str) -> None:
     check(moment > at, f"Invalid timestamp: {param} must be an integer Unix timestamp in the future.", param)
 
@@ -275,13 +301,19 @@ def _refuse_scheduled(body: Object, what: str) -> None:
 
 
 _PATH: Final = "/v1/subscriptions"
-_ITEM: Final = f"{_PATH}/{{subscription_exposed_id}}"
+_ONE: Final = f"{_PATH}/{{subscription_exposed_id}}"
+_ITEM: Final = "/v1/subscription_items/{item}"
 ROUTES = (
     Route("POST", _PATH, create, CREATE),
-    Route("GET", _PATH, list_all, (*LIST, "created", "customer", "status", "test_clock")),
-    Route("GET", _ITEM, retrieve("subscription")),
-    Route("POST", _ITEM, update, UPDATE),
-    Route("DELETE", _ITEM, cancel, ("cancellation_details", "invoice_now", "prorate")),
+    Route("GET", _PATH, list_all, (*LIST, "created", *_FILTERS)),
+    Route("GET", _ONE, retrieve("subscription")),
+    Route("POST", _ONE, update, UPDATE),
+    Route("DELETE", _ONE, cancel, ("cancellation_details", "invoice_now", "prorate")),
     Route("POST", f"{_PATH}/{{subscription}}/pause", pause, ("invoicing_behavior", "type")),
     Route("POST", f"{_PATH}/{{subscription}}/resume", resume, ("billing_cycle_anchor", "payment_behavior")),
+    Route("POST", "/v1/subscription_items", create_item, (*_OF_ITEM, *_OF_CHANGE, "subscription")),
+    Route("GET", "/v1/subscription_items", list_items, (*LIST, "subscription")),
+    Route("GET", _ITEM, retrieve(_KIND)),
+    Route("POST", _ITEM, update_item, (*_OF_ITEM, *_OF_CHANGE)),
+    Route("DELETE", _ITEM, delete_item, _OF_CHANGE),
 )

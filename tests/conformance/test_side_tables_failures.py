@@ -6,10 +6,12 @@ import asyncio
 import contextlib
 import os
 import signal
+import socket
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import psycopg
 import pytest
@@ -25,9 +27,10 @@ from schemas.billing_events import StripeEvent
 from schemas.errors import Fenced, InvalidInput, OperatorNeeded, Transient
 from schemas.periods import Binding
 from schemas.side_tables import Outcome, Stale
-from sinks.sql.store import PostgresSideTables
+from sinks.sql.store import PostgresSideTables, _hung_up_after
 from sinks.sql.tables import metadata
 from tests.conformance.side_table_steps import (
+    NOW_MS,
     event,
     fetched_invoice,
     fetched_subscription,
@@ -172,7 +175,7 @@ async def test_one_of_two_processes_with_the_same_partition_is_fenced(
 async def test_steps_of_two_customers_of_one_account_wait_for_each_other(opened: Open, postgres_url: str) -> None:
     """Otherwise both would write the account's next audit row."""
     await linked(opened(), customer="cus_1")
-    await linked(opened(), customer="cus_2", starts_ms=1)
+    await linked(opened(), customer="cus_2", starts_ms=NOW_MS)
     pause = Pause()
     first = asyncio.create_task(opened(pause).commit(step(0, [event(1, invoice())], [fetched_invoice()])))
     await pause.reached.wait()
@@ -208,7 +211,7 @@ async def test_many_links_and_steps_at_once_do_not_deadlock(opened: Open) -> Non
                 break
         return done
 
-    links = [linked(stores[index % 2], f"account {index % 4}", f"cus_{index}", index + 1) for index in range(8)]
+    links = [linked(stores[index % 2], f"account {index % 4}", f"cus_{index}", NOW_MS + index) for index in range(8)]
     done = await asyncio.gather(commit(0), commit(1), commit(2), *links)
     assert done[:3] == [80, 80, 80]
     rows = [row for index in range(4) for row in await stores[0].audit(f"account {index}")]
@@ -400,6 +403,19 @@ async def test_an_error_does_not_show_the_values(opened: Open) -> None:
     with pytest.raises(DBAPIError) as caught:
         await opened()._run(lambda connection: connection.execute(statement, {"email": "ada@example.org"}))
     assert "ada@example.org" not in str(caught.value)
+
+
+async def test_hanging_up_on_a_server_that_hung_up_before_is_no_error() -> None:
+    """The server may close the connection in the moment in which the call's time is over."""
+    loop, errors = asyncio.get_running_loop(), []
+    loop.set_exception_handler(lambda _, context: errors.append(context))
+    with socket.socket() as unconnected:
+        connection = cast("psycopg.AsyncConnection", SimpleNamespace(closed=False, fileno=unconnected.fileno))
+        with _hung_up_after(0, connection):
+            over = asyncio.Event()
+            loop.call_later(0, over.set)
+            await over.wait()
+    assert errors == []
 
 
 async def test_no_server_is_transient_and_names_the_address() -> None:

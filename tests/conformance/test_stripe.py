@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
 import pytest_asyncio
 
 from schemas.clock import DAY_MS, HOUR_MS, MINUTE_MS
-from schemas.errors import InvalidInput, Refused, Transient
-from schemas.reports import MeterEvent, MeterSummary, OutcomeStatus, SendStatus, StripeMeters, StripeRejections
+from schemas.errors import InvalidInput, OperatorNeeded, Refused, Transient
+from schemas.reports import (
+    MeterEvent,
+    MeterSummary,
+    OutcomeStatus,
+    SendStatus,
+    StripeCatalog,
+    StripeMeters,
+    StripeRejections,
+)
 from sinks.stripe.client import StripeClientMeters
 from sinks.stripe.fake import FakeFault, FakeStripe
 from stripe_simulator import Fault, FaultKind, SimulatorSettings
@@ -30,9 +40,11 @@ class World:
 
     meters: StripeMeters
     rejections: StripeRejections
+    catalog: StripeCatalog
     clock: ManualClock
     fail_next: Callable[[FakeFault], None]
     spoil_key: Callable[[], Awaitable[None]]
+    add_price: Callable[[str], Awaitable[None]]
 
 
 @pytest_asyncio.fixture(params=["fake", "simulator"])
@@ -56,7 +68,19 @@ async def world(request: pytest.FixtureRequest) -> AsyncIterator[World]:
             served.simulator.faults.add(Fault(FaultKind.UNAUTHORIZED, count=-1, path="/"))
             served.simulator.faults.add(Fault(FaultKind.UNAUTHORIZED, count=-1, method="GET", path="/"))
 
-        yield World(client, client, clock, fail_next, spoil_key)
+        async def add_price(event_name: str) -> None:
+            stripe = client._stripe.v1
+            product = await stripe.products.create_async({"name": event_name})
+            recurring: Any = {
+                "interval": "month",
+                "usage_type": "metered",
+                "meter": await client.find_meter(event_name),
+            }
+            await stripe.prices.create_async(
+                {"product": product.id, "currency": "usd", "unit_amount": 5, "recurring": recurring}
+            )
+
+        yield World(client, client, client, clock, fail_next, spoil_key, add_price)
         await client.close()
 
 
@@ -81,7 +105,10 @@ def _fake(clock: ManualClock) -> World:
     async def spoil_key() -> None:
         stripe.key_is_valid = False
 
-    return World(stripe, stripe, clock, waiting.append, spoil_key)
+    async def add_price(event_name: str) -> None:
+        stripe.priced.add(event_name)
+
+    return World(stripe, stripe, stripe, clock, waiting.append, spoil_key, add_price)
 
 
 def _event(identifier: str = "id-1", value: str = "1.25", **changes: object) -> MeterEvent:
@@ -99,16 +126,33 @@ async def test_identity_contains_mode_and_account(world: World) -> None:
     assert await world.meters.identity() == (False, "acct_memory")
 
 
-async def test_meter_is_created_only_once(world: World) -> None:
-    """Two senders ensure the same meter; Stripe has one meter per event name."""
-    first = await world.meters.ensure_meter("tokens", "Tokens")
+async def test_meter_is_created_only_once_and_only_when_asked(world: World) -> None:
+    """A typo in a meter set must not make a meter, whose usage nothing would bill."""
+    with pytest.raises(OperatorNeeded, match="--create-at-stripe"):
+        await world.meters.find_meter("tokens")
 
-    assert await world.meters.ensure_meter("tokens", "Tokens again") == first
+    created = await asyncio.gather(*(world.catalog.create_meter("tokens", "Tokens") for _ in range(2)))
+    first = await world.meters.find_meter("tokens")
+
+    assert True in created
+    assert not await world.catalog.create_meter("tokens", "Tokens again")
+    assert await world.meters.find_meter("tokens") == first
+
+
+async def test_price_of_a_meter_is_found(world: World) -> None:
+    """Usage of a meter without an active price is billed by nothing."""
+    await world.catalog.create_meter("tokens", "Tokens")
+    await world.catalog.create_meter("seats", "Seats")
+    await world.add_price("tokens")
+
+    found = [await world.catalog.has_price(name) for name in ("tokens", "seats", "nobody")]
+
+    assert found == [True, False, False]
 
 
 async def test_decimal_and_negative_values_add_up_exactly(world: World) -> None:
     """An intent may reduce a total."""
-    await world.meters.ensure_meter("tokens", "Tokens")
+    await world.catalog.create_meter("tokens", "Tokens")
     for number, value in enumerate(("0.1", "0.2", "-0.05", "100")):
         assert (await world.meters.send(_event(f"id-{number}", value))).status is SendStatus.ACCEPTED
 
@@ -117,7 +161,7 @@ async def test_decimal_and_negative_values_add_up_exactly(world: World) -> None:
 
 async def test_same_identifier_with_same_bytes_counts_once(world: World) -> None:
     """A retry is accepted (replayed) or a duplicate; both mean that the event was delivered."""
-    await world.meters.ensure_meter("tokens", "Tokens")
+    await world.catalog.create_meter("tokens", "Tokens")
     statuses = {(await world.meters.send(_event())).status for _ in range(3)}
 
     assert statuses <= {SendStatus.ACCEPTED, SendStatus.DUPLICATE}
@@ -126,7 +170,7 @@ async def test_same_identifier_with_same_bytes_counts_once(world: World) -> None
 
 async def test_same_identifier_with_other_bytes_is_a_duplicate(world: World) -> None:
     """The identifier decides, for any Idempotency-Key."""
-    await world.meters.ensure_meter("tokens", "Tokens")
+    await world.catalog.create_meter("tokens", "Tokens")
     await world.meters.send(_event())
 
     assert (await world.meters.send(_event(value="7"))).status is SendStatus.DUPLICATE
@@ -135,7 +179,7 @@ async def test_same_identifier_with_other_bytes_is_a_duplicate(world: World) -> 
 
 async def test_identifier_is_forgotten_after_its_window(world: World) -> None:
     """Therefore a late retry must read the sum instead of sending."""
-    await world.meters.ensure_meter("tokens", "Tokens")
+    await world.catalog.create_meter("tokens", "Tokens")
     await world.meters.send(_event())
     world.clock.advance(DAY_MS + HOUR_MS)
 
@@ -157,7 +201,7 @@ async def test_identifier_is_forgotten_after_its_window(world: World) -> None:
 )
 async def test_unclear_answers_are_retried_and_count_once(world: World, fault: FakeFault, delivered: bool) -> None:
     """Whether or not Stripe counted the first event, the retries end with exactly one."""
-    await world.meters.ensure_meter("tokens", "Tokens")
+    await world.catalog.create_meter("tokens", "Tokens")
     world.fail_next(fault)
 
     assert (await world.meters.send(_event())).status is SendStatus.RETRY
@@ -178,9 +222,17 @@ async def test_unclear_answers_are_retried_and_count_once(world: World, fault: F
 )
 async def test_event_that_stripe_never_accepts_is_dead(world: World, event: MeterEvent) -> None:
     """Retries would block its send queue for ever."""
-    await world.meters.ensure_meter("tokens", "Tokens")
+    await world.catalog.create_meter("tokens", "Tokens")
 
     assert (await world.meters.send(event)).status is SendStatus.DEAD
+
+
+@pytest.mark.parametrize(("value", "status"), [("1234567.12345678", "accepted"), ("1234567.123456789", "dead")])
+async def test_value_has_at_most_fifteen_digits(world: World, value: str, status: str) -> None:
+    """Therefore a longer value is split before it is published."""
+    await world.catalog.create_meter("tokens", "Tokens")
+
+    assert (await world.meters.send(_event(value=value))).status == status
 
 
 async def test_event_of_an_unknown_meter_waits_for_the_meter(world: World) -> None:
@@ -190,7 +242,7 @@ async def test_event_of_an_unknown_meter_waits_for_the_meter(world: World) -> No
 
 async def test_bad_key_stops_the_sender_and_refuses_reads(world: World) -> None:
     """No event is wrong, so none may become a dead letter."""
-    await world.meters.ensure_meter("tokens", "Tokens")
+    await world.catalog.create_meter("tokens", "Tokens")
     await world.spoil_key()
 
     assert (await world.meters.send(_event())).status is SendStatus.STOP
@@ -200,7 +252,7 @@ async def test_bad_key_stops_the_sender_and_refuses_reads(world: World) -> None:
 
 async def test_missing_permission_stops_the_sender(world: World) -> None:
     """A restricted key without the permission."""
-    await world.meters.ensure_meter("tokens", "Tokens")
+    await world.catalog.create_meter("tokens", "Tokens")
     world.fail_next(FakeFault.UNAUTHORIZED)
 
     assert (await world.meters.send(_event())).status is SendStatus.STOP
@@ -208,7 +260,7 @@ async def test_missing_permission_stops_the_sender(world: World) -> None:
 
 async def test_summary_lags_behind_the_send(world: World) -> None:
     """An event may be missing from the sum after an answer of 200."""
-    await world.meters.ensure_meter("tokens", "Tokens")
+    await world.catalog.create_meter("tokens", "Tokens")
     await world.meters.send(_event())
 
     before = await world.meters.summary("tokens", CUSTOMER, NOW_S - 3_600, NOW_S + 3_600)
@@ -220,7 +272,7 @@ async def test_summary_lags_behind_the_send(world: World) -> None:
 
 async def test_summary_starts_inclusive_and_ends_exclusive(world: World) -> None:
     """Periods are half-open; an event at the boundary belongs to the next period."""
-    await world.meters.ensure_meter("tokens", "Tokens")
+    await world.catalog.create_meter("tokens", "Tokens")
     await world.meters.send(_event("at start", "1", timestamp_s=NOW_S - 3_600))
     await world.meters.send(_event("at end", "2", timestamp_s=NOW_S))
     world.clock.advance(LAG_MS)
@@ -228,10 +280,24 @@ async def test_summary_starts_inclusive_and_ends_exclusive(world: World) -> None
     assert (await world.meters.summary("tokens", CUSTOMER, NOW_S - 3_600, NOW_S)).value == "1.0"
 
 
+async def test_summary_of_an_hour_contains_that_hour_only(world: World) -> None:
+    """The lookup of a doubtful event must not see recent events."""
+    await world.catalog.create_meter("tokens", "Tokens")
+    for number, seconds in enumerate((-3_601, -3_600, -1, 0)):
+        await world.meters.send(_event(f"id-{number}", str(10**number), timestamp_s=NOW_S + seconds))
+    world.clock.advance(LAG_MS)
+
+    assert (await world.meters.hour_summary("tokens", CUSTOMER, NOW_S - 3_600)).value == "110.0"
+    assert float((await world.meters.hour_summary("tokens", CUSTOMER, NOW_S - 36_000)).value) == 0
+    assert await world.meters.hour_summary("tokens", "cus_nobody", NOW_S - 3_600) == MeterSummary("0", 0)
+    with pytest.raises(InvalidInput):
+        await world.meters.hour_summary("tokens", CUSTOMER, NOW_S - 60)
+
+
 @pytest.mark.parametrize(("event_name", "customer"), [("nobody", CUSTOMER), ("tokens", "cus_nobody")])
 async def test_summary_of_an_unknown_name_has_no_rows(world: World, event_name: str, customer: str) -> None:
     """The reconciler must distinguish an unknown customer from one without usage."""
-    await world.meters.ensure_meter("tokens", "Tokens")
+    await world.catalog.create_meter("tokens", "Tokens")
 
     assert await world.meters.summary(event_name, customer, NOW_S - 3_600, NOW_S) == MeterSummary("0", 0)
     assert (await world.meters.summary("tokens", CUSTOMER, NOW_S - 3_600, NOW_S)).rows == 1
@@ -239,7 +305,7 @@ async def test_summary_of_an_unknown_name_has_no_rows(world: World, event_name: 
 
 async def test_summary_of_partial_minutes_is_refused(world: World) -> None:
     """Stripe's summaries are aligned to minutes."""
-    await world.meters.ensure_meter("tokens", "Tokens")
+    await world.catalog.create_meter("tokens", "Tokens")
 
     with pytest.raises(InvalidInput):
         await world.meters.summary("tokens", CUSTOMER, NOW_S - 3_601, NOW_S)
@@ -247,7 +313,7 @@ async def test_summary_of_partial_minutes_is_refused(world: World) -> None:
 
 async def test_unknown_customer_is_accepted_then_rejected(world: World) -> None:
     """Stripe validates after it has answered."""
-    await world.meters.ensure_meter("tokens", "Tokens")
+    await world.catalog.create_meter("tokens", "Tokens")
     await world.meters.send(_event())
 
     sent = await world.meters.send(_event("id-2", stripe_customer="cus_nobody"))
@@ -263,7 +329,7 @@ async def test_unknown_customer_is_accepted_then_rejected(world: World) -> None:
 @pytest.mark.parametrize("value", ["", "many", "NaN"])
 async def test_value_that_is_no_number_is_rejected_later(world: World, value: str) -> None:
     """The value must neither show in the sum nor break it."""
-    await world.meters.ensure_meter("tokens", "Tokens")
+    await world.catalog.create_meter("tokens", "Tokens")
 
     assert (await world.meters.send(_event(value=value))).status is SendStatus.ACCEPTED
     assert (await _sum(world)).value == "0.0"
@@ -272,7 +338,7 @@ async def test_value_that_is_no_number_is_rejected_later(world: World, value: st
 
 async def test_injected_rejection_is_reported(world: World) -> None:
     """The reconciler derives the cause "rejected by Stripe" from this report."""
-    await world.meters.ensure_meter("tokens", "Tokens")
+    await world.catalog.create_meter("tokens", "Tokens")
     world.fail_next(FakeFault.REJECTED)
 
     assert (await world.meters.send(_event())).status is SendStatus.ACCEPTED
@@ -303,6 +369,7 @@ async def test_sender_over_http_delivers_each_intent_once_through_a_storm() -> N
                 served.simulator.faults.add(Fault(kind, count=2, probability=0.5))
         client = StripeClientMeters(TEST_KEY, served.url, timeout_s=0.3, nonce="test")
         bench.meters = client
+        await client.create_meter("tokens", "Tokens")
         await bench.restart()
         intents = [make_intent(f"i{number}", "abcd"[number % 4], number + 1) for number in range(40)]
         await bench.publish(*intents)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
 import pytest_asyncio
 
-from schemas.billing_events import ObjectKind, ObjectName
+from aggregators.billing_events import read_event
+from pipeline.webhooks.linking import owned
+from schemas.billing_events import MIRRORED_TYPES, ObjectKind, ObjectName
 from schemas.errors import InvalidInput, Refused, Transient
 from sinks.stripe.objects import StripeClientObjects
 from stripe_simulator import Fault, FaultKind
@@ -68,7 +71,7 @@ async def test_every_kind_is_fetched_as_stripe_says(objects: StripeClientObjects
     found = {kind: body or {} for kind, body in fetched.items()}
     assert {kind: kind.value for kind in KINDS} == {kind: body["object"] for kind, body in found.items()}
     assert "Zoë" == found[ObjectKind.CUSTOMER]["name"]
-    assert "100" == found[ObjectKind.SUBSCRIPTION]["items"]["data"][0]["price"]["unit_amount_decimal"]  # type: ignore[index]
+    assert "100" == found[ObjectKind.SUBSCRIPTION]["items"]["data"][0]["price"]["unit_amount_decimal"]  # type: ignore[index]  # JSON of any shape
     for kind in KINDS:
         ((name, owner),) = await objects.names(kind)
         assert (ObjectName(kind, str(found[kind]["id"])), customer) == (name, owner)
@@ -121,9 +124,51 @@ async def test_all_pages_of_lists_are_read_and_events_come_oldest_first(
         names += [name.id for name, _ in page]
         after = names[-1]
 
-    assert customers == [event["data"]["object"]["id"] for event in events]  # type: ignore[index]
+    assert customers == [event["data"]["object"]["id"] for event in events]  # type: ignore[index]  # JSON of any shape
     assert customers == names[::-1]
     assert [] == await objects.events(began_s + 1, began_s + 2)
+
+
+async def test_the_objects_of_one_customer_are_listed_alone(objects: StripeClientObjects, sdk: Sdk) -> None:
+    """An account's resync must not read the objects of all customers."""
+    price = await price_of(sdk)
+    wanted, other = await customer_of(sdk), await customer_of(sdk)
+    for customer in (wanted, other):
+        made = await sdk("v1.subscriptions.create", {"customer": customer, "items": [{"price": price}]})
+        await sdk("v1.subscription_schedules.create", {"from_subscription": made["id"]})
+
+    for kind in KINDS:
+        ((name, owner),) = await objects.names(kind, customer=wanted)
+        assert (kind, wanted) == (name.kind, owner)
+        assert [] == await objects.names(kind, name.id, wanted)
+    assert [] == await objects.names(ObjectKind.CUSTOMER, customer="cus_unknown")
+
+
+@pytest.mark.parametrize("products", [pytest.param(0, id="one page"), pytest.param(101, id="more than a page")])
+async def test_only_events_that_concern_the_mirror_are_listed_and_in_the_order_of_their_times(
+    objects: StripeClientObjects, sdk: Sdk, served_simulator: ServedSimulator, products: int
+) -> None:
+    """Stripe takes 20 types at once, so a long list is read twice; an account has many other events."""
+    began_s = served_simulator.clock.now_ms() // 1000
+    customer = await customer_of(sdk)
+    price = await price_of(sdk)
+    await sdk("v1.subscriptions.create", {"customer": customer, "items": [{"price": price}]})
+    for number in range(products):
+        await sdk("v1.products.create", {"name": f"Product {number}"})
+    served_simulator.clock.advance(5_000)
+    await sdk("v1.customers.update", customer, {"name": "Zoë"})
+
+    events: Any = await objects.events(began_s, began_s + 60)
+    types = [event["type"] for event in events]
+    assert {"customer.created", "customer.subscription.created", "invoice.created", "invoice.paid"} <= set(types)
+    assert set(types) <= set(MIRRORED_TYPES)
+    assert "customer.updated" == types[-1]
+    assert sorted(event["created"] for event in events) == [event["created"] for event in events]
+    every: list[Any] = (await sdk("v1.events.list", {"limit": 100}))["data"]
+    if products:
+        every += (await sdk("v1.events.list", {"limit": 100, "starting_after": every[-1]["id"]}))["data"]
+    concern = {event["id"] for event in every if read_event(json.dumps(event, default=str).encode()).objects}
+    assert concern == {event["id"] for event in events}
 
 
 async def test_a_touched_customer_makes_an_event(
@@ -133,7 +178,25 @@ async def test_a_touched_customer_makes_an_event(
     customer = await customer_of(sdk)
     await objects.touch(customer, "17")
     now_s = served_simulator.clock.now_ms() // 1000
-    last = (await objects.events(now_s, now_s + 1))[-1]
-    assert ("customer.updated", "17") == (last["type"], last["data"]["object"]["metadata"]["tidemark_beat"])  # type: ignore[index]
+    events: Any = await objects.events(now_s, now_s + 1)
+    last = [event for event in events if event["type"] == "customer.updated"][-1]
+    assert "17" == last["data"]["object"]["metadata"]["tidemark_beat"]
     with pytest.raises(InvalidInput):
         await objects.touch("cus_unknown", "17")
+
+
+async def test_the_objects_of_one_customer_are_listed_whatever_their_status(
+    objects: StripeClientObjects, sdk: Sdk
+) -> None:
+    """A link waits for all of them."""
+    customer, other = await customer_of(sdk), await customer_of(sdk)
+    price, names = await price_of(sdk), []
+    for owner in (customer, customer, other):
+        made = await sdk("v1.subscriptions.create", {"customer": owner, "items": [{"price": price}]})
+        schedule = await sdk("v1.subscription_schedules.create", {"from_subscription": made["id"]})
+        names += [ObjectName(ObjectKind.SUBSCRIPTION, made["id"]), ObjectName(ObjectKind.SCHEDULE, schedule["id"])]
+    await sdk("v1.subscription_schedules.cancel", names[1].id)
+
+    assert sorted(await owned(objects, customer)) == sorted(names[:4])
+    assert sorted(await owned(objects, other)) == sorted(names[4:])
+    assert await owned(objects, "cus_nobody") == []

@@ -161,10 +161,10 @@ class Model:
         self.trial_end = 0
         self._begin(at, self.months)
 
-    def pause(self, at: int, *, usage: bool) -> None:
-        """Give the unused time back, and bill the usage until now or drop it."""
+    def pause(self, at: int) -> None:
+        """Give the unused time back, and bill the usage until now."""
         self.credit_all(at)
-        self.close_usage(at, at, billed=usage)
+        self.close_usage(at, at, billed=True)
         self.is_paused = True
 
     def resume(self, at: int) -> None:

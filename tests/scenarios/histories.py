@@ -83,7 +83,7 @@ class History:
 
     def settings(self, seed: int) -> SimulatorSettings:
         """The account of this history."""
-        policy = RetryPolicy(self.payments.days, self.payments.ends, self.payments.gives_up)  # type: ignore[arg-type]
+        policy = RetryPolicy(self.payments.days, self.payments.ends, self.payments.gives_up)  # type: ignore[arg-type]  # texts
         return SimulatorSettings(seed=seed, summary_lag_s=0, retry_policy=policy)
 
     async def run(self) -> None:
@@ -420,15 +420,12 @@ class History:
         self.payments.pay(invoice, self.now)
 
     async def _pause(self) -> None:
-        """No invoices until the subscription resumes. The usage until now is billed, or dropped."""
+        """No invoices until the subscription resumes. The usage until now is billed."""
         params: dict[str, Any] = {}
-        usage = self.random.random() < 0.7
-        if not usage:
-            params["bill_for"] = {"outstanding_usage_through": {"type": "none"}}
         if self.has_coupons or self.random.random() < 0.5:
             params["invoicing_behavior"] = "invoice"
         await self.sdk("v1.subscriptions.pause", self.subscription, params)
-        self.model.pause(self.now, usage=usage)
+        self.model.pause(self.now)
 
     async def _resume(self) -> None:
         """At once, or when the invoice is paid within 23 hours: the period begins with the request."""

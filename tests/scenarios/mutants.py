@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any, Final
 from unittest.mock import patch
 
-from stripe_simulator import invoicing
-from stripe_simulator.engine import collection, proration
-from stripe_simulator.engine.lines import usage_lines
-from stripe_simulator.resources import subscription_changes, subscription_cycle
+from stripe_simulator import invoice_lines, invoicing
+from stripe_simulator.engine import proration
+from stripe_simulator.engine.collection import DAY_S
+from stripe_simulator.resources import subscription_changes
 from tests.scenarios.histories import live
 from tests.simulation.mutant import Mutant
 
@@ -19,45 +19,59 @@ HISTORIES_MAX: Final = 300
 
 
 def _one_second_less(original: Any) -> Any:
-    def charge(item: Any, net: Any, billed: Any) -> Any:
-        return original(item, net, billed._replace(start=billed.start + 1))._replace(period=billed)
+    def charged(debit: Any, at: int, sign: int) -> Any:
+        return original(debit, at + (sign > 0), sign)._replace(period=original(debit, at, sign).period)
 
-    return charge
+    return charged
+
+
+def _with_swapped_usage(original: Any) -> Any:
+    def plan(mode: Any, subscription: Any, *arguments: Any, **how: Any) -> Any:
+        planned = original(mode, subscription, *arguments, **how)
+        if any(line.metered for line in planned.lines):
+            return planned
+        flexible = original(mode, {**subscription, "billing_mode": {"type": "flexible"}}, *arguments, **how)
+        return planned._replace(lines=(*planned.lines, *(line for line in flexible.lines if line.metered)))
+
+    return plan
+
+
+def _a_day_late(original: Any) -> Any:
+    def after_failure(*arguments: Any) -> Any:
+        after = original(*arguments)
+        due = after.next_payment_attempt
+        return after._replace(next_payment_attempt=due and due + DAY_S)
+
+    return after_failure
 
 
 MUTANTS: Final = (
-    Mutant("a proration is a second short", proration, "_charge", _one_second_less),
+    Mutant("a proration is a second short", proration, "_proration", _one_second_less),
     Mutant(
         "the period after a pause is billed twice", subscription_changes, "commit_when_paid",
         lambda made: lambda mode, body, change, **how: made(mode, body, change._replace(lines=change.lines * 2), **how),
     ),
     Mutant(
-        "usage that arrives before the invoice is final is dropped", subscription_cycle, "invoice_lines",
-        lambda _: lambda _mode, _invoice: None,
+        "usage that arrives before the invoice is final is dropped", invoice_lines, "with_late_usage",
+        lambda _: lambda _mode, _invoice, bodies: list(bodies),
     ),
     Mutant(
         "usage of a trial is billed", subscription_changes, "renewal",
         lambda made: lambda *arguments, **_: made(*arguments, was_trial=False),
     ),
-    Mutant(
-        "classic mode bills the usage before a swap", subscription_changes, "swap_lines",
-        lambda _: lambda _mode, item, usage: usage_lines(item, usage),
-    ),
+    Mutant("classic mode bills the usage before a swap", subscription_changes, "plan", _with_swapped_usage),
     Mutant(
         "a cancellation that keeps the usage drops the usage", subscription_changes, "closing_lines",
         lambda made: lambda *arguments, **how: made(*arguments, **{**how, "usage": False}),
     ),
-    Mutant(
-        "a retry comes a day late", collection, "next_payment_attempt",
-        lambda made: lambda *arguments: (due := made(*arguments)) and due + collection.DAY_S,
-    ),
+    Mutant("a retry comes a day late", invoicing, "after_failure", _a_day_late),
     Mutant(
         "a retry charges the customer's card, not the subscription's", invoicing, "_payment_method",
         lambda _: lambda mode, invoice: mode.fetch("customer", invoice["customer"])["invoice_settings"][
             "default_payment_method"
         ],
     ),
-    Mutant("a hard decline is charged again", invoicing, "is_charged", lambda _: lambda *_code, **_how: True),
+    Mutant("a hard decline is charged again", invoicing, "HARD_DECLINE_CODES", lambda _: frozenset()),
 )  # fmt: skip
 
 

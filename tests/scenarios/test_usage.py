@@ -1,4 +1,4 @@
-"""Scenarios 1, 2, 22, 26 and 27: usage, tiers and credits. Amounts are cents, computed by hand."""
+"""Scenarios 1 to 3, 22, 26 and 27: usage, tiers, thresholds and credits. Amounts are cents, computed by hand."""
 
 from __future__ import annotations
 
@@ -55,6 +55,38 @@ async def test_02_packages_and_fractions_of_a_cent(account: Account) -> None:
     await account.use(12_344, "2027-11-01")
     await account.advance("2027-12-01 01:00:00")
     assert (await account.invoice()).due == 617
+
+
+async def test_03_thresholds(account: Account) -> None:
+    """10 000 calls at 50 are 500000 at once; 25 000 at 40 are 1000000, of which 500000 are billed already."""
+    await account.open("2027-11-01")
+    meter = await account.meter()
+    calls = await account.tiered(meter, "volume", (10_000, "50"), ("inf", "40"))
+    await account.sign_up(calls, billing_thresholds={"amount_gte": 500_000})
+    await account.use(10_000, "2027-11-01")
+    await account.advance("2027-11-02")
+    assert (await account.invoice()).due == 500_000
+    await account.use(15_000, "2027-11-02")
+    await account.advance("2027-11-03")
+    assert (await account.invoice()).lines == [1_000_000, -500_000]
+    await account.advance("2027-12-01 01:00:00")
+
+    assert await account.bills() == [("paid", 0), ("paid", 500_000), ("paid", 500_000), ("paid", 0)]
+
+
+async def test_03_one_call_beyond_the_threshold(account: Account) -> None:
+    """10 001 calls at 40 are 400040: of the 500000 that were billed, 99960 stay as a credit."""
+    await account.open("2027-11-01")
+    meter = await account.meter()
+    calls = await account.tiered(meter, "volume", (10_000, "50"), ("inf", "40"))
+    await account.sign_up(calls, billing_thresholds={"amount_gte": 500_000})
+    await account.use(10_000, "2027-11-01")
+    await account.advance("2027-11-02")
+    await account.use(1, "2027-11-02")
+    await account.advance("2027-12-01 01:00:00")
+
+    assert await account.bills() == [("paid", 0), ("paid", 500_000), ("paid", 0)]
+    assert ((await account.invoice()).lines, await account.balance()) == ([400_040, -500_000], -99_960)
 
 
 @with_delivery_faults

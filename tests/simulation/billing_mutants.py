@@ -8,10 +8,13 @@ from unittest.mock import patch
 import msgspec
 
 import pipeline.billing.customers
+import pipeline.billing.redrive
 import pipeline.billing.sender
 import pipeline.rollup.relays
 import sinks.stripe.fake
 from aggregators.codec import ReportKey, parse_report_text, parse_value, report_field, report_text
+from pipeline.billing.lookup import LookupResult, Presence
+from pipeline.billing.redrive import Redriver
 from pipeline.rollup.relays import ReportRelay
 from schemas.periods import AccountState
 from schemas.reports import Intent, SendResult, SendStatus
@@ -59,11 +62,25 @@ def _fresh_identifier(original: Any) -> Any:
 
 
 def _duplicate_is_failure(original: Any) -> Any:
-    def classify(answer: Any) -> SendResult:
-        result: SendResult = original(answer)
+    def classify(*arguments: Any) -> SendResult:
+        result: SendResult = original(*arguments)
         return result._replace(status=SendStatus.DEAD) if result.status is SendStatus.DUPLICATE else result
 
     return classify
+
+
+def _parts_share_an_identifier(original: Any) -> Any:
+    def parts_of(intent: Any) -> Any:
+        return [part.model_copy(update={"identifier": intent.identifier}) for part in original(intent)]
+
+    return parts_of
+
+
+def _always(result: LookupResult) -> Any:
+    async def look(*_: Any) -> LookupResult:
+        return result
+
+    return look
 
 
 BILLING: Final = (
@@ -77,6 +94,21 @@ BILLING: Final = (
         "event_time_s", lambda _made: lambda intent, _end_ms, _now_ms: intent.bucket_end_ms // 1_000 - 1,
     ),
     Mutant("report forgotten before its intent is durable", ReportRelay, "_publish", _reports_forgotten_first),
+    Mutant(
+        "the parts of a long value share an identifier", pipeline.rollup.relays, "parts_of",
+        _parts_share_an_identifier,
+    ),
+    Mutant(
+        "a long value is not split", pipeline.rollup.relays, "parts_of", lambda _made: lambda intent: [intent],
+    ),
+    Mutant(
+        "a redriven report keeps its identifier", pipeline.billing.redrive, "revised",
+        lambda _made: lambda intent: intent.model_copy(update={"revision": intent.revision + 1}),
+    ),
+    Mutant(
+        "a redrive does not ask for Stripe's sum", Redriver, "_look",
+        lambda _made: _always(LookupResult(Presence.ABSENT, "not asked")),
+    ),
     Mutant("a fresh identifier each send", pipeline.billing.sender, "meter_event", _fresh_identifier),
     Mutant(
         "an account's first customer pays for ever", pipeline.billing.customers, "customer_at",

@@ -53,6 +53,9 @@ def report(results: Sequence[Compared], torture: Torture) -> int:
     print(f"\n{'producers':<44}{'confirmed':>10}{'repeated':>10}")
     for way, count in sorted(torture.load.sent.items()):
         print(f"{way:<44}{count:>10}{torture.load.repeated[way]:>10}")
+    print(f"\n{'customers at Stripe':<44}{'done':>10}{'refused':>10}")
+    for what, count in sorted(torture.shop.done.items()):
+        print(f"{what:<44}{count:>10}{torture.shop.refused[what]:>10}")
     print(f"\n{'compared with the oracle':<52}{'rows':>9}{'differ':>8}")
     for each in results:
         print(f"{each.store:<52}{each.rows:>9}{each.differing:>8}")

@@ -10,17 +10,20 @@ from typing import Any, ClassVar, Final
 from aggregators.partitioning import partition_of
 from demo.worker import ReplayCounter
 from pipeline.clock import SystemClock
-from pipeline.commands.operations import quarantine_entry
+from pipeline.commands.operations import create_at_stripe, quarantine_entry
 from pipeline.http.api_keys import Role as KeyRole
 from pipeline.http.api_keys import create_key
 from pipeline.local.processes import LocalProcess, free_port, python
 from pipeline.logs.control_records import append_control
+from pipeline.open import open_side_tables
 from schemas.control import BindingRecord
 from schemas.errors import Transient
 from schemas.log import EVENTS_TOPIC, REJECTED_TOPIC
+from schemas.meters import MeterSet
 from schemas.periods import Billing, Binding
+from schemas.side_tables import SideTables
 from tests.integration.deployment import Deployment, Role, clean_environment
-from tests.torture.plan import WORKERS
+from tests.torture.plan import MIRRORS, WORKERS
 from tests.torture.stripe import KEY, LocalStripe
 from tests.traffic.generate import METER_SET, account_name
 
@@ -38,7 +41,7 @@ def customer_of(account: str) -> str:
 
 
 class Tortured(Deployment):
-    """All roles on a real broker, with Stripe; reports go out every minute."""
+    """All roles on a real broker, with Stripe and PostgreSQL; reports go out every minute."""
 
     meter_set: ClassVar[Mapping[str, Any]] = {
         **METER_SET,
@@ -48,12 +51,17 @@ class Tortured(Deployment):
     # A machine that others use as well is slow, not stuck; the run as a whole has its deadline.
     patience_s: ClassVar[float] = 420.0
 
-    def __init__(self, folder: Path, log_url: str, redis_url: str, clickhouse_url: str, stripe: LocalStripe) -> None:
+    def __init__(
+        self, folder: Path, log_url: str, redis_url: str, clickhouse_url: str, sql_url: str, stripe: LocalStripe
+    ) -> None:
         self.stripe = stripe
+        self.sql_url = sql_url
+        self.tables: SideTables
         self.gateway_port = free_port()
         self._commands = 0
         folder.mkdir(parents=True, exist_ok=True)
         keys = folder / "keys"
+        self._webhook_secrets = folder / "webhook_secrets"
         self.api_key, _ = create_key(keys, KeyRole.ADMIN, SystemClock())
         super().__init__(
             folder, redis_url, clickhouse_url, log_url,
@@ -61,6 +69,7 @@ class Tortured(Deployment):
             TIDEMARK_STRIPE_API_KEY=KEY, TIDEMARK_STRIPE_API_BASE=stripe.url, TIDEMARK_STRIPE_RATE_PER_S="200",
             TIDEMARK_STRIPE_ACCOUNT="acct_simulator",
             TIDEMARK_API_KEYS=str(keys), TIDEMARK_GATEWAY_PORT=str(self.gateway_port),
+            TIDEMARK_SQL_URL=sql_url, TIDEMARK_STRIPE_WEBHOOK_SECRETS=str(self._webhook_secrets),
         )  # fmt: skip
 
     @property
@@ -69,7 +78,9 @@ class Tortured(Deployment):
         return f"http://127.0.0.1:{self.gateway_port}"
 
     async def begin(self) -> None:
-        """Make customers at Stripe, bind the accounts, start all roles."""
+        """Make the side tables, customers and a webhook endpoint at Stripe, bind the accounts, start all roles."""
+        self.tables = await open_side_tables(self.base)
+        self._webhook_secrets.write_text(self.stripe.make_endpoint(f"{self.gateway_url}/v1/stripe/webhook") + "\n")
         for number in range(ACCOUNTS):
             account = account_name(number)
             if account in FREE:
@@ -82,9 +93,12 @@ class Tortured(Deployment):
             record = BindingRecord(account=account, revision=1, binding=binding)
             partition = partition_of(account, PARTITIONS)
             await append_control(self.base.log, self.settings.secret_bytes(), partition, record)
+        await create_at_stripe(self.settings, MeterSet.model_validate(self.meter_set))
         for name in WORKERS:
             # A data folder of its own, so that its counter tells what this one was handed.
             self.start("worker", name=name, TIDEMARK_DATA_DIR=str(self.folder / name))
+        for name in MIRRORS:
+            self.start("mirror", name=name)
         for name in ROLES:
             self.start(name)
 
@@ -92,6 +106,11 @@ class Tortured(Deployment):
     def workers(self) -> list[Role]:
         """The worker roles, running or not."""
         return [self.roles[name] for name in WORKERS]
+
+    @property
+    def mirrors(self) -> list[Role]:
+        """The mirror roles, running or not."""
+        return [self.roles[name] for name in MIRRORS]
 
     async def until(self, condition: Callable[[], Awaitable[bool]], what: str, timeout_s: float | None = None) -> None:
         """As the base's; a service that does not answer means: not yet."""

@@ -10,6 +10,7 @@ from itertools import cycle
 from typing import Final, NamedTuple
 
 WORKERS: Final = ("worker-1", "worker-2", "worker-3")
+MIRRORS: Final = ("mirror-1", "mirror-2")
 
 
 class Strike(StrEnum):
@@ -20,9 +21,11 @@ class Strike(StrEnum):
     ROUTER = "router"
     GATEWAY = "gateway"
     SINK = "sink"
+    MIRROR = "mirror"
     KAFKA = "Kafka broker"
     VALKEY = "Valkey"
     CLICKHOUSE = "ClickHouse server"
+    POSTGRES = "PostgreSQL"
     VALKEY_TRUNCATED = "Valkey, file truncated"
     VALKEY_EMPTIED = "Valkey, file emptied"
     VALKEY_OLDER = "Valkey, older copy"
@@ -30,6 +33,8 @@ class Strike(StrEnum):
     COPY = "Valkey's folder copied"
     LEAVE = "worker leaves and joins"
     STRIPE = "Stripe's answers"
+    READS = "Stripe's answers to reads"
+    DELIVERIES = "Stripe's deliveries"
     INSERTS = "ClickHouse's answers"
 
 
@@ -37,11 +42,13 @@ KILLS: Final[Mapping[Strike, int]] = {
     Strike.WORKER: 14,
     Strike.ARCHIVE: 7,
     Strike.ROUTER: 6,
-    Strike.GATEWAY: 6,
+    Strike.GATEWAY: 8,
     Strike.SINK: 6,
+    Strike.MIRROR: 10,
     Strike.KAFKA: 4,
     Strike.VALKEY: 4,
     Strike.CLICKHOUSE: 5,
+    Strike.POSTGRES: 6,
 }
 """The least number of kills of each kind; a damaged file is one more kill of Valkey."""
 
@@ -56,7 +63,14 @@ DAMAGES: Final = (
 """What happens to Valkey's folder, and how much: about the share of the file that is cut off, or the age of the copy
 (1 the newest that there is, 0 the oldest). The oldest copy comes back after the live view was rebuilt."""
 
-OTHERS: Final[Mapping[Strike, int]] = {Strike.LEAVE: 3, Strike.STRIPE: 6, Strike.INSERTS: 6, Strike.COPY: 4}
+OTHERS: Final[Mapping[Strike, int]] = {
+    Strike.LEAVE: 3,
+    Strike.STRIPE: 6,
+    Strike.READS: 4,
+    Strike.DELIVERIES: 9,
+    Strike.INSERTS: 6,
+    Strike.COPY: 4,
+}
 STRIPE_FAULTS: Final = (
     "rate_limited",
     "conflict",
@@ -65,6 +79,8 @@ STRIPE_FAULTS: Final = (
     "connection_dropped",
     "connection_dropped_after_commit",
 )
+READ_FAULTS: Final = ("rate_limited", "server_error", "connection_dropped")
+DELIVERY_FAULTS: Final = ("delivery_dropped", "delivery_duplicated", "delivery_delayed")
 INSERTS_AT_ONCE: Final = 5
 KILLS_MIN: Final = 50
 WAIT_S: Final = (0.2, 3.5)
@@ -74,7 +90,7 @@ DOWN_S_MAX: Final = 3.0
 
 class Action(NamedTuple):
     """One strike. `wait_s` after the one before it; `down_s` until a service is started again; `share` in 0 to 1 says
-    how much, or which copy; `target` is the worker, what Stripe does, or what befalls the next
+    how much, or which copy; `target` is the worker or mirror, what Stripe does, or what befalls the next
     inserts (`d`: stored and the answer dropped, `r`: refused)."""
 
     wait_s: float
@@ -97,12 +113,17 @@ def draw(seed: int, scale: float = 1.0) -> list[Action]:
         placed.append(((number + chance.uniform(0.5, 1.0)) / len(damages), strike, near))
     strikes = [(strike, share) for _, strike, share in sorted(placed)]
     # Each in turn, so that no seed spares one.
-    faults = cycle(chance.sample(STRIPE_FAULTS, len(STRIPE_FAULTS)))
+    faults = {
+        strike: cycle(chance.sample(kinds, len(kinds)))
+        for strike, kinds in (
+            (Strike.STRIPE, STRIPE_FAULTS), (Strike.READS, READ_FAULTS), (Strike.DELIVERIES, DELIVERY_FAULTS)
+        )
+    }  # fmt: skip
     return [
         Action(
             0.0 if chance.random() < AT_ONCE else chance.uniform(*WAIT_S),
             strike,
-            next(faults) if strike is Strike.STRIPE else _target(strike, chance),
+            next(faults[strike]) if strike in faults else _target(strike, chance),
             chance.uniform(0.0, DOWN_S_MAX),
             share,
         )
@@ -118,6 +139,8 @@ def _spread(strike: Strike, shares: Sequence[float], chance: random.Random) -> l
 def _target(strike: Strike, chance: random.Random) -> str:
     if strike in (Strike.WORKER, Strike.LEAVE):
         return chance.choice(WORKERS)
+    if strike is Strike.MIRROR:
+        return chance.choice(MIRRORS)
     if strike is Strike.INSERTS:
         # Two of three are stored, and nobody is told.
         return "".join(chance.choice("ddr") for _ in range(INSERTS_AT_ONCE))
@@ -148,4 +171,6 @@ def spared(actions: Iterable[Action], kills: int, dropped: int, stripe: Mapping[
     after = {action.target for action in planned if action.target.endswith("after_commit")}
     if after and not any(stripe.get(kind) for kind in after):
         missed.append("no answer of Stripe was lost after success")
+    deliveries = {action.target for action in planned if action.strike is Strike.DELIVERIES}
+    missed += [f"no delivery of Stripe was {kind.split('_')[1]}" for kind in sorted(deliveries - stripe.keys())]
     return missed

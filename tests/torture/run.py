@@ -13,22 +13,27 @@ from typing import Final
 
 from demo.settled import unsettled_intents
 from pipeline.local.kafka import LocalKafka
+from pipeline.local.postgres import LocalPostgres
 from pipeline.local.valkey import LocalValkey
 from schemas.errors import Transient
 from schemas.rollup import Checkpoint
 from sinks.clickhouse.client import open_clickhouse
 from sinks.clickhouse.reader import ClickHouseReader
 from tests.integration.deployment import EXIT_OPERATOR, Role
+from tests.torture.billing import compare_billing, wait_for_billing
 from tests.torture.clickhouse import DROPPED, LINES, REFUSED, LocalClickHouse
 from tests.torture.compare import Compared, compare, reconciled
 from tests.torture.deployment import PARTITIONS, REBUILD_S, REPORT_INTERVAL_MS, Tortured
 from tests.torture.hours import pass_an_hour
 from tests.torture.load import Load
 from tests.torture.plan import Action, Strike, spared
+from tests.torture.shop import Shop
 from tests.torture.stripe import LocalStripe
 from tests.torture.valkey_files import Copies, truncate
 
 STRIPE_FAULTS_AT_ONCE: Final = 4
+DELIVERY_FAULTS_AT_ONCE: Final = 8
+DELAYED_S: Final = "0-8"
 ADVANCE_EVERY: Final = 10
 ADVANCE_S: Final = 240.0
 AFTER_DAMAGE_S: Final = 240.0
@@ -39,19 +44,20 @@ Say = Callable[[str], None]
 
 
 class Services:
-    """The broker, Valkey, ClickHouse's server and Stripe, in one folder."""
+    """The broker, Valkey, ClickHouse's server, PostgreSQL and Stripe, in one folder."""
 
     def __init__(self, folder: Path, say: Say) -> None:
         self.kafka = LocalKafka(folder / "kafka", progress=say)
         self.valkey_folder = folder / "valkey"
         self.valkey = LocalValkey(self.valkey_folder)
         self.clickhouse = LocalClickHouse(folder / "clickhouse")
+        self.postgres = LocalPostgres(folder / "postgres")
         self.stripe = LocalStripe(folder / "stripe")
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
         """All of them, killed at the end."""
-        every = (self.kafka, self.valkey, self.clickhouse, self.stripe)
+        every = (self.kafka, self.valkey, self.clickhouse, self.postgres, self.stripe)
         try:
             for service in every:
                 await asyncio.to_thread(service.start)
@@ -64,10 +70,13 @@ class Services:
 class Torture:
     """The strikes of one run and what came of them."""
 
-    def __init__(self, deployment: Tortured, services: Services, load: Load, folder: Path, say: Say) -> None:
+    def __init__(
+        self, deployment: Tortured, services: Services, load: Load, shop: Shop, folder: Path, say: Say
+    ) -> None:
         self.deployment = deployment
         self.services = services
         self.load = load
+        self.shop = shop
         self.copies = Copies(services.valkey_folder, folder / "copies")
         self.say = say
         self.struck: Counter[str] = Counter()
@@ -82,6 +91,7 @@ class Torture:
         for number, action in enumerate(actions, 1):
             await asyncio.sleep(action.wait_s)
             self.load.check()
+            self.shop.check()
             await self._strike(number, len(actions), action)
             if number % ADVANCE_EVERY == 0:
                 await self._advance()
@@ -94,7 +104,7 @@ class Torture:
 
     async def _strike(self, number: int, of: int, action: Action) -> None:
         match action.strike:
-            case Strike.WORKER:
+            case Strike.WORKER | Strike.MIRROR:
                 came = await self._kill_role(self.deployment.roles[action.target])
             case Strike.ARCHIVE | Strike.ROUTER | Strike.GATEWAY | Strike.SINK:
                 came = await self._kill_role(self.deployment.roles[action.strike.value])
@@ -104,6 +114,8 @@ class Torture:
                 came = await self._outage(action, self.services.valkey.kill, self.services.valkey.start)
             case Strike.CLICKHOUSE:
                 came = await self._outage(action, self.services.clickhouse.kill, self.services.clickhouse.start)
+            case Strike.POSTGRES:
+                came = await self._outage(action, self.services.postgres.kill, self.services.postgres.start)
             case Strike.VALKEY_TRUNCATED | Strike.VALKEY_EMPTIED | Strike.VALKEY_OLDER:
                 came = await self._damage(action)
             case Strike.COPY:
@@ -114,12 +126,22 @@ class Torture:
             case Strike.STRIPE:
                 await asyncio.to_thread(self.services.stripe.go_wrong, action.target, STRIPE_FAULTS_AT_ONCE)
                 came = f"{STRIPE_FAULTS_AT_ONCE} times {action.target}"
+            case Strike.READS:
+                matching = {"method": "GET", "path": "/v1/subscriptions"}
+                await asyncio.to_thread(
+                    self.services.stripe.go_wrong, action.target, STRIPE_FAULTS_AT_ONCE, **matching
+                )  # fmt: skip
+                came = f"{STRIPE_FAULTS_AT_ONCE} times {action.target} of a subscription"
+            case Strike.DELIVERIES:
+                span = {"reason": DELAYED_S} if action.target.endswith("delayed") else {}
+                await asyncio.to_thread(self.services.stripe.go_wrong, action.target, DELIVERY_FAULTS_AT_ONCE, **span)
+                came = f"{DELIVERY_FAULTS_AT_ONCE} times {action.target}"
             case Strike.INSERTS:
                 self.services.clickhouse.go_wrong(action.target)
                 came = f"{action.target.count(DROPPED)} dropped after success, {action.target.count(REFUSED)} refused"
             case _:
                 raise AssertionError(action)
-        what = action.target if action.strike in (Strike.WORKER, Strike.LEAVE) else action.strike.value
+        what = action.target if action.strike in (Strike.WORKER, Strike.MIRROR, Strike.LEAVE) else action.strike.value
         self.struck[action.strike.value] += 1
         total = self.kills.total()
         kill, self._told = f"kill {total}, " if total > self._told else "", total
@@ -312,12 +334,12 @@ class Torture:
     # Rest
 
     async def rest(self) -> None:
-        """Return when all that was sent is confirmed, folded, archived, relayed, reported and settled at Stripe."""
+        """Return when all that was sent is confirmed, folded, archived, relayed, reported and settled at Stripe, and
+        when Stripe's events are mirrored."""
         deployment = self.deployment
         self.services.clickhouse.be_well()
-        await asyncio.to_thread(self.services.stripe.be_well)
-        self.say("    no more strikes; waiting for the producers' confirmations")
-        await self.load.stop()
+        self.say("    no more strikes; waiting for the customers' last changes and the producers' confirmations")
+        await asyncio.gather(self.load.stop(), self._close_shop())
         self.say("    waiting for everything to be folded, judged, archived and relayed")
         await deployment.at_rest()
         boundary_ms = await pass_an_hour(deployment)
@@ -339,6 +361,12 @@ class Torture:
         await deployment.until(settled, "every intent to be settled at Stripe")
         await deployment.at_rest()
 
+    async def _close_shop(self) -> None:
+        """Return when the customers have acted for the last time, and Stripe's events are mirrored."""
+        await self.shop.stop()
+        await asyncio.to_thread(self.services.stripe.be_well)
+        await wait_for_billing(self.deployment, self.shop)
+
 
 async def run(folder: Path, seed: int, actions: list[Action], say: Say) -> tuple[list[Compared], Torture]:
     """Run a plan; what was compared, and what was done."""
@@ -346,26 +374,37 @@ async def run(folder: Path, seed: int, actions: list[Action], say: Say) -> tuple
     async with contextlib.AsyncExitStack() as stack:
         await stack.enter_async_context(services.running())
         deployment = await stack.enter_async_context(
-            Tortured(folder / "one", services.kafka.url, services.valkey.url, services.clickhouse.url, services.stripe)
+            Tortured(
+                folder / "one",
+                services.kafka.url,
+                services.valkey.url,
+                services.clickhouse.url,
+                services.postgres.url,
+                services.stripe,
+            )
         )
         await deployment.begin()
+        stack.push_async_callback(deployment.tables.close)
         say(f"    {len(deployment.roles)} roles start on {folder}")
         await deployment.folded_to(dict.fromkeys(deployment.partitions, 3))
         load = Load(deployment, seed)
-        torture = Torture(deployment, services, load, folder, say)
+        shop = Shop(deployment, seed)
+        torture = Torture(deployment, services, load, shop, folder, say)
         stack.callback(load.cancel)
+        stack.callback(shop.cancel)
         load.start()
+        shop.start()
         await torture.strike_all(actions)
         await torture.rest()
         say("    at rest; comparing")
         verdict = await reconciled(deployment)
         await deployment.stop_roles()
-        results = await compare(deployment, load)
+        results = await compare(deployment, load) + await compare_billing(deployment, shop)
         happened = (await asyncio.to_thread(services.stripe.state))["faults_happened"]
         torture.stripe_faults.update({f"Stripe: {kind}": count for kind, count in happened.items()})
         results += verdict.pairs
         wrong = [*load.wrong] if verdict.text == "equal" else [*load.wrong, f"the verdict is {verdict.text}"]
         results.append(Compared("what the producers and the reconciler said", 1 + len(load.wrong), len(wrong), wrong))
         missed = spared(actions, torture.kills.total(), services.clickhouse.faults()[LINES[DROPPED]], happened)
-        results.append(Compared("what the plan was to show, and did", 3, len(missed), missed))
+        results.append(Compared("what the plan was to show, and did", 4, len(missed), missed))
         return results, torture

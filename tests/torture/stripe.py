@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -13,6 +14,18 @@ from tests.integration.deployment import ROOT, clean_environment
 
 KEY: Final = "sk_test_tidemark"
 TIMEOUT_S: Final = 30.0
+
+
+def form(params: Mapping[str, Any], outer: str = "") -> Iterator[tuple[str, str]]:
+    """Parameters as Stripe's forms have them: `items[0][price]`."""
+    for name, value in params.items():
+        field = f"{outer}[{name}]" if outer else name
+        if isinstance(value, Mapping):
+            yield from form(value, field)
+        elif isinstance(value, list):
+            yield from form({str(number): each for number, each in enumerate(value)}, field)
+        else:
+            yield field, str(value).lower() if isinstance(value, bool) else str(value)
 
 
 class LocalStripe(LocalProcess):
@@ -36,9 +49,16 @@ class LocalStripe(LocalProcess):
         """Add a customer with this id."""
         self._post("customers", {"id": customer, "name": customer})
 
-    def go_wrong(self, kind: str, count: int) -> None:
-        """The next `count` meter events fail in this way."""
-        self._post("faults", {"kind": kind, "count": count})
+    def make_endpoint(self, url: str) -> str:
+        """Have all events delivered to a URL; the signing secret."""
+        body = dict(form({"url": url, "enabled_events": ["*"]}))
+        key = {"Authorization": f"Bearer {KEY}"}
+        answer = httpx.post(f"{self.url}/v1/webhook_endpoints", data=body, headers=key, timeout=TIMEOUT_S)
+        return str(answer.raise_for_status().json()["secret"])
+
+    def go_wrong(self, kind: str, count: int, **fields: str) -> None:
+        """The next `count` meter events, deliveries, or requests that match the fields fail in this way."""
+        self._post("faults", {"kind": kind, "count": count, **fields})
 
     def be_well(self) -> None:
         """Forget the faults that have not happened."""

@@ -9,17 +9,20 @@ from typing import Any
 from aggregators.binding_timeline import overlaps, timeline
 from aggregators.mirror import mirror_rows
 from aggregators.partitioning import partition_of
-from pipeline.bindings import AccountLog
+from pipeline.logs.bindings import AccountLog
+from pipeline.webhooks.linking import owned
 from pipeline.webhooks.processor import BillingEventProcessor
-from schemas.billing_events import VIA_HEADER, StripeObjects, Via
+from schemas.billing_events import VIA_HEADER, ObjectKind, ObjectName, StripeEvent, StripeObjects, Via
 from schemas.log import BILLING_EVENTS_TOPIC, Log
-from schemas.side_tables import MIRROR_COLUMNS, Row, SideTables
+from schemas.side_tables import MIRROR_COLUMNS, Arrived, Fetched, Row, SideTables, Step
 from sinks.sql.fake import FakeSideTables
 from tests.worlds.deployment import SECRET, World
 from tests.worlds.reconciler import METER_SET
 from tests.worlds.stripe_account import StripeAccount
 
 SCOPE = "test:acct_1"
+# A partition that the log does not have: the side tables keep a position for what a link reads.
+READS = 1_000_000
 
 
 class BillingWorld(World):
@@ -42,7 +45,18 @@ class BillingWorld(World):
 
     async def link(self, account: str, customer: str, starts_ms: int = 0) -> None:
         """Link an account, for all usage that nobody was named for if no instant is given."""
+        await self.read(customer)
         await self.tables.link(account, customer, starts_ms, "tester", "", self.clock.now_ms())
+
+    async def read(self, customer: str) -> None:
+        """Put what decides who pays for a customer into the mirror, as the command of the link has it read. The log's
+        partitions and the calls to Stripe that tests count stay as they are."""
+        names = [*await owned(self.stripe, customer), ObjectName(ObjectKind.CUSTOMER, customer)]
+        seqs = await self.tables.fetch_seqs(names)
+        fetched = [Fetched(name, seqs[name], mirror_rows(name, self.stripe.read(name))) for name in names]
+        offset, now_ms = await self.tables.position(READS) or 0, self.clock.now_ms()
+        event = StripeEvent(f"read_{offset}", "read", now_ms // 1000, customer, ())
+        await self.tables.commit(Step(READS, offset, offset + 1, now_ms, [Arrived(event, Via.RESYNC, offset)], fetched))
 
     async def deliver(self, events: Iterable[Mapping[str, Any]], via: Via = Via.WEBHOOK) -> None:
         """Append events as the receiver does."""

@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Final
 
 from aggregators.partitioning import partition_of
-from aggregators.report_records import ReportedIntent
+from aggregators.report_records import ReportedIntent, parse_entries
 from pipeline.billing.customers import BindingResolver
 from pipeline.billing.sender import StripeSender
 from pipeline.ingest.archive import ArchiveProcessor
@@ -173,9 +173,13 @@ class Deployment:
             await ReportRelay(self.store.reports, self.store.accounts, self.log).relay(partition)
 
     async def send(self) -> None:
+        """Sends the reports. The meters exist at Stripe."""
         for _ in range(20):
             for partition in range(self.world.partitions):
                 records = await self.log.read(REPORTS_TOPIC, partition, self._reports_read_to[partition])
+                for entry in (entry for record in records for entry in parse_entries(record.value)):
+                    if isinstance(entry, Intent):
+                        self.stripe.add_meter(entry.event_name)
                 if records:
                     await self._sender.step(partition, records)
                     self._reports_read_to[partition] = records[-1].next_offset

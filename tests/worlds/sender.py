@@ -8,12 +8,13 @@ from collections.abc import Callable
 from typing import Any
 
 from aggregators.report_records import parse_entries
-from pipeline.billing.sender import SenderPolicy, StripeSender
+from pipeline.billing.policy import SenderPolicy
+from pipeline.billing.sender import StripeSender
 from pipeline.logs.fake import FakeLog
 from schemas.clock import HOUR_MS, MINUTE_MS
 from schemas.log import REPORTS_TOPIC, Headers, TopicSpec
 from schemas.periods import Billing
-from schemas.reports import Attempt, Intent, Payer, ReportOutcome, StripeMeters
+from schemas.reports import Intent, Payer, ReportEntry, ReportOutcome, StripeMeters
 from sinks.stripe.fake import FakeStripe
 from tests.worlds.clock import ManualClock
 
@@ -73,6 +74,7 @@ class Bench:
         self.billing: dict[str, tuple[Billing, str]] = {}
         self.asked: list[tuple[str, int]] = []
         self.replaced: set[str] = set()
+        self.without_meter: set[str] = set()
         self.period_ends: dict[str, int] = {}
         self.partitions = partitions
         self.policy = policy
@@ -111,8 +113,10 @@ class Bench:
         await self.assign()
 
     async def publish(self, *intents: Intent, partition: int = 0) -> None:
-        """Writes intents as the relay does."""
+        """Writes intents as the relay does. Their meters exist at Stripe, except `without_meter`."""
         for intent in intents:
+            if intent.event_name not in self.without_meter:
+                self.stripe.add_meter(intent.event_name)
             await self.log.append(
                 REPORTS_TOPIC, partition, intent.model_dump_json().encode(), key=intent.account.encode()
             )
@@ -140,9 +144,9 @@ class Bench:
             if all(at_end) and self.sender.status().pending == 0:
                 return
 
-    async def entries(self) -> list[Intent | Attempt | ReportOutcome]:
+    async def entries(self) -> list[ReportEntry]:
         """All entries of the topic."""
-        entries: list[Intent | Attempt | ReportOutcome] = []
+        entries: list[ReportEntry] = []
         for partition in range(self.partitions):
             for record in await self.log.read(REPORTS_TOPIC, partition, 0, 100_000):
                 entries.extend(parse_entries(record.value))

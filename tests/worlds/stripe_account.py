@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any, Final
 
-from schemas.billing_events import ObjectKind, ObjectName
+from schemas.billing_events import MIRRORED_TYPES, ObjectKind, ObjectName
 from stripe_simulator import Simulator, SimulatorSettings
 from stripe_simulator.errors import ApiError
 from stripe_simulator.mode import Call
@@ -28,7 +28,7 @@ LIST: Final[dict[ObjectKind, tuple[str, dict[str, Any]]]] = {
 
 
 class StripeAccount:
-    """One account in test mode, whose clock is the test's. Implements `StripeObjects` except `touch`."""
+    """One account in test mode, whose clock is the test's. Implements `OwnedObjects`."""
 
     def __init__(self, clock: ManualClock, seed: int = 0) -> None:
         self.clock = clock
@@ -84,16 +84,18 @@ class StripeAccount:
         return self.read(name)
 
     async def events(self, since_s: int, until_s: int) -> list[dict[str, object]]:
-        """The events created in `[since_s, until_s)`."""
-        return [event for event in self.happened() if since_s <= event["created"] < until_s]
+        """The events of the types that are mirrored, created in `[since_s, until_s)`."""
+        events = (event for event in self.happened() if event["type"] in MIRRORED_TYPES)
+        return [event for event in events if since_s <= event["created"] < until_s]
 
-    async def names(self, kind: ObjectKind, after: str = "") -> list[tuple[ObjectName, str]]:
-        """All objects of a kind as one page."""
+    async def names(self, kind: ObjectKind, after: str = "", customer: str = "") -> list[tuple[ObjectName, str]]:
+        """All objects of a kind, or of one customer's, as one page."""
         if after:
             return []
         named = [name for name in self.listing() if name.kind is kind]
         bodies = [(name, self.read(name) or {}) for name in named]
-        return [(name, str(body.get("customer") or name.id)) for name, body in bodies]
+        pairs = [(name, str(body.get("customer") or name.id)) for name, body in bodies]
+        return [(name, owner) for name, owner in pairs if customer in ("", owner)]
 
     async def touch(self, customer: str, beat: str) -> None:
         """Make an event."""

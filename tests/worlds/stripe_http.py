@@ -62,7 +62,7 @@ class StripeOverHttp:
     async def _summary(self, request: httpx.Request) -> httpx.Response:
         name = request.url.path.split("/")[4].removeprefix("mtr_")
         query = request.url.params
-        await self.fake.ensure_meter(name, name)
+        self.fake.add_meter(name)
         span = int(query["start_time"]), int(query["end_time"])
         found = await self.fake.summary(name, query["customer"], *span)
         rows = [{"object": "billing.meter_event_summary", "aggregated_value": float(found.value)}] * found.rows
@@ -71,7 +71,7 @@ class StripeOverHttp:
     async def _take(self, request: httpx.Request) -> httpx.Response:
         event = sent(request)
         if event.event_name not in self.fake.inactive:
-            await self.fake.ensure_meter(event.event_name, event.event_name)
+            self.fake.add_meter(event.event_name)
         result = await self.fake.send(event)
         if result.status is SendStatus.ACCEPTED:
             return _json({"object": "billing.meter_event", "identifier": event.identifier})

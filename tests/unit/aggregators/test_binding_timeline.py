@@ -93,6 +93,7 @@ def free(from_: str | int, anchor: str | int = 0, **changes: Any) -> Binding:
     return mapped(from_, anchor, "", **{"billing": Billing.FREE, **changes})
 
 
+KNOWN: list[Row] = [{"id": CUS, "deleted": 0}, {"id": OTHER, "deleted": 0}]
 SINCE_EVER = [Link(ACME, CUS, 0)]
 # A customer whose subscription has begun, and the binding that is known for it.
 STARTED = [FREE_SINCE_EVER, mapped("05T10:00")]
@@ -105,7 +106,7 @@ class Case(NamedTuple):
     subscriptions: Sequence[Row] = ()
     items: Sequence[Row] = ()
     schedules: Sequence[Row] = ()
-    customers: Sequence[Row] = ()
+    customers: Sequence[Row] = KNOWN
     sent: Sequence[Binding] = ()
     links: Sequence[Link] = SINCE_EVER
 
@@ -117,206 +118,230 @@ class Case(NamedTuple):
         }  # fmt: skip
 
 
-def cases() -> dict[str, Case]:
-    """The table."""
-    trial = subscription(status="trialing", trial_end_ms=at("20T08:00:40"), anchor_ms=at("20T08:00:40"))
-    ended: dict[str, Any] = {"status": "canceled", "ended_ms": at("09T11:00:59")}
-    yearly = item("sub_0", "price_yearly", interval="year")
-    ahead = [phase("05", "20"), phase("20", "30", "price_yearly")]
-    second = subscription(id="sub_2", start_ms=at("06"), anchor_ms=at("06"))
-    return {
-        "no link": Case([], [subscription()], [item()], links=[]),
-        "linked without a subscription": Case([FREE_SINCE_EVER]),
-        "linked from an instant, without a subscription": Case(
-            [free("10T12:01")], links=[Link(ACME, CUS, at("10T12:00:01"))]
-        ),
-        "linked from tomorrow": Case([mapped("11")], [subscription()], [item()], links=[Link(ACME, CUS, at("11"))]),
-        "a subscription that has begun, at the first link": Case([mapped("05T10:00")], [subscription()], [item()]),
-        "a subscription that began before the link": Case(
-            [mapped("07")], [subscription()], [item()], links=[Link(ACME, CUS, at("07"))]
-        ),
-        "a new subscription of a free account": Case(
-            [mapped("05T10:00")], [subscription()], [item()], sent=[FREE_SINCE_EVER]
-        ),
-        "nothing new": Case([], [subscription()], [item()], sent=STARTED),
-        "past due": Case([], [subscription(status="past_due")], [item()], sent=STARTED),
-        "the metered item's interval wins over the flat one's": Case(
-            [mapped("05T10:00", interval="week", interval_count=2)],
-            [subscription()],
-            [flat(), item(interval="week", interval_count=2)],
-            sent=[FREE_SINCE_EVER],
-        ),
-        "only flat items": Case(
-            [mapped("05T10:00", interval="year")], [subscription()], [flat()], sent=[FREE_SINCE_EVER]
-        ),
-        "a trial": Case(
-            [mapped("20T08:00", "20T08:00:40")], [trial], [item()], sent=[FREE_SINCE_EVER]
-        ),
-        "a trial at the first link": Case(
-            [free(0, "20T08:00:40"), mapped("20T08:00", "20T08:00:40")], [trial], [item()]
-        ),
-        "a trial that is extended": Case(
-            [free("20T08:00", "25"), mapped("25", "25")],
-            [{**trial, "trial_end_ms": at("25"), "anchor_ms": at("25")}],
-            [item()],
-            sent=[FREE_SINCE_EVER, mapped("20T08:00", "20T08:00:40")],
-        ),
-        "a trial that is shortened": Case(
-            [mapped("15", "15")],
-            [{**trial, "trial_end_ms": at("15"), "anchor_ms": at("15")}],
-            [item()],
-            sent=[FREE_SINCE_EVER, mapped("20T08:00", "20T08:00:40")],
-        ),
-        "a trial that has ended, and Stripe's word comes late": Case(
-            [mapped("09", "09")],
-            [{**trial, "trial_end_ms": at("09"), "anchor_ms": at("09")}],
-            [item()],
-            sent=[FREE_SINCE_EVER],
-        ),
-        "a trial that will be canceled at its end": Case(
-            [], [{**trial, "cancel_at_ms": at("20T08:00:40")}], [item()], sent=[FREE_SINCE_EVER]
-        ),
-        "paused": Case(
-            [free("10T12:00", "05T10:00:15")], [subscription(status="paused")], [item()], sent=STARTED
-        ),
-        "paused, and known": Case(
-            [], [subscription(status="paused")], [item()], sent=[*STARTED, free("10T11:00", "05T10:00:15")]
-        ),
-        "resumed with a new anchor": Case(
-            [mapped("10T12:00", "10T11:59:30")],
-            [subscription(anchor_ms=at("10T11:59:30"))],
-            [item()],
-            sent=[*STARTED, free("10T11:00", "05T10:00:15")],
-        ),
-        "collection paused": Case([], [subscription(pause_reason="void")], [item()], sent=STARTED),
-        "unpaid": Case([free("10T12:00", "05T10:00:15")], [subscription(status="unpaid")], [item()], sent=STARTED),
-        "incomplete": Case([], [subscription(status="incomplete")], [item()], sent=[FREE_SINCE_EVER]),
-        "incomplete and expired": Case(
-            [], [subscription(status="incomplete_expired", ended_ms=at("06"))], [item()], sent=[FREE_SINCE_EVER]
-        ),
-        "canceled": Case([free("09T11:00", "05T10:00:15")], [subscription(**ended)], [item()], sent=STARTED),
-        "canceled within the trial": Case([], [{**trial, **ended}], [item()], sent=[FREE_SINCE_EVER]),
-        "canceled, at the first link": Case(
-            [free("09T11:00")], [subscription(**ended)], [item()]
-        ),
-        "gone at Stripe": Case(
-            [free("10T12:00", "05T10:00:15")], [subscription(deleted=1)], [item()], sent=STARTED
-        ),
-        "the customer is deleted": Case(
-            [free("10T12:00", "05T10:00:15")],
-            [subscription()],
-            [item()],
-            customers=[{"id": CUS, "deleted": 1}],
-            sent=STARTED,
-        ),
-        "to be canceled": Case(
-            [free("25T07:00", "05T10:00:15")], [subscription(cancel_at_ms=at("25T07:00:59"))], [item()], sent=STARTED
-        ),
-        "no longer to be canceled": Case(
-            [mapped("25T07:00")], [subscription()], [item()], sent=[*STARTED, free("25T07:00", "05T10:00:15")]
-        ),
-        "should be canceled by now, and Stripe's word comes late": Case(
-            [free("10T11:00", "05T10:00:15")], [subscription(cancel_at_ms=at("10T11:00"))], [item()], sent=STARTED
-        ),
-        "the anchor moves": Case(
-            [mapped("10T12:00", "10T09:00")], [subscription(anchor_ms=at("10T09:00"))], [item()], sent=STARTED
-        ),
-        "the anchor moves within its minute": Case(
-            [], [subscription(anchor_ms=at("05T10:00:59"))], [item()], sent=STARTED
-        ),
-        "a phase ahead with another interval": Case(
-            [mapped("20", "20", interval="year")], [subscription()], [item(), yearly], [schedule(*ahead)], sent=STARTED
-        ),
-        "a phase ahead with a price that is unknown": Case(
-            [], [subscription()], [item()], [schedule(*ahead)], sent=STARTED
-        ),
-        "a phase ahead that moves the anchor": Case(
-            [mapped("20", "20")],
-            [subscription()],
-            [item()],
-            [schedule(phase("05", "20"), phase("20", "30", anchor="phase_start"))],
-            sent=STARTED,
-        ),
-        "a phase ahead with a trial": Case(
-            [free("20", "25"), mapped("25", "25")],
-            [subscription()],
-            [item()],
-            [schedule(phase("05", "20"), phase("20", "30", trial_end_ms=at("25")))],
-            sent=STARTED,
-        ),
-        "a phase that has begun, and the items were read before": Case(
-            [mapped("09", "09", interval="year")],
-            [subscription()],
-            [item(), yearly],
-            [schedule(phase("05", "09"), phase("09", "30", "price_yearly"))],
-            sent=STARTED,
-        ),
-        "a phase that is over": Case(
-            [], [subscription()], [item(), yearly],
-            [schedule(phase("05", "06", "price_yearly"), phase("06", "30"))], sent=STARTED,
-        ),
-        "a schedule that cancels": Case(
-            [free("30", "05T10:00:15")],
-            [subscription()],
-            [item()],
-            [schedule(phase("05", "30"), end_behavior="cancel")],
-            sent=STARTED,
-        ),
-        "a schedule that was released": Case(
-            [], [subscription()], [item(), yearly], [schedule(*ahead, status="released")], sent=STARTED
-        ),
-        "a schedule that is given up after its phase was planned": Case(
-            [mapped("20")], [subscription()], [item(), yearly], sent=[*STARTED, mapped("20", "20", interval="year")]
-        ),
-        "a schedule whose subscription begins later": Case(
-            [mapped("15", "15")], [], [item("sub_0")],
-            [schedule(phase("15", "30"), subscription_id=None, status="not_started")], sent=[FREE_SINCE_EVER],
-        ),
-        "a schedule whose subscription begins later, with an unknown price": Case(
-            [], [], [], [schedule(phase("15", "30"), subscription_id=None, status="not_started")],
-            sent=[FREE_SINCE_EVER],
-        ),
-        "another customer by a later link": Case(
-            [mapped("12", "08", OTHER)],
-            [subscription(), subscription(id="sub_2", customer_id=OTHER, anchor_ms=at("08"), start_ms=at("08"))],
-            [item(), item("sub_2")],
-            links=[Link(ACME, CUS, 0, at("12")), Link(ACME, OTHER, at("12"))],
-            sent=STARTED,
-        ),
-        "another customer without a subscription": Case(
-            [free("12", "05T10:00:15")],
-            [subscription()],
-            [item()],
-            links=[Link(ACME, CUS, 0), Link(ACME, OTHER, at("12"))],
-            sent=STARTED,
-        ),
-        "a link that ends": Case(
-            [mapped("12", "05T10:00:15", "", billing=Billing.UNMAPPED)],
-            [subscription()],
-            [item()],
-            links=[Link(ACME, CUS, 0, at("12"))],
-            sent=STARTED,
-        ),
-        "a subscription of another customer": Case(
-            [], [subscription(customer_id=OTHER)], [item()], sent=[FREE_SINCE_EVER]
-        ),
-        "two that bill: the older one": Case([], [second, subscription()], [item("sub_2"), item()], sent=STARTED),
-        "two that bill: the metered one": Case(
-            [mapped("06", "06")], [subscription(), second], [flat(), item("sub_2")], sent=STARTED
-        ),
-        "the older one ends, the other one bills on": Case(
-            [mapped("25", "06")],
-            [second, subscription(cancel_at_ms=at("25"))],
-            [item("sub_2"), item()],
-            sent=STARTED,
-        ),
-        "another customer was planned": Case(
-            [mapped("10T12:00")], [subscription()], [item()], sent=[mapped("06", customer="cus_9")]
-        ),
-    }  # fmt: skip
-
-
-CASES = cases()
+TRIAL = subscription(status="trialing", trial_end_ms=at("20T08:00:40"), anchor_ms=at("20T08:00:40"))
+ENDED: dict[str, Any] = {"status": "canceled", "ended_ms": at("09T11:00:59")}
+YEARLY = item("sub_0", "price_yearly", interval="year")
+AHEAD = [phase("05", "20"), phase("20", "30", "price_yearly")]
+NEWER = subscription(id="sub_2", start_ms=at("06"), anchor_ms=at("06"))
+CASES = {
+    "no link": Case([], [subscription()], [item()], links=[]),
+    "linked without a subscription": Case([FREE_SINCE_EVER]),
+    "a customer that was not read": Case([], customers=KNOWN[1:]),
+    "a customer that was not read, of an account that pays": Case([], customers=[], sent=STARTED),
+    "a customer that was not read, by a later link": Case(
+        [],
+        [subscription()],
+        [item()],
+        customers=KNOWN[:1],
+        links=[Link(ACME, CUS, 0, at("09")), Link(ACME, OTHER, at("09"))],
+        sent=STARTED,
+    ),
+    "linked from an instant, without a subscription": Case(
+        [free("10T12:01")], links=[Link(ACME, CUS, at("10T12:00:01"))]
+    ),
+    "linked from tomorrow": Case([mapped("11")], [subscription()], [item()], links=[Link(ACME, CUS, at("11"))]),
+    "a subscription that has begun, at the first link": Case([mapped("05T10:00")], [subscription()], [item()]),
+    "a subscription that began before the link": Case(
+        [mapped("07")], [subscription()], [item()], links=[Link(ACME, CUS, at("07"))]
+    ),
+    "a new subscription of a free account": Case(
+        [mapped("05T10:00")], [subscription()], [item()], sent=[FREE_SINCE_EVER]
+    ),
+    "nothing new": Case([], [subscription()], [item()], sent=STARTED),
+    "past due": Case([], [subscription(status="past_due")], [item()], sent=STARTED),
+    "the metered item's interval wins over the flat one's": Case(
+        [mapped("05T10:00", interval="week", interval_count=2)],
+        [subscription()],
+        [flat(), item(interval="week", interval_count=2)],
+        sent=[FREE_SINCE_EVER],
+    ),
+    "only flat items": Case(
+        [mapped("05T10:00", interval="year")], [subscription()], [flat()], sent=[FREE_SINCE_EVER]
+    ),
+    "a trial": Case(
+        [mapped("20T08:00", "20T08:00:40")], [TRIAL], [item()], sent=[FREE_SINCE_EVER]
+    ),
+    "a trial at the first link": Case(
+        [free(0, "20T08:00:40"), mapped("20T08:00", "20T08:00:40")], [TRIAL], [item()]
+    ),
+    "a trial that is extended": Case(
+        [free("20T08:00", "25"), mapped("25", "25")],
+        [{**TRIAL, "trial_end_ms": at("25"), "anchor_ms": at("25")}],
+        [item()],
+        sent=[FREE_SINCE_EVER, mapped("20T08:00", "20T08:00:40")],
+    ),
+    "a trial that is shortened": Case(
+        [mapped("15", "15")],
+        [{**TRIAL, "trial_end_ms": at("15"), "anchor_ms": at("15")}],
+        [item()],
+        sent=[FREE_SINCE_EVER, mapped("20T08:00", "20T08:00:40")],
+    ),
+    "a trial that has ENDED, and Stripe's word comes late": Case(
+        [mapped("09", "09")],
+        [{**TRIAL, "trial_end_ms": at("09"), "anchor_ms": at("09")}],
+        [item()],
+        sent=[FREE_SINCE_EVER],
+    ),
+    "a trial that will be canceled at its end": Case(
+        [], [{**TRIAL, "cancel_at_ms": at("20T08:00:40")}], [item()], sent=[FREE_SINCE_EVER]
+    ),
+    "paused": Case(
+        [free("10T12:00", "05T10:00:15")], [subscription(status="paused")], [item()], sent=STARTED
+    ),
+    "paused, and known": Case(
+        [], [subscription(status="paused")], [item()], sent=[*STARTED, free("10T11:00", "05T10:00:15")]
+    ),
+    "resumed with a new anchor": Case(
+        [mapped("10T12:00", "10T11:59:30")],
+        [subscription(anchor_ms=at("10T11:59:30"))],
+        [item()],
+        sent=[*STARTED, free("10T11:00", "05T10:00:15")],
+    ),
+    "collection paused": Case([], [subscription(pause_reason="void")], [item()], sent=STARTED),
+    "unpaid": Case([free("10T12:00", "05T10:00:15")], [subscription(status="unpaid")], [item()], sent=STARTED),
+    "incomplete": Case([], [subscription(status="incomplete")], [item()], sent=[FREE_SINCE_EVER]),
+    "incomplete and expired": Case(
+        [], [subscription(status="incomplete_expired", ended_ms=at("06"))], [item()], sent=[FREE_SINCE_EVER]
+    ),
+    "canceled": Case([free("09T11:00", "05T10:00:15")], [subscription(**ENDED)], [item()], sent=STARTED),
+    "canceled within the trial": Case([], [{**TRIAL, **ENDED}], [item()], sent=[FREE_SINCE_EVER]),
+    "canceled, at the first link": Case(
+        [free("09T11:00")], [subscription(**ENDED)], [item()]
+    ),
+    "gone at Stripe": Case(
+        [free("10T12:00", "05T10:00:15")], [subscription(deleted=1)], [item()], sent=STARTED
+    ),
+    "the customer is deleted": Case(
+        [free("10T12:00", "05T10:00:15")],
+        [subscription()],
+        [item()],
+        customers=[{"id": CUS, "deleted": 1}],
+        sent=STARTED,
+    ),
+    "to be canceled": Case(
+        [free("25T07:00", "05T10:00:15")], [subscription(cancel_at_ms=at("25T07:00:59"))], [item()], sent=STARTED
+    ),
+    "no longer to be canceled": Case(
+        [mapped("25T07:00")], [subscription()], [item()], sent=[*STARTED, free("25T07:00", "05T10:00:15")]
+    ),
+    "should be canceled by now, and Stripe's word comes late": Case(
+        [free("10T11:00", "05T10:00:15")], [subscription(cancel_at_ms=at("10T11:00"))], [item()], sent=STARTED
+    ),
+    "the anchor moves": Case(
+        [mapped("10T12:00", "10T09:00")], [subscription(anchor_ms=at("10T09:00"))], [item()], sent=STARTED
+    ),
+    "the anchor moves within its minute": Case(
+        [], [subscription(anchor_ms=at("05T10:00:59"))], [item()], sent=STARTED
+    ),
+    "a phase ahead with another interval": Case(
+        [mapped("20", "20", interval="year")], [subscription()], [item(), YEARLY], [schedule(*AHEAD)], sent=STARTED
+    ),
+    "a phase ahead with a price that is unknown": Case(
+        [], [subscription()], [item()], [schedule(*AHEAD)], sent=STARTED
+    ),
+    "a phase ahead that moves the anchor": Case(
+        [mapped("20", "20")],
+        [subscription()],
+        [item()],
+        [schedule(phase("05", "20"), phase("20", "30", anchor="phase_start"))],
+        sent=STARTED,
+    ),
+    "a phase ahead with a trial": Case(
+        [free("20", "25"), mapped("25", "25")],
+        [subscription()],
+        [item()],
+        [schedule(phase("05", "20"), phase("20", "30", trial_end_ms=at("25")))],
+        sent=STARTED,
+    ),
+    "a phase that has begun, and the items were read before": Case(
+        [mapped("09", "09", interval="year")],
+        [subscription()],
+        [item(), YEARLY],
+        [schedule(phase("05", "09"), phase("09", "30", "price_yearly"))],
+        sent=STARTED,
+    ),
+    "a phase that is over": Case(
+        [], [subscription()], [item(), YEARLY],
+        [schedule(phase("05", "06", "price_yearly"), phase("06", "30"))], sent=STARTED,
+    ),
+    "a schedule that cancels": Case(
+        [free("30", "05T10:00:15")],
+        [subscription()],
+        [item()],
+        [schedule(phase("05", "30"), end_behavior="cancel")],
+        sent=STARTED,
+    ),
+    "a schedule that was released": Case(
+        [], [subscription()], [item(), YEARLY], [schedule(*AHEAD, status="released")], sent=STARTED
+    ),
+    "a schedule that is given up after its phase was planned": Case(
+        [mapped("20")], [subscription()], [item(), YEARLY], sent=[*STARTED, mapped("20", "20", interval="year")]
+    ),
+    "a schedule whose subscription begins later": Case(
+        [mapped("15", "15")], [], [item("sub_0")],
+        [schedule(phase("15", "30"), subscription_id=None, status="not_started")], sent=[FREE_SINCE_EVER],
+    ),
+    "a schedule whose subscription begins later, with an unknown price": Case(
+        [], [], [], [schedule(phase("15", "30"), subscription_id=None, status="not_started")],
+        sent=[FREE_SINCE_EVER],
+    ),
+    "another customer by a later link": Case(
+        [mapped("12", "08", OTHER)],
+        [subscription(), subscription(id="sub_2", customer_id=OTHER, anchor_ms=at("08"), start_ms=at("08"))],
+        [item(), item("sub_2")],
+        links=[Link(ACME, CUS, 0, at("12")), Link(ACME, OTHER, at("12"))],
+        sent=STARTED,
+    ),
+    "another customer without a subscription": Case(
+        [free("12", "05T10:00:15")],
+        [subscription()],
+        [item()],
+        links=[Link(ACME, CUS, 0), Link(ACME, OTHER, at("12"))],
+        sent=STARTED,
+    ),
+    "a link that ends": Case(
+        [mapped("12", "05T10:00:15", "", billing=Billing.UNMAPPED)],
+        [subscription()],
+        [item()],
+        links=[Link(ACME, CUS, 0, at("12"))],
+        sent=STARTED,
+    ),
+    "an account that is unlinked": Case(
+        [mapped("12", "05T10:00:15", "", billing=Billing.UNMAPPED)],
+        [subscription()],
+        [item()],
+        links=[Link(ACME, CUS, 0, at("12")), Link(ACME, "", at("12"))],
+        sent=STARTED,
+    ),
+    "another customer after a time without one": Case(
+        [mapped("12", "08", "", billing=Billing.UNMAPPED), mapped("14", "08", OTHER)],
+        [subscription(), subscription(id="sub_2", customer_id=OTHER, anchor_ms=at("08"), start_ms=at("08"))],
+        [item(), item("sub_2")],
+        links=[Link(ACME, CUS, 0, at("12")), Link(ACME, "", at("12"), at("14")), Link(ACME, OTHER, at("14"))],
+        sent=STARTED,
+    ),
+    "unlinked before the first link begins": Case(
+        [mapped("10T12:00", 0, "", billing=Billing.UNMAPPED)],
+        links=[Link(ACME, "", at("10T12:00"))],
+        sent=[mapped("20", "20")],
+    ),
+    "a subscription of another customer": Case(
+        [], [subscription(customer_id=OTHER)], [item()], sent=[FREE_SINCE_EVER]
+    ),
+    "two that bill: the older one": Case([], [NEWER, subscription()], [item("sub_2"), item()], sent=STARTED),
+    "two that bill: the metered one": Case(
+        [mapped("06", "06")], [subscription(), NEWER], [flat(), item("sub_2")], sent=STARTED
+    ),
+    "the older one ends, the other one bills on": Case(
+        [mapped("25", "06")],
+        [NEWER, subscription(cancel_at_ms=at("25"))],
+        [item("sub_2"), item()],
+        sent=STARTED,
+    ),
+    "another customer was planned": Case(
+        [mapped("10T12:00")], [subscription()], [item()], sent=[mapped("06", customer="cus_9")]
+    ),
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from decimal import Decimal, localcontext
 from typing import Any
 
 import msgspec
 import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
 
 from aggregators.codec import ReportKey, ReportValue, report_text
-from aggregators.intents import intent_of
+from aggregators.intents import PARTS_MAX, intent_of, parts_of
+from aggregators.quantities import decimal_text
 from schemas.clock import DAY_MS, HOUR_MS, MINUTE_MS
 from schemas.periods import AccountState, Binding
 from schemas.reports import Intent
@@ -95,7 +99,7 @@ def test_an_intent_contains_what_stripe_needs() -> None:
     assert intent().model_dump(exclude={"identifier"}) == {
         "kind": "intent", "livemode": False, "stripe_account": "acct_1", "log_id": "log", "meter": "tokens",
         "event_name": "tidemark_tokens", "account": "acme", "period_start_ms": 0, "period_end_ms": 30 * HOUR_MS,
-        "bucket_start_ms": HOUR_MS, "bucket_end_ms": 2 * HOUR_MS, "delta_minor": 3, "scale": 3,
+        "bucket_start_ms": HOUR_MS, "bucket_end_ms": 2 * HOUR_MS, "delta_minor": 3, "scale": 3, "revision": 0,
     }  # fmt: skip
     assert len(intent().identifier) <= 100, "Stripe's limit"
 
@@ -122,3 +126,54 @@ def test_a_period_ends_at_the_cut_of_a_later_binding(cut_ms: int | None, expecte
     assert produced is not None
     assert produced.period_end_ms == expected_ms
     assert produced.identifier == intent().identifier
+
+
+@pytest.mark.parametrize(
+    ("minor", "scale", "values"),
+    [
+        (123_456_789_012_345, 0, ["123456789012345"]),
+        (1_234_567_890_123_450, 2, ["12345678901234.5"]),
+        (1_234_567_123_456_789, 9, ["1000000", "234567.123456789"]),
+        (-1_234_567_123_456_789, 9, ["-1000000", "-234567.123456789"]),
+        (10**15, 0, ["999999999999999", "1"]),
+        (10**15, 12, ["1000"]),
+        (10**30 + 1, 12, None),
+    ],
+    ids=["15 digits", "a last zero after the point", "16 digits", "negative", "whole units", "zeros", "too many parts"],
+)
+def test_long_value_is_published_in_parts_that_stripe_takes(minor: int, scale: int, values: list[str] | None) -> None:
+    """A value of 16 digits became a dead letter every hour."""
+    whole = intent(base=0, current=minor, scale=scale)
+    parts = list(parts_of(whole))
+
+    if values is None or len(values) == 1:
+        assert parts == [whole]
+    assert values in (None, [decimal_text(part.delta_minor, part.scale) for part in parts])
+
+
+def digits_of(value: Decimal) -> int:
+    """The digits of a number as it is written, without the zeros at its start."""
+    return len(f"{abs(value):f}".replace(".", "").lstrip("0"))
+
+
+@given(minor=st.integers(-(10**31), 10**31).filter(bool), scale=st.integers(0, 12))
+@example(minor=10**15 * 10**12 - 1, scale=12)
+@example(minor=-(10**15 - 1), scale=0)
+@example(minor=62 * (10**15 - 1) * 10**12 + 1, scale=12)
+def test_parts_add_up_exactly_and_each_has_its_own_identifier(minor: int, scale: int) -> None:
+    """Nothing is rounded. A part under the identifier of another one would pass for a repetition, and not be billed."""
+    whole = intent(base=0, current=minor, scale=scale)
+    parts = list(parts_of(whole))
+
+    assert sum(part.delta_minor for part in parts) == minor
+    assert len({part.identifier for part in parts}) == len(parts) <= PARTS_MAX
+    assert parts == list(parts_of(whole)), "a rebuild makes the same"
+    with localcontext() as context:
+        context.prec = 80
+        values = [Decimal(part.delta_minor) / 10**scale for part in parts]
+    assert {value > 0 for value in values} == {minor > 0}
+    if len(parts) == 1:
+        assert parts == [whole]
+        assert digits_of(values[0]) <= 15 or abs(values[0]) > 62 * 10**15 - 63
+    else:
+        assert max(map(digits_of, values)) <= 15

@@ -111,7 +111,7 @@ RECORDS: Final[dict[Reason, list[bytes | tuple[bytes, Headers]]]] = {
 }  # fmt: skip
 OF_THE_PROCESSOR: Final = {Reason.PERIOD_CLOSED, Reason.TOO_MANY_DEFERRED}
 """Reasons that need a state of the live view; `RollupProcessor` has their fixed texts."""
-OF_STRIPE: Final = {Reason.BAD_STRIPE_EVENT, Reason.FOREIGN_STRIPE_EVENT}
+OF_STRIPE: Final = {Reason.BAD_STRIPE_EVENT, Reason.FOREIGN_STRIPE_EVENT, Reason.STRIPE_OBJECT_MISSING}
 """Reasons of what Stripe sent, whose reader is not a producer."""
 
 

@@ -70,9 +70,10 @@ async def test_reports_of_an_unknown_customer_are_sent_once_after_the_customer_e
 
     bench.create_customer()
     await bench.hours(1)
-    await bench.settle()
+    await bench.settle(step_ms=30 * MINUTE_MS)
 
-    assert held == {"account": 100}
+    # After a restart, the one that was tried last may wait for its second lookup.
+    assert held in ([{"account": 100}, {"account": 99, "unknown": 1}] if restarts else [{"account": 100}])
     assert bench.counted() == {f"i{hour:03}": 1 for hour in range(100)}
     assert bench.sender.status().pending == 0
     assert restarts or "looked_unknown" not in bench.sender.status().counts

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import random
 from typing import Any
 
@@ -247,10 +248,10 @@ async def test_one_broken_meter_stops_its_own_intents_only() -> None:
     bench = await Bench().start()
 
     class Picky(FakeStripe):
-        async def ensure_meter(self, event_name: str, display_name: str) -> str:
+        async def find_meter(self, event_name: str) -> str:
             if event_name == "broken":
                 raise OperatorNeeded("the Stripe meter of broken is deactivated")
-            return await super().ensure_meter(event_name, display_name)
+            return await super().find_meter(event_name)
 
     bench.stripe = Picky(bench.clock)
     bench.stripe.add_customer("cus_a")
@@ -261,6 +262,27 @@ async def test_one_broken_meter_stops_its_own_intents_only() -> None:
 
     assert bench.counted() == {"sent": 1}
     assert bench.sender.status().held == {"meter": 1}
+
+
+async def test_meter_that_stripe_does_not_have_holds_its_reports_and_is_not_created(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """A typo in a meter set made a meter without a price: its usage was accepted and billed by nothing. The log line
+    names the command, after which the reports are sent without a restart."""
+    bench = await Bench().start()
+    bench.without_meter = {"tokesn"}
+    await bench.publish(make_intent("held", event_name="tokesn"), make_intent("sent"))
+    with caplog.at_level(logging.WARNING):
+        await bench.pump(6)
+
+    assert (bench.counted(), bench.sender.status().held) == ({"sent": 1}, {"meter": 1})
+    assert "tidemark meters apply FILE --create-at-stripe" in caplog.text
+    with pytest.raises(OperatorNeeded):
+        await bench.stripe.find_meter("tokesn")
+
+    await bench.stripe.create_meter("tokesn", "Tokens")
+    await bench.settle(rounds=20, step_ms=MINUTE_MS)
+    assert bench.counted() == {"sent": 1, "held": 1}
 
 
 async def test_unresolved_intents_are_bounded() -> None:
@@ -301,6 +323,7 @@ async def test_no_outcome_is_written_for_a_send_that_was_cancelled() -> None:
             raise TimeoutError(event.identifier)
 
     bench.stripe = Hanging(bench.clock)
+    bench.stripe.add_meter("tokens")
     await bench.restart()
     with pytest.raises(TimeoutError):
         await bench.pump(3)

@@ -10,10 +10,10 @@ import pytest
 
 from aggregators.binding_timeline import timeline
 from aggregators.instants import format_instant_ms
-from pipeline.bindings import AccountLog, Plan, Standing, append_plan, standing
 from pipeline.cli import main
 from pipeline.cli.operate import binding_of
 from pipeline.commands.accounts import binding_plan, check_unlinked, closing_plan
+from pipeline.logs.bindings import AccountLog, Plan, Standing, append_plan, standing
 from pipeline.logs.control_records import append_control
 from schemas.control import BindingRecord
 from schemas.errors import InvalidInput, Transient
@@ -440,3 +440,5 @@ async def test_an_account_that_stripe_binds_is_refused(links: list[tuple[int, st
         return
     with pytest.raises(InvalidInput, match=r"acme is linked to cus_one, .* With --force the binding holds until"):
         await check_unlinked(tables, ACME, START_MS)
+    await tables.unlink(ACME, "tester", "", START_MS)
+    await check_unlinked(tables, ACME, START_MS)

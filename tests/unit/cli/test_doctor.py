@@ -10,8 +10,15 @@ from typing import Any
 import pytest
 
 from pipeline.commands.doctor import diagnose
+from pipeline.commands.operations import create_at_stripe
+from pipeline.open import read_meter_set
 from pipeline.settings import load_settings
+from sinks.stripe.client import StripeClientMeters
+from stripe_simulator import SimulatorSettings
+from tests.services.stripe import TEST_KEY, serve_simulator
+from tests.worlds.clock import ManualClock
 from tests.worlds.hostile_answers import FOREIGN, LISTS, STATUSES, error
+from tests.worlds.sender import ACCOUNT, NOW_MS
 
 
 async def test_hostile_answers_of_stripe_are_findings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -56,6 +63,43 @@ async def test_hostile_answers_of_stripe_are_findings(tmp_path: Path, monkeypatc
         server.shutdown()
         thread.join()
         server.server_close()
+
+
+@pytest.mark.parametrize(("key", "status"), [(TEST_KEY, "note"), ("sk_live_tidemark", "wrong")])
+async def test_meters_that_no_price_bills_are_named(
+    key: str, status: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Stripe takes their usage, and the reconciliation finds it equal, but nobody pays for it. Names that Stripe does
+    not know are among them."""
+    async with serve_simulator(ManualClock(NOW_MS), SimulatorSettings(account=ACCOUNT)) as served:
+        settings = load_settings(
+            log_url=f"embedded://{tmp_path}/log.db", redis_url="redis://127.0.0.1:9", secret="x" * 32,
+            stripe_api_key=key, stripe_api_base=served.url, stripe_account=ACCOUNT, data_dir=str(tmp_path),
+        )  # fmt: skip
+        monkeypatch.setattr("pipeline.commands.doctor._clickhouse", _nothing)
+        monkeypatch.setattr("pipeline.commands.doctor._redis", _nothing)
+        names = [meter.stripe_event_name for meter in read_meter_set(None).meters if meter.stripe_event_name]
+        lines = await create_at_stripe(settings, read_meter_set(None))
+        again = await create_at_stripe(settings, read_meter_set(None))
+        client = StripeClientMeters(key, served.url, nonce="test")
+        product = await client._stripe.v1.products.create_async({"name": names[0]})
+        meter = await client.find_meter(names[0])
+        await client._stripe.v1.prices.create_async(
+            {
+                "product": product.id,
+                "currency": "usd",
+                "unit_amount": 5,
+                "recurring": {"interval": "month", "usage_type": "metered", "meter": meter},
+            }
+        )
+        await client.close()
+
+        findings = {finding.what: finding for finding in await diagnose(settings)}
+
+    assert lines == [f"{name}: created at Stripe" for name in names]
+    assert again == [f"{name}: Stripe has the meter" for name in names]
+    assert findings["prices"].status == status
+    assert findings["prices"].detail.endswith(", ".join(names[1:]))
 
 
 async def _nothing(_settings: object) -> list[Any]:

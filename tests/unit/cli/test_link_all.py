@@ -2,35 +2,25 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import AsyncIterator
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any, cast
 
 import pytest
 from click.testing import CliRunner
 
-from aggregators.binding_timeline import timeline
 from pipeline.cli import cli
 from pipeline.commands import billing
-from pipeline.commands.billing import Linked, Opened, Wanted, link_accounts
-from schemas.clock import MINUTE_MS
-from schemas.errors import InvalidInput
+from pipeline.webhooks.linking import Linked, Wish
 from schemas.side_tables import Link
-from sinks.sql.fake import FakeSideTables
 from tests.unit.cli.command_lines import problems, run
-from tests.worlds.reconciler import START_MS
 
 
 class _Recorded:
     """What the command asked for."""
 
     def __init__(self) -> None:
-        self.wanted: list[Wanted] = []
+        self.wanted: list[Wish] = []
 
-    async def __call__(self, _: object, wanted: list[Wanted], actor: str, reason: str) -> list[Linked]:
-        assert (actor, reason) == ("ada", "restored")
+    async def __call__(self, _: object, wanted: list[Wish]) -> list[Linked]:
         self.wanted = wanted
         return [Linked(Link(each.account, each.customer, each.from_ms or 0), 2) for each in wanted]
 
@@ -39,7 +29,7 @@ class _Recorded:
 def recorded(monkeypatch: pytest.MonkeyPatch) -> _Recorded:
     """The command without a deployment."""
     found = _Recorded()
-    monkeypatch.setattr(billing, "link_accounts", found)
+    monkeypatch.setattr(billing, "link", found)
     monkeypatch.setenv("TIDEMARK_SECRET", "x" * 32)
     monkeypatch.setenv("TIDEMARK_LOG_URL", "embedded:///nowhere/log.db")
     return found
@@ -52,8 +42,13 @@ def test_each_line_is_a_link(recorded: _Recorded, tmp_path: Path) -> None:
     result = CliRunner().invoke(cli, ["account", "link-all", str(path), "--by", "ada", "--reason", "restored"])
     assert (result.exit_code, result.exception) == (0, None)
     assert recorded.wanted == [
-        Wanted("a,b", "cus_1"), Wanted("b", "cus_2"), Wanted("c", "cus_3", 1_793_491_200_000)
-    ]  # fmt: skip
+        Wish(account, customer, from_ms, "ada", "restored")
+        for account, customer, from_ms in (
+            ("a,b", "cus_1", None),
+            ("b", "cus_2", None),
+            ("c", "cus_3", 1_793_491_200_000),
+        )
+    ]
     assert result.output.splitlines()[-2:] == [
         "c: linked to cus_3 from 2026-11-01T00:00:00Z on",
         "2 held events of cus_3 are processed now",
@@ -86,29 +81,3 @@ def test_bytes_that_are_no_text_are_refused(recorded: _Recorded, tmp_path: Path)
     result = run(["account", "link-all", str(path)])
     assert (result.code, problems(result), recorded.wanted) == (2, [], [])
     assert "links.csv" in result.err
-
-
-async def test_links_of_one_account_are_made_in_their_order(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The first link of an account holds for all usage, a later one from now on; again, nothing changes."""
-    tables = FakeSideTables(timeline)
-    await tables.migrate("test:acct_1", "log")
-
-    @contextlib.asynccontextmanager
-    async def deployment(_: object) -> AsyncIterator[Opened]:
-        base = SimpleNamespace(log=None, clock=SimpleNamespace(now_ms=lambda: START_MS + 1))
-        yield Opened(cast("Any", base), tables, cast("Any", None))
-
-    monkeypatch.setattr(billing, "opened", deployment)
-    wanted = [Wanted("a", "cus_1"), Wanted("b", "cus_2", 5 * MINUTE_MS), Wanted("a", "cus_3")]
-    done = await link_accounts(cast("Any", None), wanted, "ada", "")
-
-    assert [(each.link.account, each.link.customer, each.link.starts_ms) for each in done] == [
-        ("a", "cus_1", 0),
-        ("a", "cus_3", START_MS // MINUTE_MS * MINUTE_MS),
-        ("b", "cus_2", 5 * MINUTE_MS),
-    ]
-    before = [*await tables.audit("a"), *await tables.audit("b")]
-    await link_accounts(cast("Any", None), [wanted[1], wanted[2]], "ada", "")
-    assert [*await tables.audit("a"), *await tables.audit("b")] == before
-    with pytest.raises(InvalidInput, match="cus_2 belongs to account b"):
-        await link_accounts(cast("Any", None), [Wanted("c", "cus_2")], "ada", "")

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.bindings import Plan
 from pipeline.cli import cli
 from pipeline.commands import accounts
+from pipeline.logs.bindings import Plan
 from pipeline.settings import Settings
 from schemas.control import CloseRecord
 from tests.documents import leaves
@@ -104,10 +104,11 @@ def test_range_that_cannot_contain_a_period_is_refused(arguments: list[str], sai
 EXAMPLES = {
     ("account", "bind"): ["acme", "--free"], ("account", "show"): ["acme"],
     ("account", "link"): ["acme", "--customer", "cus_1"], ("billing", "audit"): ["acme"],
+    ("account", "unlink"): ["acme", "--reason", "wrong"],
     ("close-period",): CLOSING[1:],
     ("meters", "apply"): ["schemas/meters.default.yaml"], ("emit",): ["call", "--account", "acme"],
     ("usage",): ["--account", "acme"], ("top",): ["--meter", "tokens"], ("key", "create"): ["--role", "read"],
-    ("key", "revoke"): ["id"],
+    ("key", "revoke"): ["id"], ("billing", "redrive"): ["tm_1", "--reason", "corrected"],
     ("periods",): ["--account", "a", "--meter", "m", "--from", "2026-11-01T00:00:00Z", "--to", "2026-12-01T00:00:00Z"],
 }  # fmt: skip
 WITHOUT_DEPLOYMENT = {

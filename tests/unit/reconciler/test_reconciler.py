@@ -9,6 +9,7 @@ import msgspec
 import pytest
 
 from aggregators.codec import parse_value
+from pipeline.billing.redrive import Redriver, failed_intents
 from reconciler.causes import Cause, Pair, Verdict
 from reconciler.report import GaugeKey, gauge_values
 from reconciler.views import ReconcilePolicy
@@ -322,6 +323,24 @@ async def test_a_dead_letter_is_rejected_by_stripe_with_stripes_message() -> Non
     assert {(row.account, row.meter) for row in rows} == {(name, "peak") for name in ("ada", "bob", "cyd", "dora")}
     assert all("Invalid request" in row.detail for row in rows)
     assert report.verdict is Verdict.DRIFT
+
+
+async def test_a_dead_letter_that_was_redriven_is_no_drift() -> None:
+    """Neither is the amount missing at Stripe, nor is it counted twice among the intents."""
+    deployment = await Deployment().start()
+    deployment.stripe.fault = lambda event: FakeFault.BAD_REQUEST if event.event_name == "peak" else None
+    await deployment.traffic(1)
+    await deployment.settle()
+    deployment.stripe.fault = lambda _event: None
+    failed = await failed_intents(deployment.log, ())
+    redriver = Redriver(deployment.log, deployment.stripe, deployment.stripe, deployment.clock)
+
+    await redriver.redrive([each.reported.intent.identifier for each in failed], "ada", "the meter is corrected")
+    await deployment.settle()
+    report = await deployment.reconcile()
+
+    assert len(failed) == 4
+    assert report.verdict is Verdict.EQUAL, report.rows
 
 
 async def test_usage_of_an_account_without_customer_waits_and_is_no_drift() -> None:

@@ -21,6 +21,10 @@ DUPLICATE = "An event already exists with identifier x."
         (Answer(402, "card", headers={"idempotent-replayed": "true"}), SendStatus.RETRY),
         (Answer(400, "anything", "duplicate_meter_event"), SendStatus.DUPLICATE),
         (Answer(400, DUPLICATE, "parameter_invalid"), SendStatus.DUPLICATE),
+        (Answer(400, "The meter event x already exists.", "resource_already_exists"), SendStatus.DUPLICATE),
+        (Answer(400, "An event already exists with identifier x-1."), SendStatus.RETRY),
+        (Answer(400, "The meter event x is wrong", "parameter_invalid"), SendStatus.DEAD),
+        (Answer(400, "", "payload_no_value_defined"), SendStatus.HOLD_METER),
         (Answer(400, "No active meter found for event name x."), SendStatus.HOLD_METER),
         (Answer(400, "", "archived_meter"), SendStatus.HOLD_METER),
         (Answer(404, "", "no_meter"), SendStatus.HOLD_METER),
@@ -50,7 +54,7 @@ DUPLICATE = "An event already exists with identifier x."
 )
 def test_answers_are_classified_by_the_senders_reaction(answer: Answer, expected: SendStatus) -> None:
     """This table alone decides between billing once, twice and never."""
-    assert classify(answer).status is expected
+    assert classify(answer, "x").status is expected
 
 
 @pytest.mark.parametrize(
@@ -59,7 +63,7 @@ def test_answers_are_classified_by_the_senders_reaction(answer: Answer, expected
 )
 def test_rate_limits_wait_for_a_bounded_time(header: str, expected_s: float) -> None:
     """At least one second, at most five minutes, whatever the header says."""
-    assert classify(Answer(429, headers={"retry-after": header})).retry_after_s == expected_s
+    assert classify(Answer(429, headers={"retry-after": header}), "x").retry_after_s == expected_s
 
 
 def test_key_without_a_mode_is_refused_before_anything_is_sent() -> None:
@@ -69,6 +73,7 @@ def test_key_without_a_mode_is_refused_before_anything_is_sent() -> None:
 
 
 HTML = b"<html>we are moving</html>"
+ALREADY = '{"error": {"type": "x", "message": "An event already exists with identifier id-1."}}'
 EVENT = MeterEvent("id-1", "tokens", "cus_one", "1.25", NOW_MS // 1_000)
 FOREIGN = [
     *((status, body) for status in (302, 400, 401, 402, 403, 404, 407, 408) for body in (HTML, b"")),
@@ -113,7 +118,7 @@ async def test_answer_that_is_not_stripes_decides_nothing(status: int, body: byt
         for call in (
             meters.identity(),
             meters.summary("tokens", "cus_one", 0, 60),
-            meters.ensure_meter("tokens", "Tokens"),
+            meters.find_meter("tokens"),
             meters.rejections(NOW_MS),
         ):
             with pytest.raises(Transient):
@@ -127,7 +132,7 @@ async def test_answer_that_is_not_stripes_decides_nothing(status: int, body: byt
         (200, b'{"object": "billing.meter_event", "identifier": "id-1"}', SendStatus.ACCEPTED),
         (400, b'{"error": {"type": "invalid_request_error", "message": "No active meter"}}', SendStatus.HOLD_METER),
         (400, b'{"error": {"code": "parameter_invalid"}}', SendStatus.DEAD),
-        (400, f'{{"error": {{"type": "x", "message": "{DUPLICATE}"}}}}'.encode(), SendStatus.DUPLICATE),
+        (400, ALREADY.encode(), SendStatus.DUPLICATE),
         (402, b'{"error": {"type": "card_error"}}', SendStatus.HOLD_ACCOUNT),
         (401, b'{"error": {"type": "invalid_request_error"}}', SendStatus.STOP),
         (403, b'{"error": {"type": "invalid_request_error"}}', SendStatus.STOP),
@@ -140,6 +145,24 @@ async def test_answer_of_stripe_decides(status: int, body: bytes, expected: Send
 
     assert (await meters.send(EVENT)).status is expected
     await meters.close()
+
+
+async def test_every_key_of_an_event_begins_with_its_identifier() -> None:
+    """Stripe's error reports may name a rejected event by the Idempotency-Key of its request."""
+    keys: list[str] = []
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        keys.append(request.headers["idempotency-key"])
+        return httpx.Response(500, content=b'{"error": {"type": "api_error", "message": "An unknown error occurred"}}')
+
+    meters = StripeClientMeters("sk_test_x", "http://127.0.0.1:9", nonce="test")
+    meters._transport._client = httpx.AsyncClient(transport=httpx.MockTransport(answer))
+    for _ in range(3):
+        await meters.send(EVENT)
+    await meters.close()
+
+    assert len(set(keys)) == 3
+    assert {key.partition(".")[0] for key in keys} == {EVENT.identifier}
 
 
 async def test_retry_after_of_a_proxy_is_obeyed() -> None:

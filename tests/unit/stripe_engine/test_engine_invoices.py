@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stripe_simulator.engine.discounts import Coupon, Discount, apply, discount_from, remaining
-from stripe_simulator.engine.lines import Item, Line, cycle_lines, usage_lines
+from stripe_simulator.engine.lines import Item, Line, Usage, billed_by_threshold, cycle_lines, usage_lines
 from stripe_simulator.engine.totals import Grant, draw, in_order, settled, totals
-from tests.unit.stripe_engine.catalog import amount, at, between, cents, flat, metered, percent, seats, used
+from tests.unit.stripe_engine.catalog import amount, at, between, cents, flat, metered, percent, seats, tiered, used
 
 MARCH = between("2027-03-01", "2027-04-01")
 APRIL = between("2027-04-01", "2027-05-01")
@@ -222,6 +222,31 @@ def test_a_negative_total_bills_nothing() -> None:
     lines = usage_lines(Item("si_1", metered("calls", 2), MARCH), used(-5, "2027-03-01", "2027-04-01"))
 
     assert [(line.quantity, line.amount) for line in lines] == [(Fraction(0), 0)]
+
+
+@given(values=st.lists(st.integers(0, 40), min_size=1, max_size=6), discount=st.sampled_from([0, 10, 25]))
+def test_threshold_invoices_add_up_to_one_invoice(values: list[int], discount: int) -> None:
+    """Tiers continue: the threshold invoices and the last one bill together what one invoice would bill."""
+    item = Item("si_1", tiered("graduated", (10, 5_000), (50, 400), (None, 300)), MARCH)
+    discounts = [percent(discount)] if discount else []
+    usage, billed = Usage(Fraction(0), MARCH), 0
+    for value in values:
+        usage = usage._replace(value=usage.value + value)
+        billed += totals(usage_lines(item, usage), discounts=discounts).total
+        usage = billed_by_threshold(item, usage)
+
+    whole = Usage(Fraction(sum(values)), MARCH)
+    assert billed == totals(usage_lines(item, whole), discounts=discounts).total
+
+
+def test_a_grant_does_not_pay_again_what_a_threshold_invoice_billed() -> None:
+    """ "Amount previously billed" lowers what the grant can pay of the item."""
+    item = Item("si_1", metered("calls", 10), MARCH)
+    usage = billed_by_threshold(item, used(100, "2027-03-01", "2027-04-01"))._replace(value=Fraction(150))
+
+    invoice = totals(usage_lines(item, usage), grants=[Grant("g", 5000)], at=1)
+
+    assert (sum(entry.amount for entry in invoice.draws), invoice.total, invoice.ending_balance) == (500, 0, 0)
 
 
 def test_the_lines_of_a_cycle() -> None:

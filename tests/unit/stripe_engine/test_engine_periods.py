@@ -13,7 +13,6 @@ from stripe_simulator.engine.periods import (
     Interval,
     Recurrence,
     add_months,
-    anchor_of,
     boundary,
     period_containing,
 )
@@ -86,53 +85,3 @@ def test_added_months_keep_the_day_or_take_the_last(start: int, months: int) -> 
     assert after.time() == before.time()
     last = calendar.monthrange(after.year, after.month)[1]
     assert after.day == before.day or (after.day == last and last < before.day)
-
-
-@pytest.mark.parametrize(
-    ("config", "recurrence", "start", "anchor", "boundaries"),
-    [
-        pytest.param(
-            {"day_of_month": 31},
-            MONTH,
-            "2027-02-10 09:00",
-            "2027-03-31 09:00",
-            ["2027-02-28 09:00", "2027-03-31 09:00"],
-            id="last day of each month",
-        ),
-        pytest.param(
-            {"day_of_month": 31},
-            Recurrence("month", 2),
-            "2027-02-10",
-            "2027-08-31",
-            ["2027-02-28", "2027-04-30"],
-            id="documented two months",
-        ),
-        pytest.param(
-            {"day_of_month": 1, "hour": 0, "minute": 0, "second": 0},
-            MONTH,
-            "2027-02-10 09:00:07",
-            "2027-03-01",
-            ["2027-03-01", "2027-04-01"],
-            id="hour-aligned",
-        ),
-        pytest.param(
-            {"day_of_month": 29}, YEAR, "2027-02-10", "2028-02-29", ["2027-02-28", "2028-02-29"], id="leap day"
-        ),
-        pytest.param(
-            {"day_of_month": 10},
-            MONTH,
-            "2027-02-10",
-            "2027-02-10",
-            ["2027-03-10", "2027-04-10"],
-            id="starts on the day",
-        ),
-    ],
-)
-def test_an_anchor_from_a_configuration(
-    config: dict[str, int], recurrence: Recurrence, start: str, anchor: str, boundaries: list[str]
-) -> None:
-    """The first period ends at the first such day, and a short month does not shorten the later ones."""
-    assert at(anchor) == anchor_of(recurrence, at(start), **config)
-
-    first = period_containing(at(anchor), recurrence, at(start)).end
-    assert [at(text) for text in boundaries] == [first, period_containing(at(anchor), recurrence, first).end]

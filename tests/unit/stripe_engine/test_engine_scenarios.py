@@ -18,7 +18,7 @@ from stripe_simulator.engine.collection import (
     after_payment,
 )
 from stripe_simulator.engine.discounts import Coupon, discount_from, remaining
-from stripe_simulator.engine.lines import Item, Line, cycle_lines, usage_lines
+from stripe_simulator.engine.lines import Item, Line, billed_by_threshold, cycle_lines, usage_lines
 from stripe_simulator.engine.periods import boundary, period_containing
 from stripe_simulator.engine.proration import BillingMode, debits_of, prorate, restarts_period
 from stripe_simulator.engine.tiers import Price, TransformQuantity, total
@@ -89,6 +89,18 @@ STRIPE_TIERS: tuple[tuple[int | None, str], ...] = ((5, "700"), (10, "650"), (No
 def test_2_tiers(price: Price, quantity: int, expected: int) -> None:
     """Stripe's page on pricing models, and two amounts of our own."""
     assert expected == total(price, quantity)
+
+
+def test_3_thresholds() -> None:
+    """Volume tiers over threshold invoices: the second invoice takes back what the first one billed."""
+    item = Item("si_1", tiered("volume", (10_000, 50), (None, 40)), between("2027-03-01", "2027-04-01"))
+    first = used(10_000, "2027-03-01", "2027-04-01")
+    assert totals(usage_lines(item, first)).amount_due == 500_000
+
+    billed = billed_by_threshold(item, first)
+    made = [totals(usage_lines(item, billed._replace(value=Fraction(value)))) for value in (24_999, 25_000, 10_001)]
+    assert [each.total for each in made] == [499_960, 500_000, -99_960]
+    assert (made[-1].amount_due, made[-1].ending_balance) == (0, -99_960)
 
 
 FEBRUARY = between("2027-02-01", "2027-03-01")

@@ -8,7 +8,7 @@ import pytest
 
 from stripe_simulator import payments
 from stripe_simulator.errors import ApiError
-from stripe_simulator.resources.test_cards import CARDS
+from stripe_simulator.resources.payment_methods import CARDS
 from tests.services.stripe_sdk import Sdk
 from tests.services.stripe_wire import NOW_S
 

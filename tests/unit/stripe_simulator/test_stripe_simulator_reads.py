@@ -34,24 +34,44 @@ async def test_rejections_are_reported_as_one_thin_event_with_samples(wire: Wire
 
 
 @pytest.mark.parametrize(
-    ("more", "start_s", "end_s", "status"),
+    ("window", "start_s", "end_s", "status"),
     [
-        ({}, 60, 120, 200),
-        ({}, 61, 120, 400),
-        ({}, 60, 121, 400),
-        ({}, 120, 120, 400),
-        ({"value_grouping_window": "day"}, DAY_S, 2 * DAY_S, 501),
+        ("", 60, 120, 200),
+        ("", 61, 120, 400),
+        ("hour", 3_600, 7_200, 200),
+        ("hour", 3_660, 7_200, 400),
+        ("day", DAY_S, 2 * DAY_S, 200),
+        ("day", DAY_S, 2 * DAY_S + 3_600, 400),
+        ("week", DAY_S, 2 * DAY_S, 400),
+        ("", 120, 120, 400),
     ],
-    ids=["minutes", "start in a minute", "end in a minute", "empty", "grouped"],
 )
-async def test_summary_spans_are_aligned(
-    wire: Wire, more: dict[str, str], start_s: int, end_s: int, status: int
-) -> None:
-    """To minutes; the product does not group."""
-    query = {"customer": "cus_one", "start_time": str(start_s), "end_time": str(end_s), **more}
+async def test_summary_spans_are_aligned(wire: Wire, window: str, start_s: int, end_s: int, status: int) -> None:
+    """To minutes, and to the grouping window if the request has one."""
+    query = {"customer": "cus_one", "start_time": str(start_s), "end_time": str(end_s)}
+    if window:
+        query["value_grouping_window"] = window
     answer = await wire.http.get(f"/v1/billing/meters/{wire.meter}/event_summaries", params=query)
 
     assert answer.status_code == status
+
+
+async def test_summaries_group_and_page(wire: Wire) -> None:
+    """By UTC day, newest first, with a cursor."""
+    for day in range(3):
+        for _ in range(day + 1):
+            await wire.send(timestamp=str(NOW_S - day * DAY_S))
+    midnight = NOW_S // DAY_S * DAY_S
+    span = (midnight - 3 * DAY_S, midnight + DAY_S)
+
+    assert await wire.total(*span, value_grouping_window="day") == [2.0, 4.0, 6.0]
+    query = {"customer": "cus_one", "start_time": str(span[0]), "end_time": str(span[1])}
+    query |= {"value_grouping_window": "day", "limit": "2"}
+    path = f"/v1/billing/meters/{wire.meter}/event_summaries"
+    first = (await wire.http.get(path, params=query)).json()
+    second = (await wire.http.get(path, params={**query, "starting_after": first["data"][-1]["id"]})).json()
+    assert (first["has_more"], second["has_more"]) == (True, False)
+    assert [row["aggregated_value"] for row in first["data"] + second["data"]] == [2.0, 4.0, 6.0]
 
 
 @pytest.mark.parametrize(

@@ -91,6 +91,51 @@ async def test_cancellation_at_period_end_bills_usage(shop: Shop) -> None:
 
 
 @pytest.mark.parametrize(
+    ("second", "invoices", "balance"),
+    [(15_000, [500_000, 500_000, 0], 0), (1, [500_000, 0], -99_960)],
+    ids=["reached twice", "cheaper by volume"],
+)
+async def test_thresholds(shop: Shop, second: int, invoices: list[int], balance: int) -> None:
+    """Scenario 3: the tiers go on over threshold invoices, and volume tiers can give back."""
+    await shop.open("2026-11-01")
+    tiers = [{"up_to": 10_000, "unit_amount": 50}, {"up_to": "inf", "unit_amount": 40}]
+    price = await shop.metered(await shop.meter(), billing_scheme="tiered", tiers_mode="volume", tiers=tiers)
+    await shop.subscribe({"price": price}, billing_thresholds={"amount_gte": 500_000})
+    for day, value in ((5, 10_000), (15, second)):
+        await shop.use(value, f"2026-11-{day:02d}")
+        await shop.advance(f"2026-11-{day:02d} 03:00:00")
+    await shop.advance("2026-12-01 02:00:00")
+
+    assert [due for _, due in await shop.amounts()][1:] == invoices
+    assert (await shop.sdk("v1.customers.retrieve", shop.customer))["balance"] == balance
+
+
+async def test_what_a_threshold_billed_is_billed_once(shop: Shop) -> None:
+    """By the preview too, by usage that arrives while the invoice is a draft, and by a cancellation."""
+    await shop.open("2026-11-01")
+    price = await shop.metered(await shop.meter(), 10)
+    await shop.subscribe({"price": price}, billing_thresholds={"amount_gte": 1_000})
+    await shop.use(150, "2026-11-05")
+    await shop.advance("2026-11-05 03:00:00")
+    await shop.use(20, "2026-11-06")
+    shop.sdk.clock.advance(60_000)
+    preview = await shop.sdk("v1.invoices.create_preview", {"subscription": shop.subscription})
+    assert (lines(preview), preview["amount_due"]) == ([1_700, -1_500], 200)
+    await shop.advance("2026-12-01 00:30:00")
+    await shop.use(5, "2026-11-30 23:59:00")
+    await shop.advance("2026-12-01 01:00:00")
+    assert lines((await shop.invoices())[-1]) == [1_750, -1_500]
+    await shop.use(100, "2026-12-01 00:30:00")
+    await shop.advance("2026-12-01 03:00:00")
+    await shop.use(1, "2026-12-01 02:59:00")
+    shop.sdk.clock.advance(60_000)
+    await shop.sdk("v1.subscriptions.cancel", shop.subscription, {"invoice_now": True})
+
+    assert [due for _, due in await shop.amounts()] == [0, 1_500, 250, 1_000, 0]
+    assert (await shop.invoices())[-1]["total"] == 10
+
+
+@pytest.mark.parametrize(
     ("trial_days", "balance"), [(0, -2100), (20, 0)], ids=["unused time is credited", "a trial has no unused time"]
 )
 async def test_cancellation_inside_a_period(shop: Shop, trial_days: int, balance: int) -> None:
@@ -134,19 +179,6 @@ async def test_trial_without_a_card(shop: Shop, behavior: str, status: str, due:
 
     assert (await shop.get())["status"] == status
     assert [amount for _, amount in await shop.amounts()] == [0, *due]
-
-
-async def test_anchor_by_day_and_time(shop: Shop) -> None:
-    """The first of each month at midnight; a weekly price has no such anchor."""
-    await shop.open("2027-02-15 09:30:07")
-    config = {"day_of_month": 1, "hour": 0, "minute": 0, "second": 0}
-    body = await shop.subscribe({"price": await shop.price(2800)}, billing_cycle_anchor_config=config)
-    assert body["billing_cycle_anchor"] == at("2027-03-01")
-
-    items = [{"price": await shop.price(700, "week")}]
-    params = {"customer": shop.customer, "items": items, "billing_cycle_anchor_config": config}
-    error = await shop.sdk.error("v1.subscriptions.create", params)
-    assert (error["status"], error["param"]) == (400, "billing_cycle_anchor_config")
 
 
 async def test_trial_settings_keep_what_is_not_given(shop: Shop) -> None:
@@ -355,11 +387,6 @@ async def test_discounts(shop: Shop, duration: str, change: list[int], renewal: 
     assert [due for _, due in await shop.amounts()] == [8000, sum(change), renewal]
 
 
-def anchor(**fields: int) -> dict[str, Any]:
-    """An anchor by day and time."""
-    return {"billing_cycle_anchor_config": {"day_of_month": 1, **fields}}
-
-
 @pytest.mark.parametrize(
     ("params", "status", "code", "param"),
     [
@@ -369,8 +396,7 @@ def anchor(**fields: int) -> dict[str, Any]:
         ({"items": [{"price": "x", "tax_rates": ["txr_1"]}]}, 501, None, None),
         ({"trial_end": 1}, 400, None, "trial_end"),
         ({"cancel_at": "max_billed_until"}, 501, None, None),
-        (anchor(hour=24), 400, None, "billing_cycle_anchor_config[hour]"),
-        (anchor(day_of_month=0), 400, None, "billing_cycle_anchor_config[day_of_month]"),
+        ({"billing_cycle_anchor": 1}, 400, None, "billing_cycle_anchor"),
         ({"trial_settings": {"end_behavior": {"billing_cycle_anchor": "unchanged"}}}, 501, None, None),
         ({"collection_method": "send_invoice"}, 400, None, "days_until_due"),
         ({"default_payment_method": "pm_none"}, 400, "resource_missing", "default_payment_method"),
@@ -383,8 +409,7 @@ def anchor(**fields: int) -> dict[str, Any]:
         "not simulated",
         "past",
         "billed until",
-        "hour",
-        "day",
+        "past anchor",
         "anchor of a trial",
         "no days",
         "no method",

@@ -12,7 +12,7 @@ from stripe_simulator import Simulator, SimulatorSettings
 from stripe_simulator.times import rfc3339
 from stripe_simulator.usage import MeterEvent
 from tests.services.stripe_sdk import Sdk
-from tests.services.stripe_wire import DAY_S, NOW_MS, NOW_S, Wire
+from tests.services.stripe_wire import DAY_S, NOW_MS, NOW_S
 from tests.worlds.clock import ManualClock
 
 METER = {"display_name": "Tokens", "event_name": "tokens", "default_aggregation": {"formula": "sum"}}
@@ -99,19 +99,6 @@ async def test_sums_follow_later(lag_s: int, at_s: int, expected: float) -> None
     simulator.catch_up()
 
     assert usage.total("mtr", "cus_one", NOW_S - HOUR_S, NOW_S + HOUR_S) / UNIT == expected
-
-
-async def test_lag_can_be_changed_while_it_runs(wire: Wire) -> None:
-    """Longer for the next events; shorter also for those that wait."""
-    wire.simulator.test.usage.set_lag(60_000)
-    await wire.send()
-    wire.clock.advance(59_000)
-    assert await wire.total() == [0.0]
-    await wire.send()
-    wire.simulator.test.usage.set_lag(10_000)
-    assert await wire.total() == [2.0]
-    wire.clock.advance(10_000)
-    assert await wire.total() == [4.0]
 
 
 @pytest.mark.parametrize("seed", range(6))

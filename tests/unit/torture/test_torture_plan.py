@@ -7,10 +7,23 @@ from pathlib import Path
 import pytest
 
 from tests.torture.compare import compared
-from tests.torture.plan import DAMAGES, KILLS, OTHERS, STRIPE_FAULTS, Strike, draw, kills_of, spared
+from tests.torture.plan import (
+    DAMAGES,
+    DELIVERY_FAULTS,
+    KILLS,
+    MIRRORS,
+    OTHERS,
+    READ_FAULTS,
+    STRIPE_FAULTS,
+    Strike,
+    draw,
+    kills_of,
+    spared,
+)
 from tests.torture.valkey_files import FILES, Copies, truncate
 
 SEEDS = range(30)
+DELIVERIES = dict.fromkeys(DELIVERY_FAULTS, 1)
 
 
 @pytest.fixture
@@ -44,17 +57,32 @@ def test_every_plan_uses_every_strike_often_enough(seed: int) -> None:
     assert kills.total() >= 50
     assert all(kills[kind] >= least for kind, least in KILLS.items())
     assert {strike: sum(action.strike is strike for action in plan) for strike in OTHERS} == dict(OTHERS)
-    assert {action.target for action in plan if action.strike is Strike.STRIPE} == set(STRIPE_FAULTS)
+    for strike, targets in (
+        (Strike.STRIPE, STRIPE_FAULTS),
+        (Strike.READS, READ_FAULTS),
+        (Strike.DELIVERIES, DELIVERY_FAULTS),
+    ):
+        assert {action.target for action in plan if action.strike is strike} == set(targets)
+    assert {action.target for action in plan if action.strike is Strike.MIRROR} <= set(MIRRORS)
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_a_short_run_drops_doubles_and_delays_deliveries(seed: int) -> None:
+    """The mirror is worth its comparison only then, also at a third of the length."""
+    plan = draw(seed, 0.3)
+    assert {action.target for action in plan if action.strike is Strike.DELIVERIES} == set(DELIVERY_FAULTS)
+    assert all(kills_of(plan)[kind] >= 2 for kind in KILLS)
 
 
 @pytest.mark.parametrize(
     ("kills", "dropped", "stripe", "missed"),
     [
-        pytest.param(50, 1, {"server_error_after_commit": 1}, 0, id="all of it happened"),
-        pytest.param(49, 1, {"server_error_after_commit": 1}, 1, id="a kill is missing"),
-        pytest.param(50, 0, {"connection_dropped_after_commit": 4}, 1, id="no dropped answer of ClickHouse"),
-        pytest.param(50, 1, {"conflict": 9}, 1, id="no lost answer of Stripe"),
-        pytest.param(0, 0, {}, 3, id="nothing happened"),
+        pytest.param(50, 1, {"server_error_after_commit": 1, **DELIVERIES}, 0, id="all of it happened"),
+        pytest.param(49, 1, {"server_error_after_commit": 1, **DELIVERIES}, 1, id="a kill is missing"),
+        pytest.param(50, 0, {"connection_dropped_after_commit": 4, **DELIVERIES}, 1, id="no dropped answer"),
+        pytest.param(50, 1, {"conflict": 9, **DELIVERIES}, 1, id="no lost answer of Stripe"),
+        pytest.param(50, 1, {"server_error_after_commit": 1, "delivery_dropped": 2}, 2, id="deliveries only dropped"),
+        pytest.param(0, 0, {}, 6, id="nothing happened"),
     ],
 )
 def test_a_run_without_some_strike_is_reported(kills: int, dropped: int, stripe: dict[str, int], missed: int) -> None:

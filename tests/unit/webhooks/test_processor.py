@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import pytest
@@ -15,7 +15,9 @@ from aggregators.billing_events import resync_record
 from pipeline.logs.quarantine import Header
 from pipeline.webhooks.held import append_held
 from pipeline.webhooks.processor import FETCH_TRIES_MAX, FETCHES_AT_ONCE_MAX, STALE_MAX, BillingEventProcessor
-from schemas.billing_events import VIA_HEADER, ObjectKind, ObjectName, Via
+from pipeline.webhooks.set_aside import append_set_aside
+from pipeline.webhooks.walker import CURSOR, Walker
+from schemas.billing_events import MIRRORED_TYPES, VIA_HEADER, ObjectKind, ObjectName, Via
 from schemas.errors import Fenced, OperatorNeeded, Refused, Transient
 from schemas.log import BILLING_EVENTS_TOPIC, REJECTED_TOPIC, Record
 from schemas.periods import Billing
@@ -188,12 +190,19 @@ async def test_a_header_of_another_writer_is_unreadable(signed: SignedUp) -> Non
 
 
 class Objects:
-    """The account at Stripe, some of whose answers are replaced."""
+    """The account at Stripe, some of whose answers are replaced. `silent` ids and lists never get an answer."""
 
-    def __init__(self, signed: SignedUp, *answers: object, kind: ObjectKind = ObjectKind.SUBSCRIPTION) -> None:
+    def __init__(
+        self,
+        signed: SignedUp,
+        *answers: object,
+        kind: ObjectKind = ObjectKind.SUBSCRIPTION,
+        silent: Collection[str] = (),
+    ) -> None:
         self._signed = signed
         self._answers = list(answers)
         self._kind = kind
+        self.silent = silent
         self.running = self.most = 0
 
     def __getattr__(self, name: str) -> Any:
@@ -205,11 +214,19 @@ class Objects:
         self.most = max(self.most, self.running)
         await self._signed.world.clock.sleep(0)
         self.running -= 1
+        if name.id in self.silent:
+            raise Transient("Stripe: HTTP 500")
         answer = self._answers.pop(0) if name.kind is self._kind and self._answers else None
         if isinstance(answer, Exception):
             raise answer
         body = await self._signed.stripe.fetch(name)
         return {**body, **answer} if body and isinstance(answer, dict) else body
+
+    async def names(self, kind: ObjectKind, after: str = "", customer: str = "") -> list[tuple[ObjectName, str]]:
+        """The list, or no answer."""
+        if kind in self.silent:
+            raise Transient("Stripe: HTTP 503")
+        return await self._signed.stripe.names(kind, after, customer)
 
 
 async def test_an_object_that_cannot_be_read_poisons_only_its_events(signed: SignedUp) -> None:
@@ -238,24 +255,137 @@ async def test_an_answer_that_is_late_is_waited_for(signed: SignedUp) -> None:
 
 
 @pytest.mark.parametrize(
-    ("error", "raised", "said"),
+    ("answers", "silent", "raised", "said"),
     [
-        pytest.param(Transient("no answer"), Transient, "no answer", id="no answer"),
-        pytest.param(Refused("401"), OperatorNeeded, "TIDEMARK_STRIPE_API_KEY", id="the key is refused"),
+        pytest.param(
+            [Transient("no answer")] * FETCH_TRIES_MAX, [ObjectKind.SUBSCRIPTION], Transient, "HTTP 503", id="no answer"
+        ),
+        pytest.param([Refused("401")], [], OperatorNeeded, "TIDEMARK_STRIPE_API_KEY", id="the key is refused"),
     ],
 )
 async def test_without_an_answer_nothing_is_written(
-    signed: SignedUp, error: Exception, raised: type[Exception], said: str
+    signed: SignedUp, answers: list[Exception], silent: list[str], raised: type[Exception], said: str
 ) -> None:
     """The records are read again after the restart."""
     await signed.world.deliver(signed.stripe.happened())
-    objects = Objects(signed, *[error] * FETCH_TRIES_MAX)
+    processor = signed.world.processor(objects=Objects(signed, *answers, silent=silent))
     with pytest.raises(raised, match=said):
-        await signed.world.process(signed.world.processor(objects=objects))
+        await signed.world.process(processor)
+
+    assert processor.status().waiting_ms == START_MS
+    assert await quarantined(signed.world) == []
 
     assert await signed.world.tables.position(0) is None
     await signed.world.process()
     assert await signed.world.mirrored() == signed.world.expected()
+
+
+async def test_stripe_may_be_away_for_all_tries_and_come_back(signed: SignedUp) -> None:
+    """An outage that ends between the last try and the look at the list sets nothing aside."""
+    await signed.world.deliver(signed.stripe.happened())
+    answers = [Transient("no answer")] * FETCH_TRIES_MAX
+    await signed.world.process(signed.world.processor(objects=Objects(signed, *answers)))
+
+    assert await signed.world.tables.set_aside() == []
+    assert await signed.world.mirrored() == signed.world.expected()
+
+
+async def test_one_object_that_stripe_never_answers_for_stops_nobody_else(signed: SignedUp) -> None:
+    """Its events are shown, other customers go on, and the events heal by themselves when Stripe answers."""
+    other = signed.stripe.customer()
+    await signed.world.link("globex", other)
+    signed.stripe.subscribe(other, signed.stripe.price(meter=signed.stripe.meter("more")))
+    await signed.world.deliver(signed.stripe.happened())
+    objects = Objects(signed, silent={signed.subscription})
+    processor = signed.world.processor(objects=objects)
+    await signed.world.process(processor, records_max=7)
+
+    bounds = await signed.world.log.bounds(BILLING_EVENTS_TOPIC, 0)
+    assert await signed.world.tables.position(0) == bounds.next
+    assert processor.status().waiting_ms is None
+    aside = await signed.world.tables.set_aside()
+    assert processor.status().outcomes[Outcome.SET_ASIDE] == len(aside) > 0
+    entries = await quarantined(signed.world)
+    assert {entry[Header.OFFSET] for entry in entries} == {str(event.offset) for event in aside}
+    assert {(entry[Header.REASON], entry[Header.DETAIL]) for entry in entries} == {
+        ("stripe_object_missing", f"subscription {signed.subscription}: Stripe: HTTP 500")
+    }
+    expected = signed.world.expected()
+    expected["subscriptions"] = [row for row in expected["subscriptions"] if row["id"] != signed.subscription]
+    owner = "subscription_id"
+    expected["subscription_items"] = [
+        row for row in expected["subscription_items"] if row[owner] != signed.subscription
+    ]
+    assert await signed.world.mirrored() == expected
+
+    await append_set_aside(signed.world.log, signed.world.tables)
+    await signed.world.process(processor)
+    assert len(await quarantined(signed.world)) == len(entries), "an event that waits on is not quarantined again"
+    assert len(await signed.world.tables.set_aside()) == len(aside)
+
+    objects.silent = ()
+    assert await append_set_aside(signed.world.log, signed.world.tables) == len(aside)
+    await signed.world.process(processor)
+    assert await signed.world.tables.set_aside() == []
+    assert await signed.world.mirrored() == signed.world.expected()
+
+
+async def test_a_silent_object_costs_all_tries_only_once(signed: SignedUp) -> None:
+    """Each of its later events would keep the others waiting for as long."""
+    await signed.world.deliver(signed.stripe.happened())
+    processor = signed.world.processor(objects=Objects(signed, silent={signed.subscription}))
+    await signed.world.process(processor)
+    first = processor.status().fetches["unanswered"]
+    signed.stripe.change(signed.subscription, metadata={"a": "b"})
+    await signed.world.deliver(signed.stripe.happened()[-1:])
+    await signed.world.process(processor)
+
+    assert (first, processor.status().fetches["unanswered"]) == (FETCH_TRIES_MAX + 1, FETCH_TRIES_MAX + 3)
+
+
+async def test_an_object_that_the_database_refuses_stops_nobody_else(signed: SignedUp) -> None:
+    """Stripe may show one line under two invoices; the rows of the others are written."""
+    other = signed.stripe.customer()
+    await signed.world.link("globex", other)
+    signed.stripe.subscribe(other, signed.stripe.price())
+    signed.stripe.subscribe(signed.customer, signed.stripe.price())
+    first, second, _ = (name for name in signed.stripe.listing() if name.kind is ObjectKind.INVOICE)
+    lines = (signed.stripe.read(first) or {})["lines"]
+
+    class Doubled(Objects):
+        async def fetch(self, name: ObjectName) -> dict[str, object] | None:
+            body = await super().fetch(name)
+            return {**body, "lines": lines} if body and name == second else body
+
+    await signed.world.deliver(signed.stripe.happened())
+    await signed.world.process(signed.world.processor(objects=Doubled(signed)))
+
+    mirror = await signed.world.tables.mirror()
+    shown = {row["id"] for row in mirror["invoices"]}
+    assert len(shown & {first.id, second.id}) == 1
+    assert (len(mirror["stripe_customers"]), len(mirror["subscriptions"])) == (2, 3)
+    entries = await quarantined(signed.world)
+    assert {entry[Header.REASON] for entry in entries} == {"stripe_object_missing"}
+    assert {"a@example.com" in entry[Header.DETAIL] for entry in entries} == {False}
+    await signed.world.append(signed.customer, resync_record("r", second, "", 1), Via.RESYNC)
+    await append_set_aside(signed.world.log, signed.world.tables)
+    await signed.world.process()
+    assert await signed.world.tables.set_aside() == []
+    assert await signed.world.mirrored() == signed.world.expected()
+
+
+async def test_an_unreadable_object_does_not_keep_back_the_events_other_objects(signed: SignedUp) -> None:
+    """`customer.subscription.created` was lost, and the invoice's events name the subscription too."""
+    signed.stripe.subscribe(signed.customer, signed.stripe.price())
+    events = [event for event in signed.stripe.happened() if event["type"].startswith("invoice.")]
+    await signed.world.deliver(events)
+    broken = [{"attempt_count": None}] * 10
+    await signed.world.process(signed.world.processor(objects=Objects(signed, *broken, kind=ObjectKind.INVOICE)))
+
+    mirror = await signed.world.tables.mirror()
+    assert (len(mirror["invoices"]), len(mirror["subscriptions"]) > 0) == (0, True)
+    assert len(await signed.world.tables.set_aside()) == len(events)
+    assert {entry[Header.REASON] for entry in await quarantined(signed.world)} == {"bad_stripe_event"}
 
 
 async def test_fetches_at_once_are_limited(signed: SignedUp) -> None:
@@ -330,13 +460,24 @@ async def test_events_that_the_log_deleted_before_they_were_read_are_told(
     events = signed.stripe.happened()
     await signed.world.deliver(events[:2])
     await signed.world.process()
+    signed.world.clock.advance(3_600_000)
+    now_ms = signed.world.clock.now_ms()
+    await signed.world.tables.move_cursor(CURSOR, now_ms // 1000, now_ms)
     await signed.world.deliver(events)
     del signed.world.log._partitions[BILLING_EVENTS_TOPIC, 0].records[:5]
     with caplog.at_level(logging.ERROR):
         await signed.world.process()
 
-    assert "the events from 2 to 5 are gone and were not read: run `tidemark billing resync`" in caplog.text
+    assert "the events from 2 to 5 are gone and were not read" in caplog.text
     assert await signed.world.tables.position(0) == 2 + len(events)
+
+    lost = [event["id"] for event in events[2:5] if event["type"] in MIRRORED_TYPES]
+    unread = await signed.world.tables.unknown(lost)
+    walked = await Walker(signed.world.log, signed.stripe, signed.world.tables, signed.world.clock).go_on()
+    await signed.world.process()
+    assert walked.appended == len(unread) > 0
+    assert walked.since_s < START_MS // 1000
+    assert await signed.world.tables.unknown(lost) == set()
 
 
 async def test_a_log_that_ends_before_the_position_is_not_this_one(signed: SignedUp) -> None:

@@ -7,11 +7,24 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
-from pipeline.webhooks.recovery import CANARY_INTERVAL_S, WALK_INTERVAL_S, Recovery
-from pipeline.webhooks.resync import resync
-from pipeline.webhooks.walker import CANARY_PATIENCE_S, CURSOR, KEPT_S, OVERLAP_S, Canary, Walked, Walker
-from schemas.billing_events import ObjectKind, Via
-from schemas.errors import InvalidInput, Transient
+from pipeline.webhooks.appending import append_events
+from pipeline.webhooks.recovery import CANARY_INTERVAL_S, RETRY_INTERVAL_S, WALK_INTERVAL_S, Recovery
+from pipeline.webhooks.resync import BATCH_RECORDS, Feed, PatientFeed, resync
+from pipeline.webhooks.set_aside import append_set_aside
+from pipeline.webhooks.walker import (
+    CANARY_PATIENCE_S,
+    CURSOR,
+    KEPT_S,
+    OVERLAP_S,
+    SLICE_S,
+    SLICE_S_MAX,
+    Canary,
+    Walked,
+    Walker,
+)
+from schemas.billing_events import ObjectKind, ObjectName, Via
+from schemas.errors import InvalidInput, OperatorNeeded, Transient
+from schemas.log import BILLING_EVENTS_TOPIC
 from schemas.side_tables import Outcome
 from tests.worlds.billing import BillingWorld
 from tests.worlds.reconciler import START_MS
@@ -32,6 +45,22 @@ def sign_up(world: BillingWorld) -> str:
     return customer
 
 
+async def cursor_s(world: BillingWorld) -> int | None:
+    """Up to when the list was read."""
+    cursor = await world.tables.cursor(CURSOR)
+    return cursor and cursor.until_s
+
+
+def recovery(world: BillingWorld, bird: Canary | None = None) -> Recovery:
+    """The recovery of a new process."""
+    return Recovery(walker(world), bird, world.clock, lambda: True, lambda: append_set_aside(world.log, world.tables))
+
+
+def feed(world: BillingWorld) -> Feed:
+    """Appends at once."""
+    return lambda values: append_events(world.log, values, Via.RESYNC)
+
+
 def walker(world: BillingWorld) -> Walker:
     """A walker of the deployment."""
     return Walker(world.log, world.stripe, world.tables, world.clock)
@@ -46,7 +75,7 @@ async def test_a_walk_appends_what_was_never_delivered(world: BillingWorld) -> N
     assert world.expected() == await world.mirrored()
     assert world.clock.now_ms() // 1000 - KEPT_S == walked.since_s
     assert walked.listed == walked.appended > 0
-    assert walked.until_s == await world.tables.cursor(CURSOR)
+    assert walked.until_s == await cursor_s(world)
 
 
 async def test_a_walk_leaves_out_what_was_processed(world: BillingWorld) -> None:
@@ -87,12 +116,12 @@ async def test_an_event_that_is_listed_late_is_found_within_the_overlap(world: B
         return [event for event in events if since_s <= event["created"] < until_s]
 
     shown = world.stripe.events
-    world.stripe.events = without  # type: ignore[assignment, method-assign, unused-ignore]
+    world.stripe.events = without  # type: ignore[assignment,method-assign,unused-ignore]  # a test replaces it
     await walker(world).go_on()
     await world.process()
     assert {} == await world.tables.seen([hidden["id"]])
 
-    world.stripe.events = shown  # type: ignore[assignment, method-assign, unused-ignore]
+    world.stripe.events = shown  # type: ignore[assignment,method-assign,unused-ignore]  # a test replaces it
     world.clock.advance(300_000)
     await walker(world).go_on()
     await world.process()
@@ -110,8 +139,8 @@ async def test_events_that_concern_nobody_or_are_not_understood_are_left_out(
     async def events(_since_s: int, _until_s: int) -> list[dict[str, Any]]:
         return listed
 
-    world.stripe.events = events  # type: ignore[assignment, method-assign, unused-ignore]
-    walked = await walker(world).go_on()
+    world.stripe.events = events  # type: ignore[assignment,method-assign,unused-ignore]  # a test replaces it
+    walked = await walker(world).walk(START_MS // 1000)
     assert (0, 0) == (walked.listed, walked.appended)
     assert "v2.core.event" in caplog.text
 
@@ -132,7 +161,7 @@ async def test_a_resync_makes_the_mirror_of_a_fresh_database(world: BillingWorld
     world.stripe.delete(gone)
     sign_up(world)
 
-    counts = await resync(world.log, world.stripe, world.tables, "monday", world.clock.now_ms() // 1000)
+    counts = await resync(feed(world), world.stripe, world.tables, "monday", world.clock.now_ms() // 1000)
     await world.process()
 
     assert world.expected() == await world.mirrored()
@@ -146,7 +175,7 @@ async def test_a_repeated_resync_changes_nothing_and_another_one_fetches_again(w
     """A killed resync is run again under its name."""
     customer = sign_up(world)
     for run in ("a", "a", "b"):
-        await resync(world.log, world.stripe, world.tables, run, world.clock.now_ms() // 1000, customer)
+        await resync(feed(world), world.stripe, world.tables, run, world.clock.now_ms() // 1000, customer)
     processor = world.processor()
     await world.process(processor)
 
@@ -159,11 +188,67 @@ async def test_a_repeated_resync_changes_nothing_and_another_one_fetches_again(w
 async def test_a_resync_of_one_customer_leaves_the_others(world: BillingWorld) -> None:
     """An operator mends one account without reading all."""
     customer, other = sign_up(world), sign_up(world)
-    await resync(world.log, world.stripe, world.tables, "a", world.clock.now_ms() // 1000, customer)
+    await resync(feed(world), world.stripe, world.tables, "a", world.clock.now_ms() // 1000, customer)
     await world.process()
     mirror = await world.tables.mirror()
     assert [customer] == [row["id"] for row in mirror["stripe_customers"]]
     assert other not in {row["customer_id"] for table in ("subscriptions", "invoices") for row in mirror[table]}
+
+
+async def test_a_live_event_waits_for_one_batch_of_a_resync(world: BillingWorld) -> None:
+    """A cancellation must not wait for the fetches of a hundred thousand invoices."""
+    for _ in range(3 * BATCH_RECORDS):
+        world.stripe.customer(card="")
+    customer = sign_up(world)
+    processor, sleep = world.processor(), world.clock.sleep
+    lags: list[int] = []
+    told: list[int] = []
+
+    async def processed(duration_s: float) -> None:
+        await sleep(duration_s)
+        lags.append(await lag(world))
+        for partition in range(world.partitions):
+            offset = await processor.start_offset(partition)
+            if batch := await world.log.read(BILLING_EVENTS_TOPIC, partition, offset, 40):
+                await processor.step(partition, batch)
+
+    world.clock.sleep = processed  # type: ignore[method-assign,unused-ignore]  # a test replaces it
+    patient = PatientFeed(world.log, world.tables, world.clock, told.append)
+    counts = await resync(patient.append, world.stripe, world.tables, "a", 1)
+    assert max(lags) <= BATCH_RECORDS
+    assert told[-1] == sum(counts.values()) > 3 * BATCH_RECORDS
+    assert len(told) >= 4
+    await world.process(processor)
+    assert await world.mirrored() == world.expected()
+    assert customer in {row["id"] for row in (await world.tables.mirror())["stripe_customers"]}
+
+
+async def test_a_resync_that_nobody_processes_ends_with_what_to_do(world: BillingWorld) -> None:
+    """The role `mirror` may be down."""
+    for _ in range(BATCH_RECORDS + 1):
+        world.stripe.customer(card="")
+    patient = PatientFeed(world.log, world.tables, world.clock, lambda _: None)
+    with pytest.raises(Transient, match=f"{BATCH_RECORDS} events wait.*role mirror.*--run"):
+        await resync(patient.append, world.stripe, world.tables, "a", 1)
+
+
+async def test_a_resync_of_one_customer_reads_no_list_of_all(world: BillingWorld) -> None:
+    customer = sign_up(world)
+    names, asked = world.stripe.names, set()
+
+    async def listed(kind: ObjectKind, after: str = "", of: str = "") -> list[tuple[ObjectName, str]]:
+        asked.add(of)
+        return await names(kind, after, of)
+
+    world.stripe.names = listed  # type: ignore[assignment,method-assign,unused-ignore]  # a test replaces it
+    await resync(feed(world), world.stripe, world.tables, "a", 1, customer)
+    assert asked == {customer}
+
+
+async def lag(world: BillingWorld) -> int:
+    """The number of records that are not processed."""
+    ends = [(await world.log.bounds(BILLING_EVENTS_TOPIC, at)).next for at in range(world.partitions)]
+    return sum([end - (await world.tables.position(at) or 0) for at, end in enumerate(ends)])
 
 
 def canary(world: BillingWorld, via: Via | None, delay_s: int = 0) -> Canary:
@@ -185,8 +270,8 @@ def canary(world: BillingWorld, via: Via | None, delay_s: int = 0) -> Canary:
             await world.process()
         waiting[:] = [left - round(duration_s) for left in waiting]
 
-    world.stripe.touch = touched  # type: ignore[assignment, method-assign, unused-ignore]
-    world.clock.sleep = slept  # type: ignore[assignment, method-assign, unused-ignore]
+    world.stripe.touch = touched  # type: ignore[assignment,method-assign,unused-ignore]  # a test replaces it
+    world.clock.sleep = slept  # type: ignore[assignment,method-assign,unused-ignore]  # a test replaces it
     return Canary(customer, world.stripe, world.tables, world.clock)
 
 
@@ -211,21 +296,168 @@ async def test_the_canary_is_heard_only_if_its_webhook_arrives(
 
 async def test_silence_makes_a_walk_due_at_once(world: BillingWorld) -> None:
     """Minutes, not the days until a customer calls."""
-    recovery = Recovery(walker(world), canary(world, None), world.clock, lambda: True)
-    await recovery.turn()
-    first = recovery.walked
-    assert (True, True) == (recovery.is_silent, first is not None)
+    process = recovery(world, canary(world, None))
+    await process.turn()
+    first = process.walked
+    assert (True, True) == (process.is_silent, first is not None)
 
     world.clock.advance(1000)
     sign_up(world)
-    await recovery.turn()
-    assert first == recovery.walked, "neither walk nor canary is due"
+    await process.turn()
+    assert first == process.walked, "neither walk nor canary is due"
     world.clock.advance((CANARY_INTERVAL_S - CANARY_PATIENCE_S) * 1000)
-    await recovery.turn()
-    assert recovery.found > (first.appended if first else 0)
+    await process.turn()
+    assert process.found > (first.appended if first else 0)
 
 
-async def test_failures_of_a_turn_end_nothing_and_are_repeated(world: BillingWorld) -> None:
+async def test_the_canary_asks_stripe_for_nothing_and_needs_no_equal_clocks(world: BillingWorld) -> None:
+    """Stripe's clock may be behind or ahead: what counts is when the event was processed here."""
+    bird = canary(world, Via.WEBHOOK)
+
+    async def listed(_since_s: int, _until_s: int) -> list[dict[str, Any]]:
+        raise AssertionError("the list is not needed")
+
+    happened = world.stripe.happened
+
+    def behind() -> list[dict[str, Any]]:
+        return [{**event, "created": event["created"] - 120} for event in happened()]
+
+    world.stripe.events = listed  # type: ignore[assignment,method-assign,unused-ignore]  # a test replaces it
+    world.stripe.happened = behind  # type: ignore[method-assign,unused-ignore]  # a test replaces it
+    assert await bird.sings()
+
+
+@pytest.mark.parametrize(
+    ("via", "walks"), [pytest.param(Via.WEBHOOK, 4, id="it sings"), pytest.param(None, 12, id="it is silent")]
+)
+async def test_while_the_canary_sings_the_list_is_read_less_often(
+    world: BillingWorld, via: Via | None, walks: int
+) -> None:
+    """Stripe's allocation of reads is 10 000 a month; see docs/sizing.md."""
+    process = recovery(world, canary(world, via))
+    read: list[int] = []
+    events = world.stripe.events
+
+    async def counted(since_s: int, until_s: int) -> list[dict[str, Any]]:
+        if until_s - since_s < SLICE_S:
+            read.append(until_s)
+        return await events(since_s, until_s)
+
+    world.stripe.events = counted  # type: ignore[assignment,method-assign,unused-ignore]  # a test replaces it
+    ends_ms = world.clock.now_ms() + 3_600_000
+    while world.clock.now_ms() < ends_ms:
+        await process.turn()
+        world.clock.advance(5_000)
+    assert abs(walks - len(read)) <= 1
+
+
+async def test_a_process_that_restarts_again_and_again_asks_no_more_often(world: BillingWorld) -> None:
+    """A crash loop must not use up the allocation of reads, nor hide that the canary is silent."""
+    touched: list[str] = []
+    touch, events, read = world.stripe.touch, world.stripe.events, []
+
+    async def touching(customer: str, beat: str) -> None:
+        touched.append(beat)
+        await touch(customer, beat)
+
+    async def reading(since_s: int, until_s: int) -> list[dict[str, Any]]:
+        read.append(until_s)
+        return await events(since_s, until_s)
+
+    bird = world.stripe.customer()
+    await recovery(world).turn()
+    world.stripe.events = reading  # type: ignore[assignment,method-assign,unused-ignore]  # a test replaces it
+    world.stripe.touch = touching  # type: ignore[method-assign,unused-ignore]  # a test replaces it
+    silent = []
+    for _ in range(100):
+        process = recovery(world, Canary(bird, world.stripe, world.tables, world.clock))
+        await process.turn()
+        silent.append(process.is_silent)
+        assert process.until_s is not None
+        world.clock.advance(35_000)
+
+    assert len(touched) <= 5
+    assert len(read) <= 14
+    assert silent == [True] * 100
+
+
+async def test_a_walk_that_is_interrupted_goes_on_where_it_was(world: BillingWorld) -> None:
+    """A busy account has more events than a process reads between two failures of Stripe."""
+    for _ in range(30):
+        world.stripe.customer()
+        world.clock.advance(SLICE_S * 1000)
+    events, calls = world.stripe.events, 0
+
+    async def failing(since_s: int, until_s: int) -> list[dict[str, Any]]:
+        nonlocal calls
+        calls += 1
+        if calls % 8 == 0:
+            raise Transient("Stripe: HTTP 429")
+        assert until_s - since_s <= SLICE_S_MAX
+        return await events(since_s, until_s)
+
+    world.stripe.events = failing  # type: ignore[assignment,method-assign,unused-ignore]  # a test replaces it
+    process, reached = recovery(world), []
+    for _ in range(12):
+        await process.turn()
+        reached.append(await cursor_s(world) or 0)
+        world.clock.advance(WALK_INTERVAL_S * 1000)
+    await world.process()
+
+    assert process.walked is not None
+    assert reached == sorted(reached)
+    assert await world.mirrored() == world.expected()
+
+
+async def test_a_gap_in_the_list_is_told(world: BillingWorld, caplog: pytest.LogCaptureFixture) -> None:
+    """Nobody else notices events that Stripe does not list any more."""
+    process = recovery(world)
+    await process.turn()
+    assert (0, "") == (process.gaps, caplog.text)
+    world.clock.advance((KEPT_S + 3600) * 1000)
+    await process.turn()
+    assert 1 == process.gaps
+    assert "run `tidemark billing resync`" in caplog.text
+    world.clock.advance(WALK_INTERVAL_S * 1000)
+    await process.turn()
+    assert 1 == process.gaps
+
+
+async def test_events_that_are_set_aside_are_read_again_every_hour(world: BillingWorld) -> None:
+    """Nobody needs to do anything after Stripe answers again."""
+    customer = sign_up(world)
+    await world.deliver(world.stripe.happened())
+    fetch = world.stripe.fetch
+
+    async def silent(name: ObjectName) -> dict[str, object] | None:
+        if name.id == customer:
+            raise Transient("Stripe: HTTP 500")
+        return await fetch(name)
+
+    world.stripe.fetch = silent  # type: ignore[method-assign,unused-ignore]  # a test replaces it
+    process = recovery(world)
+    await world.process()
+    assert [] != await world.tables.set_aside()
+    world.stripe.fetch = fetch  # type: ignore[method-assign,unused-ignore]  # a test replaces it
+    await process.turn()
+    await world.process()
+    assert [] != await world.tables.set_aside(), "not due"
+    world.clock.advance(RETRY_INTERVAL_S * 1000)
+    await process.turn()
+    await world.process()
+    assert [] == await world.tables.set_aside()
+    assert await world.mirrored() == world.expected()
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        pytest.param(Transient("Stripe: no answer"), id="no answer"),
+        pytest.param(InvalidInput("resource_missing", "No such event: evt_1"), id="a page's last event is gone"),
+        pytest.param(OperatorNeeded("more than 500000 rows"), id="too many"),
+    ],
+)
+async def test_failures_of_a_turn_end_nothing_and_are_repeated(world: BillingWorld, error: Exception) -> None:
     """Stripe may be away, or the canary may be deleted."""
     gone = Canary("cus_unknown", world.stripe, world.tables, world.clock)
 
@@ -233,15 +465,15 @@ async def test_failures_of_a_turn_end_nothing_and_are_repeated(world: BillingWor
         raise InvalidInput("resource_missing", "No such customer")
 
     async def fails(_since_s: int, _until_s: int) -> list[dict[str, Any]]:
-        raise Transient("Stripe: no answer")
+        raise error
 
-    events, world.stripe.events = world.stripe.events, fails  # type: ignore[assignment, method-assign, unused-ignore]
-    world.stripe.touch = refuses  # type: ignore[assignment, method-assign, unused-ignore]
-    recovery = Recovery(walker(world), gone, world.clock, lambda: True)
-    await recovery.turn()
-    assert (None, False) == (recovery.walked, recovery.is_silent)
+    events, world.stripe.events = world.stripe.events, fails  # type: ignore[assignment,method-assign,unused-ignore]  # a test replaces it
+    world.stripe.touch = refuses  # type: ignore[assignment,method-assign,unused-ignore]  # a test replaces it
+    process = recovery(world, gone)
+    await process.turn()
+    assert (None, False) == (process.walked, process.is_silent)
 
-    world.stripe.events = events  # type: ignore[assignment, method-assign, unused-ignore]
+    world.stripe.events = events  # type: ignore[assignment,method-assign,unused-ignore]  # a test replaces it
     world.clock.advance(WALK_INTERVAL_S * 1000)
-    await recovery.turn()
-    assert isinstance(recovery.walked, Walked)
+    await process.turn()
+    assert isinstance(process.walked, Walked)

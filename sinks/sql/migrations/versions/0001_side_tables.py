@@ -37,10 +37,15 @@ STATEMENTS = (
         log_offset BIGINT NOT NULL,
         processed_ms BIGINT NOT NULL,
         PRIMARY KEY (event_id),
-        CONSTRAINT processed_events_outcome CHECK (outcome IN ('applied', 'unchanged', 'ignored', 'held'))
+        CONSTRAINT processed_events_outcome CHECK (outcome IN ('applied', 'unchanged', 'ignored', 'held', 'set_aside'))
     )
     """,
     "CREATE INDEX held_events ON processed_events (customer_id, processed_ms) WHERE outcome = 'held'",
+    "CREATE INDEX set_aside_events ON processed_events (processed_ms) WHERE outcome = 'set_aside'",
+    """
+    CREATE INDEX delivered_customer_updates ON processed_events (customer_id, processed_ms)
+    WHERE type = 'customer.updated' AND via = 'webhook'
+    """,
     """
     CREATE TABLE accounts (
         account TEXT NOT NULL,

@@ -5,6 +5,7 @@ The commands of operators and the outbox of bindings both do so.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Sequence
 from typing import Final, NamedTuple
 
@@ -70,33 +71,92 @@ async def standing(accounts: AccountLog, view: LiveView, account: str) -> Standi
 
     Raises `Transient` if those are more than `UNFOLDED_MAX`, or if the live view lost the partition's state.
     """
-    partition = partition_of(account, accounts.partitions)
-    checkpoint, states = await view.accounts.accounts(partition, [account])
-    bounds = await accounts.log.bounds(EVENTS_TOPIC, partition)
-    offset = checkpoint.next_offset if checkpoint else bounds.first
-    if checkpoint is None and bounds.first > 0:
-        raise Transient(
-            f"the live view has no state of partition {partition}, and the log's start is gone: build the live view "
-            "again with `tidemark rebuild redis`, then repeat the command"
-        )
-    if bounds.next - offset > UNFOLDED_MAX:
-        raise Transient(
-            f"the worker has {bounds.next - offset} records of partition {partition} to fold: repeat the command when "
-            f"fewer than {UNFOLDED_MAX} are left"
-        )
-    now_ms = checkpoint.stream_time_ms if checkpoint else 0
-    known = Standing(partition, offset, now_ms, states[account], checkpoint.meter_set if checkpoint else None)
-    while known.next_offset < bounds.next and (
-        records := await accounts.log.read(EVENTS_TOPIC, partition, known.next_offset, READ_RECORDS_MAX)
-    ):
-        for record in records:
-            known = _after(known, accounts.secret, account, record)
-    return known._replace(now_ms=max(known.now_ms, accounts.clock.now_ms()))
+    return await Standings(accounts, view).of(account)
 
 
-def planned(known: Standing, account: str, binding: Binding) -> Plan:
-    """The plan of a binding under the account's next revision, without words."""
-    record = BindingRecord(account=account, revision=known.state.revision + 1, binding=binding)
+class Standings:
+    """The standings of many accounts: the records that the worker has not folded yet are read once."""
+
+    def __init__(self, accounts: AccountLog, view: LiveView) -> None:
+        self._accounts = accounts
+        self._view = view
+        self._tails: dict[int, _Tail] = {}
+
+    async def of(self, account: str) -> Standing:
+        """See `standing`. Nothing that was in the log at the call is missing."""
+        partition = partition_of(account, self._accounts.partitions)
+        checkpoint, states = await self._view.accounts.accounts(partition, [account])
+        bounds = await self._accounts.log.bounds(EVENTS_TOPIC, partition)
+        offset = checkpoint.next_offset if checkpoint else bounds.first
+        if checkpoint is None and bounds.first > 0:
+            raise Transient(
+                f"the live view has no state of partition {partition}, and the log's start is gone: build the live "
+                "view again with `tidemark rebuild redis`, then repeat the command"
+            )
+        if bounds.next - offset > UNFOLDED_MAX:
+            raise Transient(
+                f"the worker has {bounds.next - offset} records of partition {partition} to fold: repeat the command "
+                f"when fewer than {UNFOLDED_MAX} are left"
+            )
+        tail = self._tails.get(partition)
+        # A live view that went back, or is far ahead: reading from its position is the shorter way.
+        if tail is None or not tail.first_offset <= offset <= tail.next_offset:
+            tail = self._tails[partition] = _Tail(partition, offset, self._accounts.secret)
+        await tail.read_to(self._accounts.log, bounds.next)
+        stream_time_ms = checkpoint.stream_time_ms if checkpoint else 0
+        meter_set = checkpoint.meter_set if checkpoint else None
+        known = Standing(partition, offset, stream_time_ms, states[account], meter_set)
+        for after in tail.of(account, offset):
+            known = _after(known, after, stream_time_ms)
+        now_ms = max(stream_time_ms, tail.time_ms, self._accounts.clock.now_ms())
+        return known._replace(next_offset=tail.next_offset, now_ms=now_ms)
+
+
+class _Placed(NamedTuple):
+    """A control record of the log. `time_ms` is the highest time of a record up to this one."""
+
+    offset: int
+    next_offset: int
+    time_ms: int
+    control: _Control
+
+
+class _Tail:
+    """The control records of a partition from an offset on."""
+
+    def __init__(self, partition: int, offset: int, secret: bytes) -> None:
+        self.partition = partition
+        self.first_offset = self.next_offset = offset
+        self.time_ms = 0
+        self._secret = secret
+        self._meter_sets: list[_Placed] = []
+        self._of: dict[str, list[_Placed]] = defaultdict(list)
+
+    async def read_to(self, log: Log, offset: int) -> None:
+        """Read on, up to an offset."""
+        while self.next_offset < offset and (
+            records := await log.read(EVENTS_TOPIC, self.partition, self.next_offset, READ_RECORDS_MAX)
+        ):
+            for record in records:
+                self.next_offset = record.next_offset
+                self.time_ms = max(self.time_ms, record.timestamp_ms)
+                control = _control(self._secret, record)
+                if control is not None:
+                    placed = _Placed(record.offset, record.next_offset, self.time_ms, control)
+                    if isinstance(control, MeterSetRecord):
+                        self._meter_sets.append(placed)
+                    else:
+                        self._of[control.account].append(placed)
+
+    def of(self, account: str, offset: int) -> list[_Placed]:
+        """What concerns an account from an offset on, in the log's order."""
+        found = [*self._meter_sets, *self._of.get(account, ())]
+        return sorted((placed for placed in found if placed.offset >= offset), key=lambda placed: placed.offset)
+
+
+def planned(known: Standing, account: str, binding: Binding, revision: int = 0) -> Plan:
+    """The plan of a binding under a revision, without words; 0: the account's next one."""
+    record = BindingRecord(account=account, revision=revision or known.state.revision + 1, binding=binding)
     return Plan(known.partition, known.next_offset, record)
 
 
@@ -120,15 +180,13 @@ def _content(state: AccountState) -> AccountState:
     return state.model_copy(update={"revision": 0, "repeated": 0})
 
 
-def _after(known: Standing, secret: bytes, account: str, record: Record) -> Standing:
-    """The account's standing after one more record."""
-    known = known._replace(next_offset=record.next_offset, now_ms=max(known.now_ms, record.timestamp_ms))
-    control = _control(secret, record)
-    if isinstance(control, MeterSetRecord):
-        return known._replace(meter_set=in_force_after(known.meter_set, control.meter_set))
-    if control is None or control.account != account:
-        return known
-    state = apply(known.state, control, position(record.offset), known.policy, known.now_ms)
+def _after(known: Standing, placed: _Placed, stream_time_ms: int) -> Standing:
+    """The account's standing after one more control record. All records below the live view's position have at most
+    `stream_time_ms`, so a time from below it changes nothing."""
+    known = known._replace(next_offset=placed.next_offset, now_ms=max(stream_time_ms, placed.time_ms))
+    if isinstance(placed.control, MeterSetRecord):
+        return known._replace(meter_set=in_force_after(known.meter_set, placed.control.meter_set))
+    state = apply(known.state, placed.control, position(placed.offset), known.policy, known.now_ms)
     return known._replace(state=state)
 
 

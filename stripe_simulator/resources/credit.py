@@ -1,4 +1,7 @@
-"""Credit grants and their ledger (docs.stripe.com/api/billing/credit-grant)."""
+"""A customer's credit: the balance, where a negative amount is credit, and credit grants with their ledger.
+
+Sources: docs.stripe.com/api/customer_balance_transactions, docs.stripe.com/api/billing/credit-grant.
+"""
 
 from __future__ import annotations
 
@@ -14,13 +17,30 @@ from stripe_simulator.resources.conventions import Object, check, reads, require
 
 GRANT: Final = "billing.credit_grant"
 ENTRY: Final = "billing.credit_balance_transaction"
-INDEXED = {GRANT: ("customer",), ENTRY: ("credit_grant",)}
+BALANCE: Final = "customer_balance_transaction"
+INDEXED = {BALANCE: ("customer",), GRANT: ("customer",), ENTRY: ("credit_grant",)}
 CREATE: Final = (
     "amount", "applicability_config", "category", "customer", "effective_at", "expires_at", "metadata", "name",
     "priority",
 )  # fmt: skip
 EXPIRE: Final = "credit_grant.expire"
 _VOIDED: Final = "credits_application_invoice_voided"
+
+
+def change_balance(mode: Mode, customer: Object, amount: int, kind: str, currency: str, **fields: object) -> Object:
+    """Change a customer's balance by `amount`. Returns the stored transaction."""
+    balance = customer["balance"] + amount
+    mode.store.save({**customer, "balance": balance, "currency": customer["currency"] or currency})
+    nulls = dict.fromkeys(("checkout_session", "credit_note", "description", "invoice"))
+    body = new_object(mode, BALANCE, "cbtxn", {}, customer["test_clock"] or "") | nulls
+    body |= {"amount": amount, "currency": currency, "customer": customer["id"], "ending_balance": balance}
+    return mode.store.put(body | {"type": kind, **fields})
+
+
+def _create_adjustment(mode: Mode, call: Call) -> Object:
+    customer, params = mode.fetch("customer", call.id), call.params
+    given = {"description": params.get("description"), "metadata": params.get("metadata") or {}}
+    return change_balance(mode, customer, params["amount"], "adjustment", params["currency"], **given)
 
 
 def _create(mode: Mode, call: Call) -> Object:
@@ -42,7 +62,7 @@ def _create(mode: Mode, call: Call) -> Object:
 
 def _expire(mode: Mode, call: Call) -> Object:
     body = mode.fetch(GRANT, call.id)
-    return _end(mode, {**body, "expires_at": _now_s(mode, body)}, "credits_expired")
+    return _end(mode, {**body, "expires_at": mode.now_of(body)}, "credits_expired")
 
 
 def _void(mode: Mode, call: Call) -> Object:
@@ -50,7 +70,7 @@ def _void(mode: Mode, call: Call) -> Object:
     body = mode.fetch(GRANT, call.id)
     is_unused = _available(mode, body) == body["amount"]["monetary"]["value"]
     check(is_unused, "You cannot void a credit grant that was applied to an invoice.")
-    return _end(mode, {**body, "voided_at": _now_s(mode, body)}, "credits_voided")
+    return _end(mode, {**body, "voided_at": mode.now_of(body)}, "credits_voided")
 
 
 def _list_entries(mode: Mode, call: Call) -> Object:
@@ -67,7 +87,7 @@ def _summary(mode: Mode, call: Call) -> Object:
         if wanted["type"] == "applicability_scope" or body["id"] == wanted.get("credit_grant"):
             currency, available = body["amount"]["monetary"]["currency"], _available(mode, body)
             totals[currency] += available
-            usable[currency] += available if body["effective_at"] <= _now_s(mode, body) else 0
+            usable[currency] += available if body["effective_at"] <= mode.now_of(body) else 0
     balances = [
         {"available_balance": _money(usable[currency], currency), "ledger_balance": _money(total, currency)}
         for currency, total in totals.items()
@@ -109,7 +129,7 @@ def reinstate(mode: Mode, invoice: Object) -> None:
         if entry:
             grant, source = mode.fetch(GRANT, entry["credit_grant"]), entry["debit"]["credits_applied"]
             _record(mode, grant, "credit", _VOIDED, credit["amount"], **{_VOIDED: source})
-            if grant["expires_at"] is not None and grant["expires_at"] <= _now_s(mode, grant):
+            if grant["expires_at"] is not None and grant["expires_at"] <= mode.now_of(grant):
                 _end(mode, grant, "credits_expired")
 
 
@@ -118,11 +138,7 @@ def _end(mode: Mode, body: Object, kind: str) -> Object:
     if not left:
         return body
     _record(mode, body, "debit", kind, left)
-    return mode.store.save({**body, "updated": _now_s(mode, body)})
-
-
-def _now_s(mode: Mode, body: Object) -> int:
-    return mode.now_s(body["test_clock"] or "")
+    return mode.store.save({**body, "updated": mode.now_of(body)})
 
 
 def _available(mode: Mode, body: Object) -> int:
@@ -138,7 +154,7 @@ def _money(value: int, currency: str) -> Object:
 
 def _record(mode: Mode, grant: Object, side: str, kind: str, amount: int, **source: Object) -> Object:
     """Store an entry of the ledger: a credit or a debit."""
-    now_s = _now_s(mode, grant)
+    now_s = mode.now_of(grant)
     body = {
         "id": mode.store.new_id("cbtxn"), "object": ENTRY, "created": now_s, "credit": None, "debit": None,
         "credit_grant": grant["id"], "effective_at": now_s, "livemode": mode.livemode,
@@ -148,9 +164,12 @@ def _record(mode: Mode, grant: Object, side: str, kind: str, amount: int, **sour
     return mode.store.save(body)
 
 
+_BALANCE: Final = "/v1/customers/{customer}/balance_transactions"
 _PATH: Final = "/v1/billing/credit_grants"
 JOBS = {EXPIRE: lambda mode, arguments: _end(mode, mode.fetch(GRANT, arguments["grant"]), "credits_expired")}
 ROUTES = (
+    Route("POST", _BALANCE, _create_adjustment, ("amount", "currency", "description", "metadata")),
+    Route("GET", _BALANCE, lambda mode, call: page(mode, call, BALANCE, {"customer": call.id}), LIST),
     Route("POST", _PATH, _create, CREATE),
     *reads(f"{_PATH}/{{id}}", GRANT, "customer", label="credit grant"),
     Route("POST", f"{_PATH}/{{id}}/expire", _expire),

@@ -1,0 +1,68 @@
+"""`tidemark billing`: what Stripe rejected, and sending it again."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any
+
+from aggregators.instants import format_instant_ms
+from aggregators.quantities import decimal_text
+from pipeline.billing.redrive import REPORTS_KEPT_MS, Failed, Redriven, Redriver, failed_intents
+from pipeline.open import Base, open_base, open_stripe
+from pipeline.settings import Settings
+from schemas.errors import InvalidInput
+
+if TYPE_CHECKING:
+    from sinks.stripe.client import StripeClientMeters
+
+
+async def failed_reports(settings: Settings, account: str | None, limit: int) -> list[dict[str, Any]]:
+    """The reports that Stripe does not bill, as JSON objects, the newest last.
+
+    Without a Stripe key, only dead letters. Raises `Transient` if the log or Stripe does not answer.
+    """
+    meters = open_stripe(settings)
+    base = await open_base(settings, create=False)
+    try:
+        since_ms = base.clock.now_ms() - REPORTS_KEPT_MS
+        rejections = await meters.rejections(since_ms) if meters else ()
+        return [_row(failed) for failed in await failed_intents(base.log, rejections, account, limit)]
+    finally:
+        await base.log.close()
+        if meters is not None:
+            await meters.close()
+
+
+async def redrive_reports(settings: Settings, identifiers: Sequence[str], actor: str, reason: str) -> list[Redriven]:
+    """Redrive the reports; see `Redriver`. Raises `InvalidInput` without a Stripe key."""
+    async with _opened(settings) as (base, meters):
+        return await Redriver(base.log, meters, meters, base.clock).redrive(identifiers, actor, reason)
+
+
+@asynccontextmanager
+async def _opened(settings: Settings) -> AsyncIterator[tuple[Base, StripeClientMeters]]:
+    meters = open_stripe(settings)
+    if meters is None:
+        raise InvalidInput(
+            "TIDEMARK_STRIPE_API_KEY", "is not set; Stripe's sums are read before anything is sent again"
+        )
+    base = await open_base(settings, create=False)
+    try:
+        yield base, meters
+    finally:
+        await base.log.close()
+        await meters.close()
+
+
+def _row(failed: Failed) -> dict[str, Any]:
+    intent, attempt = failed.reported.intent, failed.reported.attempt
+    return {
+        "identifier": intent.identifier,
+        "account": intent.account,
+        "meter": intent.meter,
+        "instant": format_instant_ms(intent.instant_ms),
+        "quantity": decimal_text(intent.delta_minor, intent.scale),
+        "stripe_customer": attempt.stripe_customer if attempt else "",
+        "detail": failed.detail,
+    }

@@ -1,0 +1,58 @@
+"""The operator at the end of a run: what Stripe rejected is redriven, and what Stripe has is refused."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from typing import TYPE_CHECKING, Final
+
+from pipeline.billing.redrive import Redriver
+from simulation.verify import unsettled
+
+if TYPE_CHECKING:
+    from simulation.world import World
+
+# When Stripe's sums are certain about everything that was sent.
+WAIT_S: Final = 8 * 3_600.0
+REST_S: Final = 600.0
+RESTS_MAX: Final = 50
+# Reports that Stripe has: the command must refuse them.
+ACCEPTED_TRIED: Final = 5
+# Beside the long values of this meter, the doubles of Stripe's sum do not show a short one.
+BLURRED: Final = "weight"
+
+
+async def redriven(world: World) -> bool:
+    """Redrive what Stripe rejected, twice, and a few reports that Stripe has; whether anything was rejected.
+
+    In the end Stripe must have each of the reports once.
+    """
+    rejected = {stored.event.identifier for stored in world.stripe.events if stored.code}
+    if not rejected:
+        return False
+    await asyncio.sleep(WAIT_S)
+    accepted = {stored.event.identifier for stored in world.stripe.accepted()}
+    tried = [*sorted(rejected), *sorted(accepted)[:ACCEPTED_TRIED]]
+    refused = set()
+    for _ in range(2):
+        redriver = Redriver(world.log, world.stripe, world.stripe, world.clock)
+        for result in await redriver.redrive(tried, "operator", "the simulation"):
+            if result.refused:
+                refused.add(result.identifier)
+    for _ in range(RESTS_MAX):
+        if not unsettled(world):
+            break
+        await asyncio.sleep(REST_S)
+    _check(world, set(tried), rejected, refused)
+    return True
+
+
+def _check(world: World, tried: set[str], rejected: set[str], refused: set[str]) -> None:
+    blurred = {stored.event.identifier for stored in world.stripe.events if stored.event.event_name == BLURRED}
+    if kept := refused & rejected - blurred:
+        world.fail("redrive", f"{len(kept)} rejected reports were refused, such as {min(kept)}")
+    # A revision has -r and its number behind the identifier.
+    billed = Counter(stored.event.identifier.partition("-r")[0] for stored in world.stripe.accepted())
+    wrong = {identifier: billed[identifier] for identifier in tried - (refused & blurred) if billed[identifier] != 1}
+    if wrong:
+        world.fail("redrive", f"billed {wrong}, each must be once")
