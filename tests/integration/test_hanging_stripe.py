@@ -36,6 +36,7 @@ async def test_reports_wait_while_stripe_hangs_and_each_is_billed_once_afterward
         url = simulator.wait_line(READY_PREFIX).removeprefix(READY_PREFIX)
         bench = Bench()
         bench.meters = client = StripeClientMeters(TEST_KEY, url, timeout_s=TIMEOUT_S, nonce="test")
+        await client.create_meter("tokens", "tokens")
         await bench.start()
         await bench.restart()
         async with httpx.AsyncClient(base_url=url, trust_env=False) as http:

@@ -180,7 +180,9 @@ def test_what_a_grant_pays(line: Line, expected: int) -> None:
     lines=st.lists(st.builds(usage, st.integers(-100, 900), st.sampled_from("ab"), metered=st.booleans()), max_size=5),
 )
 def test_grants_pay_no_more_than_they_have(grants: list[Grant], lines: list[Line]) -> None:
-    """No grant below 0, no line below 0; nothing payable is left beside a usable grant."""
+    """No grant below 0, no line below 0; nothing payable is left beside a usable grant. The lines are of different
+    items: a negative line lowers what is payable of its own item only."""
+    lines = [line._replace(item=f"si_{index}") for index, line in enumerate(lines)]
     draws = draw(grants, lines, [line.amount for line in lines], 100)
     spent = [
         grant._replace(available=grant.available - sum(each.amount for each in draws if each.grant == grant.id))

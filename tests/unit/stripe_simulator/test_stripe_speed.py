@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import subprocess
 import sys
 import time
@@ -74,11 +75,14 @@ async def test_meter_events_cost_a_small_multiple_of_a_bare_answer() -> None:
         await send({"type": "http.response.body", "body": answer})
 
     spent = []
+    # What earlier tests left is not looked through by the collector, and their threads are not measured.
+    gc.freeze()
     for caller in (_caller(bare), call):
-        begun = time.process_time()
+        begun = time.thread_time()
         for body in bodies:
             assert (await caller("/v1/billing/meter_events", body))[0] == 200
-        spent.append(time.process_time() - begun)
+        spent.append(time.thread_time() - begun)
+    gc.unfreeze()
 
     assert len(simulator.test.usage.events) == EVENTS + 1
     assert spent[1] / spent[0] < RATIO_MAX
