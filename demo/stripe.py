@@ -56,18 +56,9 @@ class StripeAccount:
         return faults
 
     async def prices(self) -> tuple[str, str]:
-        """Create the meter and the product; returns the ids of the licensed and of the metered price."""
-        meter = await self._post(
-            "billing/meters",
-            {
-                "display_name": plan.METER,
-                "event_name": f"tidemark_{plan.METER}",
-                "default_aggregation[formula]": "sum",
-                "customer_mapping[type]": "by_id",
-                "customer_mapping[event_payload_key]": "stripe_customer_id",
-                "value_settings[event_payload_key]": "value",
-            },
-        )
+        """Create the product; returns the ids of the licensed and of the metered price. `dev` has made the meter."""
+        meters = await self._rows("billing/meters", {})
+        (meter,) = (meter for meter in meters if meter["event_name"] == f"tidemark_{plan.METER}")
         product = await self._post("products", {"name": "The demo's application"})
         common = {"product": product["id"], "currency": plan.CURRENCY, "recurring[interval]": "month"}
         base = await self._post("prices", {**common, "unit_amount": str(plan.BASE_CENTS)})

@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Final, NamedTuple
 
 from aggregators.instants import format_instant_ms
+from pipeline.clock import SystemClock
 from pipeline.open import Base, open_base, open_side_tables, open_stripe_objects
 from pipeline.settings import Settings
 from pipeline.webhooks.linking import Linked, Linking, Wish, link_customers
@@ -156,7 +157,8 @@ async def lag_events(base: Base, tables: SideTables) -> int:
 async def link(settings: Settings, wishes: Sequence[Wish]) -> list[Linked]:
     """Link accounts to customers, and have the customers' held events processed; see `link_customers`."""
     async with opened(settings) as (base, tables, objects):
-        return await link_customers(Linking(base.log, tables, objects, base.clock), wishes, secrets.token_hex(4))
+        parts = Linking(base.log, tables, objects, base.clock, SystemClock())
+        return await link_customers(parts, wishes, secrets.token_hex(4))
 
 
 async def unlink(settings: Settings, account: str, actor: str, reason: str) -> Link:

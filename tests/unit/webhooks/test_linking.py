@@ -37,7 +37,7 @@ async def world() -> BillingWorld:
 
 def parts_of(world: BillingWorld) -> Linking:
     """What a link needs."""
-    return Linking(world.log, world.tables, world.stripe, world.clock)
+    return Linking(world.log, world.tables, world.stripe, world.clock, world.clock)
 
 
 async def asked(world: BillingWorld, customer: str, run: str = "first") -> Linked:
