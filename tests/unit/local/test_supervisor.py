@@ -105,6 +105,7 @@ import socket, sys, time
 
 while True:
     socket.create_connection(("127.0.0.1", int(sys.argv[1]))).close()
+    print("connected", flush=True)
     time.sleep(0.01)
 """
 
@@ -124,6 +125,8 @@ async def test_role_that_ends_because_a_service_is_away_is_not_to_blame(
     try:
         for kills in range(1, supervising.QUICK_DEATHS_MAX + 2):
             await supervisor.wait_ready("store", lambda: _listens(port))
+            # A role that is still starting would miss that the store is away.
+            await supervisor.wait_ready("worker", lambda: "connected" in role.process.output())
             restarts = role.restarts
             store.process.kill()
 
