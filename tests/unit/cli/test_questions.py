@@ -104,6 +104,7 @@ def test_range_that_cannot_contain_a_period_is_refused(arguments: list[str], sai
 EXAMPLES = {
     ("account", "bind"): ["acme", "--free"], ("account", "show"): ["acme"],
     ("account", "link"): ["acme", "--customer", "cus_1"], ("billing", "audit"): ["acme"],
+    ("account", "link-all"): ["/dev/null"],
     ("account", "unlink"): ["acme", "--reason", "wrong"],
     ("close-period",): CLOSING[1:],
     ("meters", "apply"): ["schemas/meters.default.yaml"], ("emit",): ["call", "--account", "acme"],
