@@ -286,12 +286,20 @@ class Payments:
         return self.card not in self.refused and not self.declines
 
     def pass_time(self, invoices: Sequence[dict[str, Any]], until: int) -> None:
-        """Charge what is due until a moment, oldest first. `invoices` are all of the subscription, oldest first."""
+        """Charge what is due until a moment, oldest first. `invoices` are all of the subscription, oldest first.
+
+        Nobody says which of two invoices is charged first that are due in the same second. The one that was not paid
+        then is taken first, so that a decline meets it.
+        """
         while not self.ended_at:
-            dues = [(due, place) for place, body in enumerate(invoices) if (due := self.due(body)) and due <= until]
+            dues = [
+                (due, body["status_transitions"]["paid_at"] == due, place)
+                for place, body in enumerate(invoices)
+                if (due := self.due(body)) and due <= until
+            ]
             if not dues:
                 return
-            at, place = min(dues)
+            at, _, place = min(dues)
             self._attempt(invoices[place]["id"], at)
             if self.ends == "canceled" and self._is_given_up(invoices[place]):
                 self.ended_at = at
