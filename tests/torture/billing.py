@@ -18,9 +18,10 @@ import psycopg
 from psycopg.rows import dict_row
 
 from aggregators.mirror import mirror_rows
-from pipeline.webhooks.walker import CURSOR
+from pipeline.open import open_stripe_objects
+from pipeline.webhooks.walker import Walker
 from schemas.billing_events import ObjectKind, ObjectName
-from schemas.clock import MINUTE_MS, SECOND_MS
+from schemas.clock import MINUTE_MS
 from schemas.control import CONTROL_HEADER
 from schemas.log import BILLING_EVENTS_TOPIC, EVENTS_TOPIC
 from schemas.meters import MeterSet
@@ -45,22 +46,14 @@ Found = Mapping[str, Any]
 
 
 async def wait_for_billing(deployment: Tortured, shop: Shop) -> None:
-    """Return when the mirrors, which are started again and so read Stripe's list of events, have processed all events
-    and sent all bindings."""
-    stopped_s = deployment.base.clock.now_ms() // SECOND_MS
-    await asyncio.gather(*(role.stop() for role in deployment.mirrors))
-
-    async def later() -> bool:
-        return deployment.base.clock.now_ms() // SECOND_MS > stopped_s
-
-    await deployment.until(later, "the next second")
-    for role in deployment.mirrors:
-        role.resume()
+    """Return when the mirrors have processed all events and sent all bindings. Stripe's list of events is read now, as
+    the mirrors do every few minutes."""
     tables = deployment.tables
-
-    async def walked() -> bool:
-        cursor = await tables.cursor(CURSOR)
-        return cursor is not None and cursor.until_s > stopped_s + 1
+    objects = await open_stripe_objects(deployment.base)
+    try:
+        await Walker(deployment.base.log, objects, tables, deployment.base.clock).go_on()
+    finally:
+        await objects.close()
 
     async def processed() -> bool:
         ends = await deployment.ends(BILLING_EVENTS_TOPIC)
@@ -68,7 +61,6 @@ async def wait_for_billing(deployment: Tortured, shop: Shop) -> None:
         held = {event.customer for event in await tables.held(limit=100_000)}
         return positions == ends and not await tables.due_bindings() and not held & shop.linked.keys()
 
-    await deployment.until(walked, "Stripe's list of events to be read")
     await deployment.until(processed, "all billing events to be processed and all bindings to be sent")
 
 
