@@ -6,9 +6,9 @@ import asyncio
 from itertools import islice
 from typing import Final
 
-from pipeline.webhooks.appending import APPENDS_AT_ONCE_MAX
+from pipeline.webhooks.appending import APPENDS_AT_ONCE_MAX, append_again
 from schemas.billing_events import RESYNC_TYPE
-from schemas.log import BILLING_EVENTS_TOPIC, Log
+from schemas.log import Log
 from schemas.side_tables import HeldEvent, SideTables
 
 # So many held events are read at first; then ten times as many, as long as there are more. Beyond the last number, the
@@ -25,12 +25,7 @@ async def append_held(log: Log, tables: SideTables, customer: str) -> int:
     """
 
     async def append(event: HeldEvent) -> int:
-        for record in await log.read(BILLING_EVENTS_TOPIC, event.partition, event.offset, 1):
-            if record.offset == event.offset:
-                value, key = record.value or b"", record.key
-                await log.append(BILLING_EVENTS_TOPIC, record.partition, value, key=key, headers=record.headers)
-                return int(event.type != RESYNC_TYPE)
-        return 0
+        return int(await append_again(log, event) and event.type != RESYNC_TYPE)
 
     limit = HELD_EVENTS_MIN
     while len(events := await tables.held(customer, limit)) == limit and limit < HELD_EVENTS_MAX:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Final
 
-from schemas.log import BILLING_EVENTS_TOPIC, Log
+from pipeline.webhooks.appending import append_again
+from schemas.log import Log
 from schemas.side_tables import SideTables
 
 # An object for which Stripe keeps silent takes two minutes, eight at once, and a step may take 15 minutes.
@@ -21,9 +22,5 @@ async def append_set_aside(log: Log, tables: SideTables) -> int:
     for event in await tables.set_aside():
         if appended == RETRIES_AT_ONCE_MAX:
             break
-        for record in await log.read(BILLING_EVENTS_TOPIC, event.partition, event.offset, 1):
-            if record.offset == event.offset:
-                value, key = record.value or b"", record.key
-                await log.append(BILLING_EVENTS_TOPIC, record.partition, value, key=key, headers=record.headers)
-                appended += 1
+        appended += await append_again(log, event)
     return appended

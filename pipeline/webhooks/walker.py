@@ -41,7 +41,7 @@ _log: Final = logging.getLogger(__name__)
 
 class Walked(NamedTuple):
     """A walk over `[since_s, until_s)`: how many events Stripe listed that concern the side tables, and how many of
-    them were appended because they had not been processed."""
+    them were appended because they never came."""
 
     since_s: int
     until_s: int
@@ -100,14 +100,14 @@ class Walker:
             documents = await self._objects.events(begins_s, ends_s)
             wanted = _wanted(documents)
             listed += len(wanted)
-            appended += await self._append_unknown(wanted)
+            appended += await self._append_unseen(wanted)
             if moves_cursor:
                 await self._tables.move_cursor(CURSOR, ends_s, self._clock.now_ms())
                 self.until_s = ends_s
             begins_s, length_s = ends_s, SLICE_S if documents else min(2 * length_s, SLICE_S_MAX)
         return Walked(since_s, until_s, listed, appended)
 
-    async def _append_unknown(self, wanted: Mapping[str, bytes]) -> int:
+    async def _append_unseen(self, wanted: Mapping[str, bytes]) -> int:
         ids, appended = list(wanted), 0
         for first in range(0, len(ids), CHUNK_EVENTS):
             chunk = ids[first : first + CHUNK_EVENTS]
