@@ -89,10 +89,12 @@ def stopped(server: LocalPostgres) -> Iterator[None]:
     children = Path(f"/proc/{server.pid}/task/{server.pid}/children").read_text().split()
     processes = [server.pid, *map(int, children)]
     for process in processes:
-        os.kill(process, signal.SIGSTOP)
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(process, signal.SIGSTOP)
     yield
     for process in processes:
-        os.kill(process, signal.SIGCONT)
+        with contextlib.suppress(ProcessLookupError):  # a process that was ending already when it was stopped
+            os.kill(process, signal.SIGCONT)
 
 
 async def test_the_migrations_make_the_tables_that_the_code_uses(opened: Open) -> None:
