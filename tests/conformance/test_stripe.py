@@ -69,11 +69,11 @@ async def world(request: pytest.FixtureRequest) -> AsyncIterator[World]:
     api: MeterEventsApi = request.param
     is_stream = api is MeterEventsApi.STREAM
     settings = SimulatorSettings(
-        account="acct_memory", summary_lag_s=30, validation_window_s=10, validation_delay_s=5, hold_s=2
+        account="acct_memory", summary_lag_s=30, validation_window_s=10, validation_delay_s=5, hold_s=4
     )
     async with serve_simulator(clock, settings) as served:
         served.simulator.create_customer(is_stream, {}, CUSTOMER)
-        client = StripeClientMeters(KEYS[api], served.url, timeout_s=0.5, nonce="test", api=api)
+        client = StripeClientMeters(KEYS[api], served.url, timeout_s=2, nonce="test", api=api)
 
         def fail_next(fault: FakeFault) -> None:
             served.simulator.faults.add(Fault(_KINDS[fault], path=PATHS[api]))
