@@ -9,7 +9,7 @@ from schemas.clock import Clock
 from schemas.log import BILLING_EVENTS_TOPIC, Log
 from schemas.side_tables import SideTables
 
-LOOK_S: Final = 0.5
+LOOK_S: Final = 0.2
 
 
 async def log_ends(log: Log) -> dict[int, int]:

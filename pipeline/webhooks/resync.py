@@ -17,8 +17,9 @@ from schemas.side_tables import SideTables
 # A customer comes after its subscriptions: the timeline plans nothing for a customer without a row, and would take a
 # customer whose subscriptions are not read yet for one without any.
 ORDER: Final = (ObjectKind.SUBSCRIPTION, ObjectKind.SCHEDULE, ObjectKind.INVOICE, ObjectKind.CUSTOMER)
-# An event that Stripe delivers meanwhile waits for one batch: for a hundred fetches, which take some seconds.
-BATCH_RECORDS: Final = 100
+# An event that Stripe delivers meanwhile waits for one batch: for two hundred fetches, which take some seconds. In
+# smaller batches the waits between them would take longer than the fetches.
+BATCH_RECORDS: Final = 200
 # A step of the role `mirror` may take 15 minutes.
 STALLED_MS: Final = 16 * MINUTE_MS
 
