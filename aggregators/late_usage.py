@@ -135,6 +135,16 @@ def overlapping(bill: Bill, others: Sequence[Bill]) -> str:
     return ""
 
 
+def gaps(bills: Sequence[Bill], event_name: str, from_ms: int, to_ms: int) -> Sequence[tuple[int, int]]:
+    """The spans of `[from_ms, to_ms)` for which no bill bills the meter."""
+    found, end_ms = [], from_ms
+    for bill in sorted((bill for bill in bills if bill.event_name == event_name), key=lambda bill: bill.start_ms):
+        if end_ms < min(bill.start_ms, to_ms):
+            found.append((end_ms, min(bill.start_ms, to_ms)))
+        end_ms = max(end_ms, bill.end_ms)
+    return [*found, (end_ms, to_ms)] if end_ms < to_ms else found
+
+
 def text_of(quantity: Decimal) -> str:
     """A quantity as the shortest decimal text."""
     text = format(quantity, "f")

@@ -133,6 +133,16 @@ class Closing(NamedTuple):
     summary: str = ""
 
 
+class NotSold(NamedTuple):
+    """Usage in `[start_ms, end_ms)` that no invoice and no subscription item bills, in units of the meter."""
+
+    stripe_customer: str
+    event_name: str
+    start_ms: int
+    end_ms: int
+    quantity: Decimal
+
+
 class Closings(Protocol):
     """Tells the sink which usage no event can bill any more."""
 
@@ -200,8 +210,16 @@ class Bills(Closings, Protocol):
         """The number of noted invoices by state, without those that are confirmed or void."""
         ...
 
-    async def accounts(self, stripe_customer: str) -> Sequence[str]:
-        """The accounts that were ever linked to a customer."""
+    async def accounts(self, stripe_customer: str, since_ms: int) -> Sequence[str]:
+        """The accounts that were ever linked to a customer, or had usage since `since_ms` that the customer pays."""
+        ...
+
+    async def customers(self, after: str, limit: int) -> Sequence[str]:
+        """One page of the customers of the mirror, in the store's order, behind `after`."""
+        ...
+
+    async def event_names(self, stripe_customer: str) -> Sequence[str]:
+        """The event names of all reports that a customer pays."""
         ...
 
 

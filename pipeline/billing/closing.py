@@ -192,7 +192,7 @@ class ClosingController:
     async def _is_reported(self, invoice: str, bills: Sequence[Bill]) -> bool:
         """Whether all usage of the customer up to now has an outcome. Asks for it the first time."""
         if invoice not in self._flushed:
-            accounts = await self._bills.accounts(bills[0].stripe_customer)
+            accounts = await self._bills.accounts(bills[0].stripe_customer, bills[0].start_ms)
             self._flushed[invoice] = [await self._flushes.flush(account) for account in accounts]
         if not all([await self._flushes.is_reported(flush) for flush in self._flushed[invoice]]):
             return False

@@ -5,19 +5,19 @@ A bill is no row: the mirror has the invoice's lines, and `prices` says which of
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from decimal import Decimal
-from typing import Any, Final, Protocol, TypeVar
+from typing import Any, Final
 
 from sqlalchemy import Connection, RowMapping, and_, func, or_, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
 from schemas.bills import Bill, BilledPrice, BillState, Closing, InvoiceItem, InvoiceItemState
 from sinks.sql import audit
+from sinks.sql.intents import Run
 from sinks.sql.queries import Values, chunks, insert_new, lock_accounts, rows_where, save_heads
-from sinks.sql.tables import account_customers, closings, invoice_items, mirror, prices
+from sinks.sql.tables import account_customers, closings, intents, invoice_items, mirror, prices
 
-Answer = TypeVar("Answer")
 ACTOR: Final = "sink"
 CAUSE: Final = "period close"
 ENTITY: Final = "invoice_item"
@@ -35,12 +35,6 @@ _METERED: Final = and_(
 _SOURCE: Final = _lines.join(_invoices, _invoices.c.id == _lines.c.invoice_id).join(
     prices, prices.c.id == _lines.c.price_id
 )
-
-
-class Run(Protocol):
-    """Runs a function in a transaction of its own."""
-
-    def __call__(self, body: Callable[[Connection], Answer]) -> Awaitable[Answer]: ...
 
 
 class SqlBills:
@@ -175,9 +169,20 @@ class SqlBills:
             lambda connection: {BillState(state): count for state, count in connection.execute(wanted).all()}
         )
 
-    async def accounts(self, stripe_customer: str) -> Sequence[str]:
-        column = account_customers.c
-        wanted = select(column.account).where(column.customer_id == stripe_customer).distinct().order_by(column.account)
+    async def accounts(self, stripe_customer: str, since_ms: int) -> Sequence[str]:
+        is_recent = (intents.c.stripe_customer == stripe_customer) & (intents.c.at_ms >= since_ms)
+        linked = select(account_customers.c.account).where(account_customers.c.customer_id == stripe_customer)
+        wanted = linked.union(select(intents.c.account).where(is_recent))
+        return await self._run(lambda connection: sorted(connection.execute(wanted).scalars()))
+
+    async def customers(self, after: str, limit: int) -> Sequence[str]:
+        column = mirror["stripe_customers"].c.id
+        wanted = select(column).where(column > after).order_by(column)
+        return await self._run(lambda connection: _first(connection, wanted, limit))
+
+    async def event_names(self, stripe_customer: str) -> Sequence[str]:
+        column = intents.c.event_name
+        wanted = select(column).where(intents.c.stripe_customer == stripe_customer).distinct().order_by(column)
         return await self._run(lambda connection: list(connection.execute(wanted).scalars()))
 
 
