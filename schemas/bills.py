@@ -206,6 +206,10 @@ class Bills(Closings, Protocol):
         """Write what is noted of invoices."""
         ...
 
+    async def noted(self, states: Sequence[BillState], limit: int) -> Sequence[Closing]:
+        """The notes of invoices in these states, in the store's order of ids."""
+        ...
+
     async def states(self) -> Mapping[BillState, int]:
         """The number of noted invoices by state, without those that are confirmed or void."""
         ...

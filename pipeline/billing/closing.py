@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from decimal import Decimal
 from typing import Final, NamedTuple, Protocol
 
-from aggregators.late_usage import Judgement, item_of, judged, overlapping, text_of, wait_ms
+from aggregators.late_usage import Judgement, gaps, item_of, judged, overlapping, text_of, wait_ms
 from schemas.bills import (
     Bill,
     BilledPrice,
@@ -24,6 +24,7 @@ from schemas.bills import (
     InvoiceItem,
     InvoiceItemState,
     LatePolicy,
+    NotSold,
     StripeInvoiceItems,
 )
 from schemas.clock import DAY_MS, HOUR_MS, MINUTE_MS, SECOND_MS, Clock
@@ -38,6 +39,7 @@ SAME_KEY_MS: Final = 23 * HOUR_MS
 # A refused item is tried again when Stripe has forgotten the key, and with it the refusal.
 REFUSED_RETRY_MS: Final = 25 * HOUR_MS
 EQUAL: Final = "equal"
+KEPT_MS: Final = 400 * DAY_MS
 # The worst state of an invoice's bills is that of the invoice.
 _WORST: Final = (BillState.HELD, BillState.UNBILLED, BillState.WAITING, BillState.CONFIRMED, BillState.VOID)
 
@@ -59,7 +61,8 @@ class ClosingPolicy:
     invoices_max: int = 500
     items_max: int = 100
     summaries_max: int = 50
-    kept_ms: int = 400 * DAY_MS
+    customers_max: int = 50
+    kept_ms: int = KEPT_MS
     fresh_ms: int = HOUR_MS
     rest_ms: int = 12 * HOUR_MS
     held_ms: int = 6 * HOUR_MS
@@ -72,20 +75,39 @@ class Flushes(Protocol):
         """Ask for it, without waiting. Harmless if repeated. May raise `Transient`."""
         ...
 
-    async def is_reported(self, flush: object) -> bool:
-        """Whether all usage of before the flush is in intents. May raise `Transient`."""
+    async def is_published(self, flush: object) -> bool:
+        """Whether the intents of all usage from before the flush are in the log. May raise `Transient`."""
         ...
 
 
 class ClosingStatus(NamedTuple):
     """Values of the gauges. `turned_ms` is the end of the last turn, None before it; `late_drafts` will be finalized
-    within minutes without all of their usage; `unequal_drafts`: Stripe's sum was another one than ours."""
+    within minutes without all of their usage; `unequal_drafts`: Stripe's sum was another one than ours. `not_sold`:
+    customers and meters with usage that nothing bills, None before all customers were looked at."""
 
     turned_ms: int | None
     drafts: int
     late_drafts: int
     unequal_drafts: int
     states: Mapping[BillState, int]
+    not_sold: int | None
+
+
+async def not_sold(
+    bills: Bills, ledger: IntentLedger, customers: Iterable[str], from_ms: int, to_ms: int
+) -> Sequence[NotSold]:
+    """The usage of these customers that no invoice and no subscription item bills: from before the subscription, or
+    after its end."""
+    found = []
+    for customer in customers:
+        names = await bills.event_names(customer)
+        sold = await bills.bills(from_ms, INSTANT_MAX_MS, customer) if names else ()
+        for name in names:
+            for start_ms, end_ms in gaps(sold, name, from_ms, to_ms):
+                totals = await ledger.totals(name, customer, start_ms, end_ms)
+                if totals.accepted or totals.late:
+                    found.append(NotSold(customer, name, start_ms, end_ms, totals.accepted + totals.late))
+    return found
 
 
 class ClosingController:
@@ -114,9 +136,13 @@ class ClosingController:
         self._policy = policy
         self._ends: dict[int, int] = {}
         self._flushed: dict[str, Sequence[object]] = {}
+        self._published: set[str] = set()
         self._alarmed: set[str] = set()
         self._summaries_left = 0
-        self._status = ClosingStatus(None, 0, 0, 0, {})
+        self._after = ""
+        self._not_sold = 0
+        self._not_sold_of_all: int | None = None
+        self._status = ClosingStatus(None, 0, 0, 0, {}, None)
 
     def status(self) -> ClosingStatus:
         """The gauges of the last turn."""
@@ -130,8 +156,9 @@ class ClosingController:
         drafts, late, unequal = await self._look_at_drafts(is_complete=is_complete)
         if is_complete:
             await self._look_at_finalized()
+            await self._look_at_customers()
         states = await self._bills.states()
-        self._status = ClosingStatus(self._clock.now_ms(), drafts, late, unequal, states)
+        self._status = ClosingStatus(self._clock.now_ms(), drafts, late, unequal, states, self._not_sold_of_all)
 
     async def _ledger_is_complete(self) -> bool:
         """Whether the ledger has all that was in the log at the last turn. A ledger that is being read again knows too
@@ -171,6 +198,7 @@ class ClosingController:
             await self._learn_prices(due)
         drafts = {invoice: bills for invoice, bills in (await self._by_invoice(due)).items() if bills}
         self._flushed = {invoice: done for invoice, done in self._flushed.items() if invoice in drafts}
+        self._published &= drafts.keys()
         self._alarmed &= drafts.keys()
         noted = dict(await self._bills.closings(list(drafts)))
         late = 0
@@ -194,7 +222,11 @@ class ClosingController:
         if invoice not in self._flushed:
             accounts = await self._bills.accounts(bills[0].stripe_customer, bills[0].start_ms)
             self._flushed[invoice] = [await self._flushes.flush(account) for account in accounts]
-        if not all([await self._flushes.is_reported(flush) for flush in self._flushed[invoice]]):
+        if not all([await self._flushes.is_published(flush) for flush in self._flushed[invoice]]):
+            return False
+        if invoice not in self._published:
+            # In the next turn it is known that the ledger has what was published.
+            self._published.add(invoice)
             return False
         return not any([(await self._totals(bill)).pending for bill in bills])
 
@@ -309,6 +341,21 @@ class ClosingController:
                 bill.invoice,
                 "written off" if item.state is InvoiceItemState.WRITTEN_OFF else "an invoice item bills it",
             )
+
+    async def _look_at_customers(self) -> None:
+        """Look for usage that nothing bills, a page of customers each turn."""
+        customers = await self._bills.customers(self._after, self._policy.customers_max)
+        if not self._after and customers:
+            await self._learn_prices(())
+        if len(customers) < self._policy.customers_max:
+            self._after = ""
+        else:
+            self._after = customers[-1]
+        now_ms = self._clock.now_ms()
+        found = await not_sold(self._bills, self._ledger, customers, now_ms - self._policy.kept_ms, now_ms)
+        self._not_sold += len({(each.stripe_customer, each.event_name) for each in found})
+        if not self._after:
+            self._not_sold_of_all, self._not_sold = self._not_sold, 0
 
     # Invoice items.
 

@@ -31,6 +31,8 @@ _METERED: Final = and_(
     prices.c.event_name != "",
     func.coalesce(_lines.c.is_proration, 0) == 0,
     func.coalesce(_invoices.c.billing_reason, "") != _THRESHOLD,
+    # The first invoice of a subscription may have a line for the period that begins: nothing of it is billed yet.
+    _lines.c.end_ms <= func.coalesce(_invoices.c.finalized_ms, _invoices.c.created_ms),
 )
 _SOURCE: Final = _lines.join(_invoices, _invoices.c.id == _lines.c.invoice_id).join(
     prices, prices.c.id == _lines.c.price_id
@@ -146,9 +148,13 @@ class SqlBills:
     async def closings(self, invoices: Sequence[str]) -> Mapping[str, Closing]:
         def body(connection: Connection) -> dict[str, Closing]:
             rows = rows_where(connection, closings, "invoice", set(invoices))
-            return {row["invoice"]: Closing(**{**row, "state": BillState(row["state"])}) for row in rows}
+            return {row["invoice"]: _closing_of(row) for row in rows}
 
         return await self._run(body)
+
+    async def noted(self, states: Sequence[BillState], limit: int) -> Sequence[Closing]:
+        wanted = select(closings).where(closings.c.state.in_(states)).order_by(closings.c.invoice).limit(limit)
+        return await self._run(lambda connection: [_closing_of(row) for row in connection.execute(wanted).mappings()])
 
     async def note(self, noted: Sequence[Closing]) -> None:
         rows = [{**closing._asdict(), "state": closing.state.value} for closing in sorted(noted)]
@@ -302,6 +308,10 @@ def _audit(connection: Connection, before: InvoiceItem | None, after: InvoiceIte
 def _row_of(item: InvoiceItem) -> Values:
     row = {**item._asdict(), "state": item.state.value}
     return row | {name: format(row[name], "f") for name in _QUANTITIES}
+
+
+def _closing_of(row: Mapping[str, Any] | RowMapping) -> Closing:
+    return Closing(**{**row, "state": BillState(row["state"])})
 
 
 def _item_of(row: RowMapping) -> InvoiceItem:

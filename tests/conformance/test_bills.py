@@ -53,8 +53,8 @@ def an_invoice(number: int, lines: Sequence[Row], fetch_seq: int = 0, **changes:
     name = invoice(number)
     row: Row = {
         "id": name.id, "customer_id": "cus_1", "subscription_id": "sub_1", "status": "paid", "currency": "usd",
-        "exponent": 2, "billing_reason": "subscription_cycle", "finalizes_ms": None, "finalized_ms": FINAL_MS,
-        "deleted": 0, **changes,
+        "exponent": 2, "billing_reason": "subscription_cycle", "created_ms": END_MS, "finalizes_ms": None,
+        "finalized_ms": FINAL_MS, "deleted": 0, **changes,
     }  # fmt: skip
     of_invoice = [{**line, "id": f"{line['id']}_{name.id}", "invoice_id": name.id} for line in lines]
     return Fetched(name, fetch_seq, {"invoices": [row], "invoice_lines": of_invoice})
@@ -122,6 +122,15 @@ async def test_what_a_threshold_invoice_bills_is_no_bill(side_tables: SideTables
     assert await bills.finalized("calls", "cus_1", START_MS) == ""
 
 
+async def test_a_line_of_a_period_that_runs_is_no_bill(side_tables: SideTables, bills: SqlBills) -> None:
+    """The first invoice of a subscription may have a line of 0 for the period that begins."""
+    await stored(side_tables, an_invoice(1, [line(1, end_ms=FINAL_MS + 1)]), an_invoice(2, [line(1, end_ms=FINAL_MS)]))
+    await draft(side_tables, 3, FINAL_MS, created_ms=END_MS - 1)
+    await bills.add_prices(PRICES)
+    assert [bill.invoice for bill in await bills.bills_of(["in_1", "in_2", "in_3"])] == ["in_2"]
+    assert await bills.finalized("calls", "cus_1", END_MS) == "in_2"
+
+
 @pytest.mark.parametrize(
     ("subscriptions", "found"),
     [
@@ -176,7 +185,7 @@ async def test_drafts_come_by_their_deadlines(side_tables: SideTables, bills: Sq
 
 async def test_invoices_are_due_until_they_are_too_old(side_tables: SideTables, bills: SqlBills) -> None:
     for number in range(1, 6):
-        await stored(side_tables, an_invoice(number, [line(1)], finalized_ms=100 * number))
+        await stored(side_tables, an_invoice(number, [], finalized_ms=100 * number))
     await draft(side_tables, 6, 900)
     await bills.note(
         [

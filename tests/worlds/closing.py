@@ -155,7 +155,7 @@ class ClosingWorld:
             await self.publish(intent)
         return account
 
-    async def is_reported(self, flush: object) -> bool:
+    async def is_published(self, flush: object) -> bool:
         """The worker is always up to date here."""
         return not any(intent.account == flush for intent in self.unreported)
 
