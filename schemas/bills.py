@@ -239,9 +239,9 @@ class StripeInvoiceItems(Protocol):
         """Create an item under its Idempotency-Key and return Stripe's id of it. Repeatable within 24 h."""
         ...
 
-    async def find(self, item: InvoiceItem) -> str:
-        """Stripe's id of the item whose metadata has the identifier; "" if the customer has none. Costs one call for
-        each hundred items that the customer has got since."""
+    async def made(self, item: InvoiceItem) -> Sequence[InvoiceItem]:
+        """The items of the item's chain that Stripe has, by number, also those that no store of ours knows. Costs one
+        call for each hundred items that the customer has got since the end of the span."""
         ...
 
     async def close(self) -> None:

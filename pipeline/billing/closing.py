@@ -333,6 +333,11 @@ class ClosingController:
 
     async def _intend(self, bill: Bill, judgement: Judgement, items: Sequence[InvoiceItem]) -> None:
         item = item_of(self._scope, bill, judgement, items, self._policy.late, self._clock.now_ms())
+        if not items and (made := await self._items.made(item)):
+            # The database was lost, and what it knew is in the items' metadata.
+            for each in made:
+                await self._bills.intend(each, "found at Stripe")
+            return
         if await self._bills.intend(item, f"unbilled on {bill.invoice}"):
             _LOG.warning(
                 "%s of %s is not on the invoice %s: %s",
@@ -379,7 +384,8 @@ class ClosingController:
         if item.sent_ms is not None and 0 <= now_ms - item.sent_ms < SAME_KEY_MS:
             return item
         # An answer may have been lost under a key that Stripe has forgotten.
-        if item.sent_ms is not None and (found := await self._items.find(item)):
+        made = await self._items.made(item) if item.sent_ms is not None else ()
+        if found := next((each.stripe_item for each in made if each.identifier == item.identifier), ""):
             await self._created(item, found)
             return None
         # The subscription may have ended since.

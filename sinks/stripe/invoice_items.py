@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from decimal import Decimal
 from typing import Any, Final
 
-from schemas.bills import BilledPrice, InvoiceItem
+from schemas.bills import BilledPrice, InvoiceItem, InvoiceItemState
 from schemas.clock import SECOND_MS
 from schemas.errors import InvalidInput
 from sinks.stripe.answers import Malformed, text_of
@@ -51,7 +52,7 @@ class StripeClientInvoiceItems:
             "currency": item.currency,
             "description": item.description,
             "period": {"start": item.start_ms // SECOND_MS, "end": item.end_ms // SECOND_MS},
-            "metadata": {ITEM_KEY: item.identifier},
+            "metadata": _metadata(item),
         }
         if item.subscription:
             params["subscription"] = item.subscription
@@ -60,17 +61,16 @@ class StripeClientInvoiceItems:
             lambda: self._stripe.v1.invoice_items.create_async(params, options), lambda made: _id_of(made, item)
         )
 
-    async def find(self, item: InvoiceItem) -> str:
+    async def made(self, item: InvoiceItem) -> Sequence[InvoiceItem]:
         """See `StripeInvoiceItems`. Raises `InvalidInput` beyond `PAGES_MAX` pages."""
         options: dict[str, object] = {"customer": item.stripe_customer, "limit": PAGE_ROWS}
+        found: list[InvoiceItem] = []
         for _ in range(PAGES_MAX):
             page = await self._get("/v1/invoiceitems", options)
-            for row in page["data"]:
-                if (row.get("metadata") or {}).get(ITEM_KEY) == item.identifier:
-                    return str(row["id"])
-            # The newest come first.
-            if not page["has_more"] or page["data"][-1]["date"] < item.created_ms // SECOND_MS - _SKEW_S:
-                return ""
+            found += [each for row in page["data"] if (each := _item_of(row, item))]
+            # The newest come first, and none of the chain is older than the end of its span.
+            if not page["has_more"] or page["data"][-1]["date"] < item.end_ms // SECOND_MS - _SKEW_S:
+                return sorted(found, key=lambda each: each.number)
             options["starting_after"] = page["data"][-1]["id"]
         raise InvalidInput("invoiceitems", f"{item.stripe_customer} has too many to look for {item.identifier} in them")
 
@@ -89,6 +89,42 @@ class StripeClientInvoiceItems:
 
     async def _get(self, path: str, options: Mapping[str, object]) -> dict[str, Any]:
         return await read(lambda: self._stripe.raw_request_async("get", path, **options), json_of)
+
+
+def _metadata(item: InvoiceItem) -> dict[str, str]:
+    """What makes the item known again: its identifier, its chain and its place in the chain."""
+    return {
+        ITEM_KEY: item.identifier,
+        "tidemark_meter": item.event_name,
+        "tidemark_span": f"{item.start_ms}-{item.end_ms}",
+        "tidemark_number": str(item.number),
+        "tidemark_from": format(item.from_quantity, "f"),
+        "tidemark_to": format(item.to_quantity, "f"),
+    }
+
+
+def _item_of(row: Mapping[str, Any], like: InvoiceItem) -> InvoiceItem | None:
+    """An item at Stripe that belongs to the chain of `like`, or None."""
+    noted = row.get("metadata") or {}
+    wanted = _metadata(like)
+    if any(noted.get(name) != wanted[name] for name in ("tidemark_meter", "tidemark_span")):
+        return None
+    try:
+        return like._replace(
+            identifier=str(noted[ITEM_KEY]),
+            number=int(noted["tidemark_number"]),
+            from_quantity=Decimal(noted["tidemark_from"]),
+            to_quantity=Decimal(noted["tidemark_to"]),
+            amount_minor=int(row["amount"]),
+            description=str(row.get("description") or ""),
+            state=InvoiceItemState.CREATED,
+            stripe_item=str(row["id"]),
+            created_ms=int(row["date"]) * SECOND_MS,
+            sent_ms=None,
+            attempt=0,
+        )
+    except (LookupError, ValueError, TypeError, ArithmeticError) as error:
+        raise Malformed(f"the metadata of the invoice item {row.get('id')} were changed: {error}") from error
 
 
 def _id_of(made: object, item: InvoiceItem) -> str:

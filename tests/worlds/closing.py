@@ -125,6 +125,14 @@ class ClosingWorld:
         self.sender, self.controller = self.new_sender(), self.new_controller()
         self._offset = await self.sender.start_offset(0) or 0
 
+    async def lose_tables(self) -> None:
+        """The database is lost, and made again from Stripe and from the log."""
+        self.tables, self._reads = FakeSideTables(timeline, overlaps), 0
+        await self.tables.migrate(SCOPE, "log")
+        await self.restart()
+        await self.mirror()
+        await self.pump(40)
+
     async def payer(self, intent: Intent, instant_ms: int) -> Payer | None:  # noqa: ARG002  # a protocol
         """The customer of the account."""
         return Payer(Billing.MAPPED, self.customers[intent.account], intent.period_end_ms)

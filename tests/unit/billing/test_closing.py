@@ -64,7 +64,10 @@ async def test_an_invoice_item_bills_late_usage_once(world: ClosingWorld) -> Non
     await world.turns(2)
     (item,) = world.stripe_items("acme")
     (ours,) = await world.items_of("acme")
-    assert (item["amount"], item["currency"], item["metadata"]) == (250, "usd", {"tidemark_item": ours.identifier})
+    assert (item["amount"], item["currency"], item["metadata"]) == (250, "usd", {
+        "tidemark_item": ours.identifier, "tidemark_meter": "calls", "tidemark_number": "0", "tidemark_from": "1000",
+        "tidemark_to": "1125", "tidemark_span": f"{ours.start_ms}-{ours.end_ms}",
+    })  # fmt: skip
     assert item["parent"]["subscription_details"]["subscription"] == ours.subscription
     assert (ours.state, ours.stripe_item, ours.number) == (InvoiceItemState.CREATED, item["id"], 0)
     assert (int(ours.from_quantity), int(ours.to_quantity)) == (1_000, 1_125)
@@ -149,6 +152,24 @@ async def test_a_ledger_that_is_being_read_again_credits_nobody(world: ClosingWo
     world.controller = world.new_controller(ledger=lost.intents)
     await world.turns(3)
     assert (amounts(world), await world.items_of("acme"), await world.states("acme")) == ([], [], {})
+
+
+async def test_a_lost_database_bills_nothing_again(world: ClosingWorld) -> None:
+    """The items at Stripe say what they bill."""
+    await world.turns(2)
+    world.clock.advance(DAY_MS)
+    await world.publish(world.used("acme", 5, "2027-12-11 13:00", NOVEMBER))
+    await world.pump()
+    await world.turns(3)
+    assert amounts(world) == [250, 10]
+    before = await world.items_of("acme")
+    await world.lose_tables()
+    await world.turns(3)
+    assert (amounts(world), await state(world)) == ([250, 10], "confirmed")
+    kept = ("identifier", "number", "from_quantity", "to_quantity", "amount_minor", "stripe_item", "description")
+    assert [[getattr(item, name) for name in kept] for item in await world.items_of("acme")] == [
+        [getattr(item, name) for name in kept] for item in before
+    ]
 
 
 @pytest.mark.parametrize("hours", [1, 22, 30], ids=["1 h", "22 h", "30 h"])
