@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Iterable
 from typing import Final
 
-from pipeline.billing.closing import ClosingController, ClosingPolicy, Flushes
+from pipeline.billing.closing import ClosingController, ClosingPolicy, ClosingStatus, Flushes
+from pipeline.logs.flushes import FlushWatch, flush_account
 from pipeline.metrics import MetricName, Metrics
-from pipeline.open import Base, scope_of
+from pipeline.open import Base, account_log, scope_of
+from pipeline.roles.base import relaying
+from pipeline.runner.runner import Runner
 from schemas.bills import BillState, StripeInvoiceItems
 from schemas.clock import SECOND_MS
+from schemas.log import REPORTS_TOPIC
 from schemas.reports import StripeMeters
+from sinks.redis.view import RedisLiveView
 from sinks.sql.side_tables import SqlSideTables
 
 TURN_INTERVAL_S: Final = 60.0
@@ -26,23 +31,34 @@ OWNER_GAUGES: Final[tuple[MetricName, ...]] = (
 _SHOWN: Final = (BillState.WAITING, BillState.UNBILLED, BillState.HELD)
 
 
-def closing_controller(
-    base: Base, tables: SqlSideTables, items: StripeInvoiceItems, meters: StripeMeters, flushes: Flushes
-) -> ClosingController:
-    """The controller of a deployment."""
-    settings = base.settings
-    policy = ClosingPolicy(late=settings.late_usage, close_lead_ms=round(settings.close_lead_s * SECOND_MS))
-    return ClosingController(
-        scope_of(base), tables.bills, tables.intents, items, meters, flushes, base.log, base.clock, policy
-    )
+class ClosingBeside:
+    """The controller beside a runner of `billing.reports`: only the process that owns partition 0 takes turns."""
+
+    def __init__(
+        self, base: Base, tables: SqlSideTables, items: StripeInvoiceItems, meters: StripeMeters, flushes: Flushes
+    ) -> None:
+        settings = base.settings
+        policy = ClosingPolicy(late=settings.late_usage, close_lead_ms=round(settings.close_lead_s * SECOND_MS))
+        self._controller = ClosingController(
+            scope_of(base), tables.bills, tables.intents, items, meters, flushes, base.log, base.clock, policy
+        )
+        self._owned: Callable[[], set[int]] = set
+
+    def loops(self, runner: Runner) -> Iterable[Awaitable[None]]:
+        """The loop of turns, for `run_processor`."""
+        self._owned = lambda: {0} & set(runner.assigned(REPORTS_TOPIC))
+        return (relaying(self._owned, lambda _: self._controller.turn(), TURN_INTERVAL_S),)
+
+    def show(self, metrics: Metrics) -> None:
+        """Set the gauges. They end with the ownership: the next owner shows newer values."""
+        show(metrics, self._controller.status(), is_owner=bool(self._owned()))
 
 
-def show(metrics: Metrics, controller: ClosingController, is_owner: Callable[[], bool]) -> None:
-    """Set the gauges. They end with the ownership: the next owner shows newer values."""
+def show(metrics: Metrics, status: ClosingStatus, *, is_owner: bool) -> None:
+    """Set the gauges of the owner; those of another process end."""
     for gauge in OWNER_GAUGES:
         metrics.clear(gauge)
-    status = controller.status()
-    if status.turned_ms is None or not is_owner():
+    if status.turned_ms is None or not is_owner:
         return
     metrics.set("tidemark_billing_turn_seconds", status.turned_ms / SECOND_MS)
     metrics.set("tidemark_billing_drafts", status.drafts)
@@ -52,3 +68,23 @@ def show(metrics: Metrics, controller: ClosingController, is_owner: Callable[[],
         metrics.set("tidemark_billing_invoices", status.states.get(state, 0), state=state)
     if status.not_sold is not None:
         metrics.set("tidemark_billing_not_sold", status.not_sold)
+
+
+class LogFlushes:
+    """Flushes by records in the usage log. Implements `pipeline.billing.closing.Flushes`."""
+
+    def __init__(self, base: Base, view: RedisLiveView) -> None:
+        self._base = base
+        self._view = view
+
+    async def flush(self, account: str) -> FlushWatch:
+        """Append a flush record; the watch says when the account's intents are in the log."""
+        flush = await flush_account(account_log(self._base), self._view, account)
+        # Who settles the intents is seen in the ledger, so the watch reads only what comes after.
+        end = (await self._base.log.bounds(REPORTS_TOPIC, flush.partition)).next
+        return FlushWatch(self._base.log, self._view, flush, end)
+
+    async def is_published(self, flush: object) -> bool:
+        """Whether the flush's intents are in the log."""
+        assert isinstance(flush, FlushWatch)
+        return (await flush.look()).is_published
