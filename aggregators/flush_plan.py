@@ -29,14 +29,14 @@ from schemas.periods import AccountState, Period
 from schemas.rollup import BucketField, Checkpoint, Deferred, MarkKey, MarkSlice, ReadRequest, TotalKey, UniqueKey
 
 # The open period of an account's last event: start, end, the stream time that closes the period, the period itself, and
-# the account's last flush.
+# the last account flush.
 _Running = tuple[int, int, int, Period, int]
 
 
 class Placed(msgspec.Struct, frozen=True, gc=False):
     """An arrival with the period it counts in. `late`: the period of its event time was closed. `kept_out`: it is late,
-    and one of its meters quarantines late events, or another payer would pay for it. `flushed_ms`: the account's last
-    flush before it."""
+    and one of its meters quarantines late events, or another payer would pay for it. `flushed_ms`: the last
+    account flush before it."""
 
     arrival: Arrival
     period: Period
@@ -54,13 +54,13 @@ class PlacedDedupDecision(NamedTuple):
 
 class Placement(NamedTuple):
     """All arrivals in log order, with deferred events again at their dedup decisions; the account states that changed;
-    all decisions; the deferred events that were read for the decisions, by position; and the flushes."""
+    all decisions; the deferred events that were read for the decisions, by position; and the account flushes."""
 
     placed: list[Placed]
     accounts: dict[str, AccountState]
     decisions: list[PlacedDedupDecision]
     deferred: Mapping[int, Deferred]
-    flushes: Collection[BucketField]
+    account_flushes: Collection[BucketField]
 
 
 class Target(msgspec.Struct, frozen=True, gc=False):
@@ -102,7 +102,7 @@ class FlushPlan(NamedTuple):
     slices: tuple[MarkSlice, ...]
     request: ReadRequest
     deferred: Mapping[int, Deferred] = {}
-    flushes: Collection[BucketField] = ()
+    account_flushes: Collection[BucketField] = ()
 
 
 def place(
@@ -123,7 +123,7 @@ def place(
     policies = scan.policies
     policy: Policy | None = None
     running: dict[str, _Running] = {}
-    flushes: list[BucketField] = []
+    account_flushes: list[BucketField] = []
     for step in scan.steps:
         if policy is not (policy := policies[offset_of(step.position)]):
             running.clear()
@@ -144,7 +144,7 @@ def place(
             if after.flushed_ms != before.flushed_ms:
                 key = FlushKey(report_start_ms(before, policy, step.stream_time_ms), after.flushed_ms, account)
                 bucket_ms = flushes_bucket_ms(policy.report_bucket_end_ms(step.stream_time_ms))
-                flushes.append(BucketField(bucket_ms, flush_field(key)))
+                account_flushes.append(BucketField(bucket_ms, flush_field(key)))
             continue
         if step.deferred is not None:
             known[step.position] = step.deferred
@@ -172,7 +172,7 @@ def place(
         else:
             running[step.account] = (*period, period.end_ms + policy.grace_ms, period, state.flushed_ms)
             placed.append(Placed(step, period, late=False, kept_out=False, flushed_ms=state.flushed_ms))
-    return Placement(placed, changed, decisions, deferred or {}, flushes)
+    return Placement(placed, changed, decisions, deferred or {}, account_flushes)
 
 
 def _placed_decision(step: DedupDecisionStep, state: AccountState, policy: Policy) -> PlacedDedupDecision:
@@ -232,7 +232,7 @@ def plan(scan: Scan, placement: Placement, checkpoint: Checkpoint, hash_key: byt
     )
     return FlushPlan(
         scan, candidates, builder.targets, cells, list(builder.totals), reports, placement.accounts, slices, request,
-        placement.deferred, placement.flushes,
+        placement.deferred, placement.account_flushes,
     )  # fmt: skip
 
 

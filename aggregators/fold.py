@@ -189,7 +189,7 @@ class _Fold:
         dirty: dict[BucketField, int] = {}
         # Cells without a contribution must not become dirty again: a relay may have written them since they were read.
         touched: dict[int, None] = {}
-        reports = dict.fromkeys(plan.flushes, FLUSH_TEXT)
+        reports = dict.fromkeys(plan.account_flushes, FLUSH_TEXT)
         for target, position, end_ms in zip(plan.targets, self.positions, self.ends, strict=True):
             cell = self.cells[target.cell]
             if cell is None or position is None:
