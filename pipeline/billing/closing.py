@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import logging
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
-from typing import Final, NamedTuple, Protocol
+from typing import Final, NamedTuple
 
 from aggregators.late_usage import Judgement, gaps, item_of, judged, overlapping, text_of, wait_ms
 from schemas.bills import (
@@ -68,16 +68,10 @@ class ClosingPolicy:
     held_ms: int = 6 * HOUR_MS
 
 
-class Flushes(Protocol):
-    """Has an account's usage so far reported now. A flush is whatever `flush` returns."""
-
-    async def flush(self, account: str) -> object:
-        """Ask for it, without waiting. Harmless if repeated. May raise `Transient`."""
-        ...
-
-    async def is_published(self, flush: object) -> bool:
-        """Whether the intents of all usage from before the flush are in the log. May raise `Transient`."""
-        ...
+# Whether the intents of all usage from before a flush are in the log. May raise `Transient`.
+Published = Callable[[], Awaitable[bool]]
+# Has an account's usage so far reported, without waiting. Harmless if repeated. May raise `Transient`.
+Flush = Callable[[str], Awaitable[Published]]
 
 
 class ClosingStatus(NamedTuple):
@@ -120,7 +114,7 @@ class ClosingController:
         ledger: IntentLedger,
         items: StripeInvoiceItems,
         meters: StripeMeters,
-        flushes: Flushes,
+        flush: Flush,
         log: Log,
         clock: Clock,
         policy: ClosingPolicy,
@@ -130,12 +124,12 @@ class ClosingController:
         self._ledger = ledger
         self._items = items
         self._meters = meters
-        self._flushes = flushes
+        self._flush = flush
         self._log = log
         self._clock = clock
         self._policy = policy
         self._ends: dict[int, int] = {}
-        self._flushed: dict[str, Sequence[object]] = {}
+        self._flushed: dict[str, Sequence[Published]] = {}
         self._published: set[str] = set()
         self._alarmed: set[str] = set()
         self._summaries_left = 0
@@ -221,8 +215,8 @@ class ClosingController:
         """Whether all usage of the customer up to now has an outcome. Asks for it the first time."""
         if invoice not in self._flushed:
             accounts = await self._bills.accounts(bills[0].stripe_customer, bills[0].start_ms)
-            self._flushed[invoice] = [await self._flushes.flush(account) for account in accounts]
-        if not all([await self._flushes.is_published(flush) for flush in self._flushed[invoice]]):
+            self._flushed[invoice] = [await self._flush(account) for account in accounts]
+        if not all([await is_published() for is_published in self._flushed[invoice]]):
             return False
         if invoice not in self._published:
             # In the next turn it is known that the ledger has what was published.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Iterable
 from typing import Final
 
-from pipeline.billing.closing import ClosingController, ClosingPolicy, ClosingStatus, Flushes
+from pipeline.billing.closing import ClosingController, ClosingPolicy, ClosingStatus, Flush, Published
 from pipeline.logs.flushes import FlushWatch, flush_account
 from pipeline.metrics import MetricName, Metrics
 from pipeline.open import Base, account_log, scope_of
@@ -35,12 +35,12 @@ class ClosingBeside:
     """The controller beside a runner of `billing.reports`: only the process that owns partition 0 takes turns."""
 
     def __init__(
-        self, base: Base, tables: SqlSideTables, items: StripeInvoiceItems, meters: StripeMeters, flushes: Flushes
+        self, base: Base, tables: SqlSideTables, items: StripeInvoiceItems, meters: StripeMeters, flush: Flush
     ) -> None:
         settings = base.settings
         policy = ClosingPolicy(late=settings.late_usage, close_lead_ms=round(settings.close_lead_s * SECOND_MS))
         self._controller = ClosingController(
-            scope_of(base), tables.bills, tables.intents, items, meters, flushes, base.log, base.clock, policy
+            scope_of(base), tables.bills, tables.intents, items, meters, flush, base.log, base.clock, policy
         )
         self._owned: Callable[[], set[int]] = set
 
@@ -70,21 +70,17 @@ def show(metrics: Metrics, status: ClosingStatus, *, is_owner: bool) -> None:
         metrics.set("tidemark_billing_not_sold", status.not_sold)
 
 
-class LogFlushes:
-    """Flushes by records in the usage log. Implements `pipeline.billing.closing.Flushes`."""
+def flush_by(base: Base, view: RedisLiveView) -> Flush:
+    """Flushes by records in the usage log."""
 
-    def __init__(self, base: Base, view: RedisLiveView) -> None:
-        self._base = base
-        self._view = view
-
-    async def flush(self, account: str) -> FlushWatch:
-        """Append a flush record; the watch says when the account's intents are in the log."""
-        flush = await flush_account(account_log(self._base), self._view, account)
+    async def flush(account: str) -> Published:
+        made = await flush_account(account_log(base), view, account)
         # Who settles the intents is seen in the ledger, so the watch reads only what comes after.
-        end = (await self._base.log.bounds(REPORTS_TOPIC, flush.partition)).next
-        return FlushWatch(self._base.log, self._view, flush, end)
+        watch = FlushWatch(base.log, view, made, (await base.log.bounds(REPORTS_TOPIC, made.partition)).next)
 
-    async def is_published(self, flush: object) -> bool:
-        """Whether the flush's intents are in the log."""
-        assert isinstance(flush, FlushWatch)
-        return (await flush.look()).is_published
+        async def is_published() -> bool:
+            return (await watch.look()).is_published
+
+        return is_published
+
+    return flush

@@ -19,7 +19,7 @@ from pipeline.open import (
     open_stripe,
 )
 from pipeline.roles.base import run_processor, runner_settings
-from pipeline.roles.closing import ClosingBeside, LogFlushes
+from pipeline.roles.closing import ClosingBeside, flush_by
 from pipeline.settings import Settings
 from schemas.errors import InvalidInput
 
@@ -50,7 +50,7 @@ async def run_sink(settings: Settings) -> None:
             random.Random(),
             policy_for(livemode=base.genesis.livemode, rate_per_s=settings.stripe_rate_per_s),
         )
-        closing, metrics = ClosingBeside(base, tables, items, meters, LogFlushes(base, view)), Metrics()
+        closing, metrics = ClosingBeside(base, tables, items, meters, flush_by(base, view)), Metrics()
 
         def refresh() -> None:
             _gauges(sender, metrics)

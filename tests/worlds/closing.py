@@ -14,7 +14,7 @@ import httpx
 from aggregators.binding_timeline import overlaps, timeline
 from aggregators.mirror import mirror_rows
 from aggregators.report_records import parse_entries
-from pipeline.billing.closing import ClosingController, ClosingPolicy
+from pipeline.billing.closing import ClosingController, ClosingPolicy, Published
 from pipeline.billing.policy import SenderPolicy
 from pipeline.billing.sender import StripeSender
 from schemas.billing_events import StripeEvent, Via
@@ -90,7 +90,7 @@ class ClosingWorld:
         self._offset = 0
         self._reads = 0
         self._published = 0
-        self.is_sender_down = self.is_controller_down = False
+        self.is_sender_down = self.is_controller_down = self.is_worker_down = False
 
     async def start(self) -> ClosingWorld:
         """Make the log, the tables and a meter."""
@@ -116,7 +116,7 @@ class ClosingWorld:
         """Another controller process; `others` replace its parts."""
         parts: dict[str, Any] = {
             "scope": SCOPE, "bills": self.tables.bills, "ledger": self.tables.intents, "items": self.items,
-            "meters": self.meters, "flushes": self, "log": self.log, "clock": self.clock, "policy": self.policy,
+            "meters": self.meters, "flush": self.flush, "log": self.log, "clock": self.clock, "policy": self.policy,
         }  # fmt: skip
         return ClosingController(**{**parts, **others})
 
@@ -154,18 +154,17 @@ class ClosingWorld:
             else:
                 await self.sender.idle(0)
 
-    async def flush(self, account: str) -> object:
+    async def flush(self, account: str) -> Published:
         """Publish what the worker has counted of an account and not reported yet."""
         self.flushed.append(account)
         mine = [intent for intent in self.unreported if intent.account == account]
         self.unreported = [intent for intent in self.unreported if intent.account != account]
-        for intent in mine:
-            await self.publish(intent)
-        return account
+        await self.publish(*mine)
 
-    async def is_published(self, flush: object) -> bool:
-        """The worker is always up to date here."""
-        return not any(intent.account == flush for intent in self.unreported)
+        async def is_published() -> bool:
+            return not self.is_worker_down
+
+        return is_published
 
     # What happens.
 
