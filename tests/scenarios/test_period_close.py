@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import AsyncIterator
 
 import pytest
 import pytest_asyncio
 
+from stripe_simulator.faults import Fault, FaultKind
 from tests.worlds.closing import ClosingWorld, ms
 
 NOVEMBER = ("2027-11-01", "2027-12-01")
@@ -119,3 +121,80 @@ async def test_25_usage_found_later_is_an_invoice_item_once(world: ClosingWorld)
     assert await to_january(world) == [0, 2_000, 250]
     await world.jump("2028-02-01 01:10")
     assert world.totals("acme") == [0, 2_000, 250, 0]
+
+
+REJECTED = {1: 5, 2: 7, 3: 9}
+
+
+async def rejected(world: ClosingWorld) -> None:
+    """Three reports that Stripe took and rejected afterwards; its reports of errors name one of them."""
+    await world.sign_up("acme", world.per_call("25"))
+    for number, calls in REJECTED.items():
+        fault = Fault(FaultKind.REJECTED, count=1, contains=f"tm_{number}", reason="meter_event_invalid_value")
+        world.stripe.simulator.faults.add(fault)
+        await world.publish(world.used("acme", calls, f"2027-11-20 1{number}:00", NOVEMBER))
+    await world.jump("2027-11-20 14:00")
+    await world.pump()
+    await world.jump("2027-11-25 12:00")
+
+
+async def test_28_rejected_reports_that_are_told_again_are_on_the_invoice(world: ClosingWorld) -> None:
+    """5 + 7 + 9 = 21 under other identifiers: 21 × 25 = 525."""
+    await rejected(world)
+    results = await world.redrive("tm_1", "tm_2", "tm_3")
+    assert [result.refused for result in results] == ["", "", ""]
+    await world.pump(20)
+    span = (ms("2027-11-01") // 1_000, ms("2027-12-01") // 1_000)
+    assert float((await world.meters.summary("calls", world.customers["acme"], *span)).value) == 21
+    await world.jump("2027-12-01 00:30")
+    await world.advance("2027-12-01 01:10", step_ms=300_000)
+    assert (world.totals("acme"), world.stripe_items("acme")) == ([0, 525], [])
+    assert list((await world.states("acme")).values())[-1] == "confirmed"
+
+
+@pytest.mark.parametrize("is_redriven", [False, True], ids=["left alone", "redriven too"])
+async def test_28_what_was_rejected_without_notice_is_an_invoice_item(world: ClosingWorld, is_redriven: bool) -> None:
+    """The invoice bills 0, and the usage was reported. A redrive after finalization changes nothing more."""
+    await rejected(world)
+    await world.jump("2027-12-01 00:30")
+    await world.advance("2027-12-01 01:10", step_ms=300_000)
+    if is_redriven:
+        await world.redrive("tm_1", "tm_2", "tm_3")
+        await world.pump(20)
+    await world.advance("2027-12-03 02:00", step_ms=3_600_000)
+    assert [item["amount"] for item in world.stripe_items("acme")] == [525]
+    assert await to_january(world) == [0, 0, 525]
+
+
+@pytest.mark.parametrize("world", [{"lag_s": 5_400}], indirect=True, ids=["lag 90 min"])
+@pytest.mark.parametrize("seed", range(3))
+async def test_29_thirty_hours_without_a_sink_over_a_months_end(world: ClosingWorld, seed: int) -> None:
+    """The sink dies at random steps and loses answers; then it is down from November 30, 20:00, for 30 hours. Each call
+    is billed once, on the invoice of its month or as an invoice item, and nothing is a dead letter."""
+    chance = random.Random(seed)
+    await world.sign_up("acme", world.per_call("2"))
+    world.disturb(chance)
+    calls = {NOVEMBER: 0, DECEMBER: 0}
+    hours = range(ms("2027-11-30 10:00"), ms("2027-12-03 00:00"), 3_600_000)
+    world.clock.ms = hours[0]
+    for end_ms in hours:
+        used = chance.randint(1, 50)
+        period = NOVEMBER if end_ms <= ms("2027-12-01") else DECEMBER
+        calls[period] += used
+        await world.publish(world.used("acme", used, end_ms, period))
+        world.is_sender_down = world.is_controller_down = ms("2027-11-30 20:00") <= end_ms < ms("2027-12-02 02:00")
+        await world.advance(end_ms + 3_600_000, step_ms=1_200_000)
+    await world.advance("2027-12-06", step_ms=3_600_000)
+    world.calm()
+    await world.advance("2027-12-07", step_ms=3_600_000)
+    await world.jump("2028-01-01 00:50")
+    await world.advance("2028-01-01 02:00", step_ms=300_000)
+    await world.advance("2028-01-03", step_ms=3_600_000)
+
+    assert await world.dead_letters() == []
+    november = world.invoices("acme")[1]
+    on_time = sum(line["quantity"] for line in november["all_lines"])
+    late = sum(item["amount"] // 2 for item in world.stripe_items("acme"))
+    assert 0 < on_time < calls[NOVEMBER]
+    assert on_time + late == calls[NOVEMBER]
+    assert sum(world.totals("acme")) == 2 * sum(calls.values())

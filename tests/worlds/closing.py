@@ -16,10 +16,13 @@ from aggregators.mirror import mirror_rows
 from aggregators.report_records import parse_entries
 from pipeline.billing.closing import ClosingController, ClosingPolicy, Published
 from pipeline.billing.policy import SenderPolicy
+from pipeline.billing.redrive import Redriven, Redriver
 from pipeline.billing.sender import StripeSender
 from schemas.billing_events import StripeEvent, Via
 from schemas.bills import Bill, InvoiceItem
 from schemas.clock import HOUR_MS, MINUTE_MS, SECOND_MS
+from schemas.errors import Transient
+from schemas.intent_ledger import IntentState, LedgerIntent
 from schemas.log import REPORTS_TOPIC, TopicSpec
 from schemas.periods import Billing
 from schemas.reports import Intent, Payer
@@ -33,7 +36,7 @@ from tests.services.stripe_requests import application
 from tests.services.stripe_shapes import problems
 from tests.services.stripe_shop import at
 from tests.worlds.clock import ManualClock
-from tests.worlds.sender import CrashingLog
+from tests.worlds.sender import Crash, CrashingLog
 from tests.worlds.stripe_account import StripeAccount
 
 SCOPE = "test:acct_simulator"
@@ -185,10 +188,10 @@ class ClosingWorld:
         params = {"currency": "usd", "product_data": {"name": name}, "recurring": recurring, **terms}
         return str(self.stripe.call("POST /v1/prices", params)["id"])
 
-    def used(self, account: str, calls: int, bucket_end: str, period: tuple[str, str]) -> Intent:
+    def used(self, account: str, calls: int, bucket_end: str | int, period: tuple[str, str]) -> Intent:
         """The intent of calls in a period that arrived in the bucket that ends at `bucket_end`."""
         self._published += 1
-        end_ms = ms(bucket_end)
+        end_ms = ms(bucket_end) if isinstance(bucket_end, str) else bucket_end
         return Intent(
             identifier=f"tm_{self._published}", livemode=False, stripe_account="acct_simulator", log_id="log",
             meter=METER, event_name=METER, account=account, period_start_ms=ms(period[0]), period_end_ms=ms(period[1]),
@@ -201,15 +204,45 @@ class ClosingWorld:
             value = intent.model_dump_json().encode()
             await self.log.append(REPORTS_TOPIC, 0, value, key=intent.account.encode())
 
-    async def advance(self, to: str, *, step_ms: int = MINUTE_MS) -> None:
-        """Let time pass; the sink works meanwhile, and events of Stripe arrive."""
-        while self.clock.ms < ms(to):
-            self.clock.ms = min(self.clock.ms + step_ms, ms(to))
+    async def advance(self, to: str | int, *, step_ms: int = MINUTE_MS) -> None:
+        """Let time pass; the sink works meanwhile, and events of Stripe arrive. A sink that dies starts again."""
+        end_ms = ms(to) if isinstance(to, str) else to
+        while self.clock.ms < end_ms:
+            self.clock.ms = min(self.clock.ms + step_ms, end_ms)
             self.stripe.simulator.catch_up()
-            await self.pump()
             await self.mirror()
-            if not self.is_controller_down:
-                await self.controller.turn()
+            try:
+                await self.pump()
+                if not self.is_controller_down:
+                    await self.controller.turn()
+            except (Crash, Transient):
+                await self.restart()
+
+    def disturb(self, chance: random.Random) -> None:
+        """Let the sink die before and after its appends, and lose answers of Stripe."""
+
+        def dies(value: bytes) -> tuple[str, Exception] | None:
+            is_workers = value.startswith(b'{"kind":"intent"')
+            return (chance.choice(("before", "after")), Crash()) if not is_workers and chance.random() < 0.2 else None
+
+        def lost(_request: httpx.Request) -> None:
+            if chance.random() < 0.2:
+                raise httpx.ReadError("the connection broke")
+
+        self.log.hook, self.network.before, self.network.after = dies, lost, lost
+
+    def calm(self) -> None:
+        """End the disturbance."""
+        self.log.hook = lambda _value: None
+        self.network.before = self.network.after = lambda _request: None
+
+    async def redrive(self, *identifiers: str) -> Sequence[Redriven]:
+        """An operator has rejected reports sent again."""
+        return await Redriver(self.log, self.meters, self.meters, self.clock).redrive(identifiers, "ada", "repaired")
+
+    async def dead_letters(self) -> Sequence[LedgerIntent]:
+        """What the ledger calls dead."""
+        return await self.tables.intents.listed([IntentState.DEAD])
 
     async def turns(self, count: int = 4) -> None:
         """Let the controller turn, a minute each."""
