@@ -132,7 +132,7 @@ class FlushWatch:
         for bucket_ms in buckets:
             if bucket_ms >= 0 and report_bucket_end_ms(bucket_ms, policy) > flush.instant_ms:
                 continue
-            _, entries = await reports.reports_of(flush.partition, bucket_ms, [flush.account])
+            _, entries = await reports.reports_of(flush.partition, bucket_ms, flush.account)
             if bucket_ms >= 0 and entries:
                 return False
             if bucket_ms < 0 and any(parse_flush_field(field).end_ms <= flush.instant_ms for field in entries):
