@@ -80,12 +80,14 @@ class OutcomeStatus(StrEnum):
     ACCEPTED = "accepted"
     FREE = "free"
     REPLACED = "replaced"
+    LATE = "late"
     DEAD = "dead"
 
 
 class ReportOutcome(_Frozen):
     """Settles an intent: Stripe accepted it; or the account is free; or a restatement reports the usage by other
-    intents; or an operator must act (dead letter). `in_doubt`: Stripe may have the event of the dead letter."""
+    intents; or its invoice was finalized, so an invoice item bills it (late); or an operator must act (dead letter).
+    `in_doubt`: Stripe may have the event of the dead letter, or of the late intent."""
 
     kind: Literal["outcome"] = "outcome"
     identifier: str

@@ -1,0 +1,97 @@
+"""The ledger of intents in SQL: a view of `billing.reports` that keeps its position in the same transaction.
+
+The topic stays the record: a ledger that is lost is read again from the topic's first record. The sink, the commands,
+the reconciler and the period-close controller read the ledger.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from decimal import Decimal
+from enum import StrEnum
+from typing import NamedTuple, Protocol
+
+from schemas.reports import Attempt, Intent, ReportEntry
+
+
+class IntentState(StrEnum):
+    """Where an intent stands. `PENDING`: no outcome yet, held or not. The others are outcomes, except `REDRIVEN`: its
+    next revision stands for it."""
+
+    PENDING = "pending"
+    ACCEPTED = "accepted"
+    FREE = "free"
+    REPLACED = "replaced"
+    LATE = "late"
+    DEAD = "dead"
+    REDRIVEN = "redriven"
+
+
+class LedgerIntent(NamedTuple):
+    """An intent with all that the ledger knows of it.
+
+    `stripe_customer` is the payer, "" while nobody was named. `hold` and `detail` say why a pending intent waits or how
+    an intent ended. `not_before_ms`, `failures`, `absent_at_ms`: the sender's progress, which only the sender writes.
+    """
+
+    partition: int
+    offset: int
+    intent: Intent
+    state: IntentState = IntentState.PENDING
+    attempt: Attempt | None = None
+    stripe_customer: str = ""
+    hold: str = ""
+    detail: str = ""
+    settled_at_ms: int | None = None
+    in_doubt: bool = False
+    not_before_ms: int = 0
+    failures: int = 0
+    absent_at_ms: int | None = None
+
+
+class IntentTotals(NamedTuple):
+    """The change that the intents of one meter and customer report for a span, in units of the meter.
+
+    `accepted`: Stripe took the event. `late`: the event was not sent, because the invoice was finalized. `dead`: dead
+    letters that were not redriven. `pending`: intents whose payer is known and whose outcome is not.
+    """
+
+    accepted: Decimal
+    late: Decimal
+    dead: Decimal
+    pending: Decimal
+
+
+class IntentLedger(Protocol):
+    """The store of the ledger. Every call may raise `Transient`; no call holds a lock when it returns."""
+
+    async def position(self, partition: int) -> int | None:
+        """The next offset of `billing.reports` to read, or None."""
+        ...
+
+    async def apply(
+        self, partition: int, believed_offset: int | None, next_offset: int, entries: Sequence[tuple[int, ReportEntry]]
+    ) -> None:
+        """Apply entries, each with its record's offset, in the log's order, and move the position, in one transaction.
+
+        Entries that come again change nothing. Raises `Fenced` if the stored position is not the believed one.
+        """
+        ...
+
+    async def due(self, partition: int, now_ms: int, limit: int) -> Sequence[LedgerIntent]:
+        """The pending intents whose `not_before_ms` has passed: those that waited longest first."""
+        ...
+
+    async def waits(self, partition: int, intents: Sequence[LedgerIntent]) -> None:
+        """Write the sender's progress of pending intents: hold, detail, `not_before_ms` and so on."""
+        ...
+
+    async def totals(self, event_name: str, stripe_customer: str, start_ms: int, end_ms: int) -> IntentTotals:
+        """The totals of the intents whose event's timestamp, or instant if nothing was sent, is in the span."""
+        ...
+
+    async def listed(
+        self, states: Sequence[IntentState], account: str = "", limit: int = 1_000, *, after: str = ""
+    ) -> Sequence[LedgerIntent]:
+        """One page of the intents in these states, by identifier, behind `after`."""
+        ...
