@@ -173,6 +173,15 @@ class HeldEvent(NamedTuple):
     offset: int
 
 
+class HeldCustomer(NamedTuple):
+    """A customer with held events. `period_end_ms` is the first end of a period of the customer's metered items,
+    `finalizes_ms` the first instant at which Stripe finalizes a draft of theirs; None without such."""
+
+    customer: str
+    period_end_ms: int | None
+    finalizes_ms: int | None
+
+
 class Cursor(NamedTuple):
     """Up to which instant a walker has read, and when it said so."""
 
@@ -267,8 +276,16 @@ class SideTables(Protocol):
         """Held events, oldest first, of one customer if named."""
         ...
 
+    async def held_customers(self, limit: int = 1_000) -> Sequence[HeldCustomer]:
+        """The customers of held events, and until when their usage can be billed."""
+        ...
+
     async def set_aside(self, limit: int = 1_000) -> Sequence[HeldEvent]:
         """Events that are set aside, oldest first."""
+        ...
+
+    async def ignored(self, limit: int = 10_000) -> Mapping[str, int]:
+        """How many events named no object that the mirror copies, by type; `limit` of all are counted."""
         ...
 
     async def due_bindings(self, limit: int = 500, *, account: str = "", after: str = "") -> Sequence[DueBinding]:

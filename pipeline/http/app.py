@@ -34,7 +34,7 @@ from pipeline.http.periods import PeriodsEndpoint
 from pipeline.http.queries import Parameters
 from pipeline.http.top import TopEndpoints
 from pipeline.http.usage import UsageEndpoints
-from pipeline.http.webhooks import WebhookEndpoint
+from pipeline.http.webhooks import WEBHOOK_PATH, WebhookEndpoint
 from pipeline.metrics import Metrics
 from schemas.meters import Meter
 
@@ -52,7 +52,6 @@ class _Name(Convertor[str]):
 
 
 EVENTS_PATH: Final = "/v1/events"
-WEBHOOK_PATH: Final = "/v1/stripe/webhook"
 
 register_url_convertor("name", _Name())
 

@@ -77,7 +77,7 @@ class Recovery:
             await self._clock.sleep(PAUSE_S)
 
     async def turn(self) -> None:
-        """Do what is due. The walk comes first, because the canary is awaited for minutes; its silence makes another walk
+        """Do what is due. The walk comes first, because the canary is awaited for minutes. A silent canary makes a walk
         due at once."""
         if not self._is_resumed:
             try:

@@ -22,6 +22,7 @@ from schemas.side_tables import (
     Cursor,
     Due,
     DueBinding,
+    HeldCustomer,
     HeldEvent,
     Link,
     Outcome,
@@ -122,6 +123,29 @@ class SqlSideTables(ABC):
         return await self._run(
             lambda connection: [HeldEvent(*row) for row in connection.execute(wanted.limit(limit)).all()]
         )
+
+    async def held_customers(self, limit: int = 1_000) -> Sequence[HeldCustomer]:
+        found, items = processed_events.c, mirror["subscription_items"].c
+        subscriptions, invoices = mirror["subscriptions"].c, mirror["invoices"].c
+        # The text is in the statement because PostgreSQL finds the partial index only then.
+        is_held = found.outcome == literal_column(f"'{Outcome.HELD}'")
+        held = select(found.customer_id).where(is_held).distinct().order_by(found.customer_id).limit(limit).subquery()
+        period_end_ms = (
+            select(func.min(items.period_end_ms))
+            .where(items.subscription_id == subscriptions.id, items.usage_type == "metered")
+            .where(subscriptions.customer_id == held.c.customer_id, subscriptions.ended_ms.is_(None))
+        )
+        finalizes_ms = select(func.min(invoices.finalizes_ms)).where(
+            invoices.customer_id == held.c.customer_id, invoices.status == "draft"
+        )
+        wanted = select(held.c.customer_id, period_end_ms.scalar_subquery(), finalizes_ms.scalar_subquery())
+        return await self._run(lambda connection: [HeldCustomer(*row) for row in connection.execute(wanted).all()])
+
+    async def ignored(self, limit: int = 10_000) -> Mapping[str, int]:
+        found = processed_events.c
+        some = select(found.type).where(found.outcome == Outcome.IGNORED.value).limit(limit).subquery()
+        wanted = select(some.c.type, func.count()).group_by(some.c.type)
+        return await self._run(lambda connection: {row[0]: row[1] for row in connection.execute(wanted)})
 
     async def due_bindings(self, limit: int = 500, *, account: str = "", after: str = "") -> Sequence[DueBinding]:
         due = account_bindings.c
