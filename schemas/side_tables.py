@@ -45,6 +45,9 @@ MIRROR_COLUMNS: Final[Mapping[str, tuple[str, ...]]] = {
         "tax_minor", "start_ms", "end_ms",
     ),
 }  # fmt: skip
+# The columns that name a person, or lead to a page that does. The audit has none of their values, and a customer or
+# invoice that is gone at Stripe has none either.
+PERSONAL: Final = frozenset({"email", "hosted_url"})
 # The table of each object that is fetched, and the tables whose rows belong to one object, with the object's column.
 TABLE_OF: Final[Mapping[ObjectKind, str]] = {
     ObjectKind.CUSTOMER: "stripe_customers",
@@ -305,8 +308,9 @@ class SideTables(Protocol):
         """An account's audit rows, oldest first."""
         ...
 
-    async def overlaps(self, limit: int = 1_000) -> Sequence[AuditRow]:
-        """The audit rows of subscriptions that overlap, of all accounts. An overlap gets one row, which stays."""
+    async def overlaps(self, now_ms: int, limit: int = 1_000) -> Sequence[Overlap]:
+        """The overlaps that hold from now on, of the customers that accounts are linked to; of at most `limit` accounts
+        that ever had one. The audit keeps a row of each, also of those that are over."""
         ...
 
     async def mirror(self) -> Mapping[str, Sequence[Row]]:

@@ -9,13 +9,12 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
-from sqlalchemy import ColumnElement, Connection, bindparam, func, literal_column, select, update
+from sqlalchemy import Connection, bindparam, func, literal_column, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import DataError, IntegrityError
 
 from schemas.billing_events import ObjectKind, ObjectName, Via
 from schemas.side_tables import (
-    OVERLAP,
     TABLE_OF,
     WAITING,
     AuditRow,
@@ -34,7 +33,7 @@ from schemas.side_tables import (
     Unstorable,
 )
 from sinks.sql import links, step
-from sinks.sql.bindings import Planner, binding_of
+from sinks.sql.bindings import Planner, binding_of, overlaps_now
 from sinks.sql.queries import links_of, mirror_rows, rows_where
 from sinks.sql.tables import account_bindings, audit, cursors, customer_column, mirror, processed_events
 
@@ -173,19 +172,15 @@ class SqlSideTables(ABC):
         if marks:
             await self._run(lambda connection: connection.execute(update(table).where(is_due), marks))
 
+    async def overlaps(self, now_ms: int, limit: int = 1_000) -> Sequence[Overlap]:
+        return await self._run(lambda connection: overlaps_now(connection, self._planner, now_ms, limit))
+
     async def audit(self, account: str, limit: int = 1_000) -> Sequence[AuditRow]:
-        return await self._audited(audit.c.account == account, limit)
-
-    async def overlaps(self, limit: int = 1_000) -> Sequence[AuditRow]:
-        # The text is in the statement because PostgreSQL finds the partial index only then.
-        return await self._audited(audit.c.entity == literal_column(f"'{OVERLAP}'"), limit)
-
-    async def _audited(self, where: ColumnElement[bool], limit: int) -> Sequence[AuditRow]:
         row = audit.c
         wanted = select(
             row.account, row.seq, row.at_ms, row.actor, row.cause, row.entity, row.entity_id, row.before_json,
             row.after_json, row.reason,
-        ).where(where).order_by(row.account, row.seq).limit(limit)  # fmt: skip
+        ).where(row.account == account).order_by(row.account, row.seq).limit(limit)  # fmt: skip
         rows: Sequence[Any] = await self._run(lambda connection: connection.execute(wanted).all())
         return [AuditRow(*found) for found in rows]
 
