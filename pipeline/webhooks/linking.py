@@ -21,7 +21,7 @@ from pipeline.webhooks.held import append_held
 from schemas.billing_events import CUSTOMER_ID, ObjectKind, ObjectName, StripeObjects, Via
 from schemas.clock import MINUTE_MS, SECOND_MS, Clock
 from schemas.errors import InvalidInput, Transient
-from schemas.events import NAME_CHARACTERS_MAX
+from schemas.events import check_account
 from schemas.log import Log
 from schemas.side_tables import Link, SideTables
 
@@ -88,11 +88,7 @@ async def link_customers(parts: Linking, wishes: Sequence[Wish], run: str) -> li
 
 def _check(wish: Wish) -> None:
     """Raise `InvalidInput` with the field for a name that no event or no object at Stripe can have."""
-    if not 1 <= len(wish.account) <= NAME_CHARACTERS_MAX:
-        message = f"an account's name has 1 to {NAME_CHARACTERS_MAX} characters, this has {len(wish.account)}"
-        raise InvalidInput("account", message)
-    if "\0" in wish.account or any("\ud800" <= character <= "\udfff" for character in wish.account):
-        raise InvalidInput("account", "an account's name has no NUL and no half of a surrogate pair")
+    check_account(wish.account)
     if not CUSTOMER_ID.fullmatch(wish.customer):
         raise InvalidInput(
             "customer", f"{wish.customer!a:.80} is no Stripe customer: give its id, which begins with cus_"
