@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Final
 from urllib.parse import urlsplit
 
+from pipeline.billing.ledger import Hold
 from pipeline.commands.finding import Finding
 from pipeline.http.webhooks import WEBHOOK_PATH, load_secrets
 from pipeline.open import Base, open_base, open_side_tables, unchecked_stripe_objects
@@ -15,6 +17,7 @@ from pipeline.webhooks.walker import CANARY_CURSOR, CANARY_PATIENCE_S
 from schemas.billing_events import MIRRORED_TYPES
 from schemas.clock import HOUR_MS, SECOND_MS
 from schemas.errors import InvalidInput, Refused
+from schemas.intent_ledger import IntentLedger
 from schemas.side_tables import HeldCustomer, SideTables
 
 # A beat may be late by a failed call or a restart.
@@ -91,6 +94,7 @@ async def check_side_tables(settings: Settings) -> list[Finding]:
                 Finding("ok", "sql", detail),
                 await _canary(base, tables),
                 *await _held(base, tables),
+                *await _reports(base, tables.intents),
                 *await _set_aside(tables),
                 *_unknown(await tables.ignored()),
             ]
@@ -134,21 +138,36 @@ async def _held(base: Base, tables: SideTables) -> list[Finding]:
     )
     if deadlines:
         deadline_ms, customer = deadlines[0]
-        hours = (deadline_ms - now_ms) / HOUR_MS
-        detail = (
-            f"Stripe finalizes an invoice of {customer} in {hours:.1f} hours"
-            if hours > 0
-            else (f"Stripe finalized an invoice of {customer} {-hours:.1f} hours ago")
-        )
-        findings.append(
-            Finding(
-                "note" if deadline_ms - now_ms >= DEADLINE_MS_MIN else "wrong",
-                "unmapped_deadline",
-                f"{detail}; usage of that period that is not reported by then is not on it",
-                f"tidemark account link NAME --customer {customer} before that; see docs/runbook/unmapped-accounts.md",
-            )
-        )
+        status, words = _until(deadline_ms, now_ms)
+        detail = f"an invoice of {customer} {words}; usage of that period that is not reported by then is not on it"
+        remedy = f"tidemark account link NAME --customer {customer} before that; see docs/runbook/unmapped-accounts.md"
+        findings.append(Finding(status, "unmapped_deadline", detail, remedy))
     return findings
+
+
+async def _reports(base: Base, intents: IntentLedger) -> list[Finding]:
+    """Reports that wait for a person, by what holds them."""
+    counts: Counter[str] = Counter()
+    ends_ms: dict[str, int] = {}
+    for partition in range(base.genesis.partitions):
+        for waiting in await intents.waiting(partition):
+            counts[waiting.hold] += waiting.intents
+            ends_ms[waiting.hold] = min(waiting.period_end_ms, ends_ms.get(waiting.hold, waiting.period_end_ms))
+    findings = []
+    for hold in sorted(set(counts) - {Hold.NONE, Hold.EARLY}):
+        final_ms = ends_ms[hold] + round(base.settings.stripe_invoice_grace_h * HOUR_MS)
+        status, words = _until(final_ms, base.clock.now_ms())
+        page = "unmapped-accounts" if hold == Hold.UNMAPPED else "stripe-dead-letters"
+        detail = f"{counts[hold]} reports wait ({hold}); the invoice of the first one {words}"
+        findings.append(Finding(status, "held_reports", detail, f"see docs/runbook/{page}.md"))
+    return findings or [Finding("ok", "held_reports", "none")]
+
+
+def _until(deadline_ms: int, now_ms: int) -> tuple[str, str]:
+    """The status of a deadline, and how far it is."""
+    hours = (deadline_ms - now_ms) / HOUR_MS
+    words = f"is finalized in {hours:.1f} hours" if hours > 0 else f"was finalized {-hours:.1f} hours ago"
+    return ("note" if deadline_ms - now_ms >= DEADLINE_MS_MIN else "wrong"), words
 
 
 def _deadline_ms(held: HeldCustomer, grace_ms: int) -> int | None:

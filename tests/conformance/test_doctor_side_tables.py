@@ -20,8 +20,11 @@ from pipeline.webhooks.walker import CANARY_CURSOR
 from schemas.billing_events import StripeEvent, Via
 from schemas.clock import HOUR_MS
 from schemas.errors import OperatorNeeded, Transient
-from schemas.side_tables import Fetched, SideTables
+from schemas.intent_ledger import IntentState
+from schemas.side_tables import Fetched
+from sinks.sql.store import PostgresSideTables
 from tests.conformance.side_table_steps import event, fetched_invoice, fetched_subscription, step, subscription
+from tests.worlds.sender import make_intent
 
 CANARY = "cus_canary"
 
@@ -30,7 +33,7 @@ class Deployed(NamedTuple):
     """A deployment with one partition, its store, and what `doctor` says."""
 
     settings: Settings
-    tables: SideTables
+    tables: PostgresSideTables
 
     async def says(self) -> dict[str, Finding]:
         return {finding.what: finding for finding in await check_side_tables(self.settings)}
@@ -71,7 +74,8 @@ def now_ms() -> int:
 async def test_nothing_waits_in_an_empty_database(deployed: Deployed) -> None:
     found = await deployed.says()
     assert {name: each.status for name, each in found.items()} == {
-        "sql": "ok", "canary": "wrong", "held_events": "ok", "set_aside_events": "ok", "unknown_events": "ok",
+        "sql": "ok", "canary": "wrong", "held_events": "ok", "held_reports": "ok", "set_aside_events": "ok",
+        "unknown_events": "ok",
     }  # fmt: skip
     assert found["canary"].remedy == "start `tidemark mirror`"
 
@@ -138,6 +142,32 @@ async def test_held_events_are_named_with_the_hours_that_are_left(
     deadline = found.get("unmapped_deadline", Finding("", "", ""))
     assert deadline.status == status
     assert detail in deadline.detail
+
+
+REPORTS = {
+    "a night": (8, "unmapped", "wrong", "in 9.0 hours", "unmapped-accounts"),
+    "days": (60, "unmapped", "note", "in 61.0 hours", "unmapped-accounts"),
+    "passed": (-3, "unmapped", "wrong", "2.0 hours ago", "unmapped-accounts"),
+    "a meter": (8, "meter", "wrong", "in 9.0 hours", "stripe-dead-letters"),
+    "nothing": (8, "", "ok", "none", ""),
+    "not begun": (8, "early", "ok", "none", ""),
+}
+
+
+@pytest.mark.parametrize(("hours", "hold", "status", "detail", "page"), REPORTS.values(), ids=REPORTS)
+async def test_reports_that_wait_are_counted_with_the_hours_that_are_left(
+    deployed: Deployed, hours: int, hold: str, status: str, detail: str, page: str
+) -> None:
+    """Whatever holds a report, its invoice is finalized hours after the period's end, not 35 days."""
+    ends_ms = now_ms() + hours * HOUR_MS
+    for number, later_ms in enumerate((0, 100 * HOUR_MS)):
+        intent = make_intent(f"one-{number}").model_copy(update={"period_end_ms": ends_ms + later_ms})
+        await deployed.tables.intents.apply(0, number or None, number + 1, [(number, intent)])
+    waiting = [each._replace(hold=hold) for each in await deployed.tables.intents.listed([IntentState.PENDING])]
+    await deployed.tables.intents.waits(0, waiting)
+    found = (await deployed.says())["held_reports"]
+    assert (found.status, detail in found.detail, page in found.remedy) == (status, True, True), found
+    assert found.detail.startswith(f"2 reports wait ({hold})") == (status != "ok")
 
 
 async def test_events_that_are_set_aside_or_unknown_are_counted(deployed: Deployed) -> None:
