@@ -76,7 +76,11 @@ async def plan_meter_set(settings: Settings, path: Path) -> MeterSetPlan:
 
 
 def meter_set_plan(current: MeterSet, proposed: MeterSet) -> MeterSetPlan:
-    """What changes for usage from the record of the proposed meter set on."""
+    """What changes for usage from the record of the proposed meter set on.
+
+    Raises `InvalidInput` if a maximum, a latest value or another total that is no sum would go to another Stripe meter:
+    that one would get only the change of the total, and bill it.
+    """
     lines, is_final = [], False
     for meter in current.meters:
         after = proposed.meter(meter.slug)
@@ -84,6 +88,12 @@ def meter_set_plan(current: MeterSet, proposed: MeterSet) -> MeterSetPlan:
         if after is None:
             lines.append(f"- {meter.slug}: counted and reported no more")
         elif name != after.stripe_event_name:
+            if name and after.stripe_event_name and not meter.aggregation.rule.additive:
+                raise InvalidInput(
+                    f"{meter.slug}.stripe_event_name",
+                    f"cannot change from {name} to {after.stripe_event_name}: the total of a {meter.aggregation} meter "
+                    "is no sum, and the other Stripe meter would get only its change; add a meter under another slug",
+                )
             lines.append(f"~ {meter.slug}: reported to Stripe {_as(after)}, before {_as(meter)}")
         if after is not None:
             lines += [
