@@ -195,7 +195,7 @@ def binding_of(
 @account.command("show")
 @click.argument("name")
 def account_show(name: str) -> None:
-    """Print an account's bindings, closings and current period."""
+    """Print an account's bindings, closings, last flush and current period."""
     from pipeline.commands.accounts import show_account
 
     checked = account_name(name)
