@@ -9,6 +9,7 @@ from urllib.parse import urlsplit
 from pydantic import Field, SecretStr, ValidationError, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from schemas.bills import LatePolicy
 from schemas.clock import DAY_MS
 from schemas.errors import InvalidInput
 from schemas.log import BILLING_EVENTS_TOPIC, EVENTS_TOPIC, INBOX_TOPIC, REJECTED_TOPIC, REPORTS_TOPIC, TopicSpec
@@ -91,6 +92,18 @@ class Settings(BaseSettings):
         description="File with the signing secrets of the webhook endpoint, `whsec_…`, one on each line; a change "
         "needs no restart; the gateway takes no webhooks if unset",
     )
+    stripe_webhook_url: str = Field(
+        default="",
+        description="The address of the webhook endpoint at Stripe, `https://…/v1/stripe/webhook`, for which `doctor` "
+        "looks; any endpoint with that path if unset",
+    )
+    stripe_invoice_grace_h: float = Field(
+        default=1.0,
+        ge=0,
+        le=72,
+        description="Hours after a period's end at which Stripe finalizes its invoice: the grace period in Stripe's "
+        "dashboard, which Stripe's API does not tell. `doctor` compares it with the meter set's policy",
+    )
     canary_customer: str = Field(
         default="",
         description="A Stripe customer of ours, `cus_…`, that is changed every 15 minutes: the change must arrive as a "
@@ -107,6 +120,18 @@ class Settings(BaseSettings):
         le=10_000,
         description="Limit of meter events that a sink sends per second, above 1000 only for the stream; if not set, "
         "20 with a sandbox key, 800 with a live key, and 8000 for the stream. Several sinks share Stripe's limit",
+    )
+
+    late_usage: LatePolicy = Field(
+        default=LatePolicy.NEXT_INVOICE_ITEM,
+        description="What becomes of usage that came after its invoice was finalized: `next_invoice_item` bills it by "
+        "an item of the next invoice, `write_off` notes that it is not billed. Credits are always given",
+    )
+    close_lead_s: float = Field(
+        default=900.0,
+        ge=360,
+        le=259_200,
+        description="Seconds before Stripe finalizes a draft invoice in which the customer's usage is reported at once",
     )
 
     gateway_host: str = Field(default="127.0.0.1", description="Address of the gateway")
@@ -169,9 +194,9 @@ class Settings(BaseSettings):
             raise ValueError(f"must start with {', '.join(schemes[:-1])} or {schemes[-1]}")
         return _address(value)
 
-    @field_validator("stripe_api_base")
+    @field_validator("stripe_api_base", "stripe_webhook_url")
     @classmethod
-    def _stripe_api_base(cls, value: str) -> str:
+    def _web_address(cls, value: str) -> str:
         if value and not value.startswith(("http://", "https://")):
             raise ValueError("must start with http:// or https://")
         return _address(value)

@@ -16,12 +16,12 @@ from click.core import ParameterSource
 from aggregators.instants import format_instant_ms, parse_instant_us, why_no_instant
 from pipeline.cli.context import EXIT_FAILURE, confirm, settings
 from pipeline.cli.develop import METER_SET_FILE
+from schemas.billing_events import CUSTOMER_ID
 from schemas.errors import InvalidInput
 
 if TYPE_CHECKING:
     from schemas.periods import Binding
 
-CUSTOMER: Final = re.compile(r"cus_[A-Za-z0-9_]+")
 COUNT: Final = click.IntRange(1)
 
 
@@ -178,7 +178,7 @@ def binding_of(
 
     if free and customer is not None:
         raise InvalidInput("--free", f"contradicts --customer {customer}: give one of them")
-    if customer is not None and not CUSTOMER.fullmatch(customer):
+    if customer is not None and not CUSTOMER_ID.fullmatch(customer):
         raise InvalidInput("--customer", f"{customer!r} is no Stripe customer: give its id, which begins with cus_")
     if not 1 <= interval_count <= INTERVAL_COUNT_MAX:
         raise InvalidInput("--interval-count", f"{interval_count} is not from 1 to {INTERVAL_COUNT_MAX}")
@@ -200,6 +200,36 @@ def account_show(name: str) -> None:
 
     checked = account_name(name)
     click.echo(json.dumps(run(show_account(settings(), checked)), indent=2))
+
+
+@account.command("flush")
+@click.argument("name")
+@click.option("--timeout", "timeout_s", type=click.FloatRange(0), default=60.0, show_default=True, help="Seconds.")
+@click.option("--no-wait", is_flag=True, help="Only write the record to the log.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def account_flush(name: str, timeout_s: float, no_wait: bool, as_json: bool) -> None:
+    """Report the usage of account NAME up to now, before its report interval ends.
+
+    For use before a metered price is swapped, a subscription is cancelled at once, or an invoice is finalized: the
+    reports have timestamps before the flush. Waits until they are in the log and, with a Stripe key, until the sink has
+    settled them and all earlier ones. Exit code 1 if that takes longer than --timeout: run it again, which is harmless.
+    """
+    from pipeline.commands.accounts import flush, flush_document
+
+    flushed, progress = run(flush(settings(), account_name(name), timeout_s, wait=not no_wait))
+    document = flush_document(flushed, progress)
+    if as_json:
+        click.echo(json.dumps(document))
+        return
+    click.echo(
+        f"{name}: flushed up to {document['instant']} by record {flushed.offset} of partition {flushed.partition}"
+    )
+    for report in document["reports"]:
+        click.echo(
+            f"  {report['meter']} {report['quantity']}, period from {report['period_start']}: {report['status']}"
+        )
+    if progress.is_published and not document["reports"]:
+        click.echo("  nothing was counted since the last report")
 
 
 @click.command("close-period")
