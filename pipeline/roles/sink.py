@@ -3,31 +3,37 @@
 from __future__ import annotations
 
 import random
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from pipeline.billing.customers import BindingResolver
 from pipeline.billing.policy import policy_for
 from pipeline.billing.sender import StripeSender
 from pipeline.metrics import Metrics
-from pipeline.open import check_stripe_key, open_base, open_live_view, open_stripe
+from pipeline.open import check_stripe_key, open_base, open_live_view, open_side_tables, open_stripe
 from pipeline.roles.base import run_processor, runner_settings
 from pipeline.settings import Settings
 from schemas.errors import InvalidInput
+
+if TYPE_CHECKING:
+    from sinks.sql.store import PostgresSideTables
 
 SINK_GROUP: Final = "tidemark-sink"
 
 
 async def run_sink(settings: Settings) -> None:
-    """Send intents to Stripe until stopped."""
+    """Send intents to Stripe until stopped. Raises as `open_side_tables`, and `InvalidInput` without a Stripe key."""
     base = await open_base(settings)
     view = open_live_view(settings)
     meters = open_stripe(settings)
     if meters is None:
         raise InvalidInput("TIDEMARK_STRIPE_API_KEY", "is not set; the sink has nowhere to report to")
+    tables: PostgresSideTables | None = None
     try:
         await check_stripe_key(base, meters)
+        tables = await open_side_tables(base)
         sender = StripeSender(
             base.log,
+            tables.intents,
             meters,
             BindingResolver(view.accounts, base.genesis.partitions),
             base.clock,
@@ -43,6 +49,8 @@ async def run_sink(settings: Settings) -> None:
             refresh=lambda: _gauges(sender, metrics),
         )
     finally:
+        if tables is not None:
+            await tables.close()
         await meters.close()
         await view.close()
         await base.log.close()
