@@ -111,7 +111,14 @@ def test_what_a_person_reads(monkeypatch: pytest.MonkeyPatch, arguments: Sequenc
 
 def _shown(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
     """Let the command find four rows, and none of `cus_none`."""
-    common: dict[str, Any] = {"customer": "cus_1", "meter": "calls", "reason": "", "items": [], "invoice": "", "deadline": ""}
+    common: dict[str, Any] = {
+        "customer": "cus_1",
+        "meter": "calls",
+        "reason": "",
+        "items": [],
+        "invoice": "",
+        "deadline": "",
+    }
     items = [{"item": "ii_1", "quantity": "100", "state": "created"}, {"item": "", "quantity": "20", "state": "held"}]
     found: list[dict[str, Any]] = [
         {
