@@ -74,7 +74,8 @@ async def test_an_invoice_item_bills_late_usage_once(world: ClosingWorld) -> Non
     assert await state(world) == "confirmed"
     before = [row.reason for row in await world.tables.audit("acme") if row.entity == "invoice_item"]
     assert len(before) == 2
-    await world.turns(70)
+    world.clock.advance(2 * HOUR_MS)
+    await world.turns(3)
     assert amounts(world) == [250]
 
 
