@@ -16,7 +16,7 @@ class Cause(StrEnum):
     - `extra`: a view has more than the others. Rebuild the view in the detail. At Stripe, cancel the meter event or
       credit the difference, and find out who else sends to this meter.
     - `unknown_customer`: usage waits because its account has no Stripe customer at the usage's instant. Bind the
-      account or mark it free, within Stripe's 35 days.
+      account or mark it free, before Stripe finalizes the period's invoice.
     - `conflict`: one event id arrived with two types, sources or payloads; the first was counted. Ask the producer
       which one is right. If it is the second, or if both are, send the uncounted one under a new id.
     - `rejected_by_stripe`: Stripe refused the event, at once (the detail has Stripe's message) or after answering 200.

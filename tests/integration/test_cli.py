@@ -256,6 +256,20 @@ def test_account_is_bound_shown_and_its_period_closed(dev: RunningDev) -> None:
     assert "no RFC 3339 time" in dev.run("close-period", "closing", "yesterday", code=2)
 
 
+def test_account_flush_reports_usage_so_far_and_waits_until_it_is_settled(dev: RunningDev) -> None:
+    """A free account is settled without Stripe."""
+    dev.run("account", "bind", "flushed", "--free")
+    emit(dev, "flushed", "llm.completion", data='{"tokens":7,"model":"small"}')
+
+    flushed = dev.answer("account", "flush", "flushed", "--json")
+    assert (flushed["published"], flushed["settled"]) == (True, True)
+    (report,) = flushed["reports"]
+    assert (report["meter"], report["quantity"], report["status"]) == ("tokens", "7", "free")
+    assert report["timestamp"] < flushed["instant"]
+    assert dev.answer("account", "show", "flushed")["last_flush"] == flushed["instant"]
+    assert "nothing was counted since the last report" in dev.run("account", "flush", "flushed")
+
+
 def test_quarantined_event_is_listed_and_counted_after_its_redrive(dev: RunningDev) -> None:
     """A foreign producer with another partitioner wrote to the wrong topic; nothing is lost."""
     home = partition_of("lost", 4)
@@ -292,6 +306,24 @@ def test_key_works_within_its_role_until_it_is_revoked(dev: RunningDev) -> None:
     assert status("/v1/accounts/other/usage") == 403
     dev.run("key", "revoke", key.split("_")[1])
     assert status("/v1/accounts/twice/usage") == 401
+
+
+def test_an_account_is_linked_over_http_as_by_the_command(dev: RunningDev) -> None:
+    """The gateway opens PostgreSQL and Stripe with its first link, and waits for the mirror."""
+    stripe = {"Authorization": f"Bearer {dev.environment['TIDEMARK_STRIPE_API_KEY']}"}
+    made = httpx.post(f"{dev.environment['TIDEMARK_STRIPE_API_BASE']}/v1/customers", headers=stripe, timeout=30).json()
+    key = {"Authorization": f"Bearer {dev.run('key', 'create', '--role', 'admin').split()[0]}"}
+    url, body = f"{dev.gateway_url}/v1/accounts/signed%2Fup", {"stripe_customer": made["id"]}
+    answers = [httpx.put(url, headers=key, json=body, timeout=90) for _ in range(2)]
+    answers.append(httpx.get(url, headers=key, timeout=30))
+    link = {"stripe_customer": made["id"], "from": "1970-01-01T00:00:00Z", "to": None}
+    wanted = {"account": "signed/up", "stripe_customer": made["id"], "links": [link]}
+    assert [(answer.status_code, answer.json()) for answer in answers] == [(200, wanted)] * 3
+    dev.run("account", "link", "signed/up", "--customer", made["id"])
+    causes = [json.loads(line)["cause"] for line in dev.run("billing", "audit", "signed/up", "--json").splitlines()]
+    assert causes.count("account link") == 1
+    unknown = httpx.put(url, headers=key, json={"stripe_customer": "cus_unknown"}, timeout=90)
+    assert (unknown.status_code, unknown.json()["error"]["field"]) == (400, "stripe_customer")
 
 
 def test_reconcile_and_doctor_find_nothing_wrong(dev: RunningDev) -> None:
