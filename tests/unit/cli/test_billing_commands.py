@@ -69,7 +69,7 @@ async def test_report_of_a_customer_that_stripe_rejected_comes_back_once_the_cus
         base = await open_base(load_settings(**command.settings()))
         meters = StripeClientMeters(TEST_KEY, served.url, nonce="test")
         await meters.create_meter("tokens", "Tokens")
-        sender = StripeSender(base.log, meters, payer, clock, random.Random(1))
+        sender = StripeSender(base.log, FakeIntentLedger(), meters, payer, clock, random.Random(1))
 
         async def send() -> None:
             offset = await sender.start_offset(0) or 0
