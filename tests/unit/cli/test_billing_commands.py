@@ -20,6 +20,7 @@ from schemas.errors import InvalidInput
 from schemas.log import REPORTS_TOPIC
 from schemas.periods import Billing
 from schemas.reports import Intent, MeterEvent, Payer, SendStatus
+from sinks.sql.fake_intents import FakeIntentLedger
 from sinks.stripe.client import StripeClientMeters
 from stripe_simulator import SimulatorSettings
 from tests.services.stripe import TEST_KEY, serve_simulator
