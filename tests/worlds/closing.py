@@ -233,7 +233,9 @@ class ClosingWorld:
 
     async def redrive(self, *identifiers: str) -> Sequence[Redriven]:
         """An operator has rejected reports sent again."""
-        return await Redriver(self.log, self.meters, self.meters, self.clock).redrive(identifiers, "ada", "repaired")
+        tables, meters = self.tables, self.meters
+        redriver = Redriver(self.log, tables.intents, meters, meters, self.clock, tables.bills)
+        return await redriver.redrive(identifiers, "ada", "repaired")
 
     async def dead_letters(self) -> Sequence[LedgerIntent]:
         """What the ledger calls dead."""
