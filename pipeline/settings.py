@@ -101,6 +101,16 @@ class Settings(BaseSettings):
         "with a live key. Several sinks share Stripe's limit",
     )
 
+    stripe_reads_per_month: int = Field(
+        default=10_000,
+        ge=0,
+        description="Calls to Stripe that reconciliations may make in a month. Stripe allows 500 reads for each of the "
+        "month's transactions, and at least 10 000; the mirror and the sink read too",
+    )
+    auditor_time: str = Field(
+        default="03:00", description="Time of day in UTC at which the role `auditor` reconciles, such as `03:00`"
+    )
+
     gateway_host: str = Field(default="127.0.0.1", description="Address of the gateway")
     gateway_port: int = Field(default=8080, ge=0, le=65535, description="Port of the gateway; 0 takes a free port")
     query_timeout_s: float = Field(

@@ -21,6 +21,9 @@ class Cause(StrEnum):
       which one is right. If it is the second, or if both are, send the uncounted one under a new id.
     - `rejected_by_stripe`: Stripe refused the event, at once (the detail has Stripe's message) or after answering 200.
       Repair the customer or the meter, then report the difference under a new identifier.
+    - `unbilled`: reported, but on no invoice: the invoice of its period is final without it, or no subscription item
+      bills the meter. Bill it by an invoice item, or write it off.
+    - `confirmed`: no difference. The value at Stripe was read and is right.
     - `unchecked`: not read (no answer, over the limit of reads, another log, a Stripe key of another account or mode),
       and never taken as equal. Repair what the detail says and run again.
     """
@@ -31,13 +34,15 @@ class Cause(StrEnum):
     UNKNOWN_CUSTOMER = "unknown_customer"
     CONFLICT = "conflict"
     REJECTED_BY_STRIPE = "rejected_by_stripe"
+    UNBILLED = "unbilled"
+    CONFIRMED = "confirmed"
     UNCHECKED = "unchecked"
 
     @property
     def is_drift(self) -> bool:
         """Whether two views have different counts. All views agree about conflicts and unknown customers. Rows in
         flight or unchecked prove nothing."""
-        return self in (Cause.MISSING, Cause.EXTRA, Cause.REJECTED_BY_STRIPE)
+        return self in (Cause.MISSING, Cause.EXTRA, Cause.REJECTED_BY_STRIPE, Cause.UNBILLED)
 
     @property
     def is_open(self) -> bool:
@@ -52,6 +57,7 @@ class Pair(StrEnum):
     HOURLY = "usage_events ↔ usage_hourly"
     INTENTS = "usage_events ↔ intents"
     STRIPE = "intents ↔ stripe"
+    INVOICES = "intents ↔ invoices"
     COUNTERS = "counters"
     DUPLICATES = "usage_events ↔ usage_duplicates"
 

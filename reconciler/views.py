@@ -13,6 +13,7 @@ from reconciler.report import ROWS_MAX, Findings, Row
 from schemas.analytics import ArchivePosition, HourlyStore, UsageReader
 from schemas.clock import MINUTE_MS, Clock
 from schemas.errors import InvalidInput, OperatorNeeded, Refused, Transient
+from schemas.invoices import StripeInvoices
 from schemas.live_view import LiveView
 from schemas.log import Log, position
 from schemas.reports import StripeMeters, StripeRejections
@@ -26,7 +27,8 @@ T = TypeVar("T")
 @dataclass(frozen=True, slots=True)
 class Views:
     """The views to compare. `stripe` is None if no reporting is configured. `rejections` reads what Stripe rejected
-    after answering 200; if it is None, a shortage at Stripe is reported as such a rejection."""
+    after answering 200; if it is None, a shortage at Stripe is reported as such a rejection. Without `invoices`, as
+    without a key, nothing is said about bills."""
 
     live: LiveView
     reader: UsageReader
@@ -34,6 +36,7 @@ class Views:
     log: Log
     stripe: StripeMeters | None = None
     rejections: StripeRejections | None = None
+    invoices: StripeInvoices | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -384,7 +384,7 @@ def reconcile(
 
     Exits 0 if all compared values are equal, 1 on drift. Values that could not be read are `unchecked`.
     """
-    from pipeline.commands.operations import run_reconcile
+    from pipeline.commands.reconciliation import run_reconcile
 
     from_ms = instant_ms("--from", from_) if from_ is not None else None
     to_ms = instant_ms("--to", to) if to is not None else None

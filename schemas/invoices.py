@@ -1,0 +1,88 @@
+"""What Stripe's own lists say about a customer's invoices, for comparisons (`StripeInvoices`).
+
+Read from Stripe and not from the mirror: the reader of this judges the mirror too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from decimal import Decimal
+from typing import Final, NamedTuple, Protocol
+
+# The metadata of an invoice item of late usage: its identifier, the meter's event name, and the quantities from which
+# and to which it bills. The item's period is the span of the usage.
+ITEM_KEY: Final = "tidemark_item"
+ITEM_METER_KEY: Final = "tidemark_event_name"
+ITEM_FROM_KEY: Final = "tidemark_from_quantity"
+ITEM_TO_KEY: Final = "tidemark_to_quantity"
+
+
+class MeteredLine(NamedTuple):
+    """A line of an invoice whose price is metered: one for each tier. A negative amount is what an earlier invoice of
+    the same span billed. `quantity` is in units of the meter; `event_name` is empty if Stripe lists no such meter."""
+
+    subscription: str
+    price: str
+    event_name: str
+    start_ms: int
+    end_ms: int
+    quantity: Decimal
+    amount_minor: int
+
+
+class ListedInvoice(NamedTuple):
+    """An invoice with its metered lines. `status` as at Stripe; `finalizes_ms` is None if Stripe will not do so."""
+
+    id: str
+    status: str
+    currency: str
+    created_ms: int
+    finalizes_ms: int | None
+    lines: Sequence[MeteredLine]
+
+
+class ListedItem(NamedTuple):
+    """An invoice item of ours. `quantity` is None if its metadata cannot be read; `invoice` is empty while it waits for
+    the customer's next one."""
+
+    id: str
+    identifier: str
+    event_name: str
+    start_ms: int
+    end_ms: int
+    quantity: Decimal | None
+    amount_minor: int
+    currency: str
+    invoice: str
+
+
+class RunningItem(NamedTuple):
+    """An item of a subscription that has not ended, which bills a meter in its current period."""
+
+    subscription: str
+    event_name: str
+    start_ms: int
+    end_ms: int
+
+
+class CustomerBilling(NamedTuple):
+    """What Stripe lists of a customer."""
+
+    invoices: Sequence[ListedInvoice]
+    items: Sequence[ListedItem]
+    running: Sequence[RunningItem]
+
+
+class StripeInvoices(Protocol):
+    """Reads Stripe's lists. Every call may raise `Transient`, `Refused` or `InvalidInput`, and `OperatorNeeded` for a
+    list with too many pages."""
+
+    @property
+    def reads(self) -> int:
+        """The calls so far, which count towards Stripe's allocation of reads."""
+        ...
+
+    async def billing_of(self, stripe_customer: str, from_ms: int) -> CustomerBilling:
+        """The customer's invoices created at `from_ms` or later, drafts included, the invoice items of ours, and the
+        running items. Costs three calls, one for each further page, and one for each price that was never seen."""
+        ...
