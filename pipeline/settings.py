@@ -108,7 +108,9 @@ class Settings(BaseSettings):
         "month's transactions, and at least 10 000; the mirror and the sink read too",
     )
     auditor_time: str = Field(
-        default="03:00", description="Time of day in UTC at which the role `auditor` reconciles, such as `03:00`"
+        default="03:00",
+        pattern=r"^([01][0-9]|2[0-3]):[0-5][0-9]$",
+        description="Time of day in UTC at which the role `auditor` reconciles, such as `03:00`",
     )
 
     gateway_host: str = Field(default="127.0.0.1", description="Address of the gateway")

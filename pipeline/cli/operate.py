@@ -377,12 +377,22 @@ def quarantine_redrive(positions: tuple[str, ...], reason: str | None, limit: in
     "--rows", type=click.IntRange(0), default=50, show_default=True, help="Maximum number of differences to print."
 )
 @click.option("--pushgateway", default="", help="Also push the gauges to this Prometheus push gateway.")
+@click.option("--html", type=click.Path(dir_okay=False, path_type=Path), help="Also write the report as a page.")
+@click.option("--record/--no-record", default=True, help="Keep the run and its rows in ClickHouse.", show_default=True)
 def reconcile(
-    from_: str | None, to: str | None, as_json: bool, stripe_reads_max: int, rows: int, pushgateway: str
+    from_: str | None,
+    to: str | None,
+    as_json: bool,
+    stripe_reads_max: int,
+    rows: int,
+    pushgateway: str,
+    html: Path | None,
+    record: bool,
 ) -> None:
-    """Recount usage_events and compare it with Redis, usage_hourly, the intents and Stripe.
+    """Recount usage_events and compare it with Redis, usage_hourly, the intents, Stripe's sums and Stripe's invoices.
 
-    Exits 0 if all compared values are equal, 1 on drift. Values that could not be read are `unchecked`.
+    Exits 0 if all compared values are equal, 1 on drift. Values that could not be read are `unchecked`. What an earlier
+    run has confirmed at Stripe is not read again soon; without a record, everything is read.
     """
     from pipeline.commands.reconciliation import run_reconcile
 
@@ -399,6 +409,8 @@ def reconcile(
             stripe_reads_max=stripe_reads_max,
             rows_max=rows,
             pushgateway=pushgateway,
+            record=record,
+            html=html,
         )
     )
     click.echo(text)

@@ -16,7 +16,6 @@ from pipeline.open import (
     following,
     meter_set_in_force,
     open_base,
-    open_live_view,
     open_stripe,
 )
 from pipeline.settings import Settings

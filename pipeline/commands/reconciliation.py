@@ -17,6 +17,7 @@ from prometheus_client import CollectorRegistry, Gauge, push_to_gateway
 from pipeline.open import Base, open_base, open_live_view, open_stripe, open_stripe_invoices, open_usage_reader
 from pipeline.settings import Settings
 from reconciler.causes import Verdict
+from reconciler.page import render_page
 from reconciler.records import finding_rows, run_row
 from reconciler.report import Report, gauge_values, to_json
 from reconciler.run import reconcile
@@ -152,10 +153,13 @@ async def run_reconcile(
         async with opened(settings) as stores:
             report, is_stored = await reconcile_and_record(stores, COMMAND, stripe_reads_max, from_ms, to_ms)
     else:
-        report, is_stored = await reconcile_deployment(settings, from_ms, to_ms, stripe_reads_max=stripe_reads_max), True
+        report, is_stored = (
+            await reconcile_deployment(settings, from_ms, to_ms, stripe_reads_max=stripe_reads_max),
+            True,
+        )
     code = 1 if report.verdict is Verdict.DRIFT or not is_stored else 0
     if html is not None:
-        html.write_text(render_page(report), encoding="utf-8")
+        await asyncio.to_thread(html.write_text, render_page(report), encoding="utf-8")
     if pushgateway:
         try:
             push_gauges(report, pushgateway)

@@ -42,7 +42,8 @@ class ClickHouseReconciliations:
     async def stripe_reads(self, from_ms: int) -> int:
         """See `ReconciliationRecords`."""
         rows = await self._clickhouse.rows(
-            "SELECT sum(stripe_reads) FROM reconciliation_runs FINAL WHERE started_ms >= {from:Int64}", {"from": from_ms}
+            "SELECT sum(stripe_reads) FROM reconciliation_runs FINAL WHERE started_ms >= {from:Int64}",
+            {"from": from_ms},
         )
         return int(rows[0][0])
 
