@@ -20,8 +20,8 @@ from demo.story import Story, verdict
 from demo.verify import Expected, live_counters, mismatches, recount
 from demo.view import Screen, summary
 from demo.worker import ReplayCounter
+from pipeline.audit.reconciling import reconcile_deployment
 from pipeline.clock import FileClock, ScaledClock, SystemClock, write_clock
-from pipeline.commands.reconciliation import reconcile_deployment
 from pipeline.local.dev import Dev, DevOptions, locked_folder
 from pipeline.local.processes import LocalProcess, python
 from pipeline.open import open_base, open_live_view, read_meter_set

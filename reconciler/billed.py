@@ -163,7 +163,7 @@ def _judged(
         cause, detail = Cause.UNCHECKED, NO_QUANTITY.format(unread)
     elif not difference:
         cause, detail = Cause.CONFIRMED, ""
-    elif pending and -sum(max(u, 0) for u in pending) <= difference <= -sum(min(u, 0) for u in pending):
+    elif sum(min(units, 0) for units in pending) <= difference <= sum(max(units, 0) for units in pending):
         cause, detail = Cause.IN_FLIGHT, f"{len(pending)} intents are not settled"
     elif difference < 0:
         missing = decimal_text(reported - invoiced - added, SCALE_MAX)

@@ -63,7 +63,8 @@ td b { font-weight: 600; } td small { display: block; color: var(--soft); overfl
   td, td.number { display: flex; justify-content: space-between; gap: 1rem; border: 0; padding: .15rem 0;
     text-align: right; white-space: normal; }
   td::before { content: attr(data-label); color: var(--soft); text-align: left; flex: none; }
-  td:empty, td.remedy:empty { display: none; } td.remedy:not(:empty) { display: block; text-align: left; } td.remedy::before { display: block; }
+  td:empty, td.remedy:empty { display: none; }
+  td.remedy:not(:empty) { display: block; text-align: left; } td.remedy::before { display: block; }
 }
 """
 

@@ -2,17 +2,28 @@
 
 from __future__ import annotations
 
-from reconciler.report import Report, Row
+from typing import Final
+
+from reconciler.causes import Verdict
+from reconciler.report import GaugeKey, Report, Row
 from schemas.reconciliation import FindingRow, RunRow
 
+# The verdict of a run that has not ended; it stays if the run is interrupted.
+RUNNING: Final = "running"
 
-def run_row(report: Report, run: str, role: str, ended_ms: int) -> RunRow:
-    """The row of the whole run."""
+
+def begun(run: str, role: str, started_ms: int) -> RunRow:
+    """The row of a run that has just begun."""
+    return RunRow(run, role, started_ms, started_ms, None, None, RUNNING, 0, 0, 0, 0, 0, None, 0)
+
+
+def run_row(report: Report, run: str, role: str, started_ms: int, ended_ms: int) -> RunRow:
+    """The row of the whole run. It replaces the one of `begun` with the same start."""
     unread = [covered.oldest_unread_ms for covered in (report.sums, report.invoices)]
     return RunRow(
         run,
         role,
-        report.started_at_ms,
+        started_ms,
         ended_ms,
         report.from_ms,
         report.to_ms,
@@ -25,6 +36,15 @@ def run_row(report: Report, run: str, role: str, ended_ms: int) -> RunRow:
         min((ends_ms for ends_ms in unread if ends_ms is not None), default=None),
         report.stripe_reads,
     )
+
+
+def run_gauges(row: RunRow) -> dict[GaugeKey, int]:
+    """The gauges of a report that are in its run's row, for a process that did not make the report."""
+    values = {GaugeKey("tidemark_reconcile_started_at_seconds", ()): row.started_ms // 1_000}
+    for verdict in Verdict:
+        key = GaugeKey("tidemark_reconcile_verdict", (("verdict", verdict.value),))
+        values[key] = int(row.verdict == verdict)
+    return values
 
 
 def finding_rows(report: Report, run: str) -> list[FindingRow]:

@@ -7,7 +7,8 @@ from collections import Counter
 import pytest
 
 from reconciler.causes import Cause, Pair, Verdict
-from reconciler.reading import REREAD_AFTER_MS, Coverage, LastRead, Readable, coverage, plan
+from reconciler.coverage import Coverage
+from reconciler.reading import REREAD_AFTER_MS, LastRead, Readable, coverage, plan
 from reconciler.records import finding_rows, run_row
 from reconciler.report import Report, gauge_values
 from reconciler.table import render_table
@@ -79,7 +80,9 @@ async def recorded(deployment: Deployment, records: FakeReconciliations, reads_m
     policy = ReconcilePolicy(archive_wait_s=1.0, stripe_reads_max=reads_max)
     report = await deployment.reconcile(policy=policy, past=await records.past_reads())
     run = f"run-{len(records.runs)}"
-    await records.insert(run_row(report, run, "command", deployment.clock.ms), finding_rows(report, run))
+    await records.insert(
+        run_row(report, run, "command", report.started_at_ms, deployment.clock.ms), finding_rows(report, run)
+    )
     deployment.clock.ms += MINUTE_MS
     return report
 
