@@ -31,7 +31,7 @@ NO_ITEM: Final = (
 )
 NOT_BILLED_YET: Final = "no subscription item of the customer bills this meter yet: subscribe the customer to a price"
 VOIDED: Final = "the invoice {} was voided, so nothing of it is billed; "
-NO_QUANTITY: Final = "the metadata of the invoice item {} has no quantities: restore them at Stripe"
+NO_QUANTITY: Final = "the metadata of the invoice item {} lacks meter or quantities: restore it at Stripe"
 BILLED_TWICE: Final = "{} and {} bill the same usage: cancel one of the subscriptions and credit its invoice"
 MORE: Final = "the invoice bills more than was reported: find the other sender to the meter, and credit the difference"
 
@@ -94,7 +94,7 @@ def compare(usages: Mapping[str, Sequence[Usage]], billing: CustomerBilling, now
     found: list[Billed] = []
     for event_name, used in usages.items():
         of_meter = {name: span for name, span in spans.items() if name[0] == event_name}
-        items = [item for item in billing.items if item.event_name == event_name]
+        items = [item for item in billing.items if item.event_name in ("", event_name)]
         found += [_twice(first, second) for first, second in _overlapping(of_meter)]
         for (_, period, _, _), span in of_meter.items():
             inside = [usage for usage in used if _is_in(usage, period)]

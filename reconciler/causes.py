@@ -15,6 +15,7 @@ class Cause(StrEnum):
       `usage_hourly` are idempotent; Redis is rebuilt). At Stripe, report the difference as a correction.
     - `extra`: a view has more than the others. Rebuild the view in the detail. At Stripe, cancel the meter event or
       credit the difference, and find out who else sends to this meter.
+    - `differing`: the mirror of an object at Stripe has other values. Have the objects fetched again.
     - `unknown_customer`: usage waits because its account has no Stripe customer at the usage's instant. Bind the
       account or mark it free, within Stripe's 35 days.
     - `conflict`: one event id arrived with two types, sources or payloads; the first was counted. Ask the producer
@@ -31,6 +32,7 @@ class Cause(StrEnum):
     IN_FLIGHT = "in_flight"
     MISSING = "missing"
     EXTRA = "extra"
+    DIFFERING = "differing"
     UNKNOWN_CUSTOMER = "unknown_customer"
     CONFLICT = "conflict"
     REJECTED_BY_STRIPE = "rejected_by_stripe"
@@ -42,12 +44,15 @@ class Cause(StrEnum):
     def is_drift(self) -> bool:
         """Whether two views have different counts. All views agree about conflicts and unknown customers. Rows in
         flight or unchecked prove nothing."""
-        return self in (Cause.MISSING, Cause.EXTRA, Cause.REJECTED_BY_STRIPE, Cause.UNBILLED)
+        return self in _DRIFT
 
     @property
     def is_open(self) -> bool:
         """Whether this part of the comparison is still to be made."""
         return self in (Cause.IN_FLIGHT, Cause.UNCHECKED)
+
+
+_DRIFT: Final = frozenset({Cause.MISSING, Cause.EXTRA, Cause.DIFFERING, Cause.REJECTED_BY_STRIPE, Cause.UNBILLED})
 
 
 class Pair(StrEnum):
@@ -58,6 +63,7 @@ class Pair(StrEnum):
     INTENTS = "usage_events ↔ intents"
     STRIPE = "intents ↔ stripe"
     INVOICES = "intents ↔ invoices"
+    MIRROR = "stripe ↔ mirror"
     COUNTERS = "counters"
     DUPLICATES = "usage_events ↔ usage_duplicates"
 

@@ -31,6 +31,7 @@ _WORDS: Final = {
     Cause.IN_FLIGHT: "on its way",
     Cause.MISSING: "missing",
     Cause.EXTRA: "too much",
+    Cause.DIFFERING: "other values",
     Cause.UNKNOWN_CUSTOMER: "no customer pays",
     Cause.CONFLICT: "two events with one id",
     Cause.REJECTED_BY_STRIPE: "rejected by Stripe",

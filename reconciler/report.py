@@ -101,6 +101,7 @@ class Findings:
         self._differing: Counter[Pair] = Counter()
         self._unchecked: Counter[Pair] = Counter()
         self._confirmed: list[Row] = []
+        self._absent: list[Row] = []
         self.sums = NOTHING_DUE
         self.invoices = NOTHING_DUE
         self.stripe_reads = 0
@@ -130,6 +131,10 @@ class Findings:
             if other is not None:
                 self._rows[other] = row
 
+    def absent(self, row: Row) -> None:
+        """Add a row that says which copy this deployment does not have. It makes nothing incomplete."""
+        self._absent.append(row)
+
     def left_off(self, pair: Pair, cause: Cause, rows: int) -> None:
         """Count rows that were not read. Their cause must not be drift."""
         if rows:
@@ -150,7 +155,7 @@ class Findings:
         rows = sorted(self._rows, key=_place)
         left_off = self._causes.total() - len(rows)
         return Report(
-            tuple(rows), left_off, summaries, dict(self._causes), started_at_ms, from_ms, to_ms,
+            (*rows, *self._absent), left_off, summaries, dict(self._causes), started_at_ms, from_ms, to_ms,
             tuple(self._confirmed), self.sums, self.invoices, self.stripe_reads,
         )  # fmt: skip
 

@@ -17,6 +17,7 @@ from reconciler.history import History
 from reconciler.hourly_cells import CellsComparison
 from reconciler.intents import IntentsComparison
 from reconciler.invoices import InvoiceComparison
+from reconciler.mirror import MirrorComparison
 from reconciler.past import Past
 from reconciler.recount import PartitionState, Recounter, TotalName
 from reconciler.redis_totals import TotalsComparison
@@ -155,7 +156,7 @@ class _Run:
             self.findings.add(Row(Pair.DUPLICATES, Cause.CONFLICT, account=conflict.account, detail=detail))
 
     async def _at_stripe(self, partitions: Iterable[int]) -> None:
-        """Compare bills and sums. The sums get at least half of the reads."""
+        """Compare bills, sums and the mirror: half of the reads, a quarter and a quarter at least, if all are due."""
         findings, limit = self.findings, self.policy.stripe_reads_max
         common = (self.views, self.policy, self.clock, self.index, self._period_of, findings, self.range)
         bills = InvoiceComparison(*common, self.past.invoices())
@@ -163,8 +164,11 @@ class _Run:
             findings, Pair.INVOICES, None, bills.run(partitions, limit // 2)
         ) or NOTHING_DUE  # fmt: skip
         sums = StripeComparison(*common, self.past.sums())
-        left = max(0, limit - findings.stripe_reads)
+        kept = limit // 4 if self.views.tables is not None else 0
+        left = max(0, limit - kept - findings.stripe_reads)
         findings.sums = await attempted(findings, Pair.STRIPE, None, sums.run(partitions, left)) or NOTHING_DUE
+        mirror = MirrorComparison(self.views, self.clock, findings)
+        await attempted(findings, Pair.MIRROR, None, mirror.run(max(0, limit - findings.stripe_reads)))
 
     def _conserved(self, partition: int, checkpoint: Checkpoint) -> None:
         """Add a finding if the counters of the checkpoint do not add up (I1)."""

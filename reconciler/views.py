@@ -18,6 +18,7 @@ from schemas.live_view import LiveView
 from schemas.log import Log, position
 from schemas.reports import StripeMeters, StripeRejections
 from schemas.rollup import Checkpoint
+from schemas.side_tables import SideTables
 
 ARCHIVE_POLLS: Final = 40
 
@@ -28,7 +29,8 @@ T = TypeVar("T")
 class Views:
     """The views to compare. `stripe` is None if no reporting is configured. `rejections` reads what Stripe rejected
     after answering 200; if it is None, a shortage at Stripe is reported as such a rejection. Without `invoices`, as
-    without a key, nothing is said about bills."""
+    without a key, nothing is said about bills and the mirror. `no_tables` says why the side tables cannot be read, ""
+    if the deployment has none."""
 
     live: LiveView
     reader: UsageReader
@@ -37,6 +39,8 @@ class Views:
     stripe: StripeMeters | None = None
     rejections: StripeRejections | None = None
     invoices: StripeInvoices | None = None
+    tables: SideTables | None = None
+    no_tables: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,13 +1,16 @@
-"""What Stripe's own lists say about a customer's invoices, for comparisons (`StripeInvoices`).
+"""What Stripe's own lists say about customers and their invoices, for comparisons (`StripeInvoices`).
 
 Read from Stripe and not from the mirror: the reader of this judges the mirror too.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from decimal import Decimal
-from typing import Final, NamedTuple, Protocol
+from typing import Any, Final, NamedTuple, Protocol
+
+from schemas.billing_events import ObjectKind
 
 # The metadata of an invoice item of late usage: its identifier, the meter's event name, and the quantities from which
 # and to which it bills. The item's period is the span of the usage.
@@ -42,8 +45,8 @@ class ListedInvoice(NamedTuple):
 
 
 class ListedItem(NamedTuple):
-    """An invoice item of ours. `quantity` is None if its metadata cannot be read; `invoice` is empty while it waits for
-    the customer's next one."""
+    """An invoice item of ours. `quantity` is None and `event_name` "" if the metadata cannot be read; `invoice` is ""
+    while the item waits for the customer's next one."""
 
     id: str
     identifier: str
@@ -73,6 +76,14 @@ class CustomerBilling(NamedTuple):
     running: Sequence[RunningItem]
 
 
+class ListedPage(NamedTuple):
+    """One page of a list as JSON objects, the newest first, with all rows of their nested lists. `after` is the id
+    behind which the next page begins, "" at the end."""
+
+    bodies: Sequence[Mapping[str, Any]]
+    after: str
+
+
 class StripeInvoices(Protocol):
     """Reads Stripe's lists. Every call may raise `Transient`, `Refused` or `InvalidInput`, and `OperatorNeeded` for a
     list with too many pages."""
@@ -85,4 +96,13 @@ class StripeInvoices(Protocol):
     async def billing_of(self, stripe_customer: str, from_ms: int) -> CustomerBilling:
         """The customer's invoices created at `from_ms` or later, drafts included, the invoice items of ours, and the
         running items. Costs three calls, one for each further page, and one for each price that was never seen."""
+        ...
+
+    async def page(self, kind: ObjectKind, after: str, from_ms: int) -> ListedPage:
+        """A page of all objects of a kind; of invoices, those created at `from_ms` or later. Costs one call, and one
+        for each object with more than ten parts."""
+        ...
+
+    async def changed_since(self, since_ms: int) -> AbstractSet[str]:
+        """The ids of the objects and of the customers that Stripe's events of the time since name."""
         ...

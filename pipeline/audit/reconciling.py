@@ -12,15 +12,24 @@ from typing import NamedTuple
 
 from prometheus_client import CollectorRegistry, Gauge
 
-from pipeline.open import Base, open_base, open_live_view, open_stripe, open_stripe_invoices, open_usage_reader
+from pipeline.open import (
+    Base,
+    open_base,
+    open_live_view,
+    open_side_tables,
+    open_stripe,
+    open_stripe_invoices,
+    open_usage_reader,
+)
 from pipeline.settings import Settings
 from reconciler.records import begun, finding_rows, run_row
 from reconciler.report import GaugeKey, Report
 from reconciler.run import reconcile
 from reconciler.views import ReconcilePolicy, Views
-from schemas.errors import OperatorNeeded, Refused, Transient
+from schemas.errors import InvalidInput, OperatorNeeded, Refused, Transient
 from schemas.live_view import LiveView
 from schemas.reconciliation import ReconciliationRecords
+from schemas.side_tables import SideTables
 from sinks.clickhouse.client import open_clickhouse
 from sinks.clickhouse.reader import ClickHouseReader
 from sinks.clickhouse.reconciliations import ClickHouseReconciliations
@@ -57,8 +66,21 @@ async def opened(settings: Settings) -> AsyncIterator[Opened]:
             if client is not None:
                 stack.push_async_callback(client.close)
         store = ClickHouseStore(clickhouse)
-        views = Views(view, ClickHouseReader(clickhouse), store, base.log, meters, meters, invoices)
+        tables, no_tables = await _tables(base)
+        if tables is not None:
+            stack.push_async_callback(tables.close)
+        views = Views(view, ClickHouseReader(clickhouse), store, base.log, meters, meters, invoices, tables, no_tables)
         yield Opened(base, views, ClickHouseReconciliations(clickhouse), store)
+
+
+async def _tables(base: Base) -> tuple[SideTables | None, str]:
+    """The side tables, or why they cannot be read. A deployment without webhooks has none."""
+    if not base.settings.sql_url.startswith("postgresql://"):
+        return None, ""
+    try:
+        return await open_side_tables(base), ""
+    except (InvalidInput, OperatorNeeded, Transient) as error:
+        return None, str(error)
 
 
 async def reconcile_deployment(

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from decimal import Decimal, InvalidOperation
 from typing import Any, Final
 from urllib.parse import quote
 
+from schemas.billing_events import ObjectKind, ObjectName
 from schemas.clock import SECOND_MS
 from schemas.errors import InvalidInput
 from schemas.invoices import (
@@ -17,12 +19,13 @@ from schemas.invoices import (
     CustomerBilling,
     ListedInvoice,
     ListedItem,
+    ListedPage,
     MeteredLine,
     RunningItem,
 )
 from sinks.stripe.answers import Malformed
 from sinks.stripe.connection import SHAPE_ERRORS
-from sinks.stripe.objects import PART_PAGES_MAX, StripeClientObjects
+from sinks.stripe.objects import PAGE_ROWS, PART_PAGES_MAX, PATHS, StripeClientObjects
 
 LIST_PAGES_MAX: Final = 100
 # Subscriptions that bill nothing any more, or nothing yet.
@@ -61,6 +64,24 @@ class StripeClientInvoices(StripeClientObjects):
         except SHAPE_ERRORS as error:
             raise InvalidInput(stripe_customer, f"its invoices are not in Stripe's form: {error}") from error
         return CustomerBilling(listed, ours, running)
+
+    async def page(self, kind: ObjectKind, after: str, from_ms: int) -> ListedPage:
+        """See `StripeInvoices`."""
+        options: dict[str, object] = {"limit": PAGE_ROWS} | ({"starting_after": after} if after else {})
+        if kind is ObjectKind.SUBSCRIPTION:
+            options["status"] = "all"
+        if kind is ObjectKind.INVOICE:
+            options["created"] = {"gte": max(0, from_ms) // SECOND_MS}
+        listed = await self._get(PATHS[kind], options)
+        bodies = [await self._with_parts(ObjectName(kind, str(body["id"])), body) for body in listed["data"]]
+        return ListedPage(bodies, str(bodies[-1]["id"]) if bodies and listed["has_more"] else "")
+
+    async def changed_since(self, since_ms: int) -> AbstractSet[str]:
+        """See `StripeInvoices`."""
+        # An event may be dated a little after our clock.
+        events = await self.events(since_ms // SECOND_MS, 2**40)
+        bodies: list[Any] = [event["data"]["object"] for event in events]  # type: ignore[index]  # JSON of any shape
+        return {_id(body.get(name)) for body in bodies for name in ("id", "customer", "subscription", "invoice")} - {""}
 
     async def _all(self, path: str, options: Mapping[str, object]) -> list[Any]:
         return [row async for row in self._rows(path, options, LIST_PAGES_MAX)]

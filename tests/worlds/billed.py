@@ -7,14 +7,19 @@ import random
 from collections.abc import AsyncIterator
 from typing import Any, Final
 
+from aggregators.binding_timeline import overlaps, timeline
+from aggregators.mirror import mirror_rows
 from pipeline.billing.customers import BindingResolver
 from pipeline.billing.sender import StripeSender
 from pipeline.logs.control_records import ensure_deployment
 from pipeline.settings import Settings
 from reconciler.views import Views
+from schemas.billing_events import ObjectKind, StripeEvent, Via
 from schemas.clock import HOUR_MS, MINUTE_MS
 from schemas.invoices import ITEM_FROM_KEY, ITEM_KEY, ITEM_METER_KEY, ITEM_TO_KEY
 from schemas.reports import StripeMeters
+from schemas.side_tables import Arrived, Fetched, SideTables, Step
+from sinks.sql.fake import FakeSideTables
 from sinks.stripe.client import StripeClientMeters
 from sinks.stripe.invoices import StripeClientInvoices
 from stripe_simulator import SimulatorSettings
@@ -147,3 +152,30 @@ async def billed_deployment(**settings: Any) -> AsyncIterator[BilledDeployment]:
             yield deployment
         finally:
             await deployment.close()
+
+
+async def mirrored(deployment: BilledDeployment) -> SideTables:
+    """Side tables with everything that the simulator has, as the role mirror would write it."""
+    tables = FakeSideTables(timeline, overlaps)
+    await tables.migrate("test:acct_simulator", deployment.world.log_id)
+    await remirror(deployment, tables)
+    return tables
+
+
+async def remirror(deployment: BilledDeployment, tables: SideTables) -> None:
+    """Fetch every object again."""
+    objects, fetched = deployment.invoices, []
+    for kind in ObjectKind:
+        names = [name for name, _ in await objects.names(kind)]
+        seqs = await tables.fetch_seqs(names)
+        fetched += [Fetched(name, seqs[name], mirror_rows(name, await objects.fetch(name))) for name in names]
+    offset = await tables.position(0) or 0
+    events = [
+        Arrived(
+            StripeEvent(f"read_{offset}_{place}", "read", deployment.clock.ms // 1_000, "", (each.name,)),
+            Via.RESYNC,
+            offset,
+        )
+        for place, each in enumerate(fetched)
+    ]
+    await tables.commit(Step(0, offset, offset + 1, deployment.clock.ms, events, fetched))
