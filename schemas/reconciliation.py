@@ -71,6 +71,21 @@ class PastRead(NamedTuple):
     cause: str
 
 
+class RepairRow(NamedTuple):
+    """What a person had repaired: `step` names it, so that it is done once. `result` is `begun` before it is done."""
+
+    step: str
+    kind: str
+    identifier: str
+    event_name: str
+    stripe_customer: str
+    quantity: str
+    actor: str
+    reason: str
+    at_ms: int
+    result: str
+
+
 class ReconciliationRecords(Protocol):
     """Where reconciliations are kept. Every call may raise `Transient` and may be repeated."""
 
@@ -88,4 +103,12 @@ class ReconciliationRecords(Protocol):
 
     async def last_run(self, role: str = "") -> RunRow | None:
         """The run that began last, of one role if named."""
+        ...
+
+    async def note_repair(self, row: RepairRow) -> None:
+        """Store a step of a repair; a later row of the same step replaces it."""
+        ...
+
+    async def repair(self, step: str) -> RepairRow | None:
+        """The last row of a step, or None."""
         ...

@@ -34,6 +34,7 @@ from sinks.clickhouse.client import open_clickhouse
 from sinks.clickhouse.reader import ClickHouseReader
 from sinks.clickhouse.reconciliations import ClickHouseReconciliations
 from sinks.clickhouse.writer import ClickHouseStore
+from sinks.stripe.client import StripeClientMeters
 
 _LOG = logging.getLogger(__name__)
 
@@ -45,6 +46,7 @@ class Opened(NamedTuple):
     views: Views
     records: ReconciliationRecords
     store: ClickHouseStore
+    meters: StripeClientMeters | None
 
 
 @asynccontextmanager
@@ -70,7 +72,7 @@ async def opened(settings: Settings) -> AsyncIterator[Opened]:
         if tables is not None:
             stack.push_async_callback(tables.close)
         views = Views(view, ClickHouseReader(clickhouse), store, base.log, meters, meters, invoices, tables, no_tables)
-        yield Opened(base, views, ClickHouseReconciliations(clickhouse), store)
+        yield Opened(base, views, ClickHouseReconciliations(clickhouse), store, meters)
 
 
 async def _tables(base: Base) -> tuple[SideTables | None, str]:

@@ -17,8 +17,9 @@ import click
 from pipeline.cli.billing import webhooks
 from pipeline.cli.context import EXIT_FAILURE, EXIT_INPUT, EXIT_INTERRUPTED, EXIT_OPERATOR
 from pipeline.cli.develop import dev, emit, key, periods, stripe_simulator, top, usage
-from pipeline.cli.operate import account, billing, close_period, doctor, meters, quarantine, reconcile
+from pipeline.cli.operate import account, billing, close_period, doctor, meters, quarantine
 from pipeline.cli.rebuild import rebuild
+from pipeline.cli.reconcile import reconcile
 from pipeline.cli.roles import archive, auditor, gateway, mirror, router, sink, worker
 from schemas.errors import InvalidInput, OperatorNeeded, TidemarkError
 

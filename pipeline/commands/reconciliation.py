@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Callable, Sequence
 from http.client import HTTPException
 from pathlib import Path
 from typing import Final
@@ -11,12 +12,20 @@ from typing import Final
 from prometheus_client import CollectorRegistry, push_to_gateway
 
 from pipeline.audit.reconciling import ReportGauges, opened, reconcile_and_record, reconcile_deployment
+from pipeline.audit.repair import RepairStep, execute, plan_of
+from pipeline.billing.redrive import REPORTS_KEPT_MS, Redriver, failed_intents
 from pipeline.settings import Settings
 from reconciler.causes import Verdict
+from reconciler.compare import Range
 from reconciler.page import render_page
 from reconciler.report import Report, gauge_values, to_json
+from reconciler.reports_index import ReportsIndex
 from reconciler.table import render_table
-from schemas.errors import Transient
+from reconciler.views import ReconcilePolicy
+from schemas.errors import InvalidInput, Transient
+from schemas.log import REPORTS_TOPIC
+from schemas.periods import Period
+from schemas.reports import Intent
 
 COMMAND: Final = "command"
 READS_MAX: Final = 2_000
@@ -59,6 +68,43 @@ async def run_reconcile(
             code = 1
             _LOG.error("the report is not pushed: %s", error)
     return code, to_json(report) if as_json else render_table(report, rows_max=rows_max)
+
+
+async def run_repair(
+    settings: Settings,
+    from_ms: int | None,
+    to_ms: int | None,
+    stripe_reads_max: int,
+    decide: Callable[[Sequence[RepairStep]], tuple[str, str] | None],
+) -> tuple[int, list[str]]:
+    """Reconcile, plan repairs, and do those that can be done: (exit code, lines).
+
+    `decide` gets the plan and returns who repairs and why, or None to change nothing. Exit code 1 if drift is left as
+    it was, or a step was refused. Raises `InvalidInput` without a Stripe key.
+    """
+    async with opened(settings) as stores:
+        meters, clock, log = stores.meters, stores.base.clock, stores.base.log
+        if meters is None:
+            raise InvalidInput("TIDEMARK_STRIPE_API_KEY", "is not set; only what is at Stripe can be repaired")
+        report, _ = await reconcile_and_record(stores, COMMAND, stripe_reads_max, from_ms, to_ms)
+        limits = Range(from_ms, to_ms)
+        failed = await failed_intents(log, await meters.rejections(clock.now_ms() - REPORTS_KEPT_MS))
+        index = ReportsIndex(log, ReconcilePolicy().reports_max)
+        for partition in range(await log.partition_count(REPORTS_TOPIC)):
+            await index.catch_up(partition)
+        wanted = (each for each in failed if limits.overlaps(_period(each.reported.intent)))
+        steps = plan_of(report, wanted, index.reported(), clock.now_ms())
+        decided = decide(steps)
+        if decided is None:
+            return int(report.verdict is Verdict.DRIFT), []
+        redriver = Redriver(log, meters, meters, clock)
+        repaired = await execute(steps, redriver, meters, stores.records, clock, *decided)
+    code = int(any(not each.ok for each in repaired) or any(not step.is_executable for step in steps))
+    return code, [f"{each.step.name}: {each.result}" for each in repaired]
+
+
+def _period(intent: Intent) -> Period:
+    return Period(intent.period_start_ms, intent.period_end_ms)
 
 
 def push_gauges(report: Report, address: str) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from schemas.reconciliation import FindingRow, PastRead, RunRow
+from schemas.reconciliation import FindingRow, PastRead, RepairRow, RunRow
 
 
 class FakeReconciliations:
@@ -12,6 +12,7 @@ class FakeReconciliations:
 
     def __init__(self) -> None:
         self.runs: dict[str, RunRow] = {}
+        self.repairs: list[RepairRow] = []
         self.findings: dict[tuple[str, int], FindingRow] = {}
 
     async def insert(self, run: RunRow, findings: Sequence[FindingRow]) -> None:
@@ -35,3 +36,10 @@ class FakeReconciliations:
     async def last_run(self, role: str = "") -> RunRow | None:
         runs = (run for run in self.runs.values() if role in ("", run.role))
         return max(runs, key=lambda run: (run.started_ms, run.run), default=None)
+
+    async def note_repair(self, row: RepairRow) -> None:
+        self.repairs.append(row)
+
+    async def repair(self, step: str) -> RepairRow | None:
+        rows = [row for row in self.repairs if row.step == step]
+        return max(rows, key=lambda row: (row.at_ms, row.result != "begun"), default=None)

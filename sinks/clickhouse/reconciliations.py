@@ -7,7 +7,7 @@ from typing import Final
 
 import msgspec
 
-from schemas.reconciliation import FindingRow, PastRead, RunRow
+from schemas.reconciliation import FindingRow, PastRead, RepairRow, RunRow
 from sinks.clickhouse.client import ClickHouse
 
 _ENCODER: Final = msgspec.json.Encoder()
@@ -55,3 +55,16 @@ class ClickHouseReconciliations:
             {"role": role},
         )
         return RunRow(*rows[0]) if rows else None
+
+    async def note_repair(self, row: RepairRow) -> None:
+        """See `ReconciliationRecords`. Every row stays."""
+        await self._clickhouse.insert_lines("reconciliation_repairs", RepairRow._fields, _ENCODER.encode(row))
+
+    async def repair(self, step: str) -> RepairRow | None:
+        """See `ReconciliationRecords`."""
+        rows = await self._clickhouse.rows(
+            f"SELECT {', '.join(RepairRow._fields)} FROM reconciliation_repairs WHERE step = {{step:String}} "  # noqa: S608  # names of ours
+            "ORDER BY at_ms DESC, result = 'begun' LIMIT 1",
+            {"step": step},
+        )
+        return RepairRow(*rows[0]) if rows else None

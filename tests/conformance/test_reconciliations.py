@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from schemas.reconciliation import FindingRow, PastRead, ReconciliationRecords, RunRow
+from schemas.reconciliation import FindingRow, PastRead, ReconciliationRecords, RepairRow, RunRow
 from sinks.clickhouse.fake_reconciliations import FakeReconciliations
 from sinks.clickhouse.reconciliations import ClickHouseReconciliations
 
@@ -71,3 +71,16 @@ async def test_a_run_without_rows_is_a_run(records: ReconciliationRecords) -> No
     await records.insert(RUN._replace(oldest_unread_ms=None, to_ms=None), [])
 
     assert RUN._replace(oldest_unread_ms=None, to_ms=None) == await records.last_run()
+
+
+async def test_the_last_row_of_a_repair_says_how_it_ended(records: ReconciliationRecords) -> None:
+    """Also if both were written within a millisecond."""
+    begun = RepairRow("cancel:tm_1", "cancel", "tm_1", "calls", "cus_1", "12.5", "ada", "sent twice", 1_000, "begun")
+    assert None is await records.repair(begun.step)
+    await records.note_repair(begun)
+    assert begun == await records.repair(begun.step)
+    await records.note_repair(begun._replace(result="done"))
+    assert "done" == ((await records.repair(begun.step)) or begun).result
+    await records.note_repair(begun._replace(at_ms=1_001))
+    assert "begun" == ((await records.repair(begun.step)) or begun).result
+    assert None is await records.repair("cancel:tm_2")

@@ -44,3 +44,20 @@ CREATE TABLE IF NOT EXISTS reconciliation_findings
 )
 ENGINE = ReplacingMergeTree
 ORDER BY (run, number);
+
+-- What people had repaired. The last row of a step says how it ended.
+CREATE TABLE IF NOT EXISTS reconciliation_repairs
+(
+    step String,
+    kind LowCardinality(String),
+    identifier String,
+    event_name String,
+    stripe_customer String,
+    quantity String,
+    actor String,
+    reason String,
+    at_ms Int64,
+    result String
+)
+ENGINE = MergeTree
+ORDER BY (step, at_ms);
