@@ -49,7 +49,9 @@ def webhooks_recover(since: str, as_json: bool) -> None:
 @billing.command("resync")
 @click.option("--account", "name", default="", help="Only the objects of this account's customers.")
 @click.option("--run", "run_name", default="", help="The name of an interrupted resync, to go on with it.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON: a line after each hundred objects, then the counts.")
+@click.option(
+    "--json", "as_json", is_flag=True, help="Print JSON: a line after each two hundred objects, then the counts."
+)
 def billing_resync(name: str, run_name: str, as_json: bool) -> None:
     """Have every customer, subscription, schedule and invoice fetched again from Stripe.
 
