@@ -17,6 +17,8 @@ from schemas.periods import Period
 
 ROWS_MAX: Final = 10_000
 CONFIRMED_MAX: Final = 100_000
+# There always is a bill that is not final yet, and an object that Stripe has just changed.
+_ALWAYS: Final = frozenset({(Pair.INVOICES, Cause.IN_FLIGHT), (Pair.MIRROR, Cause.IN_FLIGHT)})
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 
 
@@ -79,8 +81,7 @@ class Report:
         """Drift wins over incomplete, incomplete over equal."""
         if self.differences:
             return Verdict.DRIFT
-        # Nothing is wrong with a bill that is not final yet: there always is one.
-        if any(cause.is_open for pair, cause in self.causes if (pair, cause) != (Pair.INVOICES, Cause.IN_FLIGHT)):
+        if any(cause.is_open for pair, cause in self.causes if (pair, cause) not in _ALWAYS):
             return Verdict.INCOMPLETE
         return Verdict.EQUAL
 

@@ -50,8 +50,8 @@ class Opened(NamedTuple):
 
 
 @asynccontextmanager
-async def opened(settings: Settings) -> AsyncIterator[Opened]:
-    """Open the stores of the settings, and close them afterwards.
+async def opened(settings: Settings, *, mirror: bool = True) -> AsyncIterator[Opened]:
+    """Open the stores of the settings, and close them afterwards. Without `mirror`, the side tables are left alone.
 
     Raises `Transient` if Redis or ClickHouse does not answer at the start.
     """
@@ -68,7 +68,7 @@ async def opened(settings: Settings) -> AsyncIterator[Opened]:
             if client is not None:
                 stack.push_async_callback(client.close)
         store = ClickHouseStore(clickhouse)
-        tables, no_tables = await _tables(base)
+        tables, no_tables = await _tables(base) if mirror else (None, "")
         if tables is not None:
             stack.push_async_callback(tables.close)
         views = Views(view, ClickHouseReader(clickhouse), store, base.log, meters, meters, invoices, tables, no_tables)
@@ -92,12 +92,13 @@ async def reconcile_deployment(
     *,
     stripe_reads_max: int,
     archive_wait_s: float = ReconcilePolicy().archive_wait_s,
+    mirror: bool = True,
 ) -> Report:
     """Open the stores of the settings, reconcile them and close them. Compares all, and records nothing.
 
     Raises `Transient` if Redis or ClickHouse does not answer at the start.
     """
-    async with opened(settings) as stores:
+    async with opened(settings, mirror=mirror) as stores:
         policy = ReconcilePolicy(stripe_reads_max=stripe_reads_max, archive_wait_s=archive_wait_s)
         return await reconcile(stores.views, stores.base.clock, from_ms=from_ms, to_ms=to_ms, policy=policy)
 
