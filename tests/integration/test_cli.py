@@ -300,17 +300,21 @@ def test_reconcile_and_doctor_find_nothing_wrong(dev: RunningDev) -> None:
     emit(dev, "healthy", "api.request")
     dev.counted()
 
-    report = dev.answer("reconcile", "--json")
+    report = dev.answer("reconcile", "--json", "--html", "report.html")
     assert report["verdict"] in ("equal", "incomplete")
     assert report["differences"] == 0
-    assert "Verdict" in dev.run("reconcile", "--no-record", "--html", "report.html")
+    assert "Verdict" in dev.run("reconcile", "--no-record")
     assert "<h1>" in (dev.folder / "report.html").read_text()
-    assert "nothing to repair\n" == dev.run("reconcile", "--repair")
-    assert "--actor" in dev.run("reconcile", "--repair", "--yes", "--reason", "x", code=2)
     findings = dev.answer("doctor", "--json")
     assert {"meter_set", "log", "rollup", "clickhouse", "stripe"} <= {finding["what"] for finding in findings}
     assert all(finding["status"] != "wrong" for finding in findings), findings
     assert all(finding["remedy"] for finding in findings if finding["status"] == "note")
+
+
+def test_a_repair_says_that_there_is_nothing_to_do_and_asks_who_repairs(dev: RunningDev) -> None:
+    """The plan comes first, and needs nobody's name."""
+    assert "--actor" in dev.run("reconcile", "--repair", "--yes", "--reason", "x", code=2)
+    assert "nothing to repair\n" == dev.run("reconcile", "--repair")
 
 
 def test_the_auditor_runs_once_keeps_its_run_and_shows_it(dev: RunningDev) -> None:
