@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from sinks.redis.view import RedisLiveView
     from sinks.sql.store import PostgresSideTables
     from sinks.stripe.client import StripeClientMeters
+    from sinks.stripe.invoice_items import StripeClientInvoiceItems
     from sinks.stripe.invoices import StripeClientInvoices
     from sinks.stripe.objects import StripeClientObjects
 
@@ -156,6 +157,18 @@ async def open_stripe_objects(base: Base) -> StripeClientObjects:
     return StripeClientObjects(base.settings.stripe_api_key.get_secret_value(), base.settings.stripe_api_base or None)
 
 
+def scope_of(base: Base) -> str:
+    """Whose data the side tables have: Stripe's mode and account."""
+    return f"{'live' if base.genesis.livemode else 'test'}:{base.genesis.stripe_account}"
+
+
+def open_invoice_items(settings: Settings) -> StripeClientInvoiceItems:
+    """The client that creates invoice items."""
+    from sinks.stripe.invoice_items import StripeClientInvoiceItems
+
+    return StripeClientInvoiceItems(settings.stripe_api_key.get_secret_value(), settings.stripe_api_base or None)
+
+
 async def open_side_tables(base: Base) -> PostgresSideTables:
     """The side tables, after the migration of the tables.
 
@@ -172,8 +185,7 @@ async def open_side_tables(base: Base) -> PostgresSideTables:
 
     tables = PostgresSideTables(base.settings.sql_url, timeline, base.settings.store_timeout_s, overlaps=overlaps)
     try:
-        mode = "live" if base.genesis.livemode else "test"
-        await tables.migrate(f"{mode}:{base.genesis.stripe_account}", base.genesis.log_id)
+        await tables.migrate(scope_of(base), base.genesis.log_id)
     except BaseException:
         await tables.close()
         raise
