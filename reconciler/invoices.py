@@ -13,7 +13,7 @@ from typing import Final
 from aggregators.quantities import decimal_text
 from aggregators.report_records import ReportedIntent
 from aggregators.stripe_sums import SCALE_MAX
-from reconciler.billed import DRAFT_WITHIN_MS, Billed, Usage, compare
+from reconciler.billed import DRAFT_WITHIN_MS, Billed, Usage, compare, with_own_items
 from reconciler.causes import Cause, Pair
 from reconciler.compare import Range
 from reconciler.coverage import NOTHING_DUE, Coverage
@@ -82,7 +82,7 @@ class InvoiceComparison:
             await self.index.catch_up(partition)
         after = self._usages(livemode, account)
         for customer, answer in answers.items():
-            self._compare(customer, after[customer], answer)
+            await self._compare(customer, after[customer], answer)
         for each in planned.keys[len(chosen) : planned.due]:
             detail = f"over the limit of {reads_max} reads of Stripe (stripe_reads_max)"
             self._unread(each.key, after[each.key], detail)
@@ -115,16 +115,19 @@ class InvoiceComparison:
     def _is_wanted(self, used: Mapping[str, Sequence[tuple[Usage, int]]]) -> bool:
         return any(self.limits.overlaps(usage.period) for usage in _flat(used))
 
-    def _compare(
+    async def _compare(
         self, customer: str, used: Mapping[str, Sequence[tuple[Usage, int]]], answer: Answer[CustomerBilling]
     ) -> None:
         if answer.value is None:
             self._unread(customer, used, answer.unread)
             return
         usages = {event_name: [usage for usage, _ in pairs] for event_name, pairs in used.items()}
-        for billed in compare(usages, answer.value, self.clock.now_ms()):
-            if not self.limits.overlaps(billed.span):
+        for found in compare(usages, answer.value, self.clock.now_ms()):
+            if not self.limits.overlaps(found.span):
                 continue
+            billed = found
+            if found.cause is Cause.UNBILLED and self.views.bills is not None:
+                billed = with_own_items(found, await self.views.bills.items(customer, found.event_name, *found.span))
             row = _row(customer, billed)
             if billed.cause is Cause.CONFIRMED:
                 self.findings.confirm(row)

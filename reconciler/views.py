@@ -11,6 +11,7 @@ from reconciler.history import history_of
 from reconciler.recount import PartitionState
 from reconciler.report import ROWS_MAX, Findings, Row
 from schemas.analytics import ArchivePosition, HourlyStore, UsageReader
+from schemas.bills import Bills
 from schemas.clock import MINUTE_MS, Clock
 from schemas.errors import InvalidInput, OperatorNeeded, Refused, Transient
 from schemas.invoices import StripeInvoices
@@ -29,7 +30,8 @@ T = TypeVar("T")
 class Views:
     """The views to compare. `stripe` is None if no reporting is configured. `rejections` reads what Stripe rejected
     after answering 200; if it is None, a shortage at Stripe is reported as such a rejection. Without `invoices`, as
-    without a key, nothing is said about bills and the mirror. `no_tables` says why the side tables cannot be read, ""
+    without a key, nothing is said about bills and the mirror. `bills` knows what was
+    written off. `no_tables` says why the side tables cannot be read, ""
     if the deployment has none."""
 
     live: LiveView
@@ -40,6 +42,7 @@ class Views:
     rejections: StripeRejections | None = None
     invoices: StripeInvoices | None = None
     tables: SideTables | None = None
+    bills: Bills | None = None
     no_tables: str = ""
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from decimal import Decimal
+from types import MappingProxyType
 from typing import Any, Final, NamedTuple, Protocol
 
 from schemas.billing_events import ObjectKind
@@ -15,9 +16,9 @@ from schemas.billing_events import ObjectKind
 # The metadata of an invoice item of late usage: its identifier, the meter's event name, and the quantities from which
 # and to which it bills. The item's period is the span of the usage.
 ITEM_KEY: Final = "tidemark_item"
-ITEM_METER_KEY: Final = "tidemark_event_name"
-ITEM_FROM_KEY: Final = "tidemark_from_quantity"
-ITEM_TO_KEY: Final = "tidemark_to_quantity"
+ITEM_METER_KEY: Final = "tidemark_meter"
+ITEM_FROM_KEY: Final = "tidemark_from"
+ITEM_TO_KEY: Final = "tidemark_to"
 
 
 class MeteredLine(NamedTuple):
@@ -69,11 +70,12 @@ class RunningItem(NamedTuple):
 
 
 class CustomerBilling(NamedTuple):
-    """What Stripe lists of a customer."""
+    """What Stripe lists of a customer. `terms` are those of the metered prices of the invoices, as JSON, by id."""
 
     invoices: Sequence[ListedInvoice]
     items: Sequence[ListedItem]
     running: Sequence[RunningItem]
+    terms: Mapping[str, str] = MappingProxyType({})
 
 
 class ListedPage(NamedTuple):

@@ -29,11 +29,11 @@ from reconciler.views import ReconcilePolicy, Views
 from schemas.errors import InvalidInput, OperatorNeeded, Refused, Transient
 from schemas.live_view import LiveView
 from schemas.reconciliation import ReconciliationRecords
-from schemas.side_tables import SideTables
 from sinks.clickhouse.client import open_clickhouse
 from sinks.clickhouse.reader import ClickHouseReader
 from sinks.clickhouse.reconciliations import ClickHouseReconciliations
 from sinks.clickhouse.writer import ClickHouseStore
+from sinks.sql.store import PostgresSideTables
 from sinks.stripe.client import StripeClientMeters
 
 _LOG = logging.getLogger(__name__)
@@ -71,11 +71,12 @@ async def opened(settings: Settings, *, mirror: bool = True) -> AsyncIterator[Op
         tables, no_tables = await _tables(base) if mirror else (None, "")
         if tables is not None:
             stack.push_async_callback(tables.close)
-        views = Views(view, ClickHouseReader(clickhouse), store, base.log, meters, meters, invoices, tables, no_tables)
+        reader, bills = ClickHouseReader(clickhouse), tables.bills if tables is not None else None
+        views = Views(view, reader, store, base.log, meters, meters, invoices, tables, bills, no_tables)
         yield Opened(base, views, ClickHouseReconciliations(clickhouse), store, meters)
 
 
-async def _tables(base: Base) -> tuple[SideTables | None, str]:
+async def _tables(base: Base) -> tuple[PostgresSideTables | None, str]:
     """The side tables, or why they cannot be read. A deployment without webhooks has none."""
     if not base.settings.sql_url.startswith("postgresql://"):
         return None, ""

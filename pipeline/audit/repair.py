@@ -30,7 +30,7 @@ _NOT_SENT: Final = frozenset({OutcomeStatus.FREE, OutcomeStatus.REPLACED, Outcom
 
 class RepairKind(StrEnum):
     """`REDRIVE`: send a rejected report again. `CANCEL`: take an event of ours back that Stripe counts too much.
-    `INVOICE_ITEM`: the period-close controller bills it. `BY_HAND`: a person must act at Stripe."""
+    `INVOICE_ITEM`: the period-close controller of the sink bills it. `BY_HAND`: a person must act at Stripe."""
 
     REDRIVE = "redrive"
     CANCEL = "cancel"
@@ -99,7 +99,7 @@ def _redriven(failed: Failed) -> RepairStep:
 def _unbilled(row: Row) -> RepairStep:
     text = (
         f"an invoice item for {row.meter or row.event_name} of {row.stripe_customer}, {_when(row)}, from "
-        f"{row.found} to {row.expected}: the period-close controller makes it"
+        f"{row.found} to {row.expected}: the sink makes it by itself"
     )
     return RepairStep(RepairKind.INVOICE_ITEM, row.event_name, row.stripe_customer, row.expected, text)
 

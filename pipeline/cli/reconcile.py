@@ -59,9 +59,8 @@ def reconcile(
     Exits 0 if all compared values are equal, 1 on drift. Values that could not be read are `unchecked`. What an earlier
     run has confirmed at Stripe is not read again soon; without a record, everything is read.
 
-    --repair prints a plan: which reports to send again, which meter events to cancel, what the period-close controller
-    bills, and what a person must do. With --yes, --actor and --reason, the first two are done. Repeating does nothing
-    twice.
+    --repair prints a plan: which reports to send again, which meter events to cancel, what the sink bills by itself,
+    and what a person must do. With --yes, --actor and --reason, the first two are done. Repeating does nothing twice.
     """
     from pipeline.commands.reconciliation import run_reconcile, run_repair
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from decimal import Decimal, InvalidOperation
@@ -28,6 +29,9 @@ from sinks.stripe.connection import SHAPE_ERRORS
 from sinks.stripe.objects import PAGE_ROWS, PART_PAGES_MAX, PATHS, StripeClientObjects
 
 LIST_PAGES_MAX: Final = 100
+_TERMS: Final = (
+    "currency", "billing_scheme", "unit_amount", "unit_amount_decimal", "tiers_mode", "tiers", "transform_quantity",
+)  # fmt: skip
 # Subscriptions that bill nothing any more, or nothing yet.
 _ENDED: Final = frozenset({"canceled", "incomplete", "incomplete_expired"})
 
@@ -43,6 +47,7 @@ class StripeClientInvoices(StripeClientObjects):
         self._reads = 0
         self._event_names: dict[str, str] | None = None
         self._meters: dict[str, str] = {}
+        self._terms: dict[str, str] = {}
 
     @property
     def reads(self) -> int:
@@ -63,7 +68,8 @@ class StripeClientInvoices(StripeClientObjects):
             ours = [_item(each) for each in items if ITEM_KEY in (each.get("metadata") or {})]
         except SHAPE_ERRORS as error:
             raise InvalidInput(stripe_customer, f"its invoices are not in Stripe's form: {error}") from error
-        return CustomerBilling(listed, ours, running)
+        prices = {line.price for invoice in listed for line in invoice.lines}
+        return CustomerBilling(listed, ours, running, {price: self._terms[price] for price in prices})
 
     async def page(self, kind: ObjectKind, after: str, from_ms: int) -> ListedPage:
         """See `StripeInvoices`."""
@@ -134,8 +140,9 @@ class StripeClientInvoices(StripeClientObjects):
         running = []
         for row in rows:
             meter = str((row["price"]["recurring"] or {}).get("meter") or "")
-            self._meters[str(row["price"]["id"])] = meter
-            if meter:
+            if not meter:
+                self._meters[str(row["price"]["id"])] = ""
+            else:
                 name = await self._event_name(meter)
                 span = (_ms(row["current_period_start"]), _ms(row["current_period_end"]))
                 running.append(RunningItem(str(body["id"]), name, *span))
@@ -143,7 +150,9 @@ class StripeClientInvoices(StripeClientObjects):
 
     async def _meter_of(self, price: str) -> str:
         if price not in self._meters:
-            body = await self._get(f"/v1/prices/{quote(price, safe='')}")
+            # The prices of a list are without their tiers.
+            body = await self._get(f"/v1/prices/{quote(price, safe='')}", {"expand": ["tiers"]})
+            self._terms[price] = json.dumps({name: body.get(name) for name in _TERMS})
             self._meters[price] = str((body["recurring"] or {}).get("meter") or "")
         return self._meters[price]
 

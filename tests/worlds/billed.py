@@ -46,6 +46,7 @@ class BilledDeployment(Deployment):
         self.world.clock = self.clock = served.clock
         self.log = self.world.log = type(self.log)(served.clock)
         self.simulator = served.simulator
+        self.url = served.url
         self.sdk = Sdk(served.simulator, served.clock)
         self.meters: StripeMeters = StripeClientMeters(TEST_KEY, served.url, nonce="t")
         self.invoices = StripeClientInvoices(TEST_KEY, served.url)

@@ -149,7 +149,7 @@ def row(pair: Pair, cause: Cause, **fields: Any) -> Row:
     ("found", "kind", "text"),
     [
         pytest.param(row(Pair.INVOICES, Cause.UNBILLED, expected="1125", found="1000"), RepairKind.INVOICE_ITEM,
-                     "2026-11-01 to 2026-12-01, from 1000 to 1125: the period-close controller makes it",
+                     "2026-11-01 to 2026-12-01, from 1000 to 1125: the sink makes it by itself",
                      id="unbilled"),
         pytest.param(row(Pair.INVOICES, Cause.EXTRA, detail="credit it"), RepairKind.BY_HAND, "credit it", id="billed"),
         pytest.param(row(Pair.STRIPE, Cause.MISSING, detail="lost"), RepairKind.BY_HAND, "lost", id="missing"),

@@ -6,8 +6,9 @@ from decimal import Decimal
 
 import pytest
 
-from reconciler.billed import DRAFT_WITHIN_MS, Usage, compare
+from reconciler.billed import DRAFT_WITHIN_MS, Usage, compare, with_own_items
 from reconciler.causes import Cause
+from schemas.bills import InvoiceItem, InvoiceItemState
 from schemas.clock import DAY_MS
 from schemas.invoices import CustomerBilling, ListedInvoice, ListedItem, MeteredLine, RunningItem
 from schemas.periods import Period
@@ -63,7 +64,9 @@ CASES = [
     pytest.param([used("1125")], [invoice(line("1000"))], [item("125", name="other")], C.UNBILLED, "1000",
                  id="an item of another meter"),
     pytest.param([used("1125")], [invoice(line("1000"))], [item(None)], C.UNCHECKED, "1000", id="an unreadable item"),
-    pytest.param([used("5")], [invoice(line("5"), status="void")], [], C.UNBILLED, "0", id="a voided invoice"),
+    pytest.param([used("5")], [invoice(line("5"), status="void")], [], C.CONFIRMED, "0", id="a voided invoice"),
+    pytest.param([used("5")], [invoice(line("5"), status="void")], [item("6")], C.EXTRA, "6",
+                 id="a voided invoice, and an item for more"),
     pytest.param([used("5")], [invoice(line("5"), status="uncollectible")], [], C.CONFIRMED, "5", id="never paid"),
     pytest.param([used("5")], [invoice(line("7"))], [], C.EXTRA, "7", id="another sender"),
     pytest.param([used("5")], [invoice(line("3"), status="draft")], [], C.IN_FLIGHT, "3", id="a draft"),
@@ -109,6 +112,65 @@ def test_the_message_of_usage_that_is_not_billed_has_quantity_and_remedy() -> No
     assert late.detail.startswith("0.5 reported and not billed: Stripe adds usage to no invoice that is final")
     assert bare.detail.startswith("9.5 reported and not billed: no subscription item")
     assert all("invoice item" in each.detail for each in (late, bare))
+
+
+TIERED = (
+    '{"currency": "usd", "billing_scheme": "tiered", "tiers_mode": "graduated", "tiers": ['
+    '{"up_to": 10, "unit_amount_decimal": "0"}, {"up_to": null, "unit_amount_decimal": "2"}]}'
+)
+HOURS = '{"currency": "usd", "unit_amount": 1000, "transform_quantity": {"divide_by": 60, "round": "up"}}'
+
+
+@pytest.mark.parametrize(
+    ("terms", "reported", "lines", "cause", "text"),
+    [
+        pytest.param(TIERED, "8", [line("7")], C.CONFIRMED, "costs nothing", id="late usage within what is included"),
+        pytest.param(TIERED, "12", [line("10"), line("1", 2)], C.UNBILLED, "1 reported", id="late usage that costs"),
+        pytest.param(TIERED, "12", [line("10"), line("2", 4)], C.CONFIRMED, "", id="amount of the price"),
+        pytest.param(TIERED, "12", [line("10"), line("2", 5)], C.DIFFERING, "bill 5 usd, and the price price_1 says 4",
+                     id="another amount"),
+        pytest.param(HOURS, "61", [line("61", 2000)], C.CONFIRMED, "", id="a package, lines in units"),
+        pytest.param(HOURS, "61", [line("2", 2000)], C.CONFIRMED, "costs nothing", id="a package, lines in packages"),
+        pytest.param(HOURS, "121", [line("2", 2000)], C.UNBILLED, "1 reported", id="one unit more than the packages"),
+        pytest.param("{}", "12", [line("11")], C.UNBILLED, "1 reported", id="terms that cannot be read"),
+        pytest.param(TIERED.replace("usd", "eur"), "8", [line("7")], C.UNBILLED, "1 reported", id="another currency"),
+    ],
+)  # fmt: skip
+def test_the_price_says_what_a_difference_costs(
+    terms: str, reported: str, lines: list[MeteredLine], cause: Cause, text: str
+) -> None:
+    """No invoice item is made for usage that costs nothing; and an amount that the price does not explain is told."""
+    billing = CustomerBilling([invoice(*lines)], [], [RUNNING], {"price_1": terms})
+
+    (billed,) = compare({"calls": [used(reported)]}, billing, NOW_MS)
+
+    assert (cause, True) == (billed.cause, text in billed.detail)
+
+
+def own(state: InvoiceItemState, from_quantity: str, to_quantity: str) -> InvoiceItem:
+    quantities = (Decimal(from_quantity), Decimal(to_quantity))
+    return InvoiceItem(
+        "tmi_1", "cus_1", "sub_1", "in_1", "calls", "price_1", START_MS, END_MS, 0, *quantities, 50, "usd", 2, "late",
+        state,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("items", "cause"),
+    [
+        pytest.param([], C.UNBILLED, id="nothing"),
+        pytest.param([own(InvoiceItemState.WRITTEN_OFF, "9", "9.5")], C.CONFIRMED, id="written off"),
+        pytest.param([own(InvoiceItemState.WRITTEN_OFF, "9", "9.4")], C.UNBILLED, id="less was written off"),
+        pytest.param([own(InvoiceItemState.INTENDED, "9", "9.5")], C.IN_FLIGHT, id="an item is under way"),
+        pytest.param([own(InvoiceItemState.CREATED, "9", "9.5")], C.UNBILLED, id="an item that Stripe does not list"),
+        pytest.param([own(InvoiceItemState.HELD, "9", "9.5")], C.UNBILLED, id="an item that Stripe refused"),
+    ],
+)
+def test_our_own_database_is_believed_about_write_offs_only(items: list[InvoiceItem], cause: Cause) -> None:
+    """An item that our database calls created must be at Stripe."""
+    (billed,) = compare({"calls": [used("9.5")]}, CustomerBilling([invoice(line("9"))], [], [RUNNING]), NOW_MS)
+
+    assert cause is with_own_items(billed, items).cause
 
 
 def test_two_subscriptions_that_bill_one_meter_bill_twice() -> None:
