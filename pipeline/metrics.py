@@ -259,8 +259,8 @@ METRICS: Final[dict[MetricName, MetricSpec]] = {
     ),
     "tidemark_mirror_overlaps": MetricSpec(
         "gauge",
-        "Pairs of subscriptions ever found that bill one meter twice, or meters in different periods, up to 1000; from "
-        "the process that owns partition 0. Grows: cancel one of the two; `tidemark billing audit` names them.",
+        "Pairs of subscriptions that bill one meter twice, or meters in different periods, from now on; from the "
+        "process that owns partition 0. Above 0: cancel one of the two; `tidemark billing audit` names them.",
     ),
     "tidemark_mirror_due_bindings": MetricSpec(
         "gauge",

@@ -17,7 +17,7 @@ class Cause(StrEnum):
       credit the difference, and find out who else sends to this meter.
     - `differing`: the mirror of an object at Stripe has other values. Have the objects fetched again.
     - `unknown_customer`: usage waits because its account has no Stripe customer at the usage's instant. Bind the
-      account or mark it free, within Stripe's 35 days.
+      account or mark it free, before Stripe finalizes the period's invoice.
     - `conflict`: one event id arrived with two types, sources or payloads; the first was counted. Ask the producer
       which one is right. If it is the second, or if both are, send the uncounted one under a new id.
     - `rejected_by_stripe`: Stripe refused the event, at once (the detail has Stripe's message) or after answering 200.

@@ -16,12 +16,12 @@ from click.core import ParameterSource
 from aggregators.instants import format_instant_ms, parse_instant_us, why_no_instant
 from pipeline.cli.context import EXIT_FAILURE, confirm, settings
 from pipeline.cli.develop import METER_SET_FILE
+from schemas.billing_events import CUSTOMER_ID
 from schemas.errors import InvalidInput
 
 if TYPE_CHECKING:
     from schemas.periods import Binding
 
-CUSTOMER: Final = re.compile(r"cus_[A-Za-z0-9_]+")
 COUNT: Final = click.IntRange(1)
 
 
@@ -178,7 +178,7 @@ def binding_of(
 
     if free and customer is not None:
         raise InvalidInput("--free", f"contradicts --customer {customer}: give one of them")
-    if customer is not None and not CUSTOMER.fullmatch(customer):
+    if customer is not None and not CUSTOMER_ID.fullmatch(customer):
         raise InvalidInput("--customer", f"{customer!r} is no Stripe customer: give its id, which begins with cus_")
     if not 1 <= interval_count <= INTERVAL_COUNT_MAX:
         raise InvalidInput("--interval-count", f"{interval_count} is not from 1 to {INTERVAL_COUNT_MAX}")

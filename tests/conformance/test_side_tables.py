@@ -384,7 +384,9 @@ async def test_an_unlinked_account_belongs_to_nobody_until_the_next_link(side_ta
 
     await linked(side_tables, "other", "cus_1", starts_ms=MINUTE)
     await linked(side_tables, "acme", "cus_3", starts_ms=MINUTE)
-    assert await side_tables.links("acme") == [Link("acme", "cus_1", 100, MINUTE), Link("acme", "cus_3", MINUTE)]
+    nobody = Link("acme", "", MINUTE - 1, MINUTE)
+    after = [Link("acme", "cus_1", 100, MINUTE - 1), nobody, Link("acme", "cus_3", MINUTE)]
+    assert await side_tables.links("acme") == after
 
 
 async def test_an_account_without_a_link_is_not_unlinked(side_tables: SideTables) -> None:

@@ -309,6 +309,24 @@ def test_key_works_within_its_role_until_it_is_revoked(dev: RunningDev) -> None:
     assert status("/v1/accounts/twice/usage") == 401
 
 
+def test_an_account_is_linked_over_http_as_by_the_command(dev: RunningDev) -> None:
+    """The gateway opens PostgreSQL and Stripe with its first link, and waits for the mirror."""
+    stripe = {"Authorization": f"Bearer {dev.environment['TIDEMARK_STRIPE_API_KEY']}"}
+    made = httpx.post(f"{dev.environment['TIDEMARK_STRIPE_API_BASE']}/v1/customers", headers=stripe, timeout=30).json()
+    key = {"Authorization": f"Bearer {dev.run('key', 'create', '--role', 'admin').split()[0]}"}
+    url, body = f"{dev.gateway_url}/v1/accounts/signed%2Fup", {"stripe_customer": made["id"]}
+    answers = [httpx.put(url, headers=key, json=body, timeout=90) for _ in range(2)]
+    answers.append(httpx.get(url, headers=key, timeout=30))
+    link = {"stripe_customer": made["id"], "from": "1970-01-01T00:00:00Z", "to": None}
+    wanted = {"account": "signed/up", "stripe_customer": made["id"], "links": [link]}
+    assert [(answer.status_code, answer.json()) for answer in answers] == [(200, wanted)] * 3
+    dev.run("account", "link", "signed/up", "--customer", made["id"])
+    causes = [json.loads(line)["cause"] for line in dev.run("billing", "audit", "signed/up", "--json").splitlines()]
+    assert causes.count("account link") == 1
+    unknown = httpx.put(url, headers=key, json={"stripe_customer": "cus_unknown"}, timeout=90)
+    assert (unknown.status_code, unknown.json()["error"]["field"]) == (400, "stripe_customer")
+
+
 def test_reconcile_and_doctor_find_nothing_wrong(dev: RunningDev) -> None:
     """Both exit 0 on a healthy deployment, for scripts."""
     emit(dev, "healthy", "api.request")
