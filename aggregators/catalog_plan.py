@@ -8,6 +8,7 @@ sold changes in SQL after everything is at Stripe.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from decimal import Decimal, localcontext
 from hashlib import sha256
 from typing import Any, Final, NamedTuple
 
@@ -27,6 +28,8 @@ from schemas.catalog_changes import (
 )
 
 OURS: Final = "tm."
+# What an action is about that SQL alone does, in the transaction that makes the catalog active.
+IN_SQL: Final = "plan"
 
 
 class Wanted(NamedTuple):
@@ -284,15 +287,28 @@ def _at_stripe(want: Wanted, world: World) -> Iterator[Action]:
 
 
 def amounts_text(price: Price) -> str:
-    """What a price costs, for people: in minor units, as Stripe has it."""
-    terms, unit = price.terms, f" for each {price.terms.package}" if price.terms.package > 1 else ""
+    """What a price costs, for people, in major units."""
+    terms = price.terms
+    package = f" for each {terms.package}" if terms.package > 1 else ""
     if not terms.tiers:
-        return f"{terms.unit_minor} minor units of {terms.currency}{unit}"
+        return f"{_major(terms.unit_minor or '0', price.exponent)} {terms.currency}{package}"
     steps = (
-        f"{tier.unit_minor}{f' + {tier.flat_minor}' if tier.flat_minor != '0' else ''} up to {tier.up_to or 'inf'}"
+        f"{f'{_major(tier.flat_minor, price.exponent)} and ' if tier.flat_minor != '0' else ''}"
+        f"{_major(tier.unit_minor, price.exponent)} {f'up to {tier.up_to}' if tier.up_to else 'beyond'}"
         for tier in terms.tiers
     )
-    return f"{terms.mode} minor units of {terms.currency}: {', '.join(steps)}"
+    return f"{terms.currency}, {terms.mode}: {', '.join(steps)}"
+
+
+def _major(minor: str, exponent: int) -> str:
+    """An amount in major units, with at least the currency's decimals."""
+    with localcontext(prec=60):
+        major = Decimal(minor).scaleb(-exponent)
+        return f"{max(major.normalize(), major.quantize(Decimal(1).scaleb(-exponent)), key=_places):f}"
+
+
+def _places(number: Decimal) -> int:
+    return -int(number.as_tuple().exponent)
 
 
 def _states(
@@ -301,16 +317,16 @@ def _states(
     known, sold = world.standing.plans, catalog.sold()
     for plan in sold:
         if plan not in known or known[plan].state is not PlanState.OPEN:
-            yield Action(Verb.OPEN, "plan", str(plan), "sold from now on")
+            yield Action(Verb.OPEN, IN_SQL, str(plan), "sold from now on")
         elif known[plan].sold != sold[plan]:
-            yield Action(Verb.UPDATE, "plan", str(plan), "within the version")
+            yield Action(Verb.UPDATE, IN_SQL, str(plan), "within the version")
     for plan, after in states.items():
         if plan in sold or known[plan].state is after.state:
             continue
         if after.state is PlanState.CLOSED:
-            yield Action(Verb.CLOSE, "plan", str(plan), f"{touched[plan]} subscriptions keep it")
+            yield Action(Verb.CLOSE, IN_SQL, str(plan), f"{touched[plan]} subscriptions keep it")
         else:
-            yield Action(Verb.RETIRE, "plan", str(plan), "no subscription has it")
+            yield Action(Verb.RETIRE, IN_SQL, str(plan), "no subscription has it")
 
 
 def _archives(states: Mapping[PlanId, KnownPlan], world: World) -> Iterator[Action]:

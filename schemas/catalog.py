@@ -165,10 +165,23 @@ class TierMode(StrEnum):
     VOLUME = "volume"
 
 
+def _bound(value: Any) -> int | str:
+    if value in ("included", "inf") or (type(value) is int and 1 <= value <= NUMBER_MAX):
+        return value  # type: ignore[no-any-return]  # `value` is of the types that were asked for
+    raise ValueError(f"a tier ends at a whole number up to {NUMBER_MAX}, at `included` or at `inf`")
+
+
+UpTo = Annotated[
+    int | str,
+    PlainValidator(_bound),
+    WithJsonSchema({"anyOf": [{"type": "integer", "minimum": 1, "maximum": NUMBER_MAX}, {"enum": ["included", "inf"]}]}),
+]
+
+
 class TierLine(_Value):
     """Units up to and with `up_to` cost `price` each, and `flat` once. `included`: the plan's included quantity."""
 
-    up_to: Positive | Literal["included", "inf"]
+    up_to: UpTo
     price: Amounts = Field(default_factory=dict)
     flat: Amounts = Field(default_factory=dict)
 

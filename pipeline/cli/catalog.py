@@ -73,12 +73,12 @@ def catalog_apply(plan_path: Path, reason: str, by: str | None, yes: bool) -> No
 
     Repeat the command after an error: what was done is not done again. What is sold changes at the end, at once.
     """
-    from pipeline.commands.catalog import apply_plan, load_plan
+    from pipeline.commands.catalog import apply_file, load_plan
 
     deployment, plan, actor = settings(), load_plan(plan_path), by or user()
     if plan.is_final:
         confirm("Apply? Usage until the next meter set is counted and reported so", yes=yes)
-    if run(apply_plan(deployment, plan, actor, reason, click.echo)):
+    if run(apply_file(deployment, plan, actor, reason, click.echo)):
         click.echo(f"catalog version {plan.catalog.version} is active")
     else:
         click.echo(f"catalog version {plan.catalog.version} is active already; nothing to do")

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -11,10 +12,18 @@ from typing import Any, Final, NamedTuple
 from pydantic import TypeAdapter, ValidationError
 
 from aggregators.catalog import CatalogProblem, read_catalog
-from aggregators.catalog_plan import World, drift_of, plan_catalog, records_of, states_after, unread_products, wanted
+from aggregators.catalog_plan import (
+    IN_SQL,
+    World,
+    drift_of,
+    plan_catalog,
+    records_of,
+    states_after,
+    unread_products,
+    wanted,
+)
 from pipeline.commands.operations import checked_meter_set
 from pipeline.open import (
-    Base,
     apply_meter_set,
     meter_set_in_force,
     open_base,
@@ -36,25 +45,27 @@ from schemas.catalog_changes import (
     Standing,
     Verb,
 )
+from schemas.clock import Clock
 from schemas.errors import InvalidInput
 from schemas.meters import MeterSet
 from schemas.reports import StripeCatalog
 
 PLAN_BYTES_MAX: Final = 64 << 20
-# What is done to SQL, in the one transaction that makes the catalog active.
-_IN_SQL: Final = frozenset({Verb.OPEN, Verb.CLOSE, Verb.RETIRE})
 _PLAN: Final = TypeAdapter(CatalogPlan)
 
 Told = Callable[[str], None]
 
 
-class _Parts(NamedTuple):
-    """What the commands need."""
+class Parts(NamedTuple):
+    """What a plan and its application need. `meter_set` reads the meter set in force, and `apply_meter_set` appends
+    another one to the log."""
 
-    base: Base
+    clock: Clock
     store: CatalogStore
     objects: CatalogObjects
     meters: StripeCatalog
+    meter_set: Callable[[], Awaitable[MeterSet | None]]
+    apply_meter_set: Callable[[MeterSet], Awaitable[None]]
 
 
 class Checked(NamedTuple):
@@ -65,7 +76,7 @@ class Checked(NamedTuple):
 
 
 @contextlib.asynccontextmanager
-async def _opened(settings: Settings) -> AsyncIterator[_Parts]:
+async def _opened(settings: Settings) -> AsyncIterator[Parts]:
     base = await open_base(settings, create=False)
     async with contextlib.AsyncExitStack() as stack:
         stack.push_async_callback(base.log.close)
@@ -76,48 +87,57 @@ async def _opened(settings: Settings) -> AsyncIterator[_Parts]:
         stack.push_async_callback(meters.close)
         tables = await open_side_tables(base)
         stack.push_async_callback(tables.close)
-        yield _Parts(base, tables, objects, meters)
+        yield Parts(
+            base.clock, tables, objects, meters, partial(meter_set_in_force, settings), partial(apply_meter_set, base)
+        )
 
 
 async def plan_file(settings: Settings, path: Path, *, in_place: bool = False) -> Checked:
     """Compare a catalog file with SQL, Stripe and the log. Writes nothing."""
     async with _opened(settings) as parts:
-        catalog, problems = read_catalog(read_bytes(path), (await parts.store.standing()).sold())
-        if catalog is None:
-            return Checked(None, problems)
-        plan, _, _ = await _planned(parts, catalog, in_place=in_place)
-        return Checked(plan, ())
+        return await plan_content(parts, read_bytes(path), in_place=in_place)
 
 
-async def apply_plan(settings: Settings, saved: CatalogPlan, actor: str, reason: str, told: Told) -> bool:
+async def plan_content(parts: Parts, content: bytes, *, in_place: bool = False) -> Checked:
+    """The plan of a file's bytes."""
+    catalog, problems = read_catalog(content, (await parts.store.standing()).sold())
+    if catalog is None:
+        return Checked(None, problems)
+    plan, _, _ = await _planned(parts, catalog, in_place=in_place)
+    return Checked(plan, ())
+
+
+async def apply_file(settings: Settings, saved: CatalogPlan, actor: str, reason: str, told: Told) -> bool:
+    """Execute a plan; see `apply_plan`."""
+    async with _opened(settings) as parts:
+        return await apply_plan(parts, saved, actor, reason, told)
+
+
+async def apply_plan(parts: Parts, saved: CatalogPlan, actor: str, reason: str, told: Told) -> bool:
     """Execute a plan; whether there was anything to do. What was done already is not done again.
 
     Safe to repeat after a crash or an error at any place. Raises `InvalidInput` if more or other things would have to
     be done than the plan says, because the world has changed since.
     """
-    async with _opened(settings) as parts:
-        plan, world, meter_set = await _planned(parts, saved.catalog, in_place=saved.in_place)
-        _check_unchanged(saved, plan, world.standing)
-        is_active = world.standing.sha256 == saved.sha256
-        if is_active and not plan.actions:
-            return False
-        await parts.store.begin_catalog(saved, actor, reason, parts.base.clock.now_ms())
-        steps = _Steps(parts, plan.catalog, world, meter_set)
-        for action in plan.actions:
-            if action.verb not in _IN_SQL and action.verb is not Verb.ARCHIVE and action.what != "plan":
-                await steps.take(action)
-                told(action_text(action))
-        # Read once more, so that the rows name what Stripe holds now.
-        records = records_of(saved.catalog, await parts.objects.read())
-        states = states_after(saved.catalog, world)
-        await parts.store.activate_catalog(saved, states, records, parts.base.clock.now_ms())
-        for action in plan.actions:
-            if action.what == "plan":
-                told(action_text(action))
-            elif action.verb is Verb.ARCHIVE:
-                await steps.take(action)
-                told(action_text(action))
-        return True
+    plan, world, meter_set = await _planned(parts, saved.catalog, in_place=saved.in_place)
+    _check_unchanged(saved, plan, world.standing)
+    if world.standing.sha256 == saved.sha256 and not plan.actions:
+        return False
+    await parts.store.begin_catalog(saved, actor, reason, parts.clock.now_ms())
+    steps = _Steps(parts, plan.catalog, world, meter_set)
+    for action in plan.actions:
+        if action.what != IN_SQL and action.verb is not Verb.ARCHIVE:
+            await steps.take(action)
+            told(action_text(action))
+    # Read once more, so that the rows name what Stripe holds now.
+    records = records_of(saved.catalog, await parts.objects.read())
+    await parts.store.activate_catalog(saved, states_after(saved.catalog, world), records, parts.clock.now_ms())
+    for action in plan.actions:
+        if action.verb is Verb.ARCHIVE:
+            await steps.take(action)
+        if action.verb is Verb.ARCHIVE or action.what == IN_SQL:
+            told(action_text(action))
+    return True
 
 
 async def find_drift(settings: Settings) -> list[str]:
@@ -140,22 +160,22 @@ async def show(settings: Settings) -> Standing:
         return await tables.standing()
 
 
-async def _world(parts: _Parts) -> World:
+async def _world(parts: Parts) -> World:
     return World(await parts.store.standing(), await parts.objects.read(), await parts.store.subscriptions_by_price())
 
 
-async def _with_features(parts: _Parts, world: World, products: Sequence[str]) -> World:
+async def _with_features(parts: Parts, world: World, products: Sequence[str]) -> World:
     attached = {product: await parts.objects.attached(product) for product in products}
     return world._replace(stripe=world.stripe._replace(attached=attached))
 
 
-async def _planned(parts: _Parts, catalog: Catalog, *, in_place: bool) -> tuple[CatalogPlan, World, MeterSet]:
+async def _planned(parts: Parts, catalog: Catalog, *, in_place: bool) -> tuple[CatalogPlan, World, MeterSet]:
     """The plan with the meter set's part, the world that it was made from, and the meter set to apply."""
     world = await _world(parts)
     unread = unread_products(catalog, world.stripe, world.standing)
     world = await _with_features(parts, world, unread)
     plan = plan_catalog(catalog, world, in_place=in_place)
-    current = await meter_set_in_force(parts.base.settings)
+    current = await parts.meter_set()
     proposed = catalog.meter_set()
     try:
         proposed = succeeding(current, proposed)
@@ -187,7 +207,7 @@ def _check_unchanged(saved: CatalogPlan, plan: CatalogPlan, standing: Standing) 
 class _Steps:
     """Takes the steps of a plan outside SQL, one call each."""
 
-    def __init__(self, parts: _Parts, catalog: Catalog, world: World, meter_set: MeterSet) -> None:
+    def __init__(self, parts: Parts, catalog: Catalog, world: World, meter_set: MeterSet) -> None:
         self._parts = parts
         self._wanted = wanted(catalog)
         self._meter_set = meter_set
@@ -202,7 +222,7 @@ class _Steps:
         objects, key = self._parts.objects, action.key
         match action.verb, action.what:
             case Verb.METER_SET, _:
-                await apply_meter_set(self._parts.base, self._meter_set)
+                await self._parts.apply_meter_set(self._meter_set)
             case Verb.CREATE, CatalogKind.METER:
                 await self._parts.meters.create_meter(key, self._wanted.meters[key])
                 self._meters = {name: meter.id for name, meter in (await objects.read()).meters.items()}
@@ -232,6 +252,8 @@ _SIGNS: Final = {Verb.CREATE: "+", Verb.OPEN: "+", Verb.ATTACH: "+", Verb.RETIRE
 def action_text(action: Action) -> str:
     """An action as a line."""
     name = f"{action.what} {action.key}" if action.verb is not Verb.METER_SET else f"meter set version {action.key}"
+    if action.verb is Verb.ATTACH:
+        name = f"{action.what} {' on '.join(action.key.split())}"
     return f"{_SIGNS.get(action.verb, '~')} {name}{f': {action.detail}' if action.detail else ''}"
 
 
