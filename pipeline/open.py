@@ -115,7 +115,10 @@ def open_stripe(settings: Settings) -> StripeClientMeters | None:
     from sinks.stripe.client import StripeClientMeters
 
     key = settings.stripe_api_key.get_secret_value()
-    return StripeClientMeters(key, settings.stripe_api_base or None, nonce=secrets.token_hex(4)) if key else None
+    if not key:
+        return None
+    base, api = settings.stripe_api_base or None, settings.stripe_meter_events
+    return StripeClientMeters(key, base, nonce=secrets.token_hex(4), api=api)
 
 
 async def check_stripe_key(base: Base, meters: StripeClientMeters) -> None:

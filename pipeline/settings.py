@@ -12,6 +12,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from schemas.clock import DAY_MS
 from schemas.errors import InvalidInput
 from schemas.log import BILLING_EVENTS_TOPIC, EVENTS_TOPIC, INBOX_TOPIC, REJECTED_TOPIC, REPORTS_TOPIC, TopicSpec
+from schemas.reports import MeterEventsApi
 
 SCHEMES: Final = {
     "log_url": ("embedded://", "kafka://"),
@@ -21,6 +22,8 @@ SCHEMES: Final = {
 }
 
 
+# docs.stripe.com/rate-limits: meter events in live mode, except those of the stream.
+CALLS_PER_S_MAX: Final = 1_000
 # Schemes of an address with one host and one port.
 _NETWORK_SCHEMES: Final = ("redis", "rediss", "http", "https")
 
@@ -93,12 +96,17 @@ class Settings(BaseSettings):
         description="A Stripe customer of ours, `cus_…`, that is changed every 15 minutes: the change must arrive as a "
         "webhook within two minutes; no canary if unset",
     )
+    stripe_meter_events: MeterEventsApi = Field(
+        default=MeterEventsApi.V1,
+        description="Stripe's API for meter events: `v1`, `v2`, or `stream`, which is faster, promises less, and needs "
+        "a live key (see docs/stripe.md)",
+    )
     stripe_rate_per_s: float | None = Field(
         default=None,
         gt=0,
-        le=1000,
-        description="Limit of meter events that a sink sends per second; if not set, 20 with a sandbox key and 800 "
-        "with a live key. Several sinks share Stripe's limit",
+        le=10_000,
+        description="Limit of meter events that a sink sends per second, above 1000 only for the stream; if not set, "
+        "20 with a sandbox key, 800 with a live key, and 8000 for the stream. Several sinks share Stripe's limit",
     )
 
     gateway_host: str = Field(default="127.0.0.1", description="Address of the gateway")
@@ -185,6 +193,13 @@ class Settings(BaseSettings):
     def _insync_within_replication(cls, value: int, info: ValidationInfo) -> int:
         if value > info.data.get("replication", value):
             raise ValueError("must not be above TIDEMARK_REPLICATION")
+        return value
+
+    @field_validator("stripe_rate_per_s")
+    @classmethod
+    def _rate_within_stripes_limit(cls, value: float | None, info: ValidationInfo) -> float | None:
+        if value and value > CALLS_PER_S_MAX and info.data.get("stripe_meter_events") is not MeterEventsApi.STREAM:
+            raise ValueError(f"must not be above {CALLS_PER_S_MAX} without TIDEMARK_STRIPE_METER_EVENTS=stream")
         return value
 
     def secret_bytes(self) -> bytes:

@@ -162,9 +162,21 @@ class MeterSummary(NamedTuple):
     rows: int
 
 
+class MeterEventsApi(StrEnum):
+    """The API of Stripe that takes the meter events.
+
+    `V1` and `V2` answer each event. `STREAM` is API v2's stream of meter events, in live mode only. It takes up to 100
+    events in one call and judges them later: an answer of 200 promises less.
+    """
+
+    V1 = "v1"
+    V2 = "v2"
+    STREAM = "stream"
+
+
 class StripeMeters(Protocol):
-    """Stripe's meters API v1, or a fake of it. Never raises for an answer of Stripe. Raises `Transient` if a read got
-    no answer, and `Refused` if the key is wrong."""
+    """Stripe's meters, or a fake of them. Never raises for an answer of Stripe. Raises `Transient` if a read got no
+    answer, and `Refused` if the key is wrong."""
 
     async def identity(self) -> tuple[bool, str]:
         """(livemode, Stripe account id) of the configured key."""
@@ -177,7 +189,10 @@ class StripeMeters(Protocol):
 
     async def send(self, event: MeterEvent) -> SendResult:
         """Send one meter event under its identifier. Repeatable within Stripe's window of 24 h. `RETRY` stands for 409,
-        429, 5xx, timeouts and lost connections: Stripe may or may not have accepted the event."""
+        429, 5xx, timeouts and lost connections: Stripe may or may not have accepted the event.
+
+        With `MeterEventsApi.STREAM`, `ACCEPTED` also stands for a duplicate and for what Stripe rejects later.
+        """
         ...
 
     async def summary(self, event_name: str, stripe_customer: str, start_s: int, end_s: int) -> MeterSummary:

@@ -32,7 +32,11 @@ async def run_sink(settings: Settings) -> None:
             BindingResolver(view.accounts, base.genesis.partitions),
             base.clock,
             random.Random(),
-            policy_for(livemode=base.genesis.livemode, rate_per_s=settings.stripe_rate_per_s),
+            policy_for(
+                livemode=base.genesis.livemode,
+                rate_per_s=settings.stripe_rate_per_s,
+                api=settings.stripe_meter_events,
+            ),
         )
         metrics = Metrics()
         await run_processor(

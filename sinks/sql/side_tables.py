@@ -35,7 +35,8 @@ from schemas.side_tables import (
 from sinks.sql import links, step
 from sinks.sql.bindings import Planner, binding_of
 from sinks.sql.catalog import SqlCatalog
-from sinks.sql.queries import links_of, mirror_rows, rows_where
+from sinks.sql.intents import SqlIntentLedger
+from sinks.sql.queries import links_of, mirror_rows, next_offset, rows_where
 from sinks.sql.tables import account_bindings, audit, cursors, customer_column, mirror, processed_events
 
 Answer = TypeVar("Answer")
@@ -46,7 +47,7 @@ def no_overlaps(mirror: Mapping[str, Sequence[Row]], now_ms: int) -> Sequence[Ov
     return ()
 
 
-class SqlSideTables(SqlCatalog, ABC):
+class SqlSideTables(ABC):
     """What both stores share. Implements `schemas.side_tables.SideTables`, whose docstrings hold.
 
     A commit whose answer was lost raises `Transient`, and may have been written. The caller reads `position` before a
@@ -60,12 +61,22 @@ class SqlSideTables(SqlCatalog, ABC):
         an account may have years of them, and they decide no binding. `sent` is in the order of the numbers."""
         self._planner = Planner(timeline, overlaps)
 
+    @property
+    def intents(self) -> SqlIntentLedger:
+        """The ledger of intents in the same database."""
+        return SqlIntentLedger(self._run)
+
+    @property
+    def catalog(self) -> SqlCatalog:
+        """The catalog in the same database."""
+        return SqlCatalog(self._run)
+
     @abstractmethod
     async def _run(self, body: Callable[[Connection], Answer]) -> Answer:
         """Run a function in a transaction of its own."""
 
     async def position(self, partition: int) -> int | None:
-        return await self._run(lambda connection: step.next_offset(connection, partition))
+        return await self._run(lambda connection: next_offset(connection, step.READER, partition))
 
     async def unknown(self, event_ids: Sequence[str]) -> set[str]:
         def body(connection: Connection) -> set[str]:

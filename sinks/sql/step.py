@@ -9,7 +9,6 @@ from typing import Any, Final, NamedTuple
 from sqlalchemy import Connection, bindparam, delete, insert, or_, select, update
 
 from schemas.billing_events import ObjectKind, ObjectName, Via
-from schemas.errors import Fenced
 from schemas.log import BILLING_EVENTS_TOPIC
 from schemas.side_tables import (
     MIRROR_COLUMNS,
@@ -33,10 +32,11 @@ from sinks.sql.queries import (
     lock_accounts,
     lock_customers,
     mirror_row,
+    move_position,
     rows_where,
     save_heads,
 )
-from sinks.sql.tables import account_customers, customer_column, mirror, positions, processed_events
+from sinks.sql.tables import account_customers, customer_column, mirror, processed_events
 
 READER: Final = BILLING_EVENTS_TOPIC
 STRIPE: Final = "stripe"
@@ -72,7 +72,7 @@ def commit(connection: Connection, step: Step, planner: Planner) -> dict[str, Ou
     lock_customers(connection, concerned)
     account_of, names = _accounts(connection, concerned, step.now_ms)
     heads = lock_accounts(connection, names)
-    _move(connection, step)
+    move_position(connection, READER, step.partition, step.believed_offset, step.next_offset)
 
     processed = _processed(connection, [arrived.event.id for arrived in step.arrived])
     new: dict[str, Arrived] = {}
@@ -174,19 +174,6 @@ def _accounts(connection: Connection, customers: set[str], now_ms: int) -> tuple
     # The last link that has started, or else the one that starts first.
     rows.sort(key=lambda row: (row["starts_ms"] <= now_ms, abs(now_ms - row["starts_ms"]) * -1))
     return {row["customer_id"]: row["account"] for row in rows}, {row["account"] for row in rows}
-
-
-def _move(connection: Connection, step: Step) -> None:
-    """Move the position. Raises `Fenced` if the position is not the believed one; a partition without one takes any."""
-    here = (positions.c.reader == READER) & (positions.c.log_partition == step.partition)
-    moved = update(positions).where(here, positions.c.next_offset == step.believed_offset)
-    if connection.execute(moved.values(next_offset=step.next_offset)).rowcount:
-        return
-    row = {"reader": READER, "log_partition": step.partition, "next_offset": step.next_offset}
-    if not insert_new(connection, positions, [row]):
-        raise Fenced(
-            f"partition {step.partition} of {READER}: another process moved the position from {step.believed_offset}"
-        )
 
 
 def _processed(connection: Connection, event_ids: Collection[str]) -> dict[str, Outcome]:
@@ -381,10 +368,3 @@ def _replace_parts(connection: Connection, kind: ObjectKind, works: Sequence[Wor
         connection.execute(delete(mirror[part]).where(mirror[part].c[owner].in_(chunk)))
     for chunk in chunks([row for work in replaced for row in work.rows[part].values()]):
         connection.execute(insert(mirror[part]), chunk)
-
-
-def next_offset(connection: Connection, partition: int) -> int | None:
-    """The stored position of a partition."""
-    here = (positions.c.reader == READER) & (positions.c.log_partition == partition)
-    found: int | None = connection.execute(select(positions.c.next_offset).where(here)).scalar()
-    return found

@@ -1,22 +1,40 @@
 """The side tables as SQLAlchemy sees them. `migrations/` makes the same tables in PostgreSQL; a test compares the two.
 
-Each table is marked with its class: *mirror*, *authoritative*, *ledger* or *outbox* (`schemas/side_tables.py`).
-Instants are ms UTC, spans are `[starts, ends)`. Integers have 64 bits in both engines.
+Each table is marked with its class: *mirror*, *authoritative*, *ledger* or *outbox* (`schemas/side_tables.py`), or
+*view*: of a topic. Instants are ms UTC, spans are `[starts, ends)`. Integers have 64 bits in both engines.
 """
 
 from __future__ import annotations
 
 from typing import Any, Final
 
-from sqlalchemy import BigInteger, CheckConstraint, Column, Index, Integer, MetaData, Table, Text
+from sqlalchemy import BigInteger, CheckConstraint, Column, Dialect, Index, Integer, MetaData, Numeric, Table, Text
+from sqlalchemy.types import TypeDecorator, TypeEngine
 
 from schemas.billing_events import ObjectKind
 from schemas.catalog_changes import PlanState
+from schemas.intent_ledger import IntentState
 from schemas.side_tables import MIRROR_COLUMNS, OVERLAP, PARTS_OF, TABLE_OF, Outcome
 
 metadata: Final = MetaData()
 # A strict table of SQLite knows no BIGINT; its INTEGER has 64 bits.
 INTEGER: Final = BigInteger().with_variant(Integer, "sqlite")
+
+
+class WholeNumber(TypeDecorator[int]):
+    """An integer of any size: NUMERIC, and in SQLite, which has no such type, text."""
+
+    impl = Numeric
+    cache_ok = True
+
+    def load_dialect_impl(self, dialect: Dialect) -> TypeEngine[Any]:
+        return dialect.type_descriptor(Text() if dialect.name == "sqlite" else Numeric())
+
+    def process_bind_param(self, value: int | None, dialect: Dialect) -> Any:
+        return str(value) if dialect.name == "sqlite" else value
+
+    def process_result_value(self, value: Any, dialect: Dialect) -> int | None:  # noqa: ARG002  # a protocol
+        return None if value is None else int(value)
 
 
 def _table(name: str, *parts: Any) -> Table:
@@ -32,6 +50,7 @@ def _integer(name: str, *, key: bool = False, nullable: bool = False) -> Column[
     return Column(name, INTEGER, primary_key=key, nullable=nullable, autoincrement=False)
 
 
+_STATES: Final = ", ".join(f"'{state}'" for state in IntentState)
 _OUTCOMES: Final = ", ".join(f"'{outcome}'" for outcome in Outcome)
 
 # Authoritative. The database's only row of its kind: whose data it is.
@@ -145,8 +164,62 @@ Index(
 )
 # Authoritative. Up to where each walker has read Stripe's list of events.
 cursors: Final = _table("cursors", _text("name", key=True), _integer("until_s"), _integer("moved_ms"))
+# View of `billing.reports`. Each intent with its attempt in force, its outcome and the sender's progress. `at_ms` is
+# the timestamp of the event, or the instant of the usage without an attempt.
+intents: Final = _table(
+    "intents",
+    _text("identifier", key=True),
+    _integer("log_partition"),
+    _integer("log_offset"),
+    _integer("livemode"),
+    _text("stripe_account"),
+    _text("log_id"),
+    _text("meter"),
+    _text("event_name"),
+    _text("account"),
+    _integer("period_start_ms"),
+    _integer("period_end_ms"),
+    _integer("bucket_start_ms"),
+    _integer("bucket_end_ms"),
+    Column("delta_minor", WholeNumber, nullable=False),
+    _integer("scale"),
+    _integer("revision"),
+    _text("state"),
+    Column("attempt_customer", Text),
+    _integer("timestamp_s", nullable=True),
+    Column("value", Text),
+    _integer("attempted_at_ms", nullable=True),
+    _integer("replaces_ms", nullable=True),
+    _text("stripe_customer"),
+    _integer("at_ms"),
+    _text("hold"),
+    _text("detail"),
+    _integer("settled_at_ms", nullable=True),
+    _integer("in_doubt"),
+    _integer("not_before_ms"),
+    _integer("failures"),
+    _integer("absent_at_ms", nullable=True),
+    CheckConstraint(f"state IN ({_STATES})", name="intents_state"),
+)
+Index("intents_by_customer", intents.c.stripe_customer, intents.c.event_name, intents.c.at_ms)
+Index("intents_by_account", intents.c.account, intents.c.identifier)
+Index(
+    "pending_intents",
+    intents.c.log_partition,
+    intents.c.not_before_ms,
+    intents.c.log_offset,
+    postgresql_where=intents.c.state == "pending",
+    sqlite_where=intents.c.state == "pending",
+)
+# What Stripe does not bill is looked for across all accounts.
+Index(
+    "unbilled_intents",
+    intents.c.identifier,
+    postgresql_where=intents.c.state.in_(["dead", "late"]),
+    sqlite_where=intents.c.state.in_(["dead", "late"]),
+)
 
-_STATES: Final = ", ".join(f"'{state}'" for state in PlanState)
+_PLAN_STATES: Final = ", ".join(f"'{state}'" for state in PlanState)
 # Authoritative. Each catalog that was applied, whole. At most one is `active`, and at most one is being applied.
 catalog_versions: Final = _table(
     "catalog_versions",
@@ -169,7 +242,7 @@ plan_versions: Final = _table(
     _text("body"),
     _text("state"),
     CheckConstraint("kind IN ('plan', 'addon')", name="plan_versions_kind"),
-    CheckConstraint(f"state IN ({_STATES})", name="plan_versions_state"),
+    CheckConstraint(f"state IN ({_PLAN_STATES})", name="plan_versions_state"),
 )
 # Authoritative. Which object at Stripe a key of the catalog names. A price's row says for ever what it is the price of.
 stripe_objects: Final = _table(

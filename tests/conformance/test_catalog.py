@@ -21,11 +21,11 @@ from schemas.catalog_changes import (
     Pin,
     PlanState,
     StripeProduct,
-    Verb,
 )
 from schemas.errors import InvalidInput, Transient
 from schemas.meters import MeterSet
 from schemas.side_tables import Fetched, Row, SideTables
+from sinks.sql.side_tables import SqlSideTables
 from sinks.stripe.catalog import ATTEMPTS_MAX, StripeClientCatalog
 from sinks.stripe.client import StripeClientMeters
 from stripe_simulator import Fault, FaultKind
@@ -73,7 +73,7 @@ class World:
 
     def __init__(self, tables: SideTables, served: ServedSimulator) -> None:
         self.tables = tables
-        self.store = cast("CatalogStore", tables)
+        self.store: CatalogStore = cast("SqlSideTables", tables).catalog
         self.clock = served.clock
         self.url = served.url
         self.objects = self.another("n")

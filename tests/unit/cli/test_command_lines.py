@@ -115,7 +115,8 @@ SETTINGS = {
     "GATEWAY_URL": ("x", "http://", "http://127.0.0.1:99999", "http://[", "ftp://x", "http://a b", CLOSED, "http://x\n"),
     "API_KEY": ("é", "a\nb", " ", "x" * 100_000),
     "PARTITIONS": ("", "0", "-1", "x", "1e3", "NaN", "9" * 30),
-    "STRIPE_RATE_PER_S": ("", "0", "-1", "x", "nan", "inf", "1e999"),
+    "STRIPE_RATE_PER_S": ("", "0", "-1", "x", "nan", "inf", "1e999", "1001"),
+    "STRIPE_METER_EVENTS": ("", "v3", "V1"),
     "TICK_INTERVAL_S": ("", "0", "nan", "-5"),
     "RELAY_INTERVAL_S": ("nan",),
     "SESSION_TIMEOUT_S": ("nan",),
@@ -139,7 +140,7 @@ def test_hostile_setting_is_one_line(folder: Path, setting: str, monkeypatch: py
             result = run(line)
             found += [(value[:20], line[:2], problem) for problem in problems(result)]
             if (
-                setting in ("PARTITIONS", "STRIPE_RATE_PER_S", "TICK_INTERVAL_S", "GATEWAY_PORT")
+                setting in ("PARTITIONS", "STRIPE_RATE_PER_S", "STRIPE_METER_EVENTS", "TICK_INTERVAL_S", "GATEWAY_PORT")
                 and line[0] == "doctor"
             ):
                 assert (result.code, f"TIDEMARK_{setting}: " in result.err) == (2, True), value

@@ -21,7 +21,6 @@ GIVEN_UP: Final = {
     r"\btwins?\b": "fake",
     r"\blog[ _]time\b": "stream time",
     r"\bscratch\b": "staging",
-    r"\bcatalogs?\b": "meter set",
     r"\bnurser(y|ies)\b": "supervisor",
     r"\bwitness(es)?\b": "replay counter",
 }

@@ -1,0 +1,207 @@
+"""Resolves grants into what an account may do at each time.
+
+The steps at one instant:
+1. What holds: an account that was downgraded keeps the fallback plan, contracts and overrides only. A contract that
+   replaces the plan suspends plans and trials. Without any plan, the default plan gives.
+2. Base: the plans' values, merged by the feature's rule. A trial's value replaces the base.
+3. Add-ons and promotions add to the base.
+4. Contracts, then overrides: a set value replaces what was there, then additions, then upper bounds.
+5. A deny wins.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Iterable, Mapping, Sequence
+from decimal import Decimal
+from functools import reduce
+from hashlib import sha256
+from typing import Final
+
+import msgspec
+
+from schemas.entitlements import (
+    UNLIMITED,
+    Entitled,
+    Feature,
+    FeatureType,
+    Grant,
+    Merge,
+    Operation,
+    Resolved,
+    Segment,
+    SourceKind,
+    Value,
+)
+from schemas.periods import INSTANT_MIN_MS
+
+_PLANS: Final = frozenset({SourceKind.PLAN, SourceKind.TRIAL})
+_SUSPENDED: Final = _PLANS | {SourceKind.ADDON, SourceKind.PROMOTION, SourceKind.DEFAULT}
+_BASES: Final = (SourceKind.DEFAULT, SourceKind.PLAN, SourceKind.FALLBACK)
+# Each later layer sees the value of those before it.
+_LAYERS: Final = (
+    (SourceKind.TRIAL,),
+    (SourceKind.ADDON, SourceKind.PROMOTION),
+    (SourceKind.CONTRACT,),
+    (SourceKind.OVERRIDE,),
+)
+_ORDER: Final = {Operation.SET: 0, Operation.ADD: 1, Operation.AT_LEAST: 2, Operation.AT_MOST: 3, Operation.DENY: 4}
+
+
+def resolve(features: Sequence[Feature], entitled: Entitled) -> tuple[Segment, ...]:
+    """The segments of an account, from the beginning of time on. Each start and end among the inputs cuts a segment,
+    and segments that give the same are one."""
+    spans = [(grant.starts_ms, grant.ends_ms) for grant in entitled.grants]
+    spans += [*entitled.plans, *entitled.replaced, *entitled.downgraded]
+    cuts = {INSTANT_MIN_MS, *(instant for span in spans for instant in span if instant is not None)}
+    segments: list[Segment] = []
+    for instant_ms in sorted(cuts):
+        found = at_instant(features, entitled, instant_ms)
+        if not segments or segments[-1].features != found:
+            segments.append(Segment(instant_ms, found))
+    return tuple(segments)
+
+
+def segment_at(segments: Sequence[Segment], instant_ms: int) -> Segment:
+    """The segment that holds at an instant."""
+    return segments[max(0, bisect_right(segments, instant_ms, key=_from_ms) - 1)]
+
+
+def next_change_ms(segments: Sequence[Segment], instant_ms: int) -> int | None:
+    """When the next segment after the instant begins, or None."""
+    place = bisect_right(segments, instant_ms, key=_from_ms)
+    return segments[place].from_ms if place < len(segments) else None
+
+
+def at_instant(features: Sequence[Feature], entitled: Entitled, instant_ms: int) -> Mapping[str, Resolved]:
+    """What each feature gives at one instant."""
+    holding = _holding(entitled, instant_ms)
+    by_feature: dict[str, list[Grant]] = {feature.name: [] for feature in features}
+    for grant in sorted(holding, key=_identity):
+        if grant.feature in by_feature:
+            by_feature[grant.feature].append(grant)
+    return {feature.name: _resolved(feature, by_feature[feature.name]) for feature in features}
+
+
+def inputs_sha256(features: Sequence[Feature], entitled: Entitled) -> str:
+    """A hash of all that decides, whatever its order. Equal hashes need no new snapshot."""
+    document = [
+        sorted((name, kind.value, merge.value) for name, kind, merge in features),
+        sorted(_text_of(grant) for grant in entitled.grants),
+        *(sorted(map(str, spans)) for spans in (entitled.plans, entitled.replaced, entitled.downgraded)),
+    ]
+    return sha256(msgspec.json.encode(document)).hexdigest()
+
+
+def sources_of(gives: Iterable[Grant]) -> list[str]:
+    """The sources of grants, each once, in their order: `plan:professional@4`."""
+    return list(dict.fromkeys(f"{grant.kind}:{grant.source}" for grant in gives))
+
+
+def _holding(entitled: Entitled, instant_ms: int) -> list[Grant]:
+    """The grants that are in force at an instant, after dunning and contracts took out what they suspend."""
+    is_downgraded, is_replaced, has_plan = (
+        any(span.contains(instant_ms) for span in spans)
+        for spans in (entitled.downgraded, entitled.replaced, entitled.plans)
+    )
+    suspended: set[SourceKind] = {SourceKind.DEFAULT} if has_plan or is_replaced else set()
+    if is_replaced:
+        suspended |= _PLANS
+    suspended |= _SUSPENDED if is_downgraded else {SourceKind.FALLBACK}
+    return [
+        grant
+        for grant in entitled.grants
+        if grant.kind not in suspended
+        and grant.starts_ms <= instant_ms
+        and (grant.ends_ms is None or instant_ms < grant.ends_ms)
+    ]
+
+
+def _resolved(feature: Feature, grants: Sequence[Grant]) -> Resolved:
+    denying = tuple(grant for grant in grants if grant.operation is Operation.DENY)
+    if denying:
+        return Resolved(_nothing(feature), denying, is_denied=True)
+    base = [grant for grant in grants if grant.kind in _BASES]
+    value, gives = _merged(feature, base)
+    for kinds in _LAYERS:
+        layer = sorted((grant for grant in grants if grant.kind in kinds), key=_step)
+        for grant in layer:
+            value, gives = _applied(feature, value, gives, grant)
+    return Resolved(value, gives)
+
+
+def _merged(feature: Feature, base: Sequence[Grant]) -> tuple[Value, tuple[Grant, ...]]:
+    """The value of the plans together."""
+    if not base:
+        return _nothing(feature), ()
+    if feature.merge is Merge.FIRST:
+        first = min(base, key=_by_rank)
+        return first.value, (first,)
+    values = [grant.value for grant in base]
+    if feature.merge is Merge.ANY:
+        return any(value is True for value in values), tuple(base)
+    combine = _sum if feature.merge is Merge.SUM else _greatest
+    return reduce(combine, values), tuple(base)
+
+
+def _applied(feature: Feature, value: Value, gives: tuple[Grant, ...], grant: Grant) -> tuple[Value, tuple[Grant, ...]]:
+    """The value and its grants after one more grant."""
+    match grant.operation:
+        case Operation.SET:
+            return grant.value, (grant,)
+        case Operation.ADD | Operation.AT_LEAST if feature.type is FeatureType.FLAG:
+            return value is True or grant.value is True, (*gives, grant)
+        case Operation.ADD:
+            return _sum(value, grant.value), (*gives, grant)
+        case Operation.AT_LEAST:
+            return _greatest(value, grant.value), (*gives, grant)
+        case _:
+            return _least(value, grant.value), (*gives, grant)
+
+
+def _nothing(feature: Feature) -> Value:
+    """What a feature gives without any grant."""
+    if feature.type is FeatureType.FLAG:
+        return False
+    return "null" if feature.type is FeatureType.CONFIG else Decimal(0)
+
+
+def _sum(one: Value, other: Value) -> Value:
+    return one + other if isinstance(one, Decimal) and isinstance(other, Decimal) else _unlimited(one, other)
+
+
+def _greatest(one: Value, other: Value) -> Value:
+    return max(one, other) if isinstance(one, Decimal) and isinstance(other, Decimal) else _unlimited(one, other)
+
+
+def _least(one: Value, other: Value) -> Value:
+    if isinstance(one, Decimal) and isinstance(other, Decimal):
+        return min(one, other)
+    return other if one in (UNLIMITED, True) else one
+
+
+def _unlimited(one: Value, other: Value) -> Value:
+    """The top, where one of two quantities is unlimited. The catalog refuses other values for these operations."""
+    return UNLIMITED if UNLIMITED in (one, other) else one
+
+
+def _from_ms(segment: Segment) -> int:
+    return segment.from_ms
+
+
+def _identity(grant: Grant) -> tuple[str, str, str, int, str]:
+    """An order that no order of the inputs changes."""
+    return grant.kind, grant.source, grant.operation, grant.starts_ms, _text_of(grant)
+
+
+def _step(grant: Grant) -> tuple[int, int]:
+    # The last of two set values counts: the one that began later.
+    return _ORDER[grant.operation], grant.starts_ms
+
+
+def _by_rank(grant: Grant) -> int:
+    return -grant.rank
+
+
+def _text_of(grant: Grant) -> str:
+    return "\x1f".join(map(str, grant))
