@@ -205,7 +205,7 @@ def _lower(before: Mapping[str, GrantValue], after: Mapping[str, GrantValue]) ->
 
 
 def _is_kept(before: GrantValue, after: GrantValue | None) -> bool:
-    if before == after or after == UNLIMITED or before is False:
+    if after in (before, UNLIMITED) or before is False:
         return True
     if isinstance(before, Add) and isinstance(after, Add):
         return after.add >= before.add

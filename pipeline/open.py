@@ -202,7 +202,8 @@ def read_meter_set(path: Path | None) -> MeterSet:
     try:
         document = read_yaml(read_bytes(source))
     except Unreadable as error:
-        raise InvalidInput(f"{source.name}:{error.line}", error.message) from error
+        field = ".".join(map(str, error.path)) or "meter_set"
+        raise InvalidInput(f"{source.name} line {error.line}: {field}", error.message) from error
     value = document.value
     if isinstance(value, dict):
         value = {name: part for name, part in value.items() if name not in NOT_METERS}
@@ -210,7 +211,7 @@ def read_meter_set(path: Path | None) -> MeterSet:
         return MeterSet.model_validate(value)
     except ValidationError as error:
         problem, location = first_problem(error), tuple(error.errors(include_url=False)[0]["loc"])
-        field = f"{source.name}:{document.line(location)}: {problem.field or 'meter_set'}"
+        field = f"{source.name} line {document.line(location)}: {problem.field or 'meter_set'}"
         raise InvalidInput(field, problem.message) from error
 
 

@@ -9,8 +9,9 @@ from typing import Final
 
 import click
 
-from pipeline.cli.context import EXIT_FAILURE, EXIT_INPUT, confirm, settings
+from pipeline.cli.context import EXIT_FAILURE, confirm, settings
 from pipeline.cli.operate import user
+from schemas.errors import InvalidInput
 
 _FILE: Final = click.Path(exists=True, dir_okay=False, path_type=Path)
 _JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
@@ -53,12 +54,13 @@ def catalog_plan(file: Path, out: Path | None, in_place: bool, as_json: bool) ->
     if plan is None:
         if as_json:
             click.echo(json.dumps({"problems": [problem._asdict() for problem in problems]}))
-        for problem in problems:
-            click.echo(f"tidemark: {file.name}:{problem.line}: {problem.field}: {problem.message}", err=True)
-        raise SystemExit(EXIT_INPUT)
+        else:
+            for line, field, message in problems:
+                click.echo(f"{file.name}:{line}: {field}: {message}")
+        raise InvalidInput(file.name, f"{len(problems)} problems; nothing is planned until they are corrected")
     click.echo(json.dumps(plan_document(plan)) if as_json else "\n".join(plan_lines(plan)))
     if plan.refusals:
-        raise SystemExit(EXIT_INPUT)
+        raise InvalidInput(file.name, f"{len(plan.refusals)} refusals; see above")
     if out:
         save_plan(plan, out)
 
