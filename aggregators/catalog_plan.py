@@ -113,7 +113,7 @@ def unread_products(catalog: Catalog, stripe: AtStripe, standing: Standing) -> l
 def plan_catalog(catalog: Catalog, world: World, *, in_place: bool = False) -> CatalogPlan:
     """The plan, without the actions and refusals of the meter set, which the log decides."""
     digest = catalog_hash(catalog)
-    want, touched = wanted(catalog), _touched(world)
+    want, touched = wanted(catalog), touched_by(world)
     refusals = [
         *_version(catalog, digest, world.standing), *_terms_kept(catalog, world.standing, in_place=in_place),
         *_still_granted(catalog, world.standing), *_unlike(want, world),
@@ -128,7 +128,7 @@ def plan_catalog(catalog: Catalog, world: World, *, in_place: bool = False) -> C
 
 def states_after(catalog: Catalog, world: World) -> dict[PlanId, KnownPlan]:
     """Every version, with its state after the application."""
-    touched, sold = _touched(world), catalog.sold()
+    touched, sold = touched_by(world), catalog.sold()
     after = {plan: KnownPlan(each, PlanState.OPEN) for plan, each in sold.items()}
     for plan, known in world.standing.plans.items():
         if plan not in sold:
@@ -155,7 +155,7 @@ def records_of(catalog: Catalog, stripe: AtStripe) -> list[StripeRecord]:
     ]  # fmt: skip
 
 
-def _touched(world: World) -> dict[PlanId, int]:
+def touched_by(world: World) -> dict[PlanId, int]:
     """How many subscriptions have each version."""
     touched: dict[PlanId, set[str]] = {}
     for price, pin in world.standing.pins().items():
@@ -342,7 +342,7 @@ def _archives(states: Mapping[PlanId, KnownPlan], world: World) -> Iterator[Acti
 def drift_of(world: World) -> list[str]:
     """What Stripe has otherwise than it was applied, and what is sold there past the catalog."""
     standing, stripe, found = world.standing, world.stripe, list[str]()
-    touched = _touched(world)
+    touched = touched_by(world)
     want = wanted(standing.catalog) if standing.catalog else None
     for (_, key), record in standing.records.items():
         is_live = record.plan is None or standing.plans[record.plan].state is not PlanState.RETIRED

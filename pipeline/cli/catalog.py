@@ -98,16 +98,21 @@ def catalog_drift(as_json: bool) -> None:
 
 
 @catalog.command("show")
-@click.option("--versions", is_flag=True, help="Print every version of every plan, and its state, instead.")
+@click.option(
+    "--versions", is_flag=True, help="Print every version of every plan instead, its state, and how many have it."
+)
 def catalog_show(versions: bool) -> None:
     """Print the active catalog, with what its plans inherit."""
     from pipeline.commands.catalog import show
 
-    standing = run(show(settings()))
+    standing, touched = run(show(settings()))
     if standing.catalog is None:
         click.echo("no catalog has been applied")
     elif versions:
+        width = max(len(str(plan)) for plan in standing.plans)
         for plan, known in sorted(standing.plans.items()):
-            click.echo(f"{plan}  {known.state}")
+            count = touched.get(plan, 0)
+            users = f"  {count} subscription{'s' if count > 1 else ''}" if count else ""
+            click.echo(f"{plan!s:{width}}  {known.state:6}{users}".rstrip())
     else:
         click.echo(standing.catalog.model_dump_json(indent=2, exclude_defaults=True))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from functools import partial
 from hashlib import sha256
 from pathlib import Path
@@ -19,6 +19,7 @@ from aggregators.catalog_plan import (
     plan_catalog,
     records_of,
     states_after,
+    touched_by,
     unread_products,
     wanted,
 )
@@ -34,7 +35,7 @@ from pipeline.open import (
     succeeding,
 )
 from pipeline.settings import Settings
-from schemas.catalog import Catalog
+from schemas.catalog import Catalog, PlanId
 from schemas.catalog_changes import (
     Action,
     AtStripe,
@@ -155,14 +156,15 @@ async def find_drift(settings: Settings) -> list[str]:
         return drift_of(await _with_features(parts, world, products))
 
 
-async def show(settings: Settings) -> Standing:
-    """What SQL holds of the catalog."""
+async def show(settings: Settings) -> tuple[Standing, Mapping[PlanId, int]]:
+    """What SQL holds of the catalog, and how many subscriptions of the mirror have each version."""
     base = await open_base(settings, create=False)
     async with contextlib.AsyncExitStack() as stack:
         stack.push_async_callback(base.log.close)
         tables = await open_side_tables(base)
         stack.push_async_callback(tables.close)
-        return await tables.catalog.standing()
+        standing = await tables.catalog.standing()
+        return standing, touched_by(World(standing, AtStripe(), await tables.catalog.subscriptions_by_price()))
 
 
 async def _world(parts: Parts) -> World:

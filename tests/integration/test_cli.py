@@ -218,7 +218,7 @@ def test_meter_set_changes_only_by_a_higher_version_and_never_redefines_a_meter(
     assert "meters.0.slug" in dev.run("meters", "check", "broken.yaml", code=2)
     assert "must be above 1" in dev.run("meters", "apply", "same_version.yaml", code=2)
     assert "api_requests" in dev.run("meters", "apply", "redefined.yaml", code=2)
-    assert "version 2 with 6 meters" in dev.run("meters", "apply", "next.yaml")
+    assert "version 2 with 7 meters" in dev.run("meters", "apply", "next.yaml")
     assert "api_requests: Stripe has the meter" in dev.run("meters", "apply", "--create-at-stripe", "next.yaml")
     dev.counted()
     assert dev.answer("meters", "show")["version"] == 2
