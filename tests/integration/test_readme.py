@@ -148,6 +148,7 @@ def _await_versions(dev: RunningDev, line: str) -> str:
 
 
 @pytest.mark.timeout(240)
+@pytest.mark.parametrize("dev", [()], ids=["embedded"], indirect=True)
 def test_another_price_is_for_new_customers_and_the_old_ones_keep_theirs(dev: RunningDev) -> None:
     """The commands of "Change your pricing", with a customer who signs up before the change, and one after it."""
     first, second = (block for block in commands("sh") if "catalog plan" in block)
