@@ -256,6 +256,20 @@ def test_account_is_bound_shown_and_its_period_closed(dev: RunningDev) -> None:
     assert "no RFC 3339 time" in dev.run("close-period", "closing", "yesterday", code=2)
 
 
+def test_account_flush_reports_usage_so_far_and_waits_until_it_is_settled(dev: RunningDev) -> None:
+    """A free account is settled without Stripe."""
+    dev.run("account", "bind", "flushed", "--free")
+    emit(dev, "flushed", "llm.completion", data='{"tokens":7,"model":"small"}')
+
+    flushed = dev.answer("account", "flush", "flushed", "--json")
+    assert (flushed["published"], flushed["settled"]) == (True, True)
+    (report,) = flushed["reports"]
+    assert (report["meter"], report["quantity"], report["status"]) == ("tokens", "7", "free")
+    assert report["timestamp"] < flushed["instant"]
+    assert dev.answer("account", "show", "flushed")["last_flush"] == flushed["instant"]
+    assert "nothing was counted since the last report" in dev.run("account", "flush", "flushed")
+
+
 def test_quarantined_event_is_listed_and_counted_after_its_redrive(dev: RunningDev) -> None:
     """A foreign producer with another partitioner wrote to the wrong topic; nothing is lost."""
     home = partition_of("lost", 4)

@@ -105,7 +105,7 @@ EXAMPLES = {
     ("account", "bind"): ["acme", "--free"], ("account", "show"): ["acme"],
     ("account", "link"): ["acme", "--customer", "cus_1"], ("billing", "audit"): ["acme"],
     ("account", "link-all"): ["/dev/null"],
-    ("account", "unlink"): ["acme", "--reason", "wrong"],
+    ("account", "unlink"): ["acme", "--reason", "wrong"], ("account", "flush"): ["acme"],
     ("close-period",): CLOSING[1:],
     ("catalog", "plan"): ["schemas/catalog.default.yaml"],
     ("catalog", "apply"): ["schemas/catalog.default.yaml", "--reason", "because"],
