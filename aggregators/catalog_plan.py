@@ -119,7 +119,7 @@ def plan_catalog(catalog: Catalog, world: World, *, in_place: bool = False) -> C
         *_still_granted(catalog, world.standing), *_unlike(want, world),
     ]  # fmt: skip
     states = states_after(catalog, world)
-    actions = [*_at_stripe(want, world), *_states(catalog, states, world, touched), *_archives(states, world)]
+    actions = [*_at_stripe(want, world), *_states(catalog, states, world), *_archives(states, world)]
     return CatalogPlan(
         catalog, digest, world.standing.sha256, world.standing.applying, in_place, actions, refusals,
         drift_of(world), {str(plan): count for plan, count in sorted(touched.items())},
@@ -311,9 +311,7 @@ def _places(number: Decimal) -> int:
     return -int(number.as_tuple().exponent)
 
 
-def _states(
-    catalog: Catalog, states: Mapping[PlanId, KnownPlan], world: World, touched: Mapping[PlanId, int]
-) -> Iterator[Action]:
+def _states(catalog: Catalog, states: Mapping[PlanId, KnownPlan], world: World) -> Iterator[Action]:
     known, sold = world.standing.plans, catalog.sold()
     for plan in sold:
         if plan not in known or known[plan].state is not PlanState.OPEN:
@@ -324,9 +322,9 @@ def _states(
         if plan in sold or known[plan].state is after.state:
             continue
         if after.state is PlanState.CLOSED:
-            yield Action(Verb.CLOSE, IN_SQL, str(plan), f"{touched[plan]} subscriptions keep it")
+            yield Action(Verb.CLOSE, IN_SQL, str(plan), "sold no more, kept by its subscriptions")
         else:
-            yield Action(Verb.RETIRE, IN_SQL, str(plan), "no subscription has it")
+            yield Action(Verb.RETIRE, IN_SQL, str(plan), "no subscription has it; its prices are archived")
 
 
 def _archives(states: Mapping[PlanId, KnownPlan], world: World) -> Iterator[Action]:

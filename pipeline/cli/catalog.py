@@ -103,7 +103,7 @@ def catalog_drift(as_json: bool) -> None:
 )
 def catalog_show(versions: bool) -> None:
     """Print the active catalog, with what its plans inherit."""
-    from pipeline.commands.catalog import show
+    from pipeline.commands.catalog import count_text, show
 
     standing, touched = run(show(settings()))
     if standing.catalog is None:
@@ -111,8 +111,7 @@ def catalog_show(versions: bool) -> None:
     elif versions:
         width = max(len(str(plan)) for plan in standing.plans)
         for plan, known in sorted(standing.plans.items()):
-            count = touched.get(plan, 0)
-            users = f"  {count} subscription{'s' if count > 1 else ''}" if count else ""
+            users = f"  {count_text(touched[plan])}" if plan in touched else ""
             click.echo(f"{plan!s:{width}}  {known.state:6}{users}".rstrip())
     else:
         click.echo(standing.catalog.model_dump_json(indent=2, exclude_defaults=True))
