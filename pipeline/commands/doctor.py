@@ -60,8 +60,11 @@ async def _meter_set(settings: Settings) -> list[Finding]:
 
 
 async def _grace(settings: Settings) -> list[Finding]:
-    """Whether the last usage of a period is reported before Stripe finalizes the period's invoice. After that Stripe adds
-    usage to no invoice, and an invoice item must bill it (docs.stripe.com/billing/subscriptions/usage-based/configure-grace-period)."""
+    """Whether the last usage of a period is reported before Stripe finalizes its invoice. After that Stripe adds
+    usage to no invoice, and an invoice item must bill it.
+
+    Source: docs.stripe.com/billing/subscriptions/usage-based/configure-grace-period.
+    """
     if not settings.stripe_api_key.get_secret_value():
         return []
     policy = (await _known_meters(settings)).policy
