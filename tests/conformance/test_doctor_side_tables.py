@@ -241,7 +241,9 @@ async def test_a_refused_connection_says_which_setting_is_wrong(tmp_path: Path, 
         assert "wrong" not in said.replace("authentication failed", "")
 
 
-async def test_without_a_server_it_is_a_note() -> None:
-    """Who bills without Stripe's subscriptions needs no PostgreSQL."""
-    (finding,) = await check_side_tables(Settings(sql_url="pgserver://.tidemark/postgres"))
-    assert (finding.status, finding.what) == ("note", "sql")
+@pytest.mark.parametrize(("key", "status"), [("", "note"), ("sk_test_x", "wrong")], ids=["no key", "a key"])
+async def test_without_a_server_nothing_is_billed(key: str, status: str) -> None:
+    """The sink keeps its intents in PostgreSQL. Who only counts needs neither."""
+    settings = Settings.model_validate({"sql_url": "pgserver://.tidemark/postgres", "stripe_api_key": key})
+    (finding,) = await check_side_tables(settings)
+    assert (finding.status, finding.what) == (status, "sql")
