@@ -97,7 +97,7 @@ async def check_side_tables(settings: Settings) -> list[Finding]:
                 *await _held(base, tables),
                 *await _reports(base, tables.intents),
                 *await _set_aside(tables),
-                *_unknown(await tables.ignored()),
+                *_unknown(await tables.ignored(base.settings.canary_customer)),
             ]
         finally:
             await tables.close()

@@ -176,7 +176,8 @@ async def test_events_that_are_set_aside_or_unknown_are_counted(deployed: Deploy
     charge = StripeEvent("evt_2", "charge.succeeded", 1, "cus_1", ())
     paid = StripeEvent("evt_3", "invoice.paid", 1, "", ())
     again = StripeEvent("evt_4", "charge.succeeded", 1, "cus_2", ())
-    await deployed.tables.commit(step(1, [charge, paid, again], via=Via.WEBHOOK))
+    beat = StripeEvent("evt_5", "customer.updated", 1, CANARY, ())
+    await deployed.tables.commit(step(1, [charge, paid, again, beat], via=Via.WEBHOOK))
     found = await deployed.says()
     assert found["set_aside_events"].detail.startswith("1 events, such as evt_1")
     assert found["unknown_events"].detail == "2 events of types that nothing reads: charge.succeeded"
