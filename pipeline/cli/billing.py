@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from pipeline.cli.context import settings
-from pipeline.cli.operate import COUNT, CUSTOMER, account, account_name, billing, instant_ms, user
+from pipeline.cli.operate import COUNT, account, account_name, billing, instant_ms, user
+from schemas.billing_events import CUSTOMER_ID
 from schemas.errors import InvalidInput
 
 if TYPE_CHECKING:
@@ -33,7 +34,8 @@ def webhooks() -> None:
 def webhooks_recover(since: str, as_json: bool) -> None:
     """Read Stripe's list of events, and take in those that never came.
 
-    The role `mirror` does so several times an hour; this command reads an older span. Safe to repeat.
+    The role `mirror` does so several times an hour; this command reads an older span. Waits
+    until the role has processed what came, as long as the role gets on. Safe to repeat.
     """
     from pipeline.commands.billing import recover, span_s
 
@@ -225,7 +227,7 @@ def _wish(name: str, customer: str, from_: str, by: str, reason: str) -> Wish:
 
     from_ms = instant_ms("--from", from_) // MINUTE_MS * MINUTE_MS if from_ else None
     checked = account_name(name)
-    if not CUSTOMER.fullmatch(customer):
+    if not CUSTOMER_ID.fullmatch(customer):
         raise InvalidInput("--customer", f"{customer!r} is no Stripe customer: give its id, which begins with cus_")
     return Wish(checked, customer, from_ms, by, reason)
 

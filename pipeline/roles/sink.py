@@ -27,7 +27,10 @@ SINK_GROUP: Final = "tidemark-sink"
 
 
 async def run_sink(settings: Settings) -> None:
-    """Send intents to Stripe until stopped. The process that owns partition 0 also looks at drafts and invoices."""
+    """Send intents to Stripe until stopped. The process that owns partition 0 also looks at drafts and invoices.
+
+    Raises as `open_side_tables`, and `InvalidInput` without a Stripe key.
+    """
     base = await open_base(settings)
     async with contextlib.AsyncExitStack() as stack:
         stack.push_async_callback(base.log.close)
