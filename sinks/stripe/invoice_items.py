@@ -9,8 +9,7 @@ from typing import Any, Final
 
 from schemas.bills import BilledPrice, InvoiceItem, InvoiceItemState
 from schemas.clock import SECOND_MS
-from schemas.errors import InvalidInput
-from sinks.stripe.answers import Malformed, text_of
+from schemas.errors import InvalidInput, Transient
 from sinks.stripe.connection import connected, read
 from sinks.stripe.objects import json_of
 
@@ -39,27 +38,14 @@ class StripeClientInvoiceItems:
         found = await self._get(path, {"expand": ["tiers", "product"]})
         recurring = found.get("recurring") or {}
         event_name = await self._event_name(recurring["meter"]) if recurring.get("meter") else ""
-        product = found.get("product")
-        title = product.get("name") if isinstance(product, Mapping) else ""
-        terms = json.dumps({name: found.get(name) for name in _TERMS}, sort_keys=True, separators=(",", ":"))
-        return BilledPrice(identifier, event_name, str(title or ""), terms)
+        return _price(found, event_name)
 
     async def create(self, item: InvoiceItem) -> str:
         """See `StripeInvoiceItems`. The same item gives the same bytes, as an Idempotency-Key demands."""
-        params: Any = {
-            "customer": item.stripe_customer,
-            "amount": item.amount_minor,
-            "currency": item.currency,
-            "description": item.description,
-            "period": {"start": item.start_ms // SECOND_MS, "end": item.end_ms // SECOND_MS},
-            "metadata": _metadata(item),
-        }
-        if item.subscription:
-            params["subscription"] = item.subscription
-        options: Any = {"idempotency_key": item.idempotency_key}
-        return await read(
-            lambda: self._stripe.v1.invoice_items.create_async(params, options), lambda made: _id_of(made, item)
-        )
+        made = await self._post("/v1/invoiceitems", _params(item), item.idempotency_key)
+        if made.get("amount") != item.amount_minor or not isinstance(made.get("id"), str):
+            raise Transient(f"not an answer to the invoice item {item.identifier}")
+        return str(made["id"])
 
     async def made(self, item: InvoiceItem) -> Sequence[InvoiceItem]:
         """See `StripeInvoiceItems`. Raises `InvalidInput` beyond `PAGES_MAX` pages."""
@@ -67,7 +53,7 @@ class StripeClientInvoiceItems:
         found: list[InvoiceItem] = []
         for _ in range(PAGES_MAX):
             page = await self._get("/v1/invoiceitems", options)
-            found += [each for row in page["data"] if (each := _item_of(row, item))]
+            found += [each for row in page["data"] if (each := _made(row, item))]
             # The newest come first, and none of the chain is older than the end of its span.
             if not page["has_more"] or page["data"][-1]["date"] < item.end_ms // SECOND_MS - _SKEW_S:
                 return sorted(found, key=lambda each: each.number)
@@ -90,6 +76,30 @@ class StripeClientInvoiceItems:
     async def _get(self, path: str, options: Mapping[str, object]) -> dict[str, Any]:
         return await read(lambda: self._stripe.raw_request_async("get", path, **options), json_of)
 
+    async def _post(self, path: str, params: Mapping[str, object], key: str) -> dict[str, Any]:
+        return await read(lambda: self._stripe.raw_request_async("post", path, **params, idempotency_key=key), json_of)
+
+
+def _price(found: Mapping[str, Any], event_name: str) -> BilledPrice:
+    """A price of Stripe's, with its tiers and its product, and the event name of its meter or ""."""
+    product = found.get("product")
+    title = product.get("name") if isinstance(product, Mapping) else ""
+    terms = json.dumps({name: found.get(name) for name in _TERMS}, sort_keys=True, separators=(",", ":"))
+    return BilledPrice(str(found["id"]), event_name, str(title or ""), terms)
+
+
+def _params(item: InvoiceItem) -> dict[str, Any]:
+    """The parameters that create an item (docs.stripe.com/api/invoiceitems/create)."""
+    return {
+        "customer": item.stripe_customer,
+        "amount": item.amount_minor,
+        "currency": item.currency,
+        "description": item.description,
+        "period": {"start": item.start_ms // SECOND_MS, "end": item.end_ms // SECOND_MS},
+        "metadata": _metadata(item),
+        **({"subscription": item.subscription} if item.subscription else {}),
+    }
+
 
 def _metadata(item: InvoiceItem) -> dict[str, str]:
     """What makes the item known again: its identifier, its chain and its place in the chain."""
@@ -103,7 +113,7 @@ def _metadata(item: InvoiceItem) -> dict[str, str]:
     }
 
 
-def _item_of(row: Mapping[str, Any], like: InvoiceItem) -> InvoiceItem | None:
+def _made(row: Mapping[str, Any], like: InvoiceItem) -> InvoiceItem | None:
     """An item at Stripe that belongs to the chain of `like`, or None."""
     noted = row.get("metadata") or {}
     wanted = _metadata(like)
@@ -125,9 +135,3 @@ def _item_of(row: Mapping[str, Any], like: InvoiceItem) -> InvoiceItem | None:
         )
     except (LookupError, ValueError, TypeError, ArithmeticError) as error:
         raise InvalidInput("metadata", f"of the invoice item {row.get('id')} were changed: {error}") from error
-
-
-def _id_of(made: object, item: InvoiceItem) -> str:
-    if getattr(made, "amount", None) != item.amount_minor:
-        raise Malformed("not an answer to this invoice item")
-    return text_of(made, "id")

@@ -112,8 +112,8 @@ class ClosingWorld:
 
     def new_sender(self) -> StripeSender:
         """Another sender process."""
-        ledger, closings = self.tables.intents, self.tables.bills
-        return StripeSender(self.log, ledger, self.meters, self.payer, self.clock, random.Random(7), POLICY, closings)
+        ledger, bills, rng = self.tables.intents, self.tables.bills, random.Random(7)
+        return StripeSender(self.log, ledger, self.meters, self.payer, self.clock, rng, POLICY, bills)
 
     def new_controller(self, **others: Any) -> ClosingController:
         """Another controller process; `others` replace its parts."""
@@ -233,7 +233,9 @@ class ClosingWorld:
 
     async def redrive(self, *identifiers: str) -> Sequence[Redriven]:
         """An operator has rejected reports sent again."""
-        return await Redriver(self.log, self.meters, self.meters, self.clock).redrive(identifiers, "ada", "repaired")
+        tables, meters = self.tables, self.meters
+        redriver = Redriver(self.log, tables.intents, meters, meters, self.clock, tables.bills)
+        return await redriver.redrive(identifiers, "ada", "repaired")
 
     async def dead_letters(self) -> Sequence[LedgerIntent]:
         """What the ledger calls dead."""
