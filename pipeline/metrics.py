@@ -42,6 +42,7 @@ MetricName = Literal[
     "tidemark_sink_open_breakers",
     "tidemark_sink_results",
     "tidemark_sink_held_deadline_seconds",
+    "tidemark_auditor_failures_total",
     "tidemark_billing_turn_seconds",
     "tidemark_billing_drafts",
     "tidemark_billing_late_drafts",
@@ -187,6 +188,11 @@ METRICS: Final[dict[MetricName, MetricSpec]] = {
     ),
     "tidemark_sink_held_deadline_seconds": MetricSpec(
         "gauge", "When Stripe will refuse the first held report for its age, Unix time; absent without held reports."
+    ),
+    "tidemark_auditor_failures_total": MetricSpec(
+        "counter",
+        "Reconciliations of the role `auditor` that could not be run or recorded; it tries again every minute. Grows: "
+        "a store or Stripe does not answer, see the log.",
     ),
     "tidemark_billing_turn_seconds": MetricSpec(
         "gauge",

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from sinks.sql.store import PostgresSideTables
     from sinks.stripe.client import StripeClientMeters
     from sinks.stripe.invoice_items import StripeClientInvoiceItems
+    from sinks.stripe.invoices import StripeClientInvoices
     from sinks.stripe.objects import StripeClientObjects
 
 # A function imports its driver, so that a role without the driver starts faster.
@@ -117,6 +118,14 @@ def open_stripe(settings: Settings) -> StripeClientMeters | None:
         return None
     base, api = settings.stripe_api_base or None, settings.stripe_meter_events
     return StripeClientMeters(key, base, nonce=secrets.token_hex(4), api=api)
+
+
+def open_stripe_invoices(settings: Settings) -> StripeClientInvoices | None:
+    """The reader of Stripe's lists of invoices, or None without a key."""
+    from sinks.stripe.invoices import StripeClientInvoices
+
+    key = settings.stripe_api_key.get_secret_value()
+    return StripeClientInvoices(key, settings.stripe_api_base or None) if key else None
 
 
 async def check_stripe_key(base: Base, meters: StripeClientMeters) -> None:

@@ -122,6 +122,17 @@ class Settings(BaseSettings):
         "20 with a sandbox key, 800 with a live key, and 8000 for the stream. Several sinks share Stripe's limit",
     )
 
+    stripe_reads_per_month: int = Field(
+        default=10_000,
+        ge=0,
+        description="Calls to Stripe that reconciliations may make in a month. Stripe allows 500 reads for each of the "
+        "month's transactions, and at least 10 000; the mirror and the sink read too",
+    )
+    auditor_time: str = Field(
+        default="03:00",
+        pattern=r"^([01][0-9]|2[0-3]):[0-5][0-9]$",
+        description="Time of day in UTC at which the role `auditor` reconciles, such as `03:00`",
+    )
     late_usage: LatePolicy = Field(
         default=LatePolicy.NEXT_INVOICE_ITEM,
         description="What becomes of usage that came after its invoice was finalized: `next_invoice_item` bills it by "

@@ -318,6 +318,10 @@ class SideTables(Protocol):
         An account of years has more rows than a process has memory."""
         ...
 
+    async def mirrored(self, kind: ObjectKind, ids: Sequence[str]) -> Mapping[str, Sequence[Row]]:
+        """The rows of objects of a kind, and of their parts, by table; none of an unknown id."""
+        ...
+
     async def counts(self) -> Mapping[str, int]:
         """The number of rows of each mirror table."""
         ...

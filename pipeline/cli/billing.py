@@ -34,7 +34,8 @@ def webhooks() -> None:
 def webhooks_recover(since: str, as_json: bool) -> None:
     """Read Stripe's list of events, and take in those that never came.
 
-    The role `mirror` does so several times an hour; this command reads an older span. Safe to repeat.
+    The role `mirror` does so several times an hour; this command reads an older span. Waits
+    until the role has processed what came, as long as the role gets on. Safe to repeat.
     """
     from pipeline.commands.billing import recover, span_s
 

@@ -195,7 +195,7 @@ def binding_of(
 @account.command("show")
 @click.argument("name")
 def account_show(name: str) -> None:
-    """Print an account's bindings, closings and current period."""
+    """Print an account's bindings, closings, last flush and current period."""
     from pipeline.commands.accounts import show_account
 
     checked = account_name(name)
@@ -391,49 +391,6 @@ def quarantine_redrive(positions: tuple[str, ...], reason: str | None, limit: in
         click.echo(f"{count} events: {cause}")
     confirm(f"Send {len(entries)} events again?", yes=yes)
     click.echo(f"{run(redrive(deployment, entries))} events sent to usage.inbox")
-
-
-@click.command()
-@click.option("--from", "from_", help="Only periods that end after this instant.")
-@click.option("--to", help="Only periods that begin before this instant.")
-@click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
-@click.option(
-    "--stripe-reads-max",
-    type=click.IntRange(0),
-    default=2_000,
-    show_default=True,
-    help="Maximum number of reads from Stripe.",
-)
-@click.option(
-    "--rows", type=click.IntRange(0), default=50, show_default=True, help="Maximum number of differences to print."
-)
-@click.option("--pushgateway", default="", help="Also push the gauges to this Prometheus push gateway.")
-def reconcile(
-    from_: str | None, to: str | None, as_json: bool, stripe_reads_max: int, rows: int, pushgateway: str
-) -> None:
-    """Recount usage_events and compare it with Redis, usage_hourly, the intents and Stripe.
-
-    Exits 0 if all compared values are equal, 1 on drift. Values that could not be read are `unchecked`.
-    """
-    from pipeline.commands.operations import run_reconcile
-
-    from_ms = instant_ms("--from", from_) if from_ is not None else None
-    to_ms = instant_ms("--to", to) if to is not None else None
-    if from_ms is not None and to_ms is not None and to_ms <= from_ms:
-        raise InvalidInput("--to", f"{to} is not after --from {from_}: no period lies between them")
-    code, text = run(
-        run_reconcile(
-            settings(),
-            from_ms,
-            to_ms,
-            as_json=as_json,
-            stripe_reads_max=stripe_reads_max,
-            rows_max=rows,
-            pushgateway=pushgateway,
-        )
-    )
-    click.echo(text)
-    raise SystemExit(code)
 
 
 @click.command()

@@ -15,6 +15,7 @@ from sqlalchemy.exc import DataError, IntegrityError
 
 from schemas.billing_events import ObjectKind, ObjectName, Via
 from schemas.side_tables import (
+    PARTS_OF,
     TABLE_OF,
     WAITING,
     AuditRow,
@@ -36,7 +37,7 @@ from sinks.sql import links, step
 from sinks.sql.bills import SqlBills
 from sinks.sql.bindings import Planner, binding_of, overlaps_now
 from sinks.sql.intents import SqlIntentLedger
-from sinks.sql.queries import links_of, mirror_rows, next_offset, rows_where
+from sinks.sql.queries import links_of, mirror_row, mirror_rows, next_offset, rows_where
 from sinks.sql.tables import account_bindings, audit, cursors, customer_column, mirror, processed_events
 
 Answer = TypeVar("Answer")
@@ -198,6 +199,17 @@ class SqlSideTables(ABC):
 
     async def mirror(self) -> Mapping[str, Sequence[Row]]:
         return await self._run(mirror_rows)
+
+    async def mirrored(self, kind: ObjectKind, ids: Sequence[str]) -> Mapping[str, Sequence[Row]]:
+        places = [(TABLE_OF[kind], "id"), *([PARTS_OF[kind]] if kind in PARTS_OF else [])]
+
+        def body(connection: Connection) -> Mapping[str, Sequence[Row]]:
+            return {
+                name: [mirror_row(name, row) for row in rows_where(connection, mirror[name], column, ids)]
+                for name, column in places
+            }
+
+        return await self._run(body)
 
     async def counts(self) -> Mapping[str, int]:
         def body(connection: Connection) -> dict[str, int]:

@@ -22,7 +22,7 @@ BEAT: Final = "tidemark_beat"
 ENDPOINT_PAGES_MAX: Final = 10
 ALL_TYPES: Final = "*"
 
-_PATHS: Final[Mapping[ObjectKind, str]] = {
+PATHS: Final[Mapping[ObjectKind, str]] = {
     ObjectKind.CUSTOMER: "/v1/customers",
     ObjectKind.SUBSCRIPTION: "/v1/subscriptions",
     ObjectKind.SCHEDULE: "/v1/subscription_schedules",
@@ -50,17 +50,22 @@ class StripeClientObjects:
 
     async def fetch(self, name: ObjectName) -> dict[str, object] | None:
         """See `StripeObjects`. Costs one call, and one more per 100 parts beyond the first ten."""
-        path = f"{_PATHS[name.kind]}/{quote(name.id, safe='')}"
+        path = f"{PATHS[name.kind]}/{quote(name.id, safe='')}"
         try:
             found = await self._get(path)
         except InvalidInput as error:
             if error.field == "resource_missing":
                 return None
             raise
+        return await self._with_parts(name, found)
+
+    async def _with_parts(self, name: ObjectName, body: dict[str, Any]) -> dict[str, Any]:
+        """An object with all rows of its nested list."""
         part = _PARTS.get(name.kind)
-        if part and not found.get("deleted"):
-            found[part] = {**found[part], "data": await self._whole(name, path, found[part]), "has_more": False}
-        return found
+        if part and not body.get("deleted"):
+            path = f"{PATHS[name.kind]}/{quote(name.id, safe='')}"
+            body[part] = {**body[part], "data": await self._whole(name, path, body[part]), "has_more": False}
+        return body
 
     async def _whole(self, name: ObjectName, path: str, listed: Mapping[str, Any]) -> list[Any]:
         """All rows of a nested list. If Stripe shows a part only, the whole list is read: the part's order is not
@@ -98,7 +103,7 @@ class StripeClientObjects:
         options |= {"customer": customer} if customer else {}
         if kind is ObjectKind.SUBSCRIPTION:
             options["status"] = "all"
-        page = await self._get(_PATHS[kind], options)
+        page = await self._get(PATHS[kind], options)
         return [(ObjectName(kind, row["id"]), _customer(row)) for row in page["data"]]
 
     async def touch(self, customer: str, beat: str) -> None:
