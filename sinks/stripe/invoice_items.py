@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from decimal import Decimal
-from typing import Any, Final
+from typing import Any, Final, NamedTuple, TypeVar
+from urllib.parse import quote
 
 from schemas.bills import BilledPrice, InvoiceItem, InvoiceItemState
 from schemas.clock import SECOND_MS
-from schemas.errors import InvalidInput, Transient
+from schemas.errors import InvalidInput
+from sinks.stripe.answers import Malformed
 from sinks.stripe.connection import connected, read
 from sinks.stripe.objects import json_of
+
+T = TypeVar("T")
 
 PAGE_ROWS: Final = 100
 PAGES_MAX: Final = 20
@@ -34,58 +38,81 @@ class StripeClientInvoiceItems:
 
     async def price(self, identifier: str) -> BilledPrice:
         """See `StripeInvoiceItems`."""
-        path = f"/v1/prices/{identifier}"
-        found = await self._get(path, {"expand": ["tiers", "product"]})
-        recurring = found.get("recurring") or {}
-        event_name = await self._event_name(recurring["meter"]) if recurring.get("meter") else ""
-        return _price(found, event_name)
+        path, options = f"/v1/prices/{quote(identifier, safe='')}", {"expand": ["tiers", "product"]}
+        price, meter = await self._get(path, options, _price)
+        if meter and meter not in self._event_names:
+            # The event name of a meter never changes.
+            path = f"/v1/billing/meters/{quote(meter, safe='')}"
+            self._event_names[meter] = await self._get(path, {}, lambda found: _text(found, "event_name"))
+        return price._replace(event_name=self._event_names[meter] if meter else "")
 
     async def create(self, item: InvoiceItem) -> str:
         """See `StripeInvoiceItems`. The same item gives the same bytes, as an Idempotency-Key demands."""
-        made = await self._post("/v1/invoiceitems", _params(item), item.idempotency_key)
-        if made.get("amount") != item.amount_minor or not isinstance(made.get("id"), str):
-            raise Transient(f"not an answer to the invoice item {item.identifier}")
-        return str(made["id"])
+
+        def parse(made: Mapping[str, Any]) -> str:
+            if made.get("amount") != item.amount_minor:
+                raise Malformed("not an answer to this invoice item")
+            return _text(made, "id")
+
+        return await self._post("/v1/invoiceitems", _params(item), item.idempotency_key, parse)
 
     async def made(self, item: InvoiceItem) -> Sequence[InvoiceItem]:
         """See `StripeInvoiceItems`. Raises `InvalidInput` beyond `PAGES_MAX` pages."""
         options: dict[str, object] = {"customer": item.stripe_customer, "limit": PAGE_ROWS}
         found: list[InvoiceItem] = []
         for _ in range(PAGES_MAX):
-            page = await self._get("/v1/invoiceitems", options)
-            found += [each for row in page["data"] if (each := _made(row, item))]
+            page = await self._get("/v1/invoiceitems", options, _page)
+            found += [each for row in page.rows if (each := _made(row, item))]
             # The newest come first, and none of the chain is older than the end of its span.
-            if not page["has_more"] or page["data"][-1]["date"] < item.end_ms // SECOND_MS - _SKEW_S:
+            if not page.has_more or page.oldest_s < item.end_ms // SECOND_MS - _SKEW_S:
                 return sorted(found, key=lambda each: each.number)
-            options["starting_after"] = page["data"][-1]["id"]
+            options["starting_after"] = page.last
         raise InvalidInput("invoiceitems", f"{item.stripe_customer} has too many to look for {item.identifier} in them")
 
     async def close(self) -> None:
         """Close all connections. Safe to call twice."""
         await self._transport.close_async()
 
-    async def _event_name(self, meter: str) -> str:
-        """The event name of a meter, which never changes."""
-        if meter not in self._event_names:
-            found = await self._get(f"/v1/billing/meters/{meter}", {})
-            if not isinstance(found.get("event_name"), str):
-                raise InvalidInput("event_name", f"the meter {meter} has none")
-            self._event_names[meter] = found["event_name"]
-        return self._event_names[meter]
+    async def _get(self, path: str, options: Mapping[str, object], parse: Callable[[dict[str, Any]], T]) -> T:
+        return await read(
+            lambda: self._stripe.raw_request_async("get", path, **options), lambda answer: parse(json_of(answer))
+        )
 
-    async def _get(self, path: str, options: Mapping[str, object]) -> dict[str, Any]:
-        return await read(lambda: self._stripe.raw_request_async("get", path, **options), json_of)
-
-    async def _post(self, path: str, params: Mapping[str, object], key: str) -> dict[str, Any]:
-        return await read(lambda: self._stripe.raw_request_async("post", path, **params, idempotency_key=key), json_of)
+    async def _post(self, path: str, params: Mapping[str, object], key: str, parse: Callable[[dict[str, Any]], T]) -> T:
+        return await read(
+            lambda: self._stripe.raw_request_async("post", path, **params, idempotency_key=key),
+            lambda answer: parse(json_of(answer)),
+        )
 
 
-def _price(found: Mapping[str, Any], event_name: str) -> BilledPrice:
-    """A price of Stripe's, with its tiers and its product, and the event name of its meter or ""."""
-    product = found.get("product")
-    title = product.get("name") if isinstance(product, Mapping) else ""
+class _Page(NamedTuple):
+    """A page of a list. `oldest_s` and `last` are the time and the id of its last row."""
+
+    rows: Sequence[Mapping[str, Any]]
+    has_more: bool
+    oldest_s: int
+    last: str
+
+
+def _page(found: Mapping[str, Any]) -> _Page:
+    rows = found["data"]
+    last: Mapping[str, Any] = rows[-1] if rows else {"date": 0, "id": "none"}
+    return _Page(rows, bool(rows) and found["has_more"] is True, int(last["date"]), _text(last, "id"))
+
+
+def _text(found: Mapping[str, Any], name: str) -> str:
+    value = found.get(name)
+    if not isinstance(value, str) or not value:
+        raise Malformed(f"{name} is not a text")
+    return value
+
+
+def _price(found: Mapping[str, Any]) -> tuple[BilledPrice, str]:
+    """A price without the event name, and its meter or ""."""
     terms = json.dumps({name: found.get(name) for name in _TERMS}, sort_keys=True, separators=(",", ":"))
-    return BilledPrice(str(found["id"]), event_name, str(title or ""), terms)
+    meter = (found.get("recurring") or {}).get("meter")
+    title = (found.get("product") or {}).get("name") or ""
+    return BilledPrice(_text(found, "id"), "", str(title), terms), str(meter or "")
 
 
 def _params(item: InvoiceItem) -> dict[str, Any]:
