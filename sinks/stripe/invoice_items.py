@@ -11,6 +11,7 @@ from urllib.parse import quote
 from schemas.bills import BilledPrice, InvoiceItem, InvoiceItemState
 from schemas.clock import SECOND_MS
 from schemas.errors import InvalidInput
+from schemas.invoices import ITEM_FROM_KEY, ITEM_KEY, ITEM_METER_KEY, ITEM_TO_KEY
 from sinks.stripe.answers import Malformed
 from sinks.stripe.connection import connected, read
 from sinks.stripe.objects import json_of
@@ -19,8 +20,9 @@ T = TypeVar("T")
 
 PAGE_ROWS: Final = 100
 PAGES_MAX: Final = 20
-# The metadata key of an item, by which the item is found when the answer was lost long ago.
-ITEM_KEY: Final = "tidemark_item"
+# Beside those of `schemas.invoices`: the span and the place in the chain.
+_SPAN_KEY: Final = "tidemark_span"
+_NUMBER_KEY: Final = "tidemark_number"
 # Between our clock and Stripe's.
 _SKEW_S: Final = 86_400
 _TERMS: Final = (
@@ -132,11 +134,11 @@ def _metadata(item: InvoiceItem) -> dict[str, str]:
     """What makes the item known again: its identifier, its chain and its place in the chain."""
     return {
         ITEM_KEY: item.identifier,
-        "tidemark_meter": item.event_name,
-        "tidemark_span": f"{item.start_ms}-{item.end_ms}",
-        "tidemark_number": str(item.number),
-        "tidemark_from": format(item.from_quantity, "f"),
-        "tidemark_to": format(item.to_quantity, "f"),
+        ITEM_METER_KEY: item.event_name,
+        _SPAN_KEY: f"{item.start_ms}-{item.end_ms}",
+        _NUMBER_KEY: str(item.number),
+        ITEM_FROM_KEY: format(item.from_quantity, "f"),
+        ITEM_TO_KEY: format(item.to_quantity, "f"),
     }
 
 
@@ -144,14 +146,14 @@ def _made(row: Mapping[str, Any], like: InvoiceItem) -> InvoiceItem | None:
     """An item at Stripe that belongs to the chain of `like`, or None."""
     noted = row.get("metadata") or {}
     wanted = _metadata(like)
-    if any(noted.get(name) != wanted[name] for name in ("tidemark_meter", "tidemark_span")):
+    if any(noted.get(name) != wanted[name] for name in (ITEM_METER_KEY, _SPAN_KEY)):
         return None
     try:
         return like._replace(
             identifier=str(noted[ITEM_KEY]),
-            number=int(noted["tidemark_number"]),
-            from_quantity=Decimal(noted["tidemark_from"]),
-            to_quantity=Decimal(noted["tidemark_to"]),
+            number=int(noted[_NUMBER_KEY]),
+            from_quantity=Decimal(noted[ITEM_FROM_KEY]),
+            to_quantity=Decimal(noted[ITEM_TO_KEY]),
             amount_minor=int(row["amount"]),
             description=str(row.get("description") or ""),
             state=InvoiceItemState.CREATED,
