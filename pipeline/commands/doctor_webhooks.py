@@ -82,7 +82,10 @@ def _is_ours(url: str, sought: str) -> bool:
 async def check_side_tables(settings: Settings) -> list[Finding]:
     """PostgreSQL, the canary, and the events that wait. Writes nothing."""
     if settings.sql_url.startswith("pgserver://"):
-        remedy = "set TIDEMARK_SQL_URL to a postgresql:// server and start `tidemark mirror`, if Stripe says who pays"
+        remedy = "set TIDEMARK_SQL_URL to a postgresql:// server; start `tidemark mirror` too, if Stripe says who pays"
+        # Without a key nothing is reported.
+        if settings.stripe_api_key.get_secret_value():
+            return [Finding("wrong", "sql", "no PostgreSQL: the sink does not start, so nothing is reported", remedy)]
         return [Finding("note", "sql", "no PostgreSQL: nothing is known of subscriptions and invoices", remedy)]
     base = await open_base(settings, create=False)
     try:

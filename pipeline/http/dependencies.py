@@ -16,6 +16,7 @@ from pipeline.settings import Settings
 from schemas.analytics import HourlyStore, UsageReader
 from schemas.clock import Clock
 from schemas.control import Genesis
+from schemas.intent_ledger import IntentState, LedgerIntent
 from schemas.live_view import AccountDirectory, DedupMarks, DeferredEvents, LiveTotals
 from schemas.log import Log
 from schemas.meters import MeterSet
@@ -37,7 +38,7 @@ class LiveUsage(NamedTuple):
 
 
 class AccountLinks(Protocol):
-    """Links accounts to Stripe customers. Every call may raise `Transient` and `OperatorNeeded`."""
+    """Links accounts to Stripe customers, and lists reports. Every call may raise `Transient` and `OperatorNeeded`."""
 
     async def link(self, account: str, customer: str, from_ms: int | None, actor: str) -> Link:
         """Link an account, as `tidemark account link` does; the same link again changes nothing. Takes seconds, or a
@@ -46,6 +47,10 @@ class AccountLinks(Protocol):
 
     async def links(self, account: str) -> Sequence[Link]:
         """The links of an account, oldest first."""
+        ...
+
+    async def intents(self, state: IntentState, account: str, limit: int, after: str) -> Sequence[LedgerIntent]:
+        """One page of the ledger of intents, of all accounts if `account` is ""."""
         ...
 
 
@@ -58,7 +63,7 @@ class GatewayDependencies:
     accepted, and reads are answered with 503. `meter_set_age_s` returns the seconds since the meter set was last read
     from its store, None before the first time. Without `live` the gateway does not answer current usage. Without
     `usage` the gateway does not answer usage over time. Without `hourly`, `complete_up_to` is null.
-    Without `accounts` the gateway links no accounts.
+    Without `accounts` the gateway links no accounts and lists no intents.
     """
 
     log: Log

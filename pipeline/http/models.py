@@ -118,6 +118,31 @@ class AccountAnswer(Answer):
     links: list[LinkAnswer] = Field(description="The oldest first.")
 
 
+class IntentAnswer(Answer):
+    """A report to Stripe: the change of an account's total over one report bucket."""
+
+    identifier: str
+    account: str
+    meter: str
+    state: str
+    quantity: str = Field(description="The change, exact, in units of the meter.")
+    instant: Instant = Field(description="The usage's instant; the payer at this instant pays.")
+    period_start: Instant
+    period_end: Instant
+    stripe_customer: str | None = Field(description="Null: nobody was named.")
+    hold: str | None = Field(description="Why a pending report waits; null if it does not.")
+    detail: str = Field(description="The reason of the hold, or how the report ended.")
+    settled_at: Instant | None = Field(description="Null: it is pending.")
+    in_doubt: bool = Field(description="Stripe may have the event, although it did not say so.")
+
+
+class IntentsAnswer(Answer):
+    """Reports to Stripe, by identifier."""
+
+    intents: list[IntentAnswer]
+    next_cursor: str = Field(default="", description="The `cursor` of the next page; absent on the last page.")
+
+
 class AccountWish(Answer):
     """The body of a request that links an account."""
 

@@ -10,6 +10,7 @@ from typing import NamedTuple
 import psycopg
 import pytest
 import pytest_asyncio
+from pydantic import SecretStr
 
 from pipeline.commands.doctor_webhooks import CANARY_AGE_S_MAX, check_side_tables
 from pipeline.commands.finding import Finding
@@ -242,6 +243,15 @@ async def test_a_refused_connection_says_which_setting_is_wrong(tmp_path: Path, 
 
 
 async def test_without_a_server_it_is_a_note() -> None:
-    """Who bills without Stripe's subscriptions needs no PostgreSQL."""
-    (finding,) = await check_side_tables(Settings(sql_url="pgserver://.tidemark/postgres"))
+    """Who reports nothing to Stripe needs no PostgreSQL."""
+    settings = Settings(sql_url="pgserver://.tidemark/postgres", stripe_api_key=SecretStr(""))
+    (finding,) = await check_side_tables(settings)
     assert (finding.status, finding.what) == ("note", "sql")
+
+
+async def test_no_postgresql_with_a_stripe_key_is_wrong() -> None:
+    """The sink keeps the ledger of intents there, and does not start without it."""
+    settings = Settings(sql_url="pgserver://.tidemark/postgres", stripe_api_key=SecretStr("sk_test_x"))
+    (finding,) = await check_side_tables(settings)
+    assert (finding.status, finding.what) == ("wrong", "sql")
+    assert "sink" in finding.detail

@@ -100,6 +100,7 @@ ANSWERS: Final = [
     pytest.param("POST", "/v1/accounts/acme/flush", "/v1/accounts/{account}/flush", 202, id="flush"),
     pytest.param("GET", "/v1/accounts/acme", "/v1/accounts/{account}", 200, id="account"),
     pytest.param("PUT", "/v1/accounts/acme", "/v1/accounts/{account}", 400, id="account without a customer"),
+    pytest.param("GET", "/v1/billing/intents?state=pending", "/v1/billing/intents", 200, id="intents"),
     pytest.param("POST", "/v1/events", "/v1/events", 207, id="events"),
     pytest.param("POST", "/v1/events?verify=1", "/v1/events", 207, id="verified events"),
 ]
