@@ -6,6 +6,7 @@ Only what no code can say stands here as text: what redriving does to each reaso
 from __future__ import annotations
 
 import inspect
+import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Final
@@ -20,6 +21,7 @@ from pipeline.metrics import METRICS
 from pipeline.settings import Settings
 from reconciler.report import Findings, gauge_values
 from schemas import errors
+from schemas.catalog import Catalog
 from schemas.reasons import REMEDIES, Reason
 
 ROOT: Final = Path(__file__).resolve().parents[1]
@@ -95,6 +97,12 @@ EXITS_WITH_1: Final = {
     "billing redrive": "a report was refused, or the log, Stripe or a store did not answer: repeat the command",
     "billing resync": f"{_UNANSWERED}; repeat the command with its --run to go on",
     "billing status": _UNANSWERED,
+    "catalog apply": f"{_UNANSWERED}; repeat the command, which goes on",
+    "catalog drift": _DRIFT,
+    "catalog example": "never",
+    "catalog plan": _UNANSWERED,
+    "catalog schema": "never",
+    "catalog show": _UNANSWERED,
     "close-period": _UNANSWERED,
     "dev": "a process did not start, or ended; its log is in the message",
     "doctor": "a check failed",
@@ -286,7 +294,13 @@ def errors_page() -> str:
     )
 
 
+def catalog_schema() -> str:
+    """The text of docs/catalog.schema.json."""
+    return json.dumps(Catalog.model_json_schema(), indent=2) + "\n"
+
+
 PAGES: Final[dict[str, Callable[[], str]]] = {
+    "catalog.schema.json": catalog_schema,
     "settings.md": settings_page,
     "metrics.md": metrics_page,
     "errors.md": errors_page,

@@ -34,7 +34,8 @@ def webhooks() -> None:
 def webhooks_recover(since: str, as_json: bool) -> None:
     """Read Stripe's list of events, and take in those that never came.
 
-    The role `mirror` does so several times an hour; this command reads an older span. Safe to repeat.
+    The role `mirror` does so several times an hour; this command reads an older span. Waits
+    until the role has processed what came, as long as the role gets on. Safe to repeat.
     """
     from pipeline.commands.billing import recover, span_s
 
@@ -93,6 +94,8 @@ def billing_status(as_json: bool) -> None:
     click.echo(f"Stripe's list of events was read up to: {found.walked_until or 'never'}")
     click.echo(f"bindings to send: {found.due_bindings}")
     click.echo("rows: " + ", ".join(f"{count} {table}" for table, count in found.rows.items()))
+    waiting = ", ".join(f"{count} {hold or 'to be sent'}" for hold, count in sorted(found.pending.items()))
+    click.echo(f"reports without an outcome: {waiting or 'none'}; not read yet: {found.unread_reports} records")
     if found.set_aside:
         click.echo(
             f"events set aside: {len(found.set_aside)}; an object is missing, and they are read again every hour: "

@@ -195,7 +195,7 @@ def binding_of(
 @account.command("show")
 @click.argument("name")
 def account_show(name: str) -> None:
-    """Print an account's bindings, closings and current period."""
+    """Print an account's bindings, closings, last flush and current period."""
     from pipeline.commands.accounts import show_account
 
     checked = account_name(name)
@@ -277,17 +277,18 @@ def billing() -> None:
 
 @billing.command("list")
 @click.option("--account", help="Only reports of this account.")
+@click.option("--held", is_flag=True, help="Reports that wait instead, and why: nobody pays, no such meter, …")
 @click.option("--limit", type=COUNT, default=50, show_default=True, help="Number of newest reports.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object per line.")
-def billing_list(account: str | None, limit: int, as_json: bool) -> None:
+def billing_list(account: str | None, held: bool, limit: int, as_json: bool) -> None:
     """Print reports that Stripe does not bill: dead letters, and those that Stripe accepted and rejected afterwards.
 
     Redriven reports are left out. Stripe names only some of the reports that it rejected afterwards; `tidemark
-    reconcile` finds all of them, by their sums.
+    reconcile` finds all of them, by their sums. The command reads the ledger of intents, which the sink keeps.
     """
-    from pipeline.commands.reports import failed_reports
+    from pipeline.commands.reports import failed_reports, held_reports
 
-    for row in run(failed_reports(settings(), account, limit)):
+    for row in run((held_reports if held else failed_reports)(settings(), account, limit)):
         if as_json:
             click.echo(json.dumps(row))
         else:

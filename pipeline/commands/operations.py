@@ -47,19 +47,28 @@ class MeterSetPlan(NamedTuple):
 async def plan_meter_set(settings: Settings, path: Path) -> MeterSetPlan:
     """Plan the application of a meter set file. Raises `InvalidInput` if it contradicts the meter set in force."""
     current = await meter_set_in_force(settings)
-    proposed = following(current, path)
+    return checked_meter_set(current, following(current, path), path.name)
+
+
+def checked_meter_set(current: MeterSet | None, proposed: MeterSet, name: str) -> MeterSetPlan:
+    """The plan for a meter set that follows the one in force. Raises `InvalidInput` with the file's name if it
+    contradicts it."""
     if current is None:
         return MeterSetPlan(proposed, (), is_final=False)
     change = definition_change(current, proposed)
     if change:
-        raise InvalidInput(path.name, change)
+        raise InvalidInput(name, change)
     if proposed.version <= current.version and proposed != current:
-        raise InvalidInput(f"{path.name}: version", f"must be above {current.version}, the version in force")
+        raise InvalidInput(f"{name}: version", f"must be above {current.version}, the version in force")
     return meter_set_plan(current, proposed)
 
 
 def meter_set_plan(current: MeterSet, proposed: MeterSet) -> MeterSetPlan:
-    """What changes for usage from the record of the proposed meter set on."""
+    """What changes for usage from the record of the proposed meter set on.
+
+    Raises `InvalidInput` if a maximum, a latest value or another total that is no sum would go to another Stripe meter:
+    that one would get only the change of the total, and bill it.
+    """
     lines, is_final = [], False
     for meter in current.meters:
         after = proposed.meter(meter.slug)
@@ -67,6 +76,12 @@ def meter_set_plan(current: MeterSet, proposed: MeterSet) -> MeterSetPlan:
         if after is None:
             lines.append(f"- {meter.slug}: counted and reported no more")
         elif name != after.stripe_event_name:
+            if name and after.stripe_event_name and not meter.aggregation.rule.additive:
+                raise InvalidInput(
+                    f"{meter.slug}.stripe_event_name",
+                    f"cannot change from {name} to {after.stripe_event_name}: the total of a {meter.aggregation} meter "
+                    "is no sum, and the other Stripe meter would get only its change; add a meter under another slug",
+                )
             lines.append(f"~ {meter.slug}: reported to Stripe {_as(after)}, before {_as(meter)}")
         if after is not None:
             lines += [

@@ -28,8 +28,8 @@ from schemas.log import BILLING_EVENTS_TOPIC
 from schemas.side_tables import SideTables
 
 # One transaction has the events of a read: small enough that its locks are short, large enough that the events of a
-# sign-up share their fetches.
-READ_EVENTS_MAX: Final = 200
+# sign-up share their fetches, also when they are read again into a fresh database.
+READ_EVENTS_MAX: Final = 500
 HELD_EVENTS_MAX: Final = 10_000
 COUNT_INTERVAL_S: Final = 15.0
 LINGER_S: Final = 1.5

@@ -36,6 +36,7 @@ from schemas.side_tables import (
 from sinks.sql import links, step
 from sinks.sql.bills import SqlBills
 from sinks.sql.bindings import Planner, binding_of, overlaps_now
+from sinks.sql.catalog import SqlCatalog
 from sinks.sql.intents import SqlIntentLedger
 from sinks.sql.queries import links_of, mirror_row, mirror_rows, next_offset, rows_where
 from sinks.sql.tables import account_bindings, audit, cursors, customer_column, mirror, processed_events
@@ -71,6 +72,11 @@ class SqlSideTables(ABC):
     def intents(self) -> SqlIntentLedger:
         """The ledger of intents in the same database."""
         return SqlIntentLedger(self._run)
+
+    @property
+    def catalog(self) -> SqlCatalog:
+        """The catalog in the same database."""
+        return SqlCatalog(self._run)
 
     @abstractmethod
     async def _run(self, body: Callable[[Connection], Answer]) -> Answer:

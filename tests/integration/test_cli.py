@@ -16,7 +16,7 @@ import yaml
 
 from oracle.rules import partition_of
 from pipeline.local.processes import LocalProcess, free_port, python
-from pipeline.open import DEFAULT_METER_SET, open_base, open_clickhouse_store, open_live_view
+from pipeline.open import DEFAULT_CATALOG, open_base, open_clickhouse_store, open_live_view
 from pipeline.settings import Settings, load_settings
 from schemas.log import EVENTS_TOPIC, INBOX_TOPIC
 from tests.integration.deployment import COMMAND_S, clean_environment, running_dev, tidemark, until
@@ -203,7 +203,7 @@ def test_usage_by_meter_answers_from_clickhouse(dev: RunningDev) -> None:
 
 def test_meter_set_changes_only_by_a_higher_version_and_never_redefines_a_meter(dev: RunningDev) -> None:
     """A meter's definition is what its past was counted by."""
-    shipped = yaml.safe_load(DEFAULT_METER_SET.read_text())
+    shipped = yaml.safe_load(DEFAULT_CATALOG.read_text())
     meter = {"slug": "exports", "event_type": "export.done", "aggregation": "count"}
     files = {
         "same_version": {**shipped, "meters": [*shipped["meters"], meter]},
@@ -219,7 +219,7 @@ def test_meter_set_changes_only_by_a_higher_version_and_never_redefines_a_meter(
     assert "meters.0.slug" in dev.run("meters", "check", "broken.yaml", code=2)
     assert "must be above 1" in dev.run("meters", "apply", "same_version.yaml", code=2)
     assert "api_requests" in dev.run("meters", "apply", "redefined.yaml", code=2)
-    assert "version 2 with 6 meters" in dev.run("meters", "apply", "next.yaml")
+    assert "version 2 with 7 meters" in dev.run("meters", "apply", "next.yaml")
     assert "api_requests: Stripe has the meter" in dev.run("meters", "apply", "--create-at-stripe", "next.yaml")
     dev.counted()
     assert dev.answer("meters", "show")["version"] == 2

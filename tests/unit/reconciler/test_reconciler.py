@@ -333,10 +333,10 @@ async def test_a_dead_letter_that_was_redriven_is_no_drift() -> None:
     await deployment.traffic(1)
     await deployment.settle()
     deployment.stripe.fault = lambda _event: None
-    failed = await failed_intents(deployment.log, ())
-    redriver = Redriver(deployment.log, deployment.stripe, deployment.stripe, deployment.clock)
+    failed = await failed_intents(deployment.ledger, ())
+    redriver = Redriver(deployment.log, deployment.ledger, deployment.stripe, deployment.stripe, deployment.clock)
 
-    await redriver.redrive([each.reported.intent.identifier for each in failed], "ada", "the meter is corrected")
+    await redriver.redrive([each.known.intent.identifier for each in failed], "ada", "the meter is corrected")
     await deployment.settle()
     report = await deployment.reconcile()
 
