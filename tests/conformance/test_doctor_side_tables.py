@@ -10,7 +10,6 @@ from typing import NamedTuple
 import psycopg
 import pytest
 import pytest_asyncio
-from pydantic import SecretStr
 
 from pipeline.commands.doctor_webhooks import CANARY_AGE_S_MAX, check_side_tables
 from pipeline.commands.finding import Finding
