@@ -90,6 +90,7 @@ EXITS_WITH_1: Final = {
     "account show": _UNANSWERED,
     "account unlink": _UNANSWERED,
     "archive": _ROLE,
+    "auditor": _ROLE,
     "billing audit": _UNANSWERED,
     "billing bills": _UNANSWERED,
     "billing list": _UNANSWERED,
@@ -120,7 +121,7 @@ EXITS_WITH_1: Final = {
     "rebuild archive": f"{_DRIFT}; repeat the command to go on",
     "rebuild redis": f"{_DRIFT}; repeat the command to go on",
     "rebuild usage_hourly": f"{_DRIFT}; repeat the command to go on",
-    "reconcile": f"{_DRIFT}; or the push gateway did not take the gauges",
+    "reconcile": f"{_DRIFT}; or the rows or the gauges could not be stored; or a step of a repair was refused",
     "router": _ROLE,
     "sink": _ROLE,
     "stripe-simulator": "the port is taken, or the file cannot be used",
@@ -235,7 +236,8 @@ def metrics_page() -> str:
         "## Metrics of the roles\n\n"
         + _table(("Metric", "Kind", "Labels", "Meaning"), rows())
         + "\n## Gauges of a reconciliation\n\n"
-        "Pushed by `tidemark reconcile --pushgateway HOST:PORT`; [reconciliation.md](reconciliation.md) explains\n"
+        "Of the role `auditor`, and pushed by `tidemark reconcile --pushgateway HOST:PORT`;\n"
+        "[reconciliation.md](reconciliation.md) explains\n"
         "them.\n\n" + _table(("Gauge", "Labels"), pushed) + "\n## Alerts\n\n"
         "[deploy/prometheus/rules.yml](../deploy/prometheus/rules.yml) has the alert rules; each rule links a\n"
         "[runbook](README.md#runbooks).\n"
