@@ -47,6 +47,7 @@ class Opened(NamedTuple):
     records: ReconciliationRecords
     store: ClickHouseStore
     meters: StripeClientMeters | None
+    tables: PostgresSideTables | None
 
 
 @asynccontextmanager
@@ -73,7 +74,7 @@ async def opened(settings: Settings, *, mirror: bool = True) -> AsyncIterator[Op
             stack.push_async_callback(tables.close)
         reader, bills = ClickHouseReader(clickhouse), tables.bills if tables is not None else None
         views = Views(view, reader, store, base.log, meters, meters, invoices, tables, bills, no_tables)
-        yield Opened(base, views, ClickHouseReconciliations(clickhouse), store, meters)
+        yield Opened(base, views, ClickHouseReconciliations(clickhouse), store, meters, tables)
 
 
 async def _tables(base: Base) -> tuple[PostgresSideTables | None, str]:

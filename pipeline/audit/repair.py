@@ -86,13 +86,12 @@ def plan_of(
 
 
 def _redriven(failed: Failed) -> RepairStep:
-    intent, attempt = failed.reported.intent, failed.reported.attempt
+    intent, customer = failed.known.intent, failed.known.stripe_customer
     quantity = decimal_text(intent.delta_minor, intent.scale)
     text = (
         f"send {quantity} {intent.meter} of {intent.account} at {instant_text(intent.instant_ms)} again, under a new "
         f"identifier: {failed.detail}"
     )
-    customer = attempt.stripe_customer if attempt else ""
     return RepairStep(RepairKind.REDRIVE, intent.event_name, customer, quantity, text, intent.identifier)
 
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Final
 from urllib.parse import urlsplit
 
-from pipeline.billing.ledger import Hold
+from pipeline.billing.window import Hold
 from pipeline.commands.finding import Finding
 from pipeline.http.webhooks import WEBHOOK_PATH, load_secrets
 from pipeline.open import Base, open_base, open_side_tables, unchecked_stripe_objects

@@ -86,18 +86,21 @@ async def run_repair(
         meters, clock, log = stores.meters, stores.base.clock, stores.base.log
         if meters is None:
             raise InvalidInput("TIDEMARK_STRIPE_API_KEY", "is not set; only what is at Stripe can be repaired")
+        tables = stores.tables
+        if tables is None:
+            raise InvalidInput("TIDEMARK_SQL_URL", stores.views.no_tables or "is not set; it has the ledger of reports")
         report, _ = await reconcile_and_record(stores, COMMAND, stripe_reads_max, from_ms, to_ms)
         limits = Range(from_ms, to_ms)
-        failed = await failed_intents(log, await meters.rejections(clock.now_ms() - REPORTS_KEPT_MS))
+        failed = await failed_intents(tables.intents, await meters.rejections(clock.now_ms() - REPORTS_KEPT_MS))
         index = ReportsIndex(log, ReconcilePolicy().reports_max)
         for partition in range(await log.partition_count(REPORTS_TOPIC)):
             await index.catch_up(partition)
-        wanted = (each for each in failed if limits.overlaps(_period(each.reported.intent)))
+        wanted = (each for each in failed if limits.overlaps(_period(each.known.intent)))
         steps = plan_of(report, wanted, index.reported(), clock.now_ms())
         decided = decide(steps)
         if decided is None:
             return int(report.verdict is Verdict.DRIFT), []
-        redriver = Redriver(log, meters, meters, clock)
+        redriver = Redriver(log, tables.intents, meters, meters, clock, tables.bills)
         repaired = await execute(steps, redriver, meters, stores.records, clock, *decided)
     code = int(any(not each.ok for each in repaired) or any(not step.is_executable for step in steps))
     return code, [f"{each.step.name}: {each.result}" for each in repaired]

@@ -52,7 +52,7 @@ class BilledDeployment(Deployment):
         self.invoices = StripeClientInvoices(TEST_KEY, served.url)
         self.views = Views(self.store, self.clickhouse, self.clickhouse, self.log, self.meters, None, self.invoices)
         payers = BindingResolver(self.store.accounts, self.world.partitions)
-        self._sender = StripeSender(self.log, self.meters, payers, self.clock, random.Random(1))
+        self._sender = StripeSender(self.log, self.ledger, self.meters, payers, self.clock, random.Random(1))
         self.customers: dict[str, str] = {}
         self.meter = ""
 

@@ -44,12 +44,12 @@ class World:
         report = await deployment.reconcile()
         now_ms = deployment.clock.ms
         rejections = await deployment.stripe.rejections(now_ms - REPORTS_KEPT_MS)
-        failed = await failed_intents(deployment.log, rejections)
+        failed = await failed_intents(deployment.ledger, rejections)
         return plan_of(report, failed, await all_reported(deployment), now_ms)
 
     async def do(self, steps: list[RepairStep], actor: str = WHO[0], reason: str = WHO[1]) -> list[tuple[bool, str]]:
         stripe, clock = self.deployment.stripe, self.deployment.clock
-        redriver = Redriver(self.deployment.log, stripe, stripe, clock)
+        redriver = Redriver(self.deployment.log, self.deployment.ledger, stripe, stripe, clock)
         return [each[1:] for each in await execute(steps, redriver, stripe, self.records, clock, actor, reason)]
 
 
