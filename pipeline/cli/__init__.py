@@ -15,6 +15,7 @@ from typing import Final, NoReturn
 import click
 
 from pipeline.cli.billing import webhooks
+from pipeline.cli.catalog import catalog
 from pipeline.cli.context import EXIT_FAILURE, EXIT_INPUT, EXIT_INTERRUPTED, EXIT_OPERATOR
 from pipeline.cli.develop import dev, emit, key, periods, stripe_simulator, top, usage
 from pipeline.cli.operate import account, billing, close_period, doctor, meters, quarantine, reconcile
@@ -45,6 +46,7 @@ def cli() -> None:
 
 for command in (
     dev, stripe_simulator, emit, usage, periods, top, key, reconcile, billing, webhooks, quarantine, meters, account,
+    catalog,
     close_period, doctor, rebuild,
     worker, archive, router, gateway, sink, mirror,
 ):  # fmt: skip

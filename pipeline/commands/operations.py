@@ -64,14 +64,19 @@ class MeterSetPlan(NamedTuple):
 async def plan_meter_set(settings: Settings, path: Path) -> MeterSetPlan:
     """Plan the application of a meter set file. Raises `InvalidInput` if it contradicts the meter set in force."""
     current = await meter_set_in_force(settings)
-    proposed = following(current, path)
+    return checked_meter_set(current, following(current, path), path.name)
+
+
+def checked_meter_set(current: MeterSet | None, proposed: MeterSet, name: str) -> MeterSetPlan:
+    """The plan for a meter set that follows the one in force. Raises `InvalidInput` with the file's name if it
+    contradicts it."""
     if current is None:
         return MeterSetPlan(proposed, (), is_final=False)
     change = definition_change(current, proposed)
     if change:
-        raise InvalidInput(path.name, change)
+        raise InvalidInput(name, change)
     if proposed.version <= current.version and proposed != current:
-        raise InvalidInput(f"{path.name}: version", f"must be above {current.version}, the version in force")
+        raise InvalidInput(f"{name}: version", f"must be above {current.version}, the version in force")
     return meter_set_plan(current, proposed)
 
 

@@ -34,6 +34,7 @@ from schemas.side_tables import (
 )
 from sinks.sql import links, step
 from sinks.sql.bindings import Planner, binding_of
+from sinks.sql.catalog import SqlCatalog
 from sinks.sql.intents import SqlIntentLedger
 from sinks.sql.queries import links_of, mirror_rows, next_offset, rows_where
 from sinks.sql.tables import account_bindings, audit, cursors, customer_column, mirror, processed_events
@@ -46,7 +47,7 @@ def no_overlaps(mirror: Mapping[str, Sequence[Row]], now_ms: int) -> Sequence[Ov
     return ()
 
 
-class SqlSideTables(ABC):
+class SqlSideTables(SqlCatalog, ABC):
     """What both stores share. Implements `schemas.side_tables.SideTables`, whose docstrings hold.
 
     A commit whose answer was lost raises `Transient`, and may have been written. The caller reads `position` before a

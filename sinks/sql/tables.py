@@ -12,6 +12,7 @@ from sqlalchemy import BigInteger, CheckConstraint, Column, Dialect, Index, Inte
 from sqlalchemy.types import TypeDecorator, TypeEngine
 
 from schemas.billing_events import ObjectKind
+from schemas.catalog_changes import PlanState
 from schemas.intent_ledger import IntentState
 from schemas.side_tables import MIRROR_COLUMNS, OVERLAP, PARTS_OF, TABLE_OF, Outcome
 
@@ -217,6 +218,45 @@ Index(
     postgresql_where=intents.c.state.in_(["dead", "late"]),
     sqlite_where=intents.c.state.in_(["dead", "late"]),
 )
+
+_STATES: Final = ", ".join(f"'{state}'" for state in PlanState)
+# Authoritative. Each catalog that was applied, whole. At most one is `active`, and at most one is being applied.
+catalog_versions: Final = _table(
+    "catalog_versions",
+    _integer("version", key=True),
+    _text("sha256"),
+    _text("body"),
+    _text("state"),
+    _integer("applied_ms"),
+    _text("applied_by"),
+    _text("reason"),
+    CheckConstraint("state IN ('applying', 'active', 'replaced')", name="catalog_versions_state"),
+)
+# Authoritative. Each version of a plan or an add-on with its terms, for ever.
+plan_versions: Final = _table(
+    "plan_versions",
+    _text("plan", key=True),
+    _integer("version", key=True),
+    _text("kind"),
+    _integer("catalog_version"),
+    _text("body"),
+    _text("state"),
+    CheckConstraint("kind IN ('plan', 'addon')", name="plan_versions_kind"),
+    CheckConstraint(f"state IN ({_STATES})", name="plan_versions_state"),
+)
+# Authoritative. Which object at Stripe a key of the catalog names. A price's row says for ever what it is the price of.
+stripe_objects: Final = _table(
+    "stripe_objects",
+    _text("lookup_key", key=True),
+    _text("kind", key=True),
+    _text("stripe_id"),
+    Column("plan", Text),
+    _integer("plan_version", nullable=True),
+    _text("component"),
+    _text("price_interval"),
+    _text("currency"),
+)
+Index("stripe_objects_by_stripe_id", stripe_objects.c.stripe_id, unique=True)
 
 _FETCHED: Final = frozenset(TABLE_OF.values())
 _COUNTS: Final = frozenset({"attempt_count", "deleted", "exponent", "interval_count", "is_proration"})

@@ -15,7 +15,7 @@ import yaml
 
 from oracle.rules import partition_of
 from pipeline.local.processes import free_port
-from pipeline.open import DEFAULT_METER_SET, open_base, open_clickhouse_store, open_live_view
+from pipeline.open import DEFAULT_CATALOG, open_base, open_clickhouse_store, open_live_view
 from pipeline.settings import Settings, load_settings
 from schemas.log import EVENTS_TOPIC, INBOX_TOPIC
 from tests.integration.deployment import COMMAND_S, running_dev, tidemark, until
@@ -202,7 +202,7 @@ def test_usage_by_meter_answers_from_clickhouse(dev: RunningDev) -> None:
 
 def test_meter_set_changes_only_by_a_higher_version_and_never_redefines_a_meter(dev: RunningDev) -> None:
     """A meter's definition is what its past was counted by."""
-    shipped = yaml.safe_load(DEFAULT_METER_SET.read_text())
+    shipped = yaml.safe_load(DEFAULT_CATALOG.read_text())
     meter = {"slug": "exports", "event_type": "export.done", "aggregation": "count"}
     files = {
         "same_version": {**shipped, "meters": [*shipped["meters"], meter]},

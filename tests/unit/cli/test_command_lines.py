@@ -13,7 +13,7 @@ import pytest
 
 from pipeline.cli import cli
 from pipeline.local.processes import python
-from pipeline.open import DEFAULT_METER_SET, open_base
+from pipeline.open import DEFAULT_CATALOG, open_base
 from pipeline.settings import load_settings
 from tests.documents import EXITS_WITH_1, leaves
 from tests.unit.cli.command_lines import ROLES, hostile, problems, run, valid
@@ -66,7 +66,7 @@ def test_hostile_value_of_an_option_is_one_line(
             arguments += ["--meter", "tokens"]
         for other in command.params:
             if other.required and other is not parameter:
-                arguments += valid(other, DEFAULT_METER_SET)
+                arguments += valid(other, DEFAULT_CATALOG)
         arguments += [value] if isinstance(parameter, click.Argument) else [parameter.opts[0], value]
         if any("--yes" in other.opts for other in command.params):
             arguments.append("--yes")
@@ -126,7 +126,7 @@ SETTINGS = {
 LINES = (
     ["doctor"], ["account", "show", "x"], ["account", "bind", "x", "--free"], ["quarantine", "list"],
     ["usage", "--account", "x"], ["emit", "x", "--account", "y"], ["key", "create", "--role", "read"],
-    ["key", "revoke", "x"], ["meters", "show"], ["meters", "apply", str(DEFAULT_METER_SET)], ["reconcile"],
+    ["key", "revoke", "x"], ["meters", "show"], ["meters", "apply", str(DEFAULT_CATALOG)], ["reconcile"],
 )  # fmt: skip
 
 

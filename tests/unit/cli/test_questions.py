@@ -107,7 +107,7 @@ EXAMPLES = {
     ("account", "link-all"): ["/dev/null"],
     ("account", "unlink"): ["acme", "--reason", "wrong"],
     ("close-period",): CLOSING[1:],
-    ("meters", "apply"): ["schemas/meters.default.yaml"], ("emit",): ["call", "--account", "acme"],
+    ("meters", "apply"): ["schemas/catalog.default.yaml"], ("emit",): ["call", "--account", "acme"],
     ("usage",): ["--account", "acme"], ("top",): ["--meter", "tokens"], ("key", "create"): ["--role", "read"],
     ("key", "revoke"): ["id"], ("billing", "redrive"): ["tm_1", "--reason", "corrected"],
     ("periods",): ["--account", "a", "--meter", "m", "--from", "2026-11-01T00:00:00Z", "--to", "2026-12-01T00:00:00Z"],
