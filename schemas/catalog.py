@@ -174,7 +174,9 @@ def _bound(value: Any) -> int | str:
 UpTo = Annotated[
     int | str,
     PlainValidator(_bound),
-    WithJsonSchema({"anyOf": [{"type": "integer", "minimum": 1, "maximum": NUMBER_MAX}, {"enum": ["included", "inf"]}]}),
+    WithJsonSchema(
+        {"anyOf": [{"type": "integer", "minimum": 1, "maximum": NUMBER_MAX}, {"enum": ["included", "inf"]}]}
+    ),
 ]
 
 

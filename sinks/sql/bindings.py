@@ -32,7 +32,7 @@ def plan_bindings(connection: Connection, heads: Mapping[str, Head], planner: Pl
     if not heads:
         return
     links = links_of(connection, set(heads))
-    owned = _owned(connection, {link.customer for own in links.values() for link in own if link.customer})
+    owned = owned_rows(connection, {link.customer for own in links.values() for link in own if link.customer})
     planned = _planned(connection, set(heads))
     rows: list[Values] = []
     for account, head in sorted(heads.items()):
@@ -88,7 +88,7 @@ def _planned(connection: Connection, accounts: set[str]) -> dict[str, list[Bindi
     return planned
 
 
-def _owned(connection: Connection, customers: set[str]) -> dict[str, dict[str, list[Values]]]:
+def owned_rows(connection: Connection, customers: set[str]) -> dict[str, dict[str, list[Values]]]:
     """The mirror rows of each customer by table, by key."""
     owned: dict[str, dict[str, list[Values]]] = {customer: defaultdict(list) for customer in customers}
     for kind in _KINDS:

@@ -35,6 +35,7 @@ from schemas.side_tables import (
 from sinks.sql import links, step
 from sinks.sql.bindings import Planner, binding_of
 from sinks.sql.catalog import SqlCatalog
+from sinks.sql.entitlements import SqlEntitlements
 from sinks.sql.intents import SqlIntentLedger
 from sinks.sql.queries import links_of, mirror_rows, next_offset, rows_where
 from sinks.sql.tables import account_bindings, audit, cursors, customer_column, mirror, processed_events
@@ -65,6 +66,11 @@ class SqlSideTables(SqlCatalog, ABC):
     def intents(self) -> SqlIntentLedger:
         """The ledger of intents in the same database."""
         return SqlIntentLedger(self._run)
+
+    @property
+    def entitlements(self) -> SqlEntitlements:
+        """Overrides, and the versions of accounts' entitlements, in the same database."""
+        return SqlEntitlements(self._run)
 
     @abstractmethod
     async def _run(self, body: Callable[[Connection], Answer]) -> Answer:

@@ -102,7 +102,8 @@ Index(
     sqlite_where=(processed_events.c.type == "customer.updated") & (processed_events.c.via == "webhook"),
 )
 # Authoritative. A transaction that changes anything of an account locks the account's row first. The row has the ends
-# of the account's sequences: the last audit row's number and hash, and the last binding's number.
+# of the account's sequences: the last audit row's number and hash, and the last binding's number. `entitled_seq` is the
+# audit row up to which the entitlements were computed; -1: not yet, or by another catalog.
 accounts: Final = _table(
     "accounts",
     _text("account", key=True),
@@ -110,6 +111,13 @@ accounts: Final = _table(
     _integer("audit_seq"),
     _text("audit_hash"),
     _integer("binding_number"),
+    Column("entitled_seq", INTEGER, nullable=False, server_default="-1"),
+)
+Index(
+    "stale_accounts",
+    accounts.c.account,
+    postgresql_where=accounts.c.entitled_seq != accounts.c.audit_seq,
+    sqlite_where=accounts.c.entitled_seq != accounts.c.audit_seq,
 )
 # Authoritative. A link ends where the account's next link starts. A row with the customer "" ends the link before it.
 account_customers: Final = _table(
@@ -219,7 +227,7 @@ Index(
     sqlite_where=intents.c.state.in_(["dead", "late"]),
 )
 
-_STATES: Final = ", ".join(f"'{state}'" for state in PlanState)
+_PLAN_STATES: Final = ", ".join(f"'{state}'" for state in PlanState)
 # Authoritative. Each catalog that was applied, whole. At most one is `active`, and at most one is being applied.
 catalog_versions: Final = _table(
     "catalog_versions",
@@ -242,7 +250,7 @@ plan_versions: Final = _table(
     _text("body"),
     _text("state"),
     CheckConstraint("kind IN ('plan', 'addon')", name="plan_versions_kind"),
-    CheckConstraint(f"state IN ({_STATES})", name="plan_versions_state"),
+    CheckConstraint(f"state IN ({_PLAN_STATES})", name="plan_versions_state"),
 )
 # Authoritative. Which object at Stripe a key of the catalog names. A price's row says for ever what it is the price of.
 stripe_objects: Final = _table(
@@ -257,6 +265,35 @@ stripe_objects: Final = _table(
     _text("currency"),
 )
 Index("stripe_objects_by_stripe_id", stripe_objects.c.stripe_id, unique=True)
+
+# Authoritative. What people granted to an account, or took from it.
+overrides: Final = _table(
+    "overrides",
+    _text("account", key=True),
+    _integer("number", key=True),
+    _text("feature"),
+    _text("kind"),
+    _text("source"),
+    _text("operation"),
+    _text("value_json"),
+    _integer("starts_ms"),
+    _integer("ends_ms", nullable=True),
+    _text("actor"),
+    _text("reason"),
+    _integer("made_ms"),
+    _integer("revoked_ms", nullable=True),
+)
+# Derived, and a ledger: recomputed from the other tables, and each version stays.
+entitlement_versions: Final = _table(
+    "entitlement_versions",
+    _text("account", key=True),
+    _integer("version", key=True),
+    _integer("computed_ms"),
+    _text("inputs_sha256"),
+    _text("segments_json"),
+    _text("cause"),
+)
+Index("entitlement_versions_by_time", entitlement_versions.c.computed_ms)
 
 _FETCHED: Final = frozenset(TABLE_OF.values())
 _COUNTS: Final = frozenset({"attempt_count", "deleted", "exponent", "interval_count", "is_proration"})
