@@ -16,10 +16,24 @@ from typing import Final, NamedTuple
 
 import msgspec
 
+from aggregators.entitlement_codec import encode
+from aggregators.entitlements import inputs_sha256, resolve
 from schemas.catalog import QUANTITY, UNLIMITED, Add, AddOn, Catalog, FeatureType, GrantValue, Merge, Plan, PlanId
 from schemas.catalog_changes import Pin
-from schemas.entitlements import UNLIMITED as TOP
-from schemas.entitlements import Entitled, Feature, Grant, Operation, SourceKind, Span, Value
+from schemas.entitlements import (
+    UNLIMITED as TOP,
+)
+from schemas.entitlements import (
+    Computed,
+    Entitled,
+    Feature,
+    Grant,
+    Operation,
+    Resolver,
+    SourceKind,
+    Span,
+    Value,
+)
 from schemas.periods import INSTANT_MIN_MS
 from schemas.side_tables import Link, Row
 
@@ -27,6 +41,8 @@ _GIVING: Final = frozenset({"active", "trialing", "past_due", "canceled"})
 _COMING: Final = frozenset({"active", "not_started"})
 # The included quantity of a meter resolves like a limit, under a name that no feature has.
 INCLUDED: Final = "included:"
+# Seats are bought by number, so a plan whose seats are paid gives as many as are wanted.
+_SEATS_MAX: Final = 10**9
 
 
 class Commerce(NamedTuple):
@@ -143,8 +159,8 @@ def _bought(subscription: str, span: Span, mirror: Mapping[str, Sequence[Row]]) 
     yield _Bought(
         subscription, Span(span.starts_ms, ends_ms), [(str(row["price_id"]), _int(row["quantity"])) for row in items]
     )
-    for phase, after in zip(coming, [*coming[1:], None], strict=True):
-        phase_ends_ms = _first(span.ends_ms, after["start_ms"] if after else None)
+    for number, phase in enumerate(coming):
+        phase_ends_ms = _first(span.ends_ms, *(after["start_ms"] for after in coming[number + 1 :]))
         if phase_ends_ms is None or phase["start_ms"] < phase_ends_ms:
             prices = [(item["price"], item["quantity"]) for item in phase["prices"]]
             yield _Bought(subscription, Span(phase["start_ms"], phase_ends_ms), prices)
@@ -222,3 +238,37 @@ _int = _ms
 
 def _first(*instants: int | None) -> int | None:
     return min((instant for instant in instants if instant is not None), default=None)
+
+
+def resolver_of(commerce: Commerce) -> Resolver:
+    """The function that computes an account's entitlements by a catalog."""
+
+    def resolved(links: Iterable[Link], mirror: Mapping[str, Sequence[Row]], people: Iterable[Grant]) -> Computed:
+        found = granted(commerce, links, mirror, people)
+        segments = encode(resolve(found.features, found.entitled))
+        return Computed(inputs_sha256(found.features, found.entitled), segments, found.unknown_prices)
+
+    return resolved
+
+
+def upgrade_for(commerce: Commerce, feature: str, wanted: Decimal, plan: str = "") -> str:
+    """The first add-on for `plan`, or else the lowest plan, that gives the feature, or a limit of `wanted`; "" if none
+    does. Both are named with their versions."""
+    offers: list[tuple[int, str, PlanId, Mapping[str, GrantValue]]] = [
+        (each.rank, name, PlanId(name, each.version), each.grants) for name, each in commerce.catalog.plans.items()
+    ]
+    offers += [
+        (-1, name, PlanId(name, each.version), each.grants)
+        for name, each in commerce.catalog.addons.items()
+        if plan in each.plans
+    ]
+    for _, _, offer, grants in sorted(offers, key=lambda offered: offered[:2]):
+        if feature in grants and _allows(*meaning(grants[feature], paid=_SEATS_MAX), wanted):
+            return str(offer)
+    return ""
+
+
+def _allows(operation: Operation, value: Value, wanted: Decimal) -> bool:
+    if isinstance(value, Decimal):
+        return operation is Operation.ADD or value >= wanted
+    return value is not False
