@@ -162,7 +162,7 @@ async def open_stripe_catalog(base: Base) -> StripeClientCatalog:
     finally:
         await meters.close()
     key, api_base = base.settings.stripe_api_key.get_secret_value(), base.settings.stripe_api_base or None
-    return StripeClientCatalog(key, api_base, scope=scope_of(base.genesis))
+    return StripeClientCatalog(key, api_base, scope=scope_of(base.genesis), nonce=secrets.token_hex(4))
 
 
 def scope_of(genesis: Genesis) -> str:

@@ -88,7 +88,12 @@ async def _opened(settings: Settings) -> AsyncIterator[Parts]:
         tables = await open_side_tables(base)
         stack.push_async_callback(tables.close)
         yield Parts(
-            base.clock, tables, objects, meters, partial(meter_set_in_force, settings), partial(apply_meter_set, base)
+            base.clock,
+            tables.catalog,
+            objects,
+            meters,
+            partial(meter_set_in_force, settings),
+            partial(apply_meter_set, base),
         )
 
 
@@ -157,7 +162,7 @@ async def show(settings: Settings) -> Standing:
         stack.push_async_callback(base.log.close)
         tables = await open_side_tables(base)
         stack.push_async_callback(tables.close)
-        return await tables.standing()
+        return await tables.catalog.standing()
 
 
 async def _world(parts: Parts) -> World:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Final, TypeVar
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
 
 from sqlalchemy import Connection, Table, delete, insert, select, update
 from sqlalchemy.dialects import postgresql, sqlite
@@ -20,10 +19,9 @@ from schemas.catalog_changes import (
 )
 from schemas.errors import InvalidInput
 from sinks.sql import audit
+from sinks.sql.intents import Run
 from sinks.sql.queries import Values, insert_new, lock_accounts, save_heads
 from sinks.sql.tables import accounts, catalog_versions, mirror, plan_versions, stripe_objects
-
-Answer = TypeVar("Answer")
 
 # The audit has the catalog's rows under no account's name.
 NO_ACCOUNT: Final = ""
@@ -31,12 +29,11 @@ COMMAND: Final = "catalog apply"
 _ENDED: Final = ("canceled", "incomplete_expired")
 
 
-class SqlCatalog(ABC):
-    """The part of the SQL store that implements `schemas.catalog_changes.CatalogStore`, whose docstrings hold."""
+class SqlCatalog:
+    """Implements `schemas.catalog_changes.CatalogStore`, whose docstrings hold."""
 
-    @abstractmethod
-    async def _run(self, body: Callable[[Connection], Answer]) -> Answer:
-        """Run a function in a transaction of its own."""
+    def __init__(self, run: Run) -> None:
+        self._run = run
 
     async def standing(self) -> Standing:
         return await self._run(_standing)

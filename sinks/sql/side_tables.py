@@ -48,7 +48,7 @@ def no_overlaps(mirror: Mapping[str, Sequence[Row]], now_ms: int) -> Sequence[Ov
     return ()
 
 
-class SqlSideTables(SqlCatalog, ABC):
+class SqlSideTables(ABC):
     """What both stores share. Implements `schemas.side_tables.SideTables`, whose docstrings hold.
 
     A commit whose answer was lost raises `Transient`, and may have been written. The caller reads `position` before a
@@ -66,6 +66,11 @@ class SqlSideTables(SqlCatalog, ABC):
     def intents(self) -> SqlIntentLedger:
         """The ledger of intents in the same database."""
         return SqlIntentLedger(self._run)
+
+    @property
+    def catalog(self) -> SqlCatalog:
+        """The catalog in the same database."""
+        return SqlCatalog(self._run)
 
     @property
     def entitlements(self) -> SqlEntitlements:

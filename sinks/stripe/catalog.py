@@ -40,12 +40,15 @@ class StripeClientCatalog:
         api_base: str | None = None,
         *,
         scope: str,
+        nonce: str,
         timeout_s: float = 20.0,
         sleep: Sleep = asyncio.sleep,
     ) -> None:
-        """`scope` is `test:acct_…` or `live:acct_…`; `api_base` is the URL of a simulator, None means Stripe."""
+        """`scope` is `test:acct_…` or `live:acct_…`; `nonce` is a text that no other process uses. `api_base` is the URL
+        of a simulator, None means Stripe."""
         self._stripe, self._transport = connected(api_key, api_base, timeout_s)
         self._scope = scope
+        self._nonce = nonce
         self._sleep = sleep
 
     async def read(self) -> AtStripe:
@@ -139,13 +142,15 @@ class StripeClientCatalog:
     ) -> str:
         """Create an object, or find the one that has the key.
 
-        Each attempt has another Idempotency-Key, because Stripe would repeat a stored failure for a day.
+        Two processes have the same Idempotency-Key at their first attempts. Later attempts have keys of their own,
+        because Stripe repeats a stored failure for a day.
         """
         digest = hashlib.sha256(json.dumps([self._scope, path, key, params], sort_keys=True).encode()).hexdigest()
         attempt = 1
         while True:
+            idempotency_key = digest if attempt == 1 else f"{digest}.{self._nonce}.{attempt}"
             try:
-                return str((await self._post(path, params, f"{digest}.{attempt}"))["id"])
+                return str((await self._post(path, params, idempotency_key))["id"])
             except InvalidInput:
                 # Stripe keeps the key unique: another process, or a call whose answer was lost, made the object.
                 if (found := await find()) is None:

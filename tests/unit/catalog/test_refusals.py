@@ -145,7 +145,7 @@ ROWS = {
         "plans.team.prices.0.month.usd", "more than Stripe's highest amount",
     ),
     "too many decimals": (
-        changed('usd: "0.000004"', f'usd: "0.000000000000004"').replace("0006\"}}", f'0006"}}}} {HERE}'),
+        changed('usd: "0.000004"', 'usd: "0.000000000000004"').replace("0006\"}}", f'0006"}}}} {HERE}'),
         "plans.team.prices.1.tiers.1.price.usd", "more decimals than the 14 that Stripe takes",
     ),
     "negative amount": (
