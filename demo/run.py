@@ -243,7 +243,7 @@ class Demo:
         account, event_id = await lose_event(self.settings)
         customer = await send_twice(self.dev.stripe_url)
         # The reconciler does not compare recent events at Stripe: move the clock by half an hour.
-        self._go_on_to(self.clock.now_ms() + 30 * MINUTE_MS)
+        self._go_on_to(self.clock.now_ms() + 30 * MINUTE_MS, plan.BILLING_FACTOR)
         report = self.story.faulty_report = await self._reconcile()
         if any(row.account == account and row.cause is Cause.MISSING for row in report.rows):
             self.story.faults_found.append(f"event {event_id} of {account} is missing in ClickHouse")

@@ -42,6 +42,12 @@ MetricName = Literal[
     "tidemark_sink_open_breakers",
     "tidemark_sink_results",
     "tidemark_sink_held_deadline_seconds",
+    "tidemark_billing_turn_seconds",
+    "tidemark_billing_drafts",
+    "tidemark_billing_late_drafts",
+    "tidemark_billing_unequal_drafts",
+    "tidemark_billing_invoices",
+    "tidemark_billing_not_sold",
     "tidemark_mirror_events",
     "tidemark_mirror_fetches",
     "tidemark_mirror_delay_seconds",
@@ -181,6 +187,33 @@ METRICS: Final[dict[MetricName, MetricSpec]] = {
     ),
     "tidemark_sink_held_deadline_seconds": MetricSpec(
         "gauge", "When Stripe will refuse the first held report for its age, Unix time; absent without held reports."
+    ),
+    "tidemark_billing_turn_seconds": MetricSpec(
+        "gauge",
+        "When the period-close controller last ended a turn, Unix time; from the sink that owns partition 0, as the "
+        "other `tidemark_billing` gauges. Over a few minutes old: Stripe, SQL or the log does not answer.",
+    ),
+    "tidemark_billing_drafts": MetricSpec(
+        "gauge", "Draft invoices with metered usage that Stripe finalizes within TIDEMARK_CLOSE_LEAD_S."
+    ),
+    "tidemark_billing_late_drafts": MetricSpec(
+        "gauge",
+        "Draft invoices that Stripe finalizes within five minutes although usage of their customers is not reported. "
+        "Above 0: the usage will be an invoice item; find out what delays the sink or the worker.",
+    ),
+    "tidemark_billing_unequal_drafts": MetricSpec(
+        "gauge", "Draft invoices whose usage at Stripe has another sum than what Stripe took from us; see the log."
+    ),
+    "tidemark_billing_invoices": MetricSpec(
+        "gauge",
+        "Finalized invoices by state. `waiting`: reports have no outcome. `unbilled`: an invoice item is to come. "
+        "`held`: a person must look, `tidemark billing bills --unbilled` says why.",
+        ("state",),
+    ),
+    "tidemark_billing_not_sold": MetricSpec(
+        "gauge",
+        "Customers and meters with usage that no subscription item bills, as of the last look at all customers; absent "
+        "before it. `tidemark billing bills --unbilled` names them.",
     ),
     "tidemark_mirror_events": MetricSpec(
         "gauge",

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from sinks.sql.store import PostgresSideTables
     from sinks.stripe.catalog import StripeClientCatalog
     from sinks.stripe.client import StripeClientMeters
+    from sinks.stripe.invoice_items import StripeClientInvoiceItems
     from sinks.stripe.objects import StripeClientObjects
 
 NOT_METERS: Final = Catalog.model_fields.keys() - MeterSet.model_fields.keys()
@@ -162,12 +163,19 @@ async def open_stripe_catalog(base: Base) -> StripeClientCatalog:
     finally:
         await meters.close()
     key, api_base = base.settings.stripe_api_key.get_secret_value(), base.settings.stripe_api_base or None
-    return StripeClientCatalog(key, api_base, scope=scope_of(base.genesis), nonce=secrets.token_hex(4))
+    return StripeClientCatalog(key, api_base, scope=scope_of(base), nonce=secrets.token_hex(4))
 
 
-def scope_of(genesis: Genesis) -> str:
-    """Whose objects and rows a deployment has: `test:acct_…` or `live:acct_…`."""
-    return f"{'live' if genesis.livemode else 'test'}:{genesis.stripe_account}"
+def scope_of(base: Base) -> str:
+    """Whose data the side tables have: Stripe's mode and account."""
+    return f"{'live' if base.genesis.livemode else 'test'}:{base.genesis.stripe_account}"
+
+
+def open_invoice_items(settings: Settings) -> StripeClientInvoiceItems:
+    """The client that creates invoice items."""
+    from sinks.stripe.invoice_items import StripeClientInvoiceItems
+
+    return StripeClientInvoiceItems(settings.stripe_api_key.get_secret_value(), settings.stripe_api_base or None)
 
 
 async def open_side_tables(base: Base) -> PostgresSideTables:
@@ -186,7 +194,7 @@ async def open_side_tables(base: Base) -> PostgresSideTables:
 
     tables = PostgresSideTables(base.settings.sql_url, timeline, base.settings.store_timeout_s, overlaps=overlaps)
     try:
-        await tables.migrate(scope_of(base.genesis), base.genesis.log_id)
+        await tables.migrate(scope_of(base), base.genesis.log_id)
     except BaseException:
         await tables.close()
         raise

@@ -9,6 +9,7 @@ from urllib.parse import urlsplit
 from pydantic import Field, SecretStr, ValidationError, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from schemas.bills import LatePolicy
 from schemas.clock import DAY_MS
 from schemas.errors import InvalidInput
 from schemas.log import BILLING_EVENTS_TOPIC, EVENTS_TOPIC, INBOX_TOPIC, REJECTED_TOPIC, REPORTS_TOPIC, TopicSpec
@@ -107,6 +108,18 @@ class Settings(BaseSettings):
         le=10_000,
         description="Limit of meter events that a sink sends per second, above 1000 only for the stream; if not set, "
         "20 with a sandbox key, 800 with a live key, and 8000 for the stream. Several sinks share Stripe's limit",
+    )
+
+    late_usage: LatePolicy = Field(
+        default=LatePolicy.NEXT_INVOICE_ITEM,
+        description="What becomes of usage that came after its invoice was finalized: `next_invoice_item` bills it by "
+        "an item of the next invoice, `write_off` notes that it is not billed. Credits are always given",
+    )
+    close_lead_s: float = Field(
+        default=900.0,
+        ge=360,
+        le=259_200,
+        description="Seconds before Stripe finalizes a draft invoice in which the customer's usage is reported at once",
     )
 
     gateway_host: str = Field(default="127.0.0.1", description="Address of the gateway")

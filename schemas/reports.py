@@ -47,14 +47,17 @@ class Intent(_Frozen):
 
     @property
     def instant_ms(self) -> int:
-        """The instant of the usage: the last second of the bucket, moved into the period. The payer at this instant
-        pays, even if Stripe gets another timestamp.
+        """The instant of the usage: the last whole second of the bucket, moved into the period. The payer at this
+        instant pays, even if Stripe gets another timestamp.
 
-        Stripe's period may begin some seconds after ours, which begins with the anchor's minute. So the earliest
-        instant is the last second of the period's first minute.
+        A flush may end the bucket within a second. A price that is swapped in that second is valid from its start, so
+        the instant lies before it. Stripe's period may begin some seconds after ours, which begins with the anchor's
+        minute. So the earliest instant is the last second of the period's first minute, unless a flush ends the bucket
+        before that.
         """
-        earliest_ms = self.period_start_ms + MINUTE_MS - SECOND_MS
-        return max(min(self.bucket_end_ms, self.period_end_ms) - SECOND_MS, earliest_ms)
+        last_ms = min(self.bucket_end_ms, self.period_end_ms) // SECOND_MS * SECOND_MS - SECOND_MS
+        is_flushed = self.period_start_ms < self.bucket_end_ms < self.period_start_ms + MINUTE_MS
+        return max(last_ms, self.period_start_ms + (0 if is_flushed else MINUTE_MS - SECOND_MS))
 
 
 class Attempt(_Frozen):

@@ -45,6 +45,7 @@ class Fault(StrEnum):
     CONTROL_REPEATED = "a control record comes again, perhaps after later ones"
     BINDING_LATE = "a binding cuts usage that is counted already"
     PERIOD_CLOSED = "a period is closed by a record"
+    ACCOUNT_FLUSHED = "an account is flushed"
     DUPLICATE = "the same event again"
     OTHER_PRODUCER = "another producer sends the same event"
     OLD_DUPLICATE = "the same event again after the dedup window"
@@ -68,7 +69,7 @@ class Fault(StrEnum):
 # Faults caused by producers, operators or time. All other faults affect a service or a process.
 OF_THE_TRAFFIC: Final = frozenset({
     Fault.PRODUCER_CRASH, Fault.METER_SET_CHANGED, Fault.BINDING_CHANGED, Fault.CUSTOMER_CHANGED, Fault.PAYER_CHANGED,
-    Fault.CONTROL_REPEATED, Fault.BINDING_LATE,
+    Fault.CONTROL_REPEATED, Fault.BINDING_LATE, Fault.ACCOUNT_FLUSHED,
     Fault.PERIOD_CLOSED, Fault.DUPLICATE, Fault.OTHER_PRODUCER, Fault.OLD_DUPLICATE, Fault.RETRY_OTHER_TIME,
     Fault.OTHER_PERIOD, Fault.CONFLICT, Fault.SHARED_ID, Fault.LATE, Fault.FAR_LATE, Fault.AHEAD, Fault.TIMELESS,
     Fault.MALFORMED, Fault.BROKEN_RECORD, Fault.FORGED_CONTROL, Fault.FOREIGN_TICK, Fault.WRONG_PARTITION,

@@ -20,6 +20,7 @@ from schemas.control import (
     CloseRecord,
     Control,
     ControlKind,
+    FlushRecord,
     Genesis,
     MeterSetRecord,
     Tick,
@@ -59,7 +60,7 @@ OUTAGE_S_MAX: Final = 1_500.0
 SECOND_S: Final = 1.0
 BROKEN_RECORDS: Final = (b"{", b"\xff\xfe", b"[1,", b"", b"[]")
 REPEATED_KINDS: Final = (*REPLAYED_KINDS, ControlKind.DEDUP_DECISION)
-OF_ACCOUNTS: Final = (ControlKind.BINDING, ControlKind.CLOSE)
+OF_ACCOUNTS: Final = (ControlKind.BINDING, ControlKind.CLOSE, ControlKind.FLUSH)
 FAILOVER_S_MAX: Final = 1_800.0
 
 
@@ -191,7 +192,7 @@ class World:
         """The safety phase: traffic and all faults."""
         producers = [self._produce(f"producer-{number}", self.steps // 3 + 1) for number in range(3)]
         befalling = [
-            self._crashes(), self._rebalances(), self._operator(), self._repeated(),
+            self._crashes(), self._rebalances(), self._operator(), self._flushes(), self._repeated(),
             self._lost_seconds(), self._fail_over(), self._emptied(),
         ]  # fmt: skip
         tasks = [asyncio.ensure_future(work) for work in befalling]
@@ -357,6 +358,17 @@ class World:
                 await self._forge(chance, b"forged by nobody with the secret", self.genesis)
             elif self.faults.strike(Fault.FOREIGN_TICK, f"{now_ms}"):
                 await self._forge(chance, SECRET, Genesis(log_id="another log", partitions=PARTITIONS))
+
+    async def _flushes(self) -> None:
+        """Flush accounts, sometimes more than once within a bucket, or within a millisecond."""
+        chance = self.chance("flushes")
+        while True:
+            await asyncio.sleep(chance.expovariate(10 / SPAN_S))
+            account = chance.choice(ACCOUNTS)
+            for number in range(chance.choice((1, 1, 1, 2, 3))):
+                if self.faults.strike(Fault.ACCOUNT_FLUSHED, f"{self.clock.now_ms()}.{number}"):
+                    await self.control(account, FlushRecord(account=account, revision=self._revision(account)))
+                await asyncio.sleep(chance.choice((0, 1, 600)))
 
     @staticmethod
     def _effective(chance: random.Random, now_ms: int) -> dict[str, int]:

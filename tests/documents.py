@@ -81,12 +81,15 @@ _DRIFT: Final = f"drift; or {_UNANSWERED}"
 _ROLE: Final = "a failure that may pass: a supervisor starts the role again"
 EXITS_WITH_1: Final = {
     "account bind": _UNANSWERED,
+    "account flush": "the reports were not settled within --timeout, or a store or the log does not answer or refuses "
+    "the credentials: run it again",
     "account link": _UNANSWERED,
     "account link-all": f"{_UNANSWERED}; repeat the command",
     "account show": _UNANSWERED,
     "account unlink": _UNANSWERED,
     "archive": _ROLE,
     "billing audit": _UNANSWERED,
+    "billing bills": _UNANSWERED,
     "billing list": _UNANSWERED,
     "billing redrive": "a report was refused, or the log, Stripe or a store did not answer: repeat the command",
     "billing resync": f"{_UNANSWERED}; repeat the command with its --run to go on",

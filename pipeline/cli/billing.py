@@ -49,7 +49,9 @@ def webhooks_recover(since: str, as_json: bool) -> None:
 @billing.command("resync")
 @click.option("--account", "name", default="", help="Only the objects of this account's customers.")
 @click.option("--run", "run_name", default="", help="The name of an interrupted resync, to go on with it.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON: a line after each hundred objects, then the counts.")
+@click.option(
+    "--json", "as_json", is_flag=True, help="Print JSON: a line after each two hundred objects, then the counts."
+)
 def billing_resync(name: str, run_name: str, as_json: bool) -> None:
     """Have every customer, subscription, schedule and invoice fetched again from Stripe.
 
@@ -120,6 +122,51 @@ def billing_audit(name: str, limit: int, as_json: bool) -> None:
                 f"{row.seq}  {format_instant_ms(row.at_ms)}  {row.actor}  {row.entity} {row.entity_id}  {row.cause}"
             )
             click.echo(f"    {row.before or '-'} → {row.after or '-'}  {row.reason}")
+
+
+@billing.command("bills")
+@click.option("--account", "name", default="", help="Only the bills of this account's customers.")
+@click.option("--customer", default="", help="Only the bills of this Stripe customer, cus_….")
+@click.option("--unbilled", is_flag=True, help="Only usage that is not billed, or not yet.")
+@click.option("--limit", type=COUNT, default=50, show_default=True, help="Number of latest bills.")
+@_JSON
+def billing_bills(name: str, customer: str, unbilled: bool, limit: int, as_json: bool) -> None:
+    """Print what each invoice bills of the usage that was reported to Stripe, and what is missing on it.
+
+    A bill is open while its period runs, then a draft until its deadline. A finalized invoice is confirmed if it bills
+    all usage, by itself or by invoice items on later invoices.
+    """
+    from pipeline.commands.bills import list_bills
+
+    if name and customer:
+        raise InvalidInput("--customer", "contradicts --account: give one of them")
+    found = run(list_bills(settings(), account_name(name) if name else "", customer, limit, unbilled=unbilled))
+    for row in found:
+        click.echo(json.dumps(row) if as_json else _bill_text(row))
+    if not found and not as_json:
+        click.echo("all usage is billed" if unbilled else "no bills")
+
+
+def _bill_text(row: dict[str, Any]) -> str:
+    """A bill for a person: what and when, the quantities, and what is still to come."""
+    first = f"{row['start'][:10]} to {row['end'][:10]}  {row['customer']}  {row['meter']}  {row['state']}"
+    if row["state"] == "not sold":
+        return f"{first}\n    reported {row['reported']}: {row['reason']}"
+    if row["deadline"]:
+        first += f", finalized {row['deadline']}"
+    lines = [first]
+    if row["invoice"]:
+        lines.append(
+            f"    reported {row['reported']}; on {row['invoice']} {row['billed_by_invoice']}; on invoice items "
+            f"{row['billed_by_items']}; unbilled {row['unbilled']}"
+        )
+    else:
+        lines.append(f"    reported {row['reported']} so far")
+    lines += [
+        f"    invoice item {item['item'] or '(not at Stripe)'}: {item['quantity']}, {item['state']}"
+        for item in row["items"]
+    ]
+    return "\n".join([*lines, *([f"    {row['reason']}"] if row["reason"] else [])])
 
 
 @account.command("link")

@@ -202,6 +202,36 @@ def account_show(name: str) -> None:
     click.echo(json.dumps(run(show_account(settings(), checked)), indent=2))
 
 
+@account.command("flush")
+@click.argument("name")
+@click.option("--timeout", "timeout_s", type=click.FloatRange(0), default=60.0, show_default=True, help="Seconds.")
+@click.option("--no-wait", is_flag=True, help="Only write the record to the log.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def account_flush(name: str, timeout_s: float, no_wait: bool, as_json: bool) -> None:
+    """Report the usage of account NAME up to now, before its report interval ends.
+
+    For use before a metered price is swapped, a subscription is cancelled at once, or an invoice is finalized: the
+    reports have timestamps before the flush. Waits until they are in the log and, with a Stripe key, until the sink has
+    settled them and all earlier ones. Exit code 1 if that takes longer than --timeout: run it again, which is harmless.
+    """
+    from pipeline.commands.accounts import flush, flush_document
+
+    flushed, progress = run(flush(settings(), account_name(name), timeout_s, wait=not no_wait))
+    document = flush_document(flushed, progress)
+    if as_json:
+        click.echo(json.dumps(document))
+        return
+    click.echo(
+        f"{name}: flushed up to {document['instant']} by record {flushed.offset} of partition {flushed.partition}"
+    )
+    for report in document["reports"]:
+        click.echo(
+            f"  {report['meter']} {report['quantity']}, period from {report['period_start']}: {report['status']}"
+        )
+    if progress.is_published and not document["reports"]:
+        click.echo("  nothing was counted since the last report")
+
+
 @click.command("close-period")
 @click.argument("name")
 @click.argument("instant")

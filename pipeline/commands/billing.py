@@ -90,7 +90,7 @@ def span_s(field: str, text: str) -> int:
 async def recover(settings: Settings, since_s: int) -> Walked:
     """Append the events of the last `since_s` seconds that never came."""
     async with opened(settings) as (base, tables, objects):
-        walker = Walker(base.log, objects, tables, base.clock)
+        walker = Walker(base.log, objects, tables, base.clock, SystemClock())
         return await walker.walk(base.clock.now_ms() // SECOND_MS - since_s)
 
 
@@ -103,7 +103,7 @@ async def run_resync(
     """
     async with opened(settings) as (base, tables, objects):
         now_s = base.clock.now_ms() // SECOND_MS
-        feed = PatientFeed(base.log, tables, base.clock, told).append
+        feed = PatientFeed(base.log, tables, SystemClock(), told).append
         customers = [""]
         if account:
             customers = [link.customer for link in await tables.links(account) if link.customer]

@@ -27,6 +27,7 @@ from pipeline.http.appender import Appender
 from pipeline.http.dependencies import AnyKey, GatewayDependencies
 from pipeline.http.errors import Handler, answering, http_exception, json_answer
 from pipeline.http.events import EventsEndpoint
+from pipeline.http.flush import FlushEndpoint
 from pipeline.http.health import Health
 from pipeline.http.openapi import DESCRIPTION, NO_TOP, NOT_READY, REFUSALS, document
 from pipeline.http.pages import Pages
@@ -116,9 +117,10 @@ def create_gateway(dependencies: GatewayDependencies, metrics: Metrics | None = 
     app.router.routes += [Route(path, post, methods=["POST"]) for path, post in posts.items()]
 
     _add_reads(app, dependencies, exposition)
+    _add_flush(app, dependencies)
     app.state.openapi = document(app)
     for route in app.routes:
-        if isinstance(route, APIRoute):
+        if isinstance(route, APIRoute) and route.methods == {"GET"}:
             # Load balancers and link checkers ask with HEAD; the server leaves the body out.
             route.methods = {"GET", "HEAD"}
     return app
@@ -153,6 +155,19 @@ def _add_reads(app: FastAPI, dependencies: GatewayDependencies, exposition: Call
     get("/metrics", exposition, "Metrics in the format of Prometheus", None)
     get("/docs", pages.docs, "This description as a page", None)
     get("/openapi.json", pages.openapi, "This description as an OpenAPI document", dict[str, Any])
+
+
+def _add_flush(app: FastAPI, dependencies: GatewayDependencies) -> None:
+    app.add_api_route(
+        "/v1/accounts/{account:name}/flush",
+        FlushEndpoint(dependencies).flush,
+        methods=["POST"],
+        status_code=202,
+        summary="Report an account's usage up to now",
+        response_model=models.Flushed,
+        response_description=_meaning(models.Flushed, ""),
+        responses={status: REFUSALS[status] for status in (400, 401, 403, 501, 503, "default")},
+    )
 
 
 def _meaning(model: Any, summary: str) -> str:

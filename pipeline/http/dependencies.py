@@ -99,6 +99,12 @@ async def _reader(request: Request, _scheme: _Scheme) -> ApiKey:
     return authorized(request.app.state.dependencies, request, Role.READ, account)
 
 
+async def _admin(request: Request, _scheme: _Scheme) -> ApiKey:
+    """A key of the role admin. If the key belongs to an account, the path must name that account."""
+    account = request.path_params.get("account")
+    return authorized(request.app.state.dependencies, request, Role.ADMIN, account)
+
+
 async def _live(request: Request) -> LiveUsage:
     live: LiveUsage | None = request.app.state.dependencies.live
     if live is None:
@@ -116,5 +122,6 @@ async def _analytics(request: Request) -> UsageReader:
 # Parameters of handlers. They are checked in their order, and before the parameters of the query.
 AnyKey = Annotated[ApiKey, Depends(_any_key)]
 Reader = Annotated[ApiKey, Depends(_reader)]
+Admin = Annotated[ApiKey, Depends(_admin)]
 Live = Annotated[LiveUsage, Depends(_live)]
 Analytics = Annotated[UsageReader, Depends(_analytics)]

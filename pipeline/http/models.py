@@ -93,6 +93,15 @@ class CurrentUsage(Answer):
     meters: list[MeterValue]
 
 
+class Flushed(Answer):
+    """The flush is in the log."""
+
+    account: str
+    instant: Instant = Field(description="Usage so far is reported with a timestamp before this instant.")
+    partition: int
+    offset: int = Field(description="The offset of the flush in `usage.events`.")
+
+
 class TopAccount(Answer):
     """One account and its total."""
 

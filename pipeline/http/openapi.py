@@ -59,6 +59,7 @@ EXAMPLES: Final[Mapping[str, str]] = {
   -d '{{"specversion":"1.0","id":"job-4711","source":"docs","type":"llm.completion","subject":"acme",
        "data":{{"tokens":120,"model":"small"}}}}'""",
     **{path: f'curl "$GATEWAY{target}" \\\n  {_KEY}' for path, target in _TARGETS.items()},
+    "/v1/accounts/{account}/flush": f'curl -X POST "$GATEWAY/v1/accounts/acme/flush" \\\n  {_KEY}',
 }
 
 

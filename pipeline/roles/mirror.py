@@ -6,6 +6,7 @@ import contextlib
 from collections.abc import Awaitable, Iterable
 from typing import Final
 
+from pipeline.clock import SystemClock
 from pipeline.metrics import MetricName, Metrics
 from pipeline.open import (
     account_log,
@@ -62,7 +63,8 @@ async def run_mirror(settings: Settings) -> None:
         processor = BillingEventProcessor(base.log, tables, objects, base.clock, settings.canary_customer)
         outbox = BindingOutbox(tables, account_log(base), view)
         canary = Canary(settings.canary_customer, objects, tables, base.clock) if settings.canary_customer else None
-        walker, metrics, counted = Walker(base.log, objects, tables, base.clock), Metrics(), Counted(tables)
+        walker = Walker(base.log, objects, tables, base.clock, SystemClock())
+        metrics, counted = Metrics(), Counted(tables)
         recoveries: list[Recovery] = []
 
         def beside(runner: Runner) -> Iterable[Awaitable[None]]:

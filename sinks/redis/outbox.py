@@ -32,6 +32,18 @@ if tonumber(redis.call('HGET', KEYS[1], 'stream_time_ms') or '0') >= tonumber(AR
   redis.call('UNLINK', KEYS[3])
 end
 """
+# The fields and texts of the accounts in ARGV. One script, so that the whole answer is of one checkpoint.
+_OF_ACCOUNTS: Final = """
+local wanted, found = {}, {}
+for _, account in ipairs(ARGV) do wanted[account] = true end
+for _, field in ipairs(redis.call('HKEYS', KEYS[1])) do
+  if wanted[string.sub(field, (string.find(field, '\\31', 1, true) or 0) + 1)] then
+    found[#found + 1] = field
+    found[#found + 1] = redis.call('HGET', KEYS[1], field)
+  end
+end
+return found
+"""
 _FORGET_IF_EMPTY: Final = """
 if redis.call('EXISTS', KEYS[1]) == 0 then redis.call('SREM', KEYS[2], ARGV[1]) end
 """
@@ -183,6 +195,14 @@ class RedisReports(Store):
         _, checkpoint, texts = await self._space.read_at_checkpoint(partition, commands)
         entries = zip(fields, texts[0], strict=True) if fields else ()
         return checkpoint, {field: text for field, text in entries if text is not None}
+
+    async def reports_of(
+        self, partition: int, bucket_ms: int, accounts: Sequence[str]
+    ) -> tuple[Checkpoint | None, dict[str, str]]:
+        _, checkpoint, (found,) = await self._space.read_at_checkpoint(
+            partition, lambda keys: [("EVAL", _OF_ACCOUNTS, 1, keys.reports(bucket_ms), *accounts)]
+        )
+        return checkpoint, as_mapping(found)
 
     async def confirm_reports(self, partition: int, bucket_ms: int, published: Mapping[str, str]) -> None:
         keys = self._space.keys(partition)

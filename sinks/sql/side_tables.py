@@ -33,6 +33,7 @@ from schemas.side_tables import (
     Unstorable,
 )
 from sinks.sql import links, step
+from sinks.sql.bills import SqlBills
 from sinks.sql.bindings import Planner, binding_of
 from sinks.sql.catalog import SqlCatalog
 from sinks.sql.entitlements import SqlEntitlements
@@ -61,6 +62,11 @@ class SqlSideTables(ABC):
         """`timeline` derives bindings; see `schemas.side_tables.Timeline`. Its `mirror` has no invoices and no lines:
         an account may have years of them, and they decide no binding. `sent` is in the order of the numbers."""
         self._planner = Planner(timeline, overlaps)
+
+    @property
+    def bills(self) -> SqlBills:
+        """The bills in the same database."""
+        return SqlBills(self._run)
 
     @property
     def intents(self) -> SqlIntentLedger:

@@ -12,6 +12,7 @@ from sqlalchemy import BigInteger, CheckConstraint, Column, Dialect, Index, Inte
 from sqlalchemy.types import TypeDecorator, TypeEngine
 
 from schemas.billing_events import ObjectKind
+from schemas.bills import InvoiceItemState
 from schemas.catalog_changes import PlanState
 from schemas.intent_ledger import IntentState
 from schemas.side_tables import MIRROR_COLUMNS, OVERLAP, PARTS_OF, TABLE_OF, Outcome
@@ -50,6 +51,7 @@ def _integer(name: str, *, key: bool = False, nullable: bool = False) -> Column[
     return Column(name, INTEGER, primary_key=key, nullable=nullable, autoincrement=False)
 
 
+_ITEM_STATES: Final = ", ".join(f"'{state}'" for state in InvoiceItemState)
 _STATES: Final = ", ".join(f"'{state}'" for state in IntentState)
 _OUTCOMES: Final = ", ".join(f"'{outcome}'" for outcome in Outcome)
 
@@ -172,6 +174,58 @@ Index(
 )
 # Authoritative. Up to where each walker has read Stripe's list of events.
 cursors: Final = _table("cursors", _text("name", key=True), _integer("until_s"), _integer("moved_ms"))
+# Mirror. The prices of metered lines and items. Stripe changes nothing of what a row has, so a row stays.
+prices: Final = _table("prices", _text("id", key=True), _text("event_name"), _text("title"), _text("terms"))
+# Mirror. What the period-close controller noted of an invoice: where its bills stand, and when to look again.
+closings: Final = _table(
+    "closings",
+    _text("invoice", key=True),
+    _text("state"),
+    _text("detail"),
+    _integer("due_ms"),
+    _text("summary"),
+)
+# Authoritative. The invoice items of late usage: a chain for each customer, meter and span, without gaps.
+invoice_items: Final = _table(
+    "invoice_items",
+    _text("identifier", key=True),
+    _text("stripe_customer"),
+    _text("subscription"),
+    _text("invoice"),
+    _text("event_name"),
+    _text("price"),
+    _integer("start_ms"),
+    _integer("end_ms"),
+    _integer("number"),
+    _text("from_quantity"),
+    _text("to_quantity"),
+    _integer("amount_minor"),
+    _text("currency"),
+    _integer("exponent"),
+    _text("description"),
+    _text("state"),
+    _text("stripe_item"),
+    _text("detail"),
+    _integer("created_ms"),
+    _integer("sent_ms", nullable=True),
+    _integer("attempt"),
+    CheckConstraint(f"state IN ({_ITEM_STATES})", name="invoice_items_state"),
+)
+Index(
+    "invoice_items_by_chain",
+    invoice_items.c.stripe_customer,
+    invoice_items.c.event_name,
+    invoice_items.c.start_ms,
+    invoice_items.c.end_ms,
+    invoice_items.c.number,
+    unique=True,
+)
+Index(
+    "unsent_invoice_items",
+    invoice_items.c.created_ms,
+    postgresql_where=invoice_items.c.state.in_(["intended", "held"]),
+    sqlite_where=invoice_items.c.state.in_(["intended", "held"]),
+)
 # View of `billing.reports`. Each intent with its attempt in force, its outcome and the sender's progress. `at_ms` is
 # the timestamp of the event, or the instant of the usage without an attempt.
 intents: Final = _table(
@@ -321,6 +375,13 @@ for _name, _owner in (
     *((name, "customer_id") for name in TABLE_OF.values() if name != "stripe_customers"),
 ):
     Index(f"{_name}_by_{_owner}", mirror[_name].c[_owner])
+_drafts: Final = mirror["invoices"].c
+Index(
+    "draft_invoices",
+    _drafts.finalizes_ms,
+    postgresql_where=_drafts.status == "draft",
+    sqlite_where=_drafts.status == "draft",
+)
 
 
 def customer_column(kind: ObjectKind) -> str:

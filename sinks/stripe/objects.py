@@ -111,10 +111,11 @@ class StripeClientObjects:
 
     async def _get(self, path: str, options: Mapping[str, object] | None = None) -> dict[str, Any]:
         # The library would turn some texts into numbers; the mirror keeps what Stripe said.
-        return await read(lambda: self._stripe.raw_request_async("get", path, **(options or {})), _json)
+        return await read(lambda: self._stripe.raw_request_async("get", path, **(options or {})), json_of)
 
 
-def _json(response: Any) -> dict[str, Any]:
+def json_of(response: Any) -> dict[str, Any]:
+    """The JSON object of a raw response. Raises `Malformed` for another value."""
     document = json.loads(response.body)
     if not isinstance(document, dict):
         raise Malformed("not a JSON object")

@@ -96,6 +96,7 @@ ANSWERS: Final = [
     pytest.param("GET", "/v1/usage/top?meter=tokens", "/v1/usage/top", 200, id="top"),
     pytest.param("GET", "/v1/meters/tokens/top", "/v1/meters/{meter}/top", 200, id="top by path"),
     pytest.param("GET", f"/v1/usage/periods?meter=tokens&account=acme&{SPAN}", "/v1/usage/periods", 200, id="periods"),
+    pytest.param("POST", "/v1/accounts/acme/flush", "/v1/accounts/{account}/flush", 202, id="flush"),
     pytest.param("POST", "/v1/events", "/v1/events", 207, id="events"),
     pytest.param("POST", "/v1/events?verify=1", "/v1/events", 207, id="verified events"),
 ]
@@ -138,11 +139,13 @@ async def test_every_path_under_v1_has_an_example_that_works(gateway: Gateway) -
         content = words[words.index("-d") + 1] if "-d" in words else None
         headers = dict(words[at + 1].split(": ", 1) for at, word in enumerate(words) if word == "-H")
         assert headers.pop("Authorization") == "Bearer $TIDEMARK_API_KEY"
+        (target,) = [word.removeprefix("$GATEWAY") for word in words if word.startswith("$GATEWAY")]
+        posts = bool(content) or "POST" in words
         answer = await gateway.client.request(
-            "POST" if content else "GET", words[1].removeprefix("$GATEWAY"), content=content,
+            "POST" if posts else "GET", target, content=content,
             headers=headers | gateway.bearer("admin"),
         )  # fmt: skip
-        assert answer.status_code == (202 if content else 200), (path, answer.text)
+        assert answer.status_code == (202 if posts else 200), (path, answer.text)
         assert escape(sample["source"]) in page
 
 
