@@ -104,6 +104,11 @@ class AccessChecks:
         self._catalog_read_ms = 0
         self.read_ms = 0
 
+    @property
+    def accounts(self) -> int:
+        """How many accounts are in memory."""
+        return len(self._accounts)
+
     async def refresh(self) -> None:
         """Take what changed in SQL since the last call. Raises `Transient`; what is known stays then."""
         now_ms = self._clock.now_ms()
