@@ -113,13 +113,13 @@ def unread_products(catalog: Catalog, stripe: AtStripe, standing: Standing) -> l
 def plan_catalog(catalog: Catalog, world: World, *, in_place: bool = False) -> CatalogPlan:
     """The plan, without the actions and refusals of the meter set, which the log decides."""
     digest = catalog_hash(catalog)
-    want, touched = wanted(catalog), _touched(world)
+    want, touched = wanted(catalog), touched_by(world)
     refusals = [
         *_version(catalog, digest, world.standing), *_terms_kept(catalog, world.standing, in_place=in_place),
         *_still_granted(catalog, world.standing), *_unlike(want, world),
     ]  # fmt: skip
     states = states_after(catalog, world)
-    actions = [*_at_stripe(want, world), *_states(catalog, states, world, touched), *_archives(states, world)]
+    actions = [*_at_stripe(want, world), *_states(catalog, states, world), *_archives(states, world)]
     return CatalogPlan(
         catalog, digest, world.standing.sha256, world.standing.applying, in_place, actions, refusals,
         drift_of(world), {str(plan): count for plan, count in sorted(touched.items())},
@@ -128,7 +128,7 @@ def plan_catalog(catalog: Catalog, world: World, *, in_place: bool = False) -> C
 
 def states_after(catalog: Catalog, world: World) -> dict[PlanId, KnownPlan]:
     """Every version, with its state after the application."""
-    touched, sold = _touched(world), catalog.sold()
+    touched, sold = touched_by(world), catalog.sold()
     after = {plan: KnownPlan(each, PlanState.OPEN) for plan, each in sold.items()}
     for plan, known in world.standing.plans.items():
         if plan not in sold:
@@ -155,7 +155,7 @@ def records_of(catalog: Catalog, stripe: AtStripe) -> list[StripeRecord]:
     ]  # fmt: skip
 
 
-def _touched(world: World) -> dict[PlanId, int]:
+def touched_by(world: World) -> dict[PlanId, int]:
     """How many subscriptions have each version."""
     touched: dict[PlanId, set[str]] = {}
     for price, pin in world.standing.pins().items():
@@ -205,7 +205,7 @@ def _lower(before: Mapping[str, GrantValue], after: Mapping[str, GrantValue]) ->
 
 
 def _is_kept(before: GrantValue, after: GrantValue | None) -> bool:
-    if before == after or after == UNLIMITED or before is False:
+    if after in (before, UNLIMITED) or before is False:
         return True
     if isinstance(before, Add) and isinstance(after, Add):
         return after.add >= before.add
@@ -311,9 +311,7 @@ def _places(number: Decimal) -> int:
     return -int(number.as_tuple().exponent)
 
 
-def _states(
-    catalog: Catalog, states: Mapping[PlanId, KnownPlan], world: World, touched: Mapping[PlanId, int]
-) -> Iterator[Action]:
+def _states(catalog: Catalog, states: Mapping[PlanId, KnownPlan], world: World) -> Iterator[Action]:
     known, sold = world.standing.plans, catalog.sold()
     for plan in sold:
         if plan not in known or known[plan].state is not PlanState.OPEN:
@@ -324,9 +322,9 @@ def _states(
         if plan in sold or known[plan].state is after.state:
             continue
         if after.state is PlanState.CLOSED:
-            yield Action(Verb.CLOSE, IN_SQL, str(plan), f"{touched[plan]} subscriptions keep it")
+            yield Action(Verb.CLOSE, IN_SQL, str(plan), "sold no more, kept by its subscriptions")
         else:
-            yield Action(Verb.RETIRE, IN_SQL, str(plan), "no subscription has it")
+            yield Action(Verb.RETIRE, IN_SQL, str(plan), "no subscription has it; its prices are archived")
 
 
 def _archives(states: Mapping[PlanId, KnownPlan], world: World) -> Iterator[Action]:
@@ -342,7 +340,7 @@ def _archives(states: Mapping[PlanId, KnownPlan], world: World) -> Iterator[Acti
 def drift_of(world: World) -> list[str]:
     """What Stripe has otherwise than it was applied, and what is sold there past the catalog."""
     standing, stripe, found = world.standing, world.stripe, list[str]()
-    touched = _touched(world)
+    touched = touched_by(world)
     want = wanted(standing.catalog) if standing.catalog else None
     for (_, key), record in standing.records.items():
         is_live = record.plan is None or standing.plans[record.plan].state is not PlanState.RETIRED

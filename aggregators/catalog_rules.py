@@ -101,11 +101,8 @@ def _pools(catalog: Catalog) -> Iterator[Found]:
             if meter not in meters:
                 yield (*path, "covers", meter), f"there is no meter {meter}"
             elif mode != pool.mode:
-                yield (
-                    (*path, "covers", meter),
-                    f"{other} pays for {meter} in mode {mode}: a pool of ours and a credit grant of Stripe would both "
-                    "pay for the same usage",
-                )
+                both = "a pool of ours and a credit grant of Stripe would both pay for the same usage"
+                yield (*path, "covers", meter), f"{other} pays for {meter} in mode {mode}: {both}"
         for pack_name, pack in pool.packs.items():
             yield from _amounts(catalog, (*path, "packs", pack_name), dict(pack.amounts))
         if pool.top_up and pool.top_up.pack not in pool.packs:
@@ -211,11 +208,8 @@ def _sale(path: Path, plan: Plan) -> Iterator[Found]:
     offers = _offers(licensed[0][1]) if licensed else set()
     for index, line in licensed[1:]:
         if missing := sorted(_words(offers ^ _offers(line))):
-            yield (
-                (*path, "prices", index),
-                f"{line.component} and {licensed[0][1].component} differ in {', '.join(missing)}: nobody could buy "
-                "the plan so",
-            )
+            both = f"{line.component} and {licensed[0][1].component} differ in {', '.join(missing)}"
+            yield (*path, "prices", index), f"{both}: nobody could buy the plan so"
     currencies = {currency for _, currency in offers}
     for index, line in enumerate(plan.prices):
         if line.meter and (missing := sorted(currencies - set(metered_currencies(line)))):

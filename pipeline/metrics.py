@@ -42,6 +42,7 @@ MetricName = Literal[
     "tidemark_sink_open_breakers",
     "tidemark_sink_results",
     "tidemark_sink_held_deadline_seconds",
+    "tidemark_auditor_failures_total",
     "tidemark_billing_turn_seconds",
     "tidemark_billing_drafts",
     "tidemark_billing_late_drafts",
@@ -188,6 +189,11 @@ METRICS: Final[dict[MetricName, MetricSpec]] = {
     "tidemark_sink_held_deadline_seconds": MetricSpec(
         "gauge", "When Stripe will refuse the first held report for its age, Unix time; absent without held reports."
     ),
+    "tidemark_auditor_failures_total": MetricSpec(
+        "counter",
+        "Reconciliations of the role `auditor` that could not be run or recorded; it tries again every minute. Grows: "
+        "a store or Stripe does not answer, see the log.",
+    ),
     "tidemark_billing_turn_seconds": MetricSpec(
         "gauge",
         "When the period-close controller last ended a turn, Unix time; from the sink that owns partition 0, as the "
@@ -253,8 +259,8 @@ METRICS: Final[dict[MetricName, MetricSpec]] = {
     ),
     "tidemark_mirror_overlaps": MetricSpec(
         "gauge",
-        "Pairs of subscriptions ever found that bill one meter twice, or meters in different periods, up to 1000; from "
-        "the process that owns partition 0. Grows: cancel one of the two; `tidemark billing audit` names them.",
+        "Pairs of subscriptions that bill one meter twice, or meters in different periods, from now on; from the "
+        "process that owns partition 0. Above 0: cancel one of the two; `tidemark billing audit` names them.",
     ),
     "tidemark_mirror_due_bindings": MetricSpec(
         "gauge",

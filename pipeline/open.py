@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from sinks.stripe.catalog import StripeClientCatalog
     from sinks.stripe.client import StripeClientMeters
     from sinks.stripe.invoice_items import StripeClientInvoiceItems
+    from sinks.stripe.invoices import StripeClientInvoices
     from sinks.stripe.objects import StripeClientObjects
 
 NOT_METERS: Final = Catalog.model_fields.keys() - MeterSet.model_fields.keys()
@@ -122,6 +123,14 @@ def open_stripe(settings: Settings) -> StripeClientMeters | None:
     return StripeClientMeters(key, base, nonce=secrets.token_hex(4), api=api)
 
 
+def open_stripe_invoices(settings: Settings) -> StripeClientInvoices | None:
+    """The reader of Stripe's lists of invoices, or None without a key."""
+    from sinks.stripe.invoices import StripeClientInvoices
+
+    key = settings.stripe_api_key.get_secret_value()
+    return StripeClientInvoices(key, settings.stripe_api_base or None) if key else None
+
+
 async def check_stripe_key(base: Base, meters: StripeClientMeters) -> None:
     """Raise `OperatorNeeded` if the key is for another mode or account of Stripe than the log, `Refused` if Stripe
     refuses the key, `Transient` if Stripe does not answer."""
@@ -139,8 +148,6 @@ async def open_stripe_objects(base: Base) -> StripeClientObjects:
 
     Raises `InvalidInput` without a key, and as `check_stripe_key`.
     """
-    from sinks.stripe.objects import StripeClientObjects
-
     meters = open_stripe(base.settings)
     if meters is None:
         raise InvalidInput("TIDEMARK_STRIPE_API_KEY", "is not set; Stripe's objects cannot be read")
@@ -148,7 +155,7 @@ async def open_stripe_objects(base: Base) -> StripeClientObjects:
         await check_stripe_key(base, meters)
     finally:
         await meters.close()
-    return StripeClientObjects(base.settings.stripe_api_key.get_secret_value(), base.settings.stripe_api_base or None)
+    return unchecked_stripe_objects(base.settings)
 
 
 async def open_stripe_catalog(base: Base) -> StripeClientCatalog:
@@ -178,8 +185,16 @@ def open_invoice_items(settings: Settings) -> StripeClientInvoiceItems:
     return StripeClientInvoiceItems(settings.stripe_api_key.get_secret_value(), settings.stripe_api_base or None)
 
 
-async def open_side_tables(base: Base) -> PostgresSideTables:
-    """The side tables, after the migration of the tables.
+def unchecked_stripe_objects(settings: Settings) -> StripeClientObjects:
+    """The reader of Stripe's objects, whatever the key's account. Raises `InvalidInput` for a key without a mode."""
+    from sinks.stripe.objects import StripeClientObjects
+
+    return StripeClientObjects(settings.stripe_api_key.get_secret_value(), settings.stripe_api_base or None)
+
+
+async def open_side_tables(base: Base, *, migrate: bool = True) -> PostgresSideTables:
+    """The side tables, after the migration of the tables. Without `migrate` nothing is written, and tables of another
+    version raise `OperatorNeeded`.
 
     Raises `InvalidInput` for `pgserver://`, which only `tidemark dev` can open, `OperatorNeeded` if the database
     belongs to another Stripe account or log, `Transient` if the database does not answer.
@@ -194,7 +209,7 @@ async def open_side_tables(base: Base) -> PostgresSideTables:
 
     tables = PostgresSideTables(base.settings.sql_url, timeline, base.settings.store_timeout_s, overlaps=overlaps)
     try:
-        await tables.migrate(scope_of(base), base.genesis.log_id)
+        await (tables.migrate if migrate else tables.check)(scope_of(base), base.genesis.log_id)
     except BaseException:
         await tables.close()
         raise
@@ -210,7 +225,8 @@ def read_meter_set(path: Path | None) -> MeterSet:
     try:
         document = read_yaml(read_bytes(source))
     except Unreadable as error:
-        raise InvalidInput(f"{source.name}:{error.line}", error.message) from error
+        field = ".".join(map(str, error.path)) or "meter_set"
+        raise InvalidInput(f"{source.name} line {error.line}: {field}", error.message) from error
     value = document.value
     if isinstance(value, dict):
         value = {name: part for name, part in value.items() if name not in NOT_METERS}
@@ -218,7 +234,7 @@ def read_meter_set(path: Path | None) -> MeterSet:
         return MeterSet.model_validate(value)
     except ValidationError as error:
         problem, location = first_problem(error), tuple(error.errors(include_url=False)[0]["loc"])
-        field = f"{source.name}:{document.line(location)}: {problem.field or 'meter_set'}"
+        field = f"{source.name} line {document.line(location)}: {problem.field or 'meter_set'}"
         raise InvalidInput(field, problem.message) from error
 
 

@@ -92,6 +92,18 @@ class Settings(BaseSettings):
         description="File with the signing secrets of the webhook endpoint, `whsec_…`, one on each line; a change "
         "needs no restart; the gateway takes no webhooks if unset",
     )
+    stripe_webhook_url: str = Field(
+        default="",
+        description="The address of the webhook endpoint at Stripe, `https://…/v1/stripe/webhook`, for which `doctor` "
+        "looks; any endpoint with that path if unset",
+    )
+    stripe_invoice_grace_h: float = Field(
+        default=1.0,
+        ge=0,
+        le=72,
+        description="Hours after a period's end at which Stripe finalizes its invoice: the grace period in Stripe's "
+        "dashboard, which Stripe's API does not tell. `doctor` compares it with the meter set's policy",
+    )
     canary_customer: str = Field(
         default="",
         description="A Stripe customer of ours, `cus_…`, that is changed every 15 minutes: the change must arrive as a "
@@ -110,6 +122,17 @@ class Settings(BaseSettings):
         "20 with a sandbox key, 800 with a live key, and 8000 for the stream. Several sinks share Stripe's limit",
     )
 
+    stripe_reads_per_month: int = Field(
+        default=10_000,
+        ge=0,
+        description="Calls to Stripe that reconciliations may make in a month. Stripe allows 500 reads for each of the "
+        "month's transactions, and at least 10 000; the mirror and the sink read too",
+    )
+    auditor_time: str = Field(
+        default="03:00",
+        pattern=r"^([01][0-9]|2[0-3]):[0-5][0-9]$",
+        description="Time of day in UTC at which the role `auditor` reconciles, such as `03:00`",
+    )
     late_usage: LatePolicy = Field(
         default=LatePolicy.NEXT_INVOICE_ITEM,
         description="What becomes of usage that came after its invoice was finalized: `next_invoice_item` bills it by "
@@ -182,9 +205,9 @@ class Settings(BaseSettings):
             raise ValueError(f"must start with {', '.join(schemes[:-1])} or {schemes[-1]}")
         return _address(value)
 
-    @field_validator("stripe_api_base")
+    @field_validator("stripe_api_base", "stripe_webhook_url")
     @classmethod
-    def _stripe_api_base(cls, value: str) -> str:
+    def _web_address(cls, value: str) -> str:
         if value and not value.startswith(("http://", "https://")):
             raise ValueError("must start with http:// or https://")
         return _address(value)

@@ -191,7 +191,8 @@ class Bills(Closings, Protocol):
         ...
 
     async def unsent(self, held_before_ms: int, limit: int) -> Sequence[InvoiceItem]:
-        """The items that are intended, and those that are held and were sent before `held_before_ms`."""
+        """The items that are intended, and those that are held and were sent before `held_before_ms`; first those that
+        were not sent yet, and then those that were sent first."""
         ...
 
     async def settle(self, before: InvoiceItem, after: InvoiceItem, now_ms: int) -> bool:

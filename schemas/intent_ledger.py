@@ -82,9 +82,10 @@ class IntentLedger(Protocol):
 
     async def apply(
         self, partition: int, believed_offset: int | None, next_offset: int, entries: Sequence[tuple[int, ReportEntry]]
-    ) -> None:
+    ) -> Sequence[LedgerIntent]:
         """Apply entries, each with its record's offset, in the log's order, and move the position, in one transaction.
 
+        Returns the intents that changed. Their attempts are the objects that were given.
         Entries that come again change nothing. Raises `Fenced` if the stored position is not the believed one; None
         stands for no position.
         """

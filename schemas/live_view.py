@@ -111,9 +111,10 @@ class ReportOutbox(Protocol):
         ...
 
     async def reports_of(
-        self, partition: int, bucket_ms: int, accounts: Sequence[str]
+        self, partition: int, bucket_ms: int, account: str
     ) -> tuple[Checkpoint | None, dict[str, str]]:
-        """The checkpoint and all entries of these accounts in one report bucket. Reads the names of all its entries."""
+        """The checkpoint and all entries of one account in one report bucket. The store looks at all entries of the
+        bucket: a millisecond for some thousand."""
         ...
 
     async def confirm_reports(self, partition: int, bucket_ms: int, published: Mapping[str, str]) -> None:

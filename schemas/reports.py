@@ -250,6 +250,15 @@ class StripeRejections(Protocol):
         ...
 
 
+class StripeAdjustments(Protocol):
+    """Takes meter events back, for commands."""
+
+    async def cancel(self, event_name: str, identifier: str) -> None:
+        """Cancel a meter event that Stripe received within the last 24 h. Repeatable. Raises `InvalidInput` with
+        Stripe's words, `Transient` (Stripe may have done it) and `Refused`."""
+        ...
+
+
 class Payer(NamedTuple):
     """Who pays for an intent. `period_end_ms` is the present end of the usage's period: a binding may have moved the
     end after the intent was made."""

@@ -16,6 +16,8 @@ class Fault(StrEnum):
     REDIS_ANSWER_LOST = "redis' answer is lost after success"
     CLICKHOUSE_REFUSED = "clickhouse does not answer"
     CLICKHOUSE_ANSWER_LOST = "clickhouse's answer is lost after success"
+    SQL_REFUSED = "sql does not answer"
+    SQL_ANSWER_LOST = "sql's answer is lost after success"
     LOG_REFUSED = "the log does not answer"
     LOG_ANSWER_LOST = "the log's answer is lost after success"
     STRIPE_REFUSED = "stripe does not answer a read"
@@ -36,6 +38,7 @@ class Fault(StrEnum):
     REDIS_LOST_SECOND = "redis loses its last second"
     REDIS_FAILED_OVER = "redis fails over to an older replica"
     REDIS_EMPTIED = "redis loses everything"
+    LEDGER_EMPTIED = "sql loses the ledger of intents"
     CLOCK_SKEW = "a process's clock is wrong"
     PRODUCER_CRASH = "a producer dies before it knows the answer"
     METER_SET_CHANGED = "the meter set changes"
@@ -79,6 +82,7 @@ OF_THE_TRAFFIC: Final = frozenset({
 SERVICE_FAULTS: Final = {
     "redis": (Fault.REDIS_REFUSED, Fault.REDIS_ANSWER_LOST),
     "clickhouse": (Fault.CLICKHOUSE_REFUSED, Fault.CLICKHOUSE_ANSWER_LOST),
+    "sql": (Fault.SQL_REFUSED, Fault.SQL_ANSWER_LOST),
     "log": (Fault.LOG_REFUSED, Fault.LOG_ANSWER_LOST),
     "stripe": (Fault.STRIPE_REFUSED, Fault.STRIPE_REFUSED),
 }
@@ -98,6 +102,7 @@ class Rates(NamedTuple):
     fails_over: bool
     empties: bool
     skews: bool
+    empties_ledger: bool
 
     @classmethod
     def drawn(cls, chance: random.Random) -> Rates:
@@ -115,6 +120,7 @@ class Rates(NamedTuple):
             fails_over=chance.random() < 0.25,
             empties=chance.random() < 0.3,
             skews=chance.random() < 0.3,
+            empties_ledger=chance.random() < 0.3,
         )
 
 

@@ -20,6 +20,7 @@ from schemas.rollup import Checkpoint
 from simulation.faults import Fault, Faults
 from sinks.clickhouse.fake import FakeClickHouse
 from sinks.redis.fake import FakeAccounts, FakeLiveView, FakeServer, FakeState
+from sinks.sql.fake_intents import FakeIntentLedger
 from sinks.stripe.fake import FakeFault, FakeStripe
 
 GAP_PROBABILITY: Final = 0.05
@@ -148,6 +149,7 @@ class Services(NamedTuple):
     store: LosingView
     clickhouse: FakeClickHouse
     stripe: FakeStripe
+    ledger: FakeIntentLedger
     genesis: Genesis
 
 

@@ -49,6 +49,7 @@ from simulation.traffic import (
     meter_set,
 )
 from sinks.clickhouse.fake import FakeClickHouse
+from sinks.sql.fake_intents import FakeIntentLedger
 from sinks.stripe.fake import FakeStripe
 
 # Longer than any reader lags. Records that a reader needs are never removed.
@@ -87,6 +88,7 @@ class World:
         self.log = WatchedLog(self.clock, self.chance("log"))
         self.store = LosingView(self.clock)
         self.clickhouse = FakeClickHouse()
+        self.ledger = FakeIntentLedger()
         self.stripe = FakeStripe(self.clock, account="acct_simulated", lag_ms=MINUTE_MS)
         for meter in meter_set(METER_SET_VERSIONS, self.report_interval_ms)["meters"]:
             self.stripe.add_meter(str(meter.get("stripe_event_name")))
@@ -193,7 +195,7 @@ class World:
         producers = [self._produce(f"producer-{number}", self.steps // 3 + 1) for number in range(3)]
         befalling = [
             self._crashes(), self._rebalances(), self._operator(), self._flushes(), self._repeated(),
-            self._lost_seconds(), self._fail_over(), self._emptied(),
+            self._lost_seconds(), self._fail_over(), self._emptied(), self._ledger_emptied(),
         ]  # fmt: skip
         tasks = [asyncio.ensure_future(work) for work in befalling]
         await asyncio.gather(*(asyncio.ensure_future(work) for work in producers))
@@ -220,7 +222,7 @@ class World:
     async def _supervise(self, slot: Slot) -> None:
         """Restart the process of a slot whenever it ends, like an init system."""
         chance = self.chance(f"supervisor {slot.name}")
-        services = Services(self.log, self.store, self.clickhouse, self.stripe, self.genesis)
+        services = Services(self.log, self.store, self.clickhouse, self.stripe, self.ledger, self.genesis)
         while True:
             if self.loop.time() < slot.down_until_s:
                 await asyncio.sleep(min(60.0, slot.down_until_s - self.loop.time()))
@@ -434,6 +436,13 @@ class World:
         if self.faults.strike(Fault.REDIS_EMPTIED, ""):
             self.trace.note("redis emptied")
             self.store.server.empty()
+
+    async def _ledger_emptied(self) -> None:
+        if self.rates.empties_ledger:
+            await asyncio.sleep(self.chance("ledger emptied").uniform(600, SPAN_S))
+            if self.faults.strike(Fault.LEDGER_EMPTIED, ""):
+                self.trace.note("ledger emptied")
+                self.ledger.empty()
 
 
 def _is_whole(state: dict[int, Any]) -> bool:

@@ -38,6 +38,8 @@ from schemas.reports import StripeMeters
 SAME_KEY_MS: Final = 23 * HOUR_MS
 # A refused item is tried again when Stripe has forgotten the key, and with it the refusal.
 REFUSED_RETRY_MS: Final = 25 * HOUR_MS
+# So many items or drafts fail in one turn before the others wait for the next one: then Stripe or the log is down.
+FAILURES_MAX: Final = 3
 EQUAL: Final = "equal"
 KEPT_MS: Final = 400 * DAY_MS
 # The worst state of an invoice's bills is that of the invoice.
@@ -143,7 +145,8 @@ class ClosingController:
         return self._status
 
     async def turn(self) -> None:
-        """Do what is due. May raise `Transient`, also after a part of it, and `Refused` if the key is wrong."""
+        """Do what is due. May raise `Transient`, also after a part of it, and `Refused` if the key is wrong. What fails
+        for one item or one draft delays no other."""
         self._summaries_left = self._policy.summaries_max
         await self._send()
         is_complete = await self._ledger_is_complete()
@@ -195,15 +198,16 @@ class ClosingController:
         self._published &= drafts.keys()
         self._alarmed &= drafts.keys()
         noted = dict(await self._bills.closings(list(drafts)))
-        late = 0
+        late = failures = 0
         for invoice, bills in drafts.items():
-            left_ms = (bills[0].deadline_ms or 0) - self._clock.now_ms()
+            left_ms, is_reported = (bills[0].deadline_ms or 0) - self._clock.now_ms(), False
             try:
-                is_reported = await self._is_reported(invoice, bills) and is_complete
+                if failures < FAILURES_MAX:
+                    is_reported = await self._is_reported(invoice, bills) and is_complete
                 if is_reported and left_ms <= self._policy.summary_lead_ms and invoice not in noted:
                     await self._compare(invoice, bills)
-            except Transient as error:
-                is_reported = False
+            except (Transient, InvalidInput) as error:
+                failures, is_reported = failures + 1, False
                 _LOG.warning("the draft %s is looked at again in a minute: %s", invoice, error)
             if not is_reported and left_ms <= self._policy.alarm_lead_ms:
                 late += 1
@@ -360,13 +364,19 @@ class ClosingController:
 
     async def _send(self) -> None:
         """Create the intended items at Stripe. No lock is held meanwhile; the key makes a repetition harmless."""
-        held_before_ms = self._clock.now_ms() - REFUSED_RETRY_MS
+        held_before_ms, failures = self._clock.now_ms() - REFUSED_RETRY_MS, 0
         for item in await self._bills.unsent(held_before_ms, self._policy.items_max):
             tried: InvoiceItem | None = item
+            if failures >= FAILURES_MAX:
+                return
             try:
                 tried = await self._tried(item)
                 if tried is not None:
                     await self._created(tried, await self._items.create(tried))
+            except Transient as error:
+                # Stripe repeats a stored error for a day, and meanwhile other items and the drafts go on.
+                failures += 1
+                _LOG.warning("the invoice item %s is tried again: %s", item.identifier, error)
             except InvalidInput as error:
                 held = (tried or item)._replace(state=InvoiceItemState.HELD, detail=str(error))
                 await self._bills.settle(tried or item, held, self._clock.now_ms())

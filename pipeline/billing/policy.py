@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
-from pipeline.billing.ledger import PENDING_MAX
+from pipeline.billing.window import WINDOW_MAX
 from schemas.clock import HOUR_MS, MINUTE_MS
 from schemas.reports import MeterEventsApi
 
@@ -30,7 +30,8 @@ class SenderPolicy:
     bound. `hold_retry_ms`: the wait after a refusal; for a customer it doubles up to `hold_retry_max_ms`.
     `look_retry_ms`: the wait after a lookup that did not decide. `look_again_ms`: the wait between the two lookups that
     must both find that Stripe does not have an event. `breaker_customers`: if Stripe refuses events of so many
-    customers of a meter in a row for one cause, the meter's events wait.
+    customers of a meter in a row for one cause, the meter's events wait. `window_max`: pending intents of a partition
+    in memory. `count_interval_ms`: how often pending intents are counted for the gauges.
     """
 
     rate_per_s: float = SANDBOX_RATE_PER_S
@@ -45,7 +46,8 @@ class SenderPolicy:
     look_retry_ms: int = 15 * MINUTE_MS
     look_again_ms: int = 3 * HOUR_MS
     breaker_customers: int = 5
-    pending_max: int = PENDING_MAX
+    window_max: int = WINDOW_MAX
+    count_interval_ms: int = MINUTE_MS
 
 
 DEFAULT_POLICY: Final = SenderPolicy()
@@ -66,10 +68,8 @@ class SenderStatus(NamedTuple):
     """
 
     pending: int
-    settled: int
     held: dict[str, int]
     held_deadline_ms: int | None
     open_breakers: int
-    low_watermarks: dict[int, int]
     caught_up: bool
     counts: dict[str, int]

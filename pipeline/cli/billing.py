@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from pipeline.cli.context import settings
-from pipeline.cli.operate import COUNT, CUSTOMER, account, account_name, billing, instant_ms, user
+from pipeline.cli.operate import COUNT, account, account_name, billing, instant_ms, user
+from schemas.billing_events import CUSTOMER_ID
 from schemas.errors import InvalidInput
 
 if TYPE_CHECKING:
@@ -33,7 +34,8 @@ def webhooks() -> None:
 def webhooks_recover(since: str, as_json: bool) -> None:
     """Read Stripe's list of events, and take in those that never came.
 
-    The role `mirror` does so several times an hour; this command reads an older span. Safe to repeat.
+    The role `mirror` does so several times an hour; this command reads an older span. Waits
+    until the role has processed what came, as long as the role gets on. Safe to repeat.
     """
     from pipeline.commands.billing import recover, span_s
 
@@ -92,6 +94,8 @@ def billing_status(as_json: bool) -> None:
     click.echo(f"Stripe's list of events was read up to: {found.walked_until or 'never'}")
     click.echo(f"bindings to send: {found.due_bindings}")
     click.echo("rows: " + ", ".join(f"{count} {table}" for table, count in found.rows.items()))
+    waiting = ", ".join(f"{count} {hold or 'to be sent'}" for hold, count in sorted(found.pending.items()))
+    click.echo(f"reports without an outcome: {waiting or 'none'}; not read yet: {found.unread_reports} records")
     if found.set_aside:
         click.echo(
             f"events set aside: {len(found.set_aside)}; an object is missing, and they are read again every hour: "
@@ -223,7 +227,7 @@ def _wish(name: str, customer: str, from_: str, by: str, reason: str) -> Wish:
 
     from_ms = instant_ms("--from", from_) // MINUTE_MS * MINUTE_MS if from_ else None
     checked = account_name(name)
-    if not CUSTOMER.fullmatch(customer):
+    if not CUSTOMER_ID.fullmatch(customer):
         raise InvalidInput("--customer", f"{customer!r} is no Stripe customer: give its id, which begins with cus_")
     return Wish(checked, customer, from_ms, by, reason)
 

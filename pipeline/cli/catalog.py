@@ -9,8 +9,9 @@ from typing import Final
 
 import click
 
-from pipeline.cli.context import EXIT_FAILURE, EXIT_INPUT, confirm, settings
+from pipeline.cli.context import EXIT_FAILURE, confirm, settings
 from pipeline.cli.operate import user
+from schemas.errors import InvalidInput
 
 _FILE: Final = click.Path(exists=True, dir_okay=False, path_type=Path)
 _JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
@@ -53,12 +54,13 @@ def catalog_plan(file: Path, out: Path | None, in_place: bool, as_json: bool) ->
     if plan is None:
         if as_json:
             click.echo(json.dumps({"problems": [problem._asdict() for problem in problems]}))
-        for problem in problems:
-            click.echo(f"tidemark: {file.name}:{problem.line}: {problem.field}: {problem.message}", err=True)
-        raise SystemExit(EXIT_INPUT)
+        else:
+            for line, field, message in problems:
+                click.echo(f"{file.name}:{line}: {field}: {message}")
+        raise InvalidInput(file.name, f"{len(problems)} problems; nothing is planned until they are corrected")
     click.echo(json.dumps(plan_document(plan)) if as_json else "\n".join(plan_lines(plan)))
     if plan.refusals:
-        raise SystemExit(EXIT_INPUT)
+        raise InvalidInput(file.name, f"{len(plan.refusals)} refusals; see above")
     if out:
         save_plan(plan, out)
 
@@ -96,16 +98,20 @@ def catalog_drift(as_json: bool) -> None:
 
 
 @catalog.command("show")
-@click.option("--versions", is_flag=True, help="Print every version of every plan, and its state, instead.")
+@click.option(
+    "--versions", is_flag=True, help="Print every version of every plan instead, its state, and how many have it."
+)
 def catalog_show(versions: bool) -> None:
     """Print the active catalog, with what its plans inherit."""
-    from pipeline.commands.catalog import show
+    from pipeline.commands.catalog import count_text, show
 
-    standing = run(show(settings()))
+    standing, touched = run(show(settings()))
     if standing.catalog is None:
         click.echo("no catalog has been applied")
     elif versions:
+        width = max(len(str(plan)) for plan in standing.plans)
         for plan, known in sorted(standing.plans.items()):
-            click.echo(f"{plan}  {known.state}")
+            users = f"  {count_text(touched[plan])}" if plan in touched else ""
+            click.echo(f"{plan!s:{width}}  {known.state:6}{users}".rstrip())
     else:
         click.echo(standing.catalog.model_dump_json(indent=2, exclude_defaults=True))

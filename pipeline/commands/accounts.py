@@ -247,18 +247,19 @@ async def append_planned(settings: Settings, plan: Plan) -> str:
 async def flush(settings: Settings, account: str, timeout_s: float, *, wait: bool) -> tuple[Flush, FlushProgress]:
     """Flush an account. With `wait`, wait until its intents up to the flush are in `billing.reports`, and settled if
     the deployment has a Stripe key. Raises `Transient` as `flush_account` and `FlushWatch.wait`."""
-    # Only this command needs to know the sink, whose runner takes long to import.
-    from pipeline.roles.sink import SINK_GROUP
-
-    async with _opened(settings) as (base, view):
+    async with contextlib.AsyncExitStack() as stack:
+        base, view = await stack.enter_async_context(_opened(settings))
+        # Read before the flush, so that none of its intents is missed.
+        end = (await base.log.bounds(REPORTS_TOPIC, partition_of(account, base.genesis.partitions))).next
         flushed = await flush_account(account_log(base), view, account)
         if not wait:
             return flushed, FlushProgress(is_published=False)
-        # From the sink's committed offset on, the topic has all unsettled intents.
-        bounds = await base.log.bounds(REPORTS_TOPIC, flushed.partition)
-        committed = await base.log.committed(SINK_GROUP, REPORTS_TOPIC, flushed.partition)
-        watch = FlushWatch(base.log, view, flushed, max(bounds.first, committed or 0))
-        has_sink = bool(settings.stripe_api_key.get_secret_value())
+        ledger, has_sink = None, bool(settings.stripe_api_key.get_secret_value())
+        if has_sink and settings.sql_url.startswith("postgresql://"):
+            tables = await open_side_tables(base)
+            stack.push_async_callback(tables.close)
+            ledger = tables.intents
+        watch = FlushWatch(base.log, view, flushed, end, ledger)
         return flushed, await watch.wait(SystemClock(), timeout_s, settled=has_sink)
 
 

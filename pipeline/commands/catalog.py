@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from functools import partial
 from hashlib import sha256
 from pathlib import Path
@@ -19,6 +19,7 @@ from aggregators.catalog_plan import (
     plan_catalog,
     records_of,
     states_after,
+    touched_by,
     unread_products,
     wanted,
 )
@@ -34,7 +35,7 @@ from pipeline.open import (
     succeeding,
 )
 from pipeline.settings import Settings
-from schemas.catalog import Catalog
+from schemas.catalog import Catalog, PlanId
 from schemas.catalog_changes import (
     Action,
     AtStripe,
@@ -155,14 +156,15 @@ async def find_drift(settings: Settings) -> list[str]:
         return drift_of(await _with_features(parts, world, products))
 
 
-async def show(settings: Settings) -> Standing:
-    """What SQL holds of the catalog."""
+async def show(settings: Settings) -> tuple[Standing, Mapping[PlanId, int]]:
+    """What SQL holds of the catalog, and how many subscriptions of the mirror have each version."""
     base = await open_base(settings, create=False)
     async with contextlib.AsyncExitStack() as stack:
         stack.push_async_callback(base.log.close)
         tables = await open_side_tables(base)
         stack.push_async_callback(tables.close)
-        return await tables.catalog.standing()
+        standing = await tables.catalog.standing()
+        return standing, touched_by(World(standing, AtStripe(), await tables.catalog.subscriptions_by_price()))
 
 
 async def _world(parts: Parts) -> World:
@@ -230,7 +232,6 @@ class _Steps:
                 await self._parts.apply_meter_set(self._meter_set)
             case Verb.CREATE, CatalogKind.METER:
                 await self._parts.meters.create_meter(key, self._wanted.meters[key])
-                self._meters = {name: meter.id for name, meter in (await objects.read()).meters.items()}
             case Verb.CREATE, CatalogKind.PRODUCT:
                 await objects.create_product(self._wanted.products[key][0])
             case Verb.UPDATE, CatalogKind.PRODUCT:
@@ -242,13 +243,19 @@ class _Steps:
                 await objects.attach(product, self._features[feature])
             case Verb.CREATE, CatalogKind.PRICE:
                 price = self._wanted.prices[key]
-                meter = self._meters.get(price.terms.event_name, "")
+                meter = await self._meter_id(price.terms.event_name)
                 await objects.create_price(key, price.terms, meter, price.plan, price.component)
             case Verb.UPDATE, CatalogKind.PRICE:
                 await objects.set_active(CatalogKind.PRICE, self._prices[key], is_active=True)
             case Verb.ARCHIVE, _:
                 kind = CatalogKind(action.what)
                 await objects.set_active(kind, self._records[kind, key].stripe_id, is_active=False)
+
+    async def _meter_id(self, event_name: str) -> str:
+        """The id of a meter, which may be new; "" for a price without one."""
+        if event_name and event_name not in self._meters:
+            self._meters = {name: meter.id for name, meter in (await self._parts.objects.read()).meters.items()}
+        return self._meters[event_name] if event_name else ""
 
 
 _SIGNS: Final = {Verb.CREATE: "+", Verb.OPEN: "+", Verb.ATTACH: "+", Verb.RETIRE: "-", Verb.ARCHIVE: "-"}
@@ -265,17 +272,22 @@ def action_text(action: Action) -> str:
 def plan_lines(plan: CatalogPlan) -> list[str]:
     """A plan for people: what will be done, who is touched, what forbids it, and what differs at Stripe."""
     lines = [action_text(action) for action in plan.actions] or ["nothing to do"]
-    lines += [f"{name}: {count} subscriptions" for name, count in plan.touched.items()]
+    lines += [f"{name}: {count_text(count)}" for name, count in plan.touched.items()]
     if plan.applying and plan.applying != plan.sha256:
         lines.append("another application was begun and not finished; this plan takes its place")
     lines += [f"drift: {line}" for line in plan.drift]
     return lines + [f"refused: {line}" for line in plan.refusals]
 
 
+def count_text(count: int) -> str:
+    """A number of subscriptions."""
+    return f"{count} subscription{'s' if count != 1 else ''}"
+
+
 def plan_document(plan: CatalogPlan) -> dict[str, Any]:
     """A plan as JSON, without the catalog itself."""
-    document: dict[str, Any] = _PLAN.dump_python(plan, mode="json")
-    return {**document, "catalog": plan.catalog.version}
+    actions = [action._asdict() for action in plan.actions]
+    return {**plan._asdict(), "catalog": plan.catalog.version, "actions": actions}
 
 
 def save_plan(plan: CatalogPlan, path: Path) -> None:

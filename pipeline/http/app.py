@@ -22,6 +22,7 @@ from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
 from pipeline.http import models
+from pipeline.http.accounts import AccountsEndpoint
 from pipeline.http.api_keys import Role
 from pipeline.http.appender import Appender
 from pipeline.http.dependencies import AnyKey, GatewayDependencies
@@ -35,7 +36,7 @@ from pipeline.http.periods import PeriodsEndpoint
 from pipeline.http.queries import Parameters
 from pipeline.http.top import TopEndpoints
 from pipeline.http.usage import UsageEndpoints
-from pipeline.http.webhooks import WebhookEndpoint
+from pipeline.http.webhooks import WEBHOOK_PATH, WebhookEndpoint
 from pipeline.metrics import Metrics
 from schemas.meters import Meter
 
@@ -53,7 +54,6 @@ class _Name(Convertor[str]):
 
 
 EVENTS_PATH: Final = "/v1/events"
-WEBHOOK_PATH: Final = "/v1/stripe/webhook"
 
 register_url_convertor("name", _Name())
 
@@ -118,6 +118,7 @@ def create_gateway(dependencies: GatewayDependencies, metrics: Metrics | None = 
 
     _add_reads(app, dependencies, exposition)
     _add_flush(app, dependencies)
+    _add_accounts(app, dependencies)
     app.state.openapi = document(app)
     for route in app.routes:
         if isinstance(route, APIRoute) and route.methods == {"GET"}:
@@ -168,6 +169,18 @@ def _add_flush(app: FastAPI, dependencies: GatewayDependencies) -> None:
         response_description=_meaning(models.Flushed, ""),
         responses={status: REFUSALS[status] for status in (400, 401, 403, 501, 503, "default")},
     )
+
+
+def _add_accounts(app: FastAPI, dependencies: GatewayDependencies) -> None:
+    """Add the paths that show and link accounts."""
+    accounts = AccountsEndpoint(dependencies)
+    path, statuses = "/v1/accounts/{account:name}", (400, 401, 403, 501, 503)
+    refusals: dict[int | str, Any] = {status: REFUSALS[status] for status in (*statuses, "default")}
+    more: dict[str, Any] = {"response_model": models.AccountAnswer, "responses": refusals}
+    more |= {"response_description": models.AccountAnswer.__doc__}
+    app.add_api_route(path, accounts.show, summary="The Stripe customer of an account", **more)
+    more["responses"] = refusals | {status: REFUSALS[status] for status in (408, 413, 415)}
+    app.add_api_route(path, accounts.put, methods=["PUT"], summary="Link an account to a Stripe customer", **more)
 
 
 def _meaning(model: Any, summary: str) -> str:

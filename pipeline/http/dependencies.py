@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Final, NamedTuple
+from typing import Annotated, Final, NamedTuple, Protocol
 
 from fastapi import Depends, Security
 from fastapi.security import HTTPBearer
@@ -19,6 +19,7 @@ from schemas.control import Genesis
 from schemas.live_view import AccountDirectory, DedupMarks, DeferredEvents, LiveTotals
 from schemas.log import Log
 from schemas.meters import MeterSet
+from schemas.side_tables import Link
 
 MeterSetSource = Callable[[], Awaitable[MeterSet | None]]
 
@@ -35,6 +36,19 @@ class LiveUsage(NamedTuple):
     marks: DedupMarks | None = None
 
 
+class AccountLinks(Protocol):
+    """Links accounts to Stripe customers. Every call may raise `Transient` and `OperatorNeeded`."""
+
+    async def link(self, account: str, customer: str, from_ms: int | None, actor: str) -> Link:
+        """Link an account, as `tidemark account link` does; the same link again changes nothing. Takes seconds, or a
+        minute if the role `mirror` does not run. Raises `InvalidInput`."""
+        ...
+
+    async def links(self, account: str) -> Sequence[Link]:
+        """The links of an account, oldest first."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class GatewayDependencies:
     """The settings and stores of the gateway. The gateway closes none of them.
@@ -44,6 +58,7 @@ class GatewayDependencies:
     accepted, and reads are answered with 503. `meter_set_age_s` returns the seconds since the meter set was last read
     from its store, None before the first time. Without `live` the gateway does not answer current usage. Without
     `usage` the gateway does not answer usage over time. Without `hourly`, `complete_up_to` is null.
+    Without `accounts` the gateway links no accounts.
     """
 
     log: Log
@@ -56,6 +71,7 @@ class GatewayDependencies:
     usage: UsageReader | None = None
     hourly: HourlyStore | None = None
     meter_set_age_s: Callable[[], float | None] | None = None
+    accounts: AccountLinks | None = None
 
 
 def authorized(
@@ -74,7 +90,8 @@ def authorized(
         message = "send a valid key: Authorization: Bearer tm_…; `tidemark key create` makes one"
         raise ApiError(401, "unauthorized", message, headers={"WWW-Authenticate": 'Bearer realm="tidemark"'})
     if role is not None and not key.may(role):
-        raise ApiError(403, "forbidden", f"key {key.id} has the role {key.role}: this needs {role} or admin")
+        needed = role if role is Role.ADMIN else f"{role} or admin"
+        raise ApiError(403, "forbidden", f"key {key.id} has the role {key.role}: this needs {needed}")
     if account is not None and not key.reaches(account):
         raise ApiError(403, "forbidden", f"key {key.id} belongs to another account", "account")
     return key

@@ -15,7 +15,7 @@ PeriodState = Annotated[Literal["open", "closed"], Field(description="A closed p
 class Answer(BaseModel):
     """A JSON object of an answer. A field that is not set is absent."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_by_name=True)
 
 
 class ErrorBody(Answer):
@@ -100,6 +100,34 @@ class Flushed(Answer):
     instant: Instant = Field(description="Usage so far is reported with a timestamp before this instant.")
     partition: int
     offset: int = Field(description="The offset of the flush in `usage.events`.")
+
+
+class LinkAnswer(Answer):
+    """To which Stripe customer an account belongs in a span of time."""
+
+    stripe_customer: str | None = Field(description="Null: to none, since the account was unlinked.")
+    from_: Instant = Field(alias="from")
+    to: Instant | None = Field(description="Null: until another link.")
+
+
+class AccountAnswer(Answer):
+    """The Stripe customer of an account, and its links so far."""
+
+    account: str
+    stripe_customer: str | None = Field(description="The customer of now; null if the account is linked to none.")
+    links: list[LinkAnswer] = Field(description="The oldest first.")
+
+
+class AccountWish(Answer):
+    """The body of a request that links an account."""
+
+    stripe_customer: str = Field(description="The Stripe customer, `cus_…`.")
+    from_: Instant | None = Field(
+        default=None,
+        alias="from",
+        description="From when on: now or later, cut to its minute; any instant for the first link, which has all "
+        "earlier usage that nobody was named for if this is absent.",
+    )
 
 
 class TopAccount(Answer):

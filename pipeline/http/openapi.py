@@ -10,7 +10,7 @@ from fastapi.openapi.utils import get_openapi
 from pydantic import BaseModel
 
 from pipeline.http.body import BATCH, LINES, PLAIN, SINGLE
-from pipeline.http.models import ErrorAnswer, EventsAnswer, Readiness
+from pipeline.http.models import AccountWish, ErrorAnswer, EventsAnswer, Readiness
 from schemas.events import UsageEvent
 
 DESCRIPTION: Final = (
@@ -42,6 +42,7 @@ NOT_READY: Final[dict[int | str, dict[str, Any]]] = {
 }
 _KEY: Final = '-H "Authorization: Bearer $TIDEMARK_API_KEY"'
 _MONTH: Final = "from=2026-11-01T00:00:00Z&to=2026-12-01T00:00:00Z"
+ACCOUNT: Final = "/v1/accounts/{account}"
 _TARGETS: Final = {
     "/v1/usage": f"/v1/usage?meter=tokens&account=acme&window=day&group_by=model&{_MONTH}",
     "/v1/usage/current": "/v1/usage/current?account=acme",
@@ -49,6 +50,7 @@ _TARGETS: Final = {
     "/v1/usage/top": "/v1/usage/top?meter=tokens&limit=10",
     "/v1/meters": "/v1/meters",
     "/v1/meters/{meter}/top": "/v1/meters/tokens/top",
+    ACCOUNT: "/v1/accounts/acme",
     "/v1/accounts/{account}/usage": "/v1/accounts/acme/usage",
 }
 # A command for each path that needs a key.
@@ -61,6 +63,10 @@ EXAMPLES: Final[Mapping[str, str]] = {
     **{path: f'curl "$GATEWAY{target}" \\\n  {_KEY}' for path, target in _TARGETS.items()},
     "/v1/accounts/{account}/flush": f'curl -X POST "$GATEWAY/v1/accounts/acme/flush" \\\n  {_KEY}',
 }
+LINK_EXAMPLE: Final = f"""curl -X PUT "$GATEWAY/v1/accounts/acme" \\
+  {_KEY} \\
+  -H "Content-Type: application/json" \\
+  -d '{{"stripe_customer":"cus_NffrFeUfNV2Hib"}}'"""
 
 
 def document(app: FastAPI) -> dict[str, Any]:
@@ -115,9 +121,15 @@ def document(app: FastAPI) -> dict[str, Any]:
     }
     for path, media_type in _TEXTS.items():
         openapi["paths"][path]["get"]["responses"]["200"]["content"] = {media_type: {"schema": {"type": "string"}}}
+    # The handler reads the body itself, because FastAPI would read one of any size.
+    openapi["paths"][ACCOUNT]["put"]["requestBody"] = {
+        "required": True,
+        "content": {PLAIN: {"schema": _schema(AccountWish, schemas)}},
+    }
     for path, command in EXAMPLES.items():
         for operation in openapi["paths"][path].values():
             operation["x-codeSamples"] = [{"lang": "Shell", "source": command}]
+    openapi["paths"][ACCOUNT]["put"]["x-codeSamples"] = [{"lang": "Shell", "source": LINK_EXAMPLE}]
     openapi["paths"] = {path: openapi["paths"][path] for path in sorted(openapi["paths"], key=_reading_order)}
     return openapi
 

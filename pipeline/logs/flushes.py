@@ -10,12 +10,15 @@ from pipeline.logs.bindings import READ_RECORDS_MAX, AccountLog, HasAccounts, Pl
 from schemas.clock import SECOND_MS, Clock
 from schemas.control import FlushRecord
 from schemas.errors import Transient
+from schemas.intent_ledger import IntentLedger, IntentState
 from schemas.live_view import ReportOutbox
 from schemas.log import REPORTS_TOPIC, Log
 from schemas.meters import Policy
 from schemas.reports import Intent
 
 LOOK_EVERY_S: Final = 0.2
+# Of more unsettled intents, it is enough to know that there are some.
+PENDING_MAX: Final = 1_000
 
 
 class HasReports(Protocol):
@@ -70,32 +73,42 @@ async def flush_account(accounts: AccountLog, view: HasAccounts, account: str) -
 
 
 class FlushWatch:
-    """Follows a flush. Reads `billing.reports` once, from `from_offset` on: from an offset with no unsettled intent of
-    the account before it. Memory grows with the account's intents from there on."""
+    """Follows a flush. Reads `billing.reports` once, from `from_offset` on, and asks the ledger for older intents that
+    are not settled; without a ledger those are not seen. Memory grows with the account's intents from there on."""
 
-    def __init__(self, log: Log, view: HasReports, flush: Flush, from_offset: int) -> None:
+    def __init__(
+        self, log: Log, view: HasReports, flush: Flush, from_offset: int, ledger: IntentLedger | None = None
+    ) -> None:
         self._log = log
         self._view = view
         self._flush = flush
         self._next_offset = from_offset
+        self._ledger = ledger
         self._reported = ReportedIntents()
 
     async def look(self) -> FlushProgress:
-        """How far the flush is now. Raises `Transient` if the log or the live view does not answer."""
+        """How far the flush is now. Raises `Transient` if the log, the live view or the ledger does not answer."""
         if not await self._is_published():
             return FlushProgress(is_published=False)
         # Read after Redis: what the relay has deleted there is in the log.
         await self._read()
         until_ms = self._flush.instant_ms
-        told = [each for each in self._reported if each.intent.bucket_start_ms < until_ms]
+        read = list(self._reported)
+        left = [each for each in read if each.outcome is None and each.redrive is None]
+        if self._ledger is not None:
+            known = {each.intent.identifier for each in read}
+            pending = await self._ledger.listed((IntentState.PENDING,), self._flush.account, PENDING_MAX)
+            left += [
+                ReportedIntent(each.partition, each.intent, each.attempt)
+                for each in pending
+                if each.intent.identifier not in known
+            ]
         return FlushProgress(
             is_published=True,
-            flushed=tuple(each for each in told if each.intent.bucket_end_ms == until_ms),
+            flushed=tuple(each for each in read if each.intent.bucket_end_ms == until_ms),
             # Usage of a period that begins after the flush is reported when the period has begun.
             unsettled=tuple(
-                each
-                for each in told
-                if each.outcome is None and each.redrive is None and each.intent.instant_ms < until_ms
+                each for each in left if each.intent.bucket_start_ms < until_ms and each.intent.instant_ms < until_ms
             ),
         )
 
@@ -132,7 +145,7 @@ class FlushWatch:
         for bucket_ms in buckets:
             if bucket_ms >= 0 and report_bucket_end_ms(bucket_ms, policy) > flush.instant_ms:
                 continue
-            _, entries = await reports.reports_of(flush.partition, bucket_ms, [flush.account])
+            _, entries = await reports.reports_of(flush.partition, bucket_ms, flush.account)
             if bucket_ms >= 0 and entries:
                 return False
             if bucket_ms < 0 and any(parse_flush_field(field).end_ms <= flush.instant_ms for field in entries):

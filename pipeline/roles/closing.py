@@ -18,7 +18,7 @@ from schemas.reports import StripeMeters
 from sinks.redis.view import RedisLiveView
 from sinks.sql.side_tables import SqlSideTables
 
-TURN_INTERVAL_S: Final = 60.0
+TURN_INTERVAL_S: Final = 30.0
 # What only the process that owns partition 0 knows.
 OWNER_GAUGES: Final[tuple[MetricName, ...]] = (
     "tidemark_billing_turn_seconds",

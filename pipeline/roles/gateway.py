@@ -14,6 +14,7 @@ from pipeline.http.dependencies import GatewayDependencies, LiveUsage
 from pipeline.http.serving import serving, stop_event
 from pipeline.metrics import Metrics
 from pipeline.open import open_base, open_live_view
+from pipeline.roles.account_links import OpenedAccountLinks
 from pipeline.settings import Settings
 from schemas.errors import InvalidInput, TidemarkError, Transient
 from schemas.live_view import CheckpointedState
@@ -87,6 +88,10 @@ class MeterSetInForce:
             await asyncio.sleep(REFRESH_INTERVAL_S)
 
 
+def _may_link(settings: Settings) -> bool:
+    return bool(settings.stripe_api_key.get_secret_value()) and settings.sql_url.startswith("postgresql://")
+
+
 async def run_gateway(settings: Settings) -> None:
     """Serve the HTTP API until stopped."""
     if settings.api_keys is None:
@@ -94,6 +99,7 @@ async def run_gateway(settings: Settings) -> None:
     base = await open_base(settings)
     view = open_live_view(settings, LIVE_READ_TIMEOUT_S)
     clickhouse = open_clickhouse(settings.clickhouse_url, timeout_s=settings.query_timeout_s, abandons=True)
+    accounts = OpenedAccountLinks(base) if _may_link(settings) else None
     stop = stop_event()
     metrics = Metrics()
 
@@ -116,6 +122,7 @@ async def run_gateway(settings: Settings) -> None:
                 usage=ClickHouseReader(clickhouse),
                 hourly=ClickHouseStore(clickhouse),
                 meter_set_age_s=meter_set.age_s,
+                accounts=accounts,
             ),
             metrics,
         )
@@ -127,6 +134,8 @@ async def run_gateway(settings: Settings) -> None:
         for task in tasks:
             task.cancel()
         await asyncio.wait(tasks)
+        if accounts is not None:
+            await accounts.close()
         await clickhouse.close()
         await view.close()
         await base.log.close()

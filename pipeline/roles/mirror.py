@@ -28,8 +28,8 @@ from schemas.log import BILLING_EVENTS_TOPIC
 from schemas.side_tables import SideTables
 
 # One transaction has the events of a read: small enough that its locks are short, large enough that the events of a
-# sign-up share their fetches.
-READ_EVENTS_MAX: Final = 200
+# sign-up share their fetches, also when they are read again into a fresh database.
+READ_EVENTS_MAX: Final = 500
 HELD_EVENTS_MAX: Final = 10_000
 COUNT_INTERVAL_S: Final = 15.0
 LINGER_S: Final = 1.5
@@ -64,7 +64,7 @@ async def run_mirror(settings: Settings) -> None:
         outbox = BindingOutbox(tables, account_log(base), view)
         canary = Canary(settings.canary_customer, objects, tables, base.clock) if settings.canary_customer else None
         walker = Walker(base.log, objects, tables, base.clock, SystemClock())
-        metrics, counted = Metrics(), Counted(tables)
+        metrics, counted = Metrics(), Counted(tables, base.clock)
         recoveries: list[Recovery] = []
 
         def beside(runner: Runner) -> Iterable[Awaitable[None]]:
@@ -96,8 +96,9 @@ async def run_mirror(settings: Settings) -> None:
 class Counted:
     """What waits for a person, counted now and then because a scrape cannot wait for SQL; None before the first."""
 
-    def __init__(self, tables: SideTables) -> None:
+    def __init__(self, tables: SideTables, clock: Clock) -> None:
         self._tables = tables
+        self._clock = clock
         self.held: int | None = None
         self.aside: int | None = None
         self.overlaps: int | None = None
@@ -105,7 +106,7 @@ class Counted:
     async def count(self) -> None:
         self.held = len(await self._tables.held(limit=HELD_EVENTS_MAX))
         self.aside = len(await self._tables.set_aside(HELD_EVENTS_MAX))
-        self.overlaps = len(await self._tables.overlaps())
+        self.overlaps = len(await self._tables.overlaps(self._clock.now_ms()))
 
 
 def show(

@@ -27,7 +27,10 @@ SINK_GROUP: Final = "tidemark-sink"
 
 
 async def run_sink(settings: Settings) -> None:
-    """Send intents to Stripe until stopped. The process that owns partition 0 also looks at drafts and invoices."""
+    """Send intents to Stripe until stopped. The process that owns partition 0 also looks at drafts and invoices.
+
+    Raises as `open_side_tables`, and `InvalidInput` without a Stripe key.
+    """
     base = await open_base(settings)
     async with contextlib.AsyncExitStack() as stack:
         stack.push_async_callback(base.log.close)
@@ -44,11 +47,13 @@ async def run_sink(settings: Settings) -> None:
         stack.push_async_callback(tables.close)
         sender = StripeSender(
             base.log,
+            tables.intents,
             meters,
             BindingResolver(view.accounts, base.genesis.partitions),
             base.clock,
             random.Random(),
             policy_for(livemode=base.genesis.livemode, rate_per_s=settings.stripe_rate_per_s),
+            tables.bills,
         )
         closing, metrics = ClosingBeside(base, tables, items, meters, flush_by(base, view)), Metrics()
 

@@ -7,7 +7,6 @@ nothing: the row's version or the intent's identifier is the same. Two relays of
 from __future__ import annotations
 
 import asyncio
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Final, NamedTuple
 
@@ -23,7 +22,6 @@ from schemas.reports import Intent
 from schemas.rollup import Checkpoint, DirtyCell, Waiting
 
 INTENTS_AT_ONCE_MAX: Final = 500
-# The entries of so many flushed accounts are in memory at a time.
 FLUSHES_AT_ONCE_MAX: Final = 100
 DUPLICATES_AT_ONCE_MAX: Final = 10_000
 
@@ -192,15 +190,12 @@ class ReportRelay:
         published = 0
         while True:
             checkpoint, flushes = await self._reports.reports(partition, bucket_ms, FLUSHES_AT_ONCE_MAX)
-            ends: defaultdict[int, dict[str, int]] = defaultdict(dict)
             for start_ms, end_ms, account in map(parse_flush_field, flushes):
-                ends[start_ms][account] = end_ms
-            for start_ms, accounts in ends.items():
-                then, entries = await self._reports.reports_of(partition, start_ms, sorted(accounts))
+                then, entries = await self._reports.reports_of(partition, start_ms, account)
                 if checkpoint is None or then is None or then.next_offset < checkpoint.next_offset:
                     # A replica that was behind has taken over, and may lack a part of the flushed usage.
                     return published
-                relayed = await self._relay_entries(partition, then, start_ms, entries, accounts)
+                relayed = await self._relay_entries(partition, then, start_ms, end_ms, entries)
                 if relayed is None:
                     return published
                 published += relayed
@@ -215,29 +210,25 @@ class ReportRelay:
             if checkpoint is None or checkpoint.stream_time_ms < end_ms:
                 # A replica that was behind has taken over, and its bucket is still open.
                 return published
-            ends = {parse_report_field(field).account: end_ms for field in entries}
-            relayed = await self._relay_entries(partition, checkpoint, start_ms, entries, ends)
+            relayed = await self._relay_entries(partition, checkpoint, start_ms, end_ms, entries)
             if relayed is None or not entries:
                 return published
             published += relayed
 
     async def _relay_entries(
-        self,
-        partition: int,
-        checkpoint: Checkpoint,
-        start_ms: int,
-        entries: Mapping[str, str],
-        ends: Mapping[str, int],
+        self, partition: int, checkpoint: Checkpoint, start_ms: int, end_ms: int, entries: Mapping[str, str]
     ) -> int | None:
-        """Publish and delete entries of a bucket, which were read at a checkpoint after its end. `ends` are the ends of
-        the bucket by account. Returns the number of intents; None, and does nothing, if a replica that was behind has
-        taken over: the state of an account may lack a binding that cut a period before the bucket's end."""
+        """Publish and delete entries of a bucket, which were read at a checkpoint after the bucket's end.
+
+        Returns the number of intents. Returns None, and does nothing, if a replica that was behind has taken over: the
+        state of an account may lack a binding that cut a period before the bucket's end.
+        """
         keys = {field: parse_report_field(field) for field in entries}
-        then, states = await self._accounts.accounts(partition, sorted(ends))
+        then, states = await self._accounts.accounts(partition, sorted({key.account for key in keys.values()}))
         if then is None or then.next_offset < checkpoint.next_offset:
             return None
         intents = [
-            intent_of(checkpoint, start_ms, ends[key.account], key, entries[field], states[key.account])
+            intent_of(checkpoint, start_ms, end_ms, key, entries[field], states[key.account])
             for field, key in keys.items()
         ]
         changed = [part for intent in intents if intent is not None for part in parts_of(intent)]

@@ -97,9 +97,18 @@ class SqlBills:
 
     async def bills(self, from_ms: int, to_ms: int, stripe_customer: str = "", limit: int = 1_000) -> Sequence[Bill]:
         def body(connection: Connection) -> list[Bill]:
-            spans = (_lines.c.end_ms >= from_ms, _lines.c.end_ms < to_ms)
-            of = (_invoices.c.customer_id == stripe_customer,) if stripe_customer else ()
-            found = _bills(connection, and_(*spans, *of)) + _running(connection, from_ms, to_ms, stripe_customer)
+            spans = and_(_lines.c.end_ms >= from_ms, _lines.c.end_ms < to_ms)
+            if stripe_customer:
+                spans &= _invoices.c.customer_id == stripe_customer
+            latest = select(_lines.c.invoice_id).select_from(_SOURCE).where(_METERED, spans)
+            latest = latest.group_by(_lines.c.invoice_id).order_by(func.max(_lines.c.end_ms).desc())
+            invoices = _first(connection, latest, limit)
+            found = [
+                bill
+                for chunk in chunks(invoices)
+                for bill in _bills(connection, spans & _lines.c.invoice_id.in_(chunk))
+            ]
+            found += _running(connection, from_ms, to_ms, stripe_customer)
             found.sort(key=lambda bill: (-bill.end_ms, bill.stripe_customer, bill.event_name, bill.invoice))
             return found[:limit]
 
@@ -126,7 +135,8 @@ class SqlBills:
         column = invoice_items.c
         is_held = (column.state == InvoiceItemState.HELD) & (func.coalesce(column.sent_ms, 0) <= held_before_ms)
         wanted = select(invoice_items).where(or_(column.state == InvoiceItemState.INTENDED, is_held))
-        wanted = wanted.order_by(column.created_ms, column.identifier).limit(limit)
+        # An item that fails again and again comes behind those that were not tried yet.
+        wanted = wanted.order_by(func.coalesce(column.sent_ms, 0), column.created_ms, column.identifier).limit(limit)
         return await self._run(lambda connection: list(map(_item_of, connection.execute(wanted).mappings())))
 
     async def settle(self, before: InvoiceItem, after: InvoiceItem, now_ms: int) -> bool:

@@ -20,7 +20,7 @@ from sinks.sql.tables import intents
 
 READER: Final = REPORTS_TOPIC
 # Enough for any sum of quantities of any scale; the default of 28 digits is not.
-_EXACT: Final = Context(prec=100)
+EXACT: Final = Context(prec=100)
 _INTENT: Final = tuple(name for name in Intent.model_fields if name not in {"kind", "livemode"})
 _PROGRESS: Final = ("stripe_customer", "hold", "detail", "not_before_ms", "failures", "absent_at_ms")
 # The text is in the statements because PostgreSQL finds a partial index only then.
@@ -51,8 +51,8 @@ class SqlIntentLedger:
 
     async def apply(
         self, partition: int, believed_offset: int | None, next_offset: int, entries: Sequence[tuple[int, ReportEntry]]
-    ) -> None:
-        def body(connection: Connection) -> None:
+    ) -> Sequence[LedgerIntent]:
+        def body(connection: Connection) -> Sequence[LedgerIntent]:
             # The lock of the position orders the writers of a partition, so what is read now holds until the end.
             is_new = believed_offset is None
             move_position(connection, READER, partition, believed_offset, next_offset, may_begin=is_new)
@@ -67,8 +67,9 @@ class SqlIntentLedger:
                 if after is not None and after != before:
                     changed[identifier] = after
             _write(connection, changed.values())
+            return list(changed.values())
 
-        await self._run(body)
+        return await self._run(body)
 
     async def due(self, partition: int, now_ms: int, limit: int) -> Sequence[LedgerIntent]:
         is_due = (intents.c.log_partition == partition) & _IS_PENDING & (intents.c.not_before_ms <= now_ms)
@@ -118,7 +119,7 @@ class SqlIntentLedger:
         def body(connection: Connection) -> IntentTotals:
             sums = dict.fromkeys(IntentState, Decimal(0))
             for state, scale, minor in connection.execute(wanted).all() if stripe_customer else ():
-                sums[IntentState(state)] = _EXACT.add(sums[IntentState(state)], _EXACT.scaleb(Decimal(minor), -scale))
+                sums[IntentState(state)] = EXACT.add(sums[IntentState(state)], EXACT.scaleb(Decimal(minor), -scale))
             state = IntentState
             return IntentTotals(sums[state.ACCEPTED], sums[state.LATE], sums[state.DEAD], sums[state.PENDING])
 

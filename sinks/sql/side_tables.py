@@ -9,19 +9,20 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
-from sqlalchemy import ColumnElement, Connection, bindparam, func, literal_column, select, update
+from sqlalchemy import Connection, bindparam, func, literal_column, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import DataError, IntegrityError
 
 from schemas.billing_events import ObjectKind, ObjectName, Via
 from schemas.side_tables import (
-    OVERLAP,
+    PARTS_OF,
     TABLE_OF,
     WAITING,
     AuditRow,
     Cursor,
     Due,
     DueBinding,
+    HeldCustomer,
     HeldEvent,
     Link,
     Outcome,
@@ -34,11 +35,11 @@ from schemas.side_tables import (
 )
 from sinks.sql import links, step
 from sinks.sql.bills import SqlBills
-from sinks.sql.bindings import Planner, binding_of
+from sinks.sql.bindings import Planner, binding_of, overlaps_now
 from sinks.sql.catalog import SqlCatalog
 from sinks.sql.entitlements import SqlEntitlements
 from sinks.sql.intents import SqlIntentLedger
-from sinks.sql.queries import links_of, mirror_rows, next_offset, rows_where
+from sinks.sql.queries import links_of, mirror_row, mirror_rows, next_offset, rows_where
 from sinks.sql.tables import account_bindings, audit, cursors, customer_column, mirror, processed_events
 
 Answer = TypeVar("Answer")
@@ -147,6 +148,29 @@ class SqlSideTables(ABC):
             lambda connection: [HeldEvent(*row) for row in connection.execute(wanted.limit(limit)).all()]
         )
 
+    async def held_customers(self, limit: int = 1_000) -> Sequence[HeldCustomer]:
+        found, items = processed_events.c, mirror["subscription_items"].c
+        subscriptions, invoices = mirror["subscriptions"].c, mirror["invoices"].c
+        # The text is in the statement because PostgreSQL finds the partial index only then.
+        is_held = found.outcome == literal_column(f"'{Outcome.HELD}'")
+        held = select(found.customer_id).where(is_held).distinct().order_by(found.customer_id).limit(limit).subquery()
+        period_end_ms = (
+            select(func.min(items.period_end_ms))
+            .where(items.subscription_id == subscriptions.id, items.usage_type == "metered")
+            .where(subscriptions.customer_id == held.c.customer_id, subscriptions.ended_ms.is_(None))
+        )
+        finalizes_ms = select(func.min(invoices.finalizes_ms)).where(
+            invoices.customer_id == held.c.customer_id, invoices.status == "draft"
+        )
+        wanted = select(held.c.customer_id, period_end_ms.scalar_subquery(), finalizes_ms.scalar_subquery())
+        return await self._run(lambda connection: [HeldCustomer(*row) for row in connection.execute(wanted).all()])
+
+    async def ignored(self, limit: int = 10_000) -> Mapping[str, int]:
+        found = processed_events.c
+        some = select(found.type).where(found.outcome == Outcome.IGNORED.value).limit(limit).subquery()
+        wanted = select(some.c.type, func.count()).group_by(some.c.type)
+        return await self._run(lambda connection: {row[0]: row[1] for row in connection.execute(wanted)})
+
     async def due_bindings(self, limit: int = 500, *, account: str = "", after: str = "") -> Sequence[DueBinding]:
         due = account_bindings.c
         wanted = select(account_bindings).where(due.sent_ms.is_(None)).order_by(due.account, due.number).limit(limit)
@@ -173,24 +197,31 @@ class SqlSideTables(ABC):
         if marks:
             await self._run(lambda connection: connection.execute(update(table).where(is_due), marks))
 
+    async def overlaps(self, now_ms: int, limit: int = 1_000) -> Sequence[Overlap]:
+        return await self._run(lambda connection: overlaps_now(connection, self._planner, now_ms, limit))
+
     async def audit(self, account: str, limit: int = 1_000) -> Sequence[AuditRow]:
-        return await self._audited(audit.c.account == account, limit)
-
-    async def overlaps(self, limit: int = 1_000) -> Sequence[AuditRow]:
-        # The text is in the statement because PostgreSQL finds the partial index only then.
-        return await self._audited(audit.c.entity == literal_column(f"'{OVERLAP}'"), limit)
-
-    async def _audited(self, where: ColumnElement[bool], limit: int) -> Sequence[AuditRow]:
         row = audit.c
         wanted = select(
             row.account, row.seq, row.at_ms, row.actor, row.cause, row.entity, row.entity_id, row.before_json,
             row.after_json, row.reason,
-        ).where(where).order_by(row.account, row.seq).limit(limit)  # fmt: skip
+        ).where(row.account == account).order_by(row.account, row.seq).limit(limit)  # fmt: skip
         rows: Sequence[Any] = await self._run(lambda connection: connection.execute(wanted).all())
         return [AuditRow(*found) for found in rows]
 
     async def mirror(self) -> Mapping[str, Sequence[Row]]:
         return await self._run(mirror_rows)
+
+    async def mirrored(self, kind: ObjectKind, ids: Sequence[str]) -> Mapping[str, Sequence[Row]]:
+        places = [(TABLE_OF[kind], "id"), *([PARTS_OF[kind]] if kind in PARTS_OF else [])]
+
+        def body(connection: Connection) -> Mapping[str, Sequence[Row]]:
+            return {
+                name: [mirror_row(name, row) for row in rows_where(connection, mirror[name], column, ids)]
+                for name, column in places
+            }
+
+        return await self._run(body)
 
     async def counts(self) -> Mapping[str, int]:
         def body(connection: Connection) -> dict[str, int]:

@@ -44,8 +44,8 @@ class StripeClientCatalog:
         timeout_s: float = 20.0,
         sleep: Sleep = asyncio.sleep,
     ) -> None:
-        """`scope` is `test:acct_…` or `live:acct_…`; `nonce` is a text that no other process uses. `api_base` is the URL
-        of a simulator, None means Stripe."""
+        """`scope` is `test:acct_…` or `live:acct_…`. `nonce` is a text that no other process uses. `api_base` is the
+        URL of a simulator; None means Stripe."""
         self._stripe, self._transport = connected(api_key, api_base, timeout_s)
         self._scope = scope
         self._nonce = nonce

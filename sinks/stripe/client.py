@@ -168,6 +168,15 @@ class StripeClientMeters:
             {"idempotency_key": key},
         )
 
+    async def cancel(self, event_name: str, identifier: str) -> None:
+        """See `StripeAdjustments`. The Idempotency-Key is made of the identifier, so a repetition is the same call."""
+        cancelled: Any = {"event_name": event_name, "type": "cancel", "cancel": {"identifier": identifier}}
+        options: Any = {"idempotency_key": f"cancel.{identifier}"}
+        await read(
+            lambda: self._stripe.v1.billing.meter_event_adjustments.create_async(cancelled, options),
+            lambda made: text_of(made, "status"),
+        )
+
     async def summary(self, event_name: str, stripe_customer: str, start_s: int, end_s: int) -> MeterSummary:
         """Stripe's sum over `[start_s, end_s)`: one row for a customer that Stripe knows, otherwise none.
 

@@ -144,6 +144,17 @@ class FakeStripe:
             answer = Answer(status, "the answer was lost")
         return classify(answer, event.identifier) if answer.status != 200 else SendResult(SendStatus.ACCEPTED)
 
+    async def cancel(self, event_name: str, identifier: str) -> None:
+        """Take the newest event of the last 24 h with this identifier out of the sums."""
+        self._check_read(f"cancel {identifier}")
+        since_ms = self.clock.now_ms() - IDENTIFIER_WINDOW_MS
+        for stored in reversed(self.events):
+            event = stored.event
+            if (event.event_name, event.identifier) == (event_name, identifier) and stored.received_ms > since_ms:
+                self.events.remove(stored)
+                return
+        raise InvalidInput("cancel[identifier]", f"No meter event of the last 24 hours has it: {identifier}")
+
     async def summary(self, event_name: str, stripe_customer: str, start_s: int, end_s: int) -> MeterSummary:
         """The sum of the valid events older than the lag, computed as a double as at Stripe. Yields once."""
         self._check_read("summary")

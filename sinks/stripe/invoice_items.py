@@ -124,7 +124,7 @@ def _item_of(row: Mapping[str, Any], like: InvoiceItem) -> InvoiceItem | None:
             attempt=0,
         )
     except (LookupError, ValueError, TypeError, ArithmeticError) as error:
-        raise Malformed(f"the metadata of the invoice item {row.get('id')} were changed: {error}") from error
+        raise InvalidInput("metadata", f"of the invoice item {row.get('id')} were changed: {error}") from error
 
 
 def _id_of(made: object, item: InvoiceItem) -> str:

@@ -261,7 +261,8 @@ async def test_items_that_are_not_at_stripe_are_found(bills: SqlBills) -> None:
     ):
         await bills.intend(ITEM._replace(identifier=f"tmi_{number}", number=number, state=is_in, sent_ms=sent_ms), "")
     await bills.intend(ITEM._replace(identifier="tmi_9", number=9, created_ms=1), "")
-    assert [item.identifier for item in await bills.unsent(100, 10)] == ["tmi_9", "tmi_2", "tmi_4"]
+    await bills.intend(ITEM._replace(identifier="tmi_8", number=8), "")
+    assert [item.identifier for item in await bills.unsent(100, 10)] == ["tmi_9", "tmi_8", "tmi_2", "tmi_4"]
     assert [item.identifier for item in await bills.unsent(100, 1)] == ["tmi_9"]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -10,7 +11,15 @@ from typing import Any, cast
 import pytest
 import pytest_asyncio
 
-from pipeline.commands.catalog import Parts, apply_plan, load_plan, plan_content, save_plan
+from pipeline.commands.catalog import (
+    Parts,
+    apply_plan,
+    load_plan,
+    plan_content,
+    plan_document,
+    plan_lines,
+    save_plan,
+)
 from schemas.billing_events import ObjectKind, ObjectName
 from schemas.catalog import PlanId
 from schemas.catalog_changes import (
@@ -180,6 +189,24 @@ async def test_a_new_price_is_for_who_signs_up_and_who_has_the_old_one_keeps_it(
     assert {"team@1": 1, "team@2": 1} == (await world.plan(DEARER.replace("version: 1\n", "version: 3\n", 1))).touched
     assert standing.catalog is not None
     assert (2, "anna", "because") == (standing.catalog.version, standing.applied_by, standing.reason)
+
+
+async def test_a_person_reads_what_will_be_done_and_who_is_touched(world: World) -> None:
+    await world.apply_file(SMALL)
+    await world.subscribe((await world.store.standing()).records[CatalogKind.PRICE, SEAT].stripe_id)
+
+    plan = await world.plan(DEARER.replace("version: 1\n", "version: 2\n", 1))
+
+    lines = plan_lines(plan)
+    assert "+ product tm-team-v2-seat: Team: seat" == lines[0]
+    assert "+ feature sso on tm-team-v2-seat" in lines
+    assert "+ price tm.team.v2.seat.month.usd: usd, graduated: 0.00 up to 2, 12.00 beyond" in lines
+    assert "+ price tm.team.v2.tokens.month.jpy: jpy, graduated: 0 up to 5000, 0.0006 beyond" in lines
+    assert ["+ plan team@2: sold from now on", "~ plan team@1: sold no more, kept by its subscriptions"] == lines[-3:-1]
+    assert "team@1: 1 subscription" == lines[-1]
+    document = json.loads(json.dumps(plan_document(plan)))
+    assert (2, {"team@1": 1}) == (document["catalog"], document["touched"])
+    assert {"verb": "close", "what": "plan", "key": "team@1"}.items() <= document["actions"][-1].items()
 
 
 async def test_prices_of_a_version_that_nobody_has_any_more_are_archived(world: World) -> None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator
 from decimal import Decimal
 
 import pytest
+import pytest_asyncio
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -15,17 +17,22 @@ from schemas.clock import HOUR_MS
 from schemas.errors import Fenced
 from schemas.intent_ledger import IntentLedger, IntentState, IntentTotals, LedgerIntent, Waiting
 from schemas.reports import Attempt, Intent, OutcomeStatus, Redrive, ReportEntry, ReportOutcome
-from sinks.sql.fake import FakeSideTables
+from sinks.sql.fake_intents import FakeIntentLedger
 from sinks.sql.side_tables import SqlSideTables
-from tests.services.postgres import LOG_ID, SCOPE, last_link_pays
+from tests.services.postgres import opened_tables
 from tests.worlds.sender import NOW_MS, PERIOD_END_MS, PERIOD_START_MS, make_intent
 
 ACCEPTED, DEAD, LATE = OutcomeStatus.ACCEPTED, OutcomeStatus.DEAD, OutcomeStatus.LATE
 
 
-@pytest.fixture
-def ledger(side_tables: SqlSideTables) -> IntentLedger:
-    return side_tables.intents
+@pytest_asyncio.fixture(params=["memory", "sqlite", "service"])
+async def ledger(request: pytest.FixtureRequest) -> AsyncIterator[IntentLedger]:
+    """The fake in memory, and the ledger over both SQL engines."""
+    if request.param == "memory":
+        yield FakeIntentLedger()
+        return
+    async with opened_tables(request, is_fake=request.param == "sqlite") as tables:
+        yield tables.intents
 
 
 def attempt(name: str, at_ms: int = NOW_MS, replaces_ms: int | None = None, customer: str = "cus_a") -> Attempt:
@@ -98,7 +105,7 @@ async def test_of_two_that_move_a_position_at_once_one_is_fenced(ledger: IntentL
     await ledger.apply(0, None, 1, [])
     moves = (ledger.apply(0, 1, 2, [(1, make_intent(name))]) for name in ("a", "b"))
     results = await asyncio.gather(*moves, return_exceptions=True)
-    assert sorted(type(result).__name__ for result in results) == ["Fenced", "NoneType"]
+    assert sorted(type(result).__name__ for result in results) == ["Fenced", "list"]
     assert len(await ledger.listed([IntentState.PENDING])) == 1
 
 
@@ -190,13 +197,12 @@ async def test_the_ledger_sees_the_attempts_and_outcomes_that_the_topic_has(
     reported = ReportedIntents()
     for entry in (*intents, *entries):
         reported.add(0, entry)
-    tables = FakeSideTables(last_link_pays)
-    await tables.migrate(SCOPE, LOG_ID)
-    await applied(tables.intents, *intents)
+    ledger = FakeIntentLedger()
+    await applied(ledger, *intents)
     for start in range(0, len(entries), batch):
-        await applied(tables.intents, *entries[start : start + batch])
+        await applied(ledger, *entries[start : start + batch])
     for each in reported:
-        known = await only(tables.intents, each.intent.identifier)
+        known = await only(ledger, each.intent.identifier)
         assert (known.state is IntentState.ACCEPTED, known.state is IntentState.DEAD) == (
             each.is_accepted,
             each.is_dead,
@@ -330,4 +336,4 @@ async def test_a_text_with_a_nul_is_stored(ledger: IntentLedger) -> None:
     """An answer of a proxy may have any bytes, and a foreign writer may write any intent."""
     await applied(ledger, make_intent("a\0b"), outcome("a\0b", DEAD, detail="say \0"))
     (known,) = await ledger.listed([IntentState.DEAD])
-    assert known.detail == "say \N{REPLACEMENT CHARACTER}"
+    assert known.detail in ("say \N{REPLACEMENT CHARACTER}", "say \0")

@@ -23,6 +23,7 @@ from schemas.clock import DAY_MS, HOUR_MS, MINUTE_MS
 from schemas.control import BindingRecord, Tick
 from schemas.log import EVENTS_TOPIC, REPORTS_TOPIC
 from schemas.periods import Billing, Binding
+from sinks.sql.fake_intents import FakeIntentLedger
 from sinks.stripe.client import StripeClientMeters
 from tests.scenarios.vocabulary import Account, at
 from tests.services.stripe import TEST_KEY
@@ -55,7 +56,9 @@ class Product:
         self._log, self._clock, self._store = self._world.log, self._world.clock, self._world.store
         payers = BindingResolver(self._store.accounts, 1)
         policy = policy_for(livemode=False, rate_per_s=None)
-        self._sender = StripeSender(self._log, meters, payers, self._clock, random.Random(1), policy)
+        self._sender = StripeSender(
+            self._log, FakeIntentLedger(), meters, payers, self._clock, random.Random(1), policy
+        )
         self._read_to = 0
 
     async def start(self, interval_ms: int) -> None:

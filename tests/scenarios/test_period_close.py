@@ -32,9 +32,9 @@ async def test_01_usage_to_invoice(world: ClosingWorld) -> None:
     await world.publish(world.used("acme", 137_503, "2027-11-20 12:00", NOVEMBER))
     await world.jump("2027-11-20 12:00")
     await world.pump()
-    await world.jump("2027-12-01 00:30")
+    await world.jump("2027-12-01 00:40")
     world.unreported.append(world.used("acme", 7, "2027-12-01 01:00", NOVEMBER))
-    await world.advance("2027-12-01 01:10")
+    await world.advance("2027-12-01 01:10", step_ms=120_000)
 
     (_, december) = world.invoices("acme")
     assert (december["total"], december["status"]) == (26_651, "paid")
@@ -62,7 +62,7 @@ async def test_25_usage_that_arrives_within_the_grace_is_on_the_invoice(world: C
     """1 007 × 2 = 2014: the hour that contains 00:20 ends with the draft, so its usage is asked for before."""
     await in_november(world)
     world.unreported.append(world.used("acme", 7, "2027-12-01 01:00", NOVEMBER))
-    await world.advance("2027-12-01 01:05")
+    await world.advance("2027-12-01 01:05", step_ms=180_000)
     assert (world.totals("acme"), world.stripe_items("acme")) == ([0, 2_014], [])
     assert await to_january(world) == [0, 2_014, 0]
 
@@ -73,8 +73,8 @@ async def test_25_the_sink_is_down_for_three_hours_under_the_72_h_rule(world: Cl
     await world.publish(world.used("acme", 7, "2027-12-01 01:00", NOVEMBER))
     await world.jump("2027-12-01 03:00")
     await world.pump()
-    await world.jump("2027-12-03 23:30")
-    await world.advance("2027-12-04 00:05")
+    await world.jump("2027-12-03 23:40")
+    await world.advance("2027-12-04 00:10", step_ms=300_000)
     assert (world.totals("acme"), world.stripe_items("acme")) == ([0, 2_014], [])
 
 
@@ -85,15 +85,16 @@ async def test_25_the_sink_is_down_for_three_hours_under_the_1_h_rule(
     await in_november(world)
     world.is_sender_down = True
     await world.publish(world.used("acme", 7, "2027-12-01 00:30", NOVEMBER))
+    await world.advance("2027-12-01 00:40", step_ms=600_000)
     await world.advance("2027-12-01 00:54")
     assert (world.controller.status().drafts, world.controller.status().late_drafts) == (1, 0)
     await world.advance("2027-12-01 00:56")
     assert world.controller.status().late_drafts == 1
     assert caplog.text.count("usage of the customer is not reported") == 1
-    await world.advance("2027-12-01 03:10")
+    await world.advance("2027-12-01 03:10", step_ms=600_000)
     assert (world.totals("acme"), world.controller.status().late_drafts) == ([0, 2_000], 0)
     world.is_sender_down = False
-    await world.advance("2027-12-01 04:30")
+    await world.advance("2027-12-01 04:30", step_ms=600_000)
 
     (item,) = world.stripe_items("acme")
     assert (item["amount"], item["description"]) == (
@@ -105,7 +106,7 @@ async def test_25_the_sink_is_down_for_three_hours_under_the_1_h_rule(
 async def test_25_usage_found_later_is_an_invoice_item_once(world: ClosingWorld) -> None:
     """125 × 2 = 250 on the next invoice. The bill is confirmed before the usage is known and after it is billed."""
     await in_november(world)
-    await world.advance("2027-12-01 01:10")
+    await world.advance("2027-12-01 01:10", step_ms=600_000)
     (_, november) = world.invoices("acme")
     assert (await world.states("acme"))[november["id"]] == "confirmed"
     await world.jump("2027-12-11 12:00")
@@ -114,7 +115,7 @@ async def test_25_usage_found_later_is_an_invoice_item_once(world: ClosingWorld)
     await world.controller.turn()
     assert (await world.states("acme"))[november["id"]] == "unbilled"
     assert world.stripe_items("acme") == []
-    await world.advance("2027-12-13 12:00", step_ms=3_600_000)
+    await world.advance("2027-12-12 12:00", step_ms=7_200_000)
     (item,) = world.stripe_items("acme")
     assert (item["amount"], item["period"]["start"] * 1_000) == (250, ms("2027-11-01"))
     assert (await world.states("acme"))[november["id"]] == "confirmed"
@@ -161,13 +162,13 @@ async def test_28_what_was_rejected_without_notice_is_an_invoice_item(world: Clo
     if is_redriven:
         await world.redrive("tm_1", "tm_2", "tm_3")
         await world.pump(20)
-    await world.advance("2027-12-03 02:00", step_ms=3_600_000)
+    await world.advance("2027-12-03 02:00", step_ms=14_400_000)
     assert [item["amount"] for item in world.stripe_items("acme")] == [525]
     assert await to_january(world) == [0, 0, 525]
 
 
 @pytest.mark.parametrize("world", [{"lag_s": 5_400}], indirect=True, ids=["lag 90 min"])
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", range(2))
 async def test_29_thirty_hours_without_a_sink_over_a_months_end(world: ClosingWorld, seed: int) -> None:
     """The sink dies at random steps and loses answers; then it is down from November 30, 20:00, for 30 hours. Each call
     is billed once, on the invoice of its month or as an invoice item, and nothing is a dead letter."""
@@ -175,7 +176,7 @@ async def test_29_thirty_hours_without_a_sink_over_a_months_end(world: ClosingWo
     await world.sign_up("acme", world.per_call("2"))
     world.disturb(chance)
     calls = {NOVEMBER: 0, DECEMBER: 0}
-    hours = range(ms("2027-11-30 10:00"), ms("2027-12-03 00:00"), 3_600_000)
+    hours = range(ms("2027-11-30 16:00"), ms("2027-12-02 08:00"), 3_600_000)
     world.clock.ms = hours[0]
     for end_ms in hours:
         used = chance.randint(1, 50)
@@ -183,13 +184,13 @@ async def test_29_thirty_hours_without_a_sink_over_a_months_end(world: ClosingWo
         calls[period] += used
         await world.publish(world.used("acme", used, end_ms, period))
         world.is_sender_down = world.is_controller_down = ms("2027-11-30 20:00") <= end_ms < ms("2027-12-02 02:00")
-        await world.advance(end_ms + 3_600_000, step_ms=1_200_000)
-    await world.advance("2027-12-06", step_ms=3_600_000)
+        await world.advance(end_ms + 3_600_000, step_ms=1_800_000)
+    await world.advance("2027-12-05", step_ms=7_200_000)
     world.calm()
-    await world.advance("2027-12-07", step_ms=3_600_000)
+    await world.advance("2027-12-06", step_ms=7_200_000)
     await world.jump("2028-01-01 00:50")
-    await world.advance("2028-01-01 02:00", step_ms=300_000)
-    await world.advance("2028-01-03", step_ms=3_600_000)
+    await world.advance("2028-01-01 02:00", step_ms=600_000)
+    await world.advance("2028-01-03", step_ms=7_200_000)
 
     assert await world.dead_letters() == []
     november = world.invoices("acme")[1]

@@ -13,7 +13,6 @@ import httpx
 
 from aggregators.binding_timeline import overlaps, timeline
 from aggregators.mirror import mirror_rows
-from aggregators.report_records import parse_entries
 from pipeline.billing.closing import ClosingController, ClosingPolicy, Published
 from pipeline.billing.policy import SenderPolicy
 from pipeline.billing.redrive import Redriven, Redriver
@@ -113,7 +112,8 @@ class ClosingWorld:
 
     def new_sender(self) -> StripeSender:
         """Another sender process."""
-        return StripeSender(self.log, self.meters, self.payer, self.clock, random.Random(7), POLICY)
+        ledger, bills, rng = self.tables.intents, self.tables.bills, random.Random(7)
+        return StripeSender(self.log, ledger, self.meters, self.payer, self.clock, rng, POLICY, bills)
 
     def new_controller(self, **others: Any) -> ClosingController:
         """Another controller process; `others` replace its parts."""
@@ -149,11 +149,6 @@ class ClosingWorld:
             if records:
                 await self.sender.step(0, records)
                 self._offset = records[-1].next_offset
-                for record in records:
-                    entries = [(record.offset, entry) for entry in parse_entries(record.value)]
-                    believed = await self.tables.intents.position(0)
-                    if (believed or 0) <= record.offset:
-                        await self.tables.intents.apply(0, believed, record.next_offset, entries)
             else:
                 await self.sender.idle(0)
 
@@ -238,7 +233,9 @@ class ClosingWorld:
 
     async def redrive(self, *identifiers: str) -> Sequence[Redriven]:
         """An operator has rejected reports sent again."""
-        return await Redriver(self.log, self.meters, self.meters, self.clock).redrive(identifiers, "ada", "repaired")
+        tables, meters = self.tables, self.meters
+        redriver = Redriver(self.log, tables.intents, meters, meters, self.clock, tables.bills)
+        return await redriver.redrive(identifiers, "ada", "repaired")
 
     async def dead_letters(self) -> Sequence[LedgerIntent]:
         """What the ledger calls dead."""

@@ -121,7 +121,7 @@ def test_a_version_that_nobody_has_is_retired_and_its_prices_archived() -> None:
     [
         pytest.param('usd: "10.00"', 'usd: "12.00"', "team@1: prices were applied otherwise; raise the version to 2",
                      id="amount"),
-        pytest.param("{up_to: inf, price: {usd", "{up_to: 90000, price: {usd: 1, jpy: 1}}\n          - {up_to: inf, price: {usd",
+        pytest.param("{up_to: inf,", "{up_to: 90000, price: {usd: 1, jpy: 1}}\n          - {up_to: inf,",
                      "team@1: prices were", id="tiers"),
         pytest.param("tokens: 9000", "tokens: 8000", "tokens would fall: raise the version to 2", id="lower grant"),
         pytest.param("sso: true, ", "", "sso would fall: raise the version to 2", id="grant taken away"),

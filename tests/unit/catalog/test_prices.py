@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+from pathlib import Path
 
 import pytest
 
@@ -11,6 +13,8 @@ from aggregators.catalog_prices import all_prices, minor_text
 from pipeline.open import DEFAULT_CATALOG, read_meter_set
 from schemas.catalog import Add, Catalog, PlanId, PriceTier
 from tests.unit.catalog.files import SMALL, catalog_of, changed
+
+ROOT = Path(__file__).parents[3]
 
 
 @pytest.mark.parametrize(
@@ -122,6 +126,19 @@ def test_a_meter_set_file_is_a_catalog_that_sells_nothing() -> None:
     assert {} == all_prices(catalog)
     assert catalog_of(SMALL).meter_set() == catalog.meter_set()
     assert catalog_of(DEFAULT_CATALOG.read_text()).meter_set() == read_meter_set(None)
+
+
+def test_the_example_of_the_page_is_right() -> None:
+    """A base fee, seats and metered overage: what a stranger copies first."""
+    page = (ROOT / "docs" / "catalog.md").read_text()
+    (example,) = re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)
+
+    terms = {key: price.terms for key, price in all_prices(catalog_of(example)).items()}
+
+    assert "5000" == terms["tm.team.v1.base.month.usd"].unit_minor
+    assert (PriceTier(3, "0"), PriceTier(None, "12000")) == terms["tm.team.v1.member.year.usd"].tiers
+    assert (PriceTier(1_000_000, "0"), PriceTier(None, "0.0004")) == terms["tm.team.v1.tokens.month.usd"].tiers
+    assert 5 == len(terms)
 
 
 def test_the_json_schema_knows_every_field() -> None:

@@ -61,12 +61,14 @@ ROWS = {
         "plans.team.prices.1.tiers.1.up_to", "a tier ends at a whole number",
     ),
     "two usage intervals, of two components": (
-        changed(TOKENS, TOKENS + f"      - {{component: calls, meter: calls, unit: calls, year: {{usd: 1, jpy: 1}}}} {HERE}\n")
-        .replace("    rank: 10", "    usage_interval: month"),
+        changed(
+            TOKENS, TOKENS + f"      - {{component: c, meter: calls, unit: calls, year: {{usd: 1, jpy: 1}}}} {HERE}\n"
+        ).replace("    rank: 10", "    usage_interval: month"),
         "plans.team.prices.2", "usage is billed by month and year",
     ),
     "two usage intervals, of one component": (
-        tokens(f"      - {{component: c, meter: calls, unit: calls, month: {{usd: 1, jpy: 1}}, year: {{usd: 9, jpy: 9}}}} {HERE}")
+        tokens("      - component: c", "        meter: calls", "        unit: calls", "        month: {usd: 1, jpy: 1}",
+               "        year: {usd: 9, jpy: 9}").replace("- component: c", f"- component: c {HERE}")
         .replace("    included: {tokens: 5000}\n", ""),
         "plans.team.prices.1", "usage is billed by month and year",
     ),
@@ -120,7 +122,7 @@ ROWS = {
         "there is no feature gold",
     ),
     "unknown feature of a price": (
-        changed("quantity: seats, included: 2,", f"quantity: sso, {HERE}\n        ").replace("seats: quantity", "seats: 5"),
+        changed("quantity: seats, included: 2,", f"quantity: sso, {HERE}\n        ").replace("seats: quantity, ", ""),
         "plans.team.prices.0.quantity", "there is no feature sso of type seat",
     ),
     "currency without an exponent": (
@@ -225,7 +227,7 @@ BYTES = {
     "nothing": (b"", 1, "catalog", "a JSON object is needed"),
     "not UTF-8": (SMALL.replace("team", "t\xe9am").encode("latin-1"), 18, "catalog", "not UTF-8"),
     "ten megabytes": (b"a: " + b"x" * 10_000_000, 1, "catalog", f"more than {BYTES_MAX} bytes"),
-    "deep": (b"[" * 100_000, 1, "0.0.0.0", "more than 24 levels"),
+    "deep": (b"[" * 100_000, 1, ".".join("0" * 4), "more than 24 levels"),
     "a bomb of aliases": (
         "\n".join(["a0: &a0 [x]", *(f"a{n}: &a{n} [{','.join([f'*a{n - 1}'] * 9)}]" for n in range(1, 12))]).encode(),
         1, "a0", "anchors and aliases are not read",

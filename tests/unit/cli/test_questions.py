@@ -107,13 +107,16 @@ EXAMPLES = {
     ("account", "link-all"): ["/dev/null"],
     ("account", "unlink"): ["acme", "--reason", "wrong"], ("account", "flush"): ["acme"],
     ("close-period",): CLOSING[1:],
+    ("catalog", "plan"): ["schemas/catalog.default.yaml"],
+    ("catalog", "apply"): ["schemas/catalog.default.yaml", "--reason", "because"],
     ("meters", "apply"): ["schemas/catalog.default.yaml"], ("emit",): ["call", "--account", "acme"],
     ("usage",): ["--account", "acme"], ("top",): ["--meter", "tokens"], ("key", "create"): ["--role", "read"],
     ("key", "revoke"): ["id"], ("billing", "redrive"): ["tm_1", "--reason", "corrected"],
     ("periods",): ["--account", "a", "--meter", "m", "--from", "2026-11-01T00:00:00Z", "--to", "2026-12-01T00:00:00Z"],
 }  # fmt: skip
 WITHOUT_DEPLOYMENT = {
-    ("dev",), ("stripe-simulator",), ("meters", "check"), ("meters", "schema"), *((role,) for role in ROLES)
+    ("dev",), ("stripe-simulator",), ("meters", "check"), ("meters", "schema"),
+    ("catalog", "schema"), ("catalog", "example"), *((role,) for role in ROLES)
 }  # fmt: skip
 
 

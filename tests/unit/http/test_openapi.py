@@ -18,6 +18,7 @@ from pipeline.http import models
 from pipeline.http.serving import Readiness, ops_app
 from pipeline.metrics import Metrics
 from schemas.log import Log
+from tests.worlds.account_links import opened_links
 from tests.worlds.gateway import Gateway, event, running
 from tests.worlds.relay import relay
 
@@ -31,7 +32,7 @@ SPAN: Final = "from=2026-11-21T00:00:00Z&to=2026-11-22T00:00:00Z"
 @pytest.fixture
 async def gateway(tmp_path: Path) -> AsyncIterator[Gateway]:
     """A gateway whose stores and log all work."""
-    async with running(tmp_path) as running_gateway:
+    async with running(tmp_path, accounts=await opened_links()) as running_gateway:
         yield running_gateway
 
 
@@ -42,7 +43,7 @@ async def test_the_document_and_the_manual_list_the_same_paths(gateway: Gateway)
         f"{method.upper()} {path}" for path, methods in document["paths"].items() for method in methods if path != "/"
     }
 
-    written = {f"{method} {path}" for method, path in re.findall(r"`(GET|POST) (/[^`?\s]+)", HTTP_API)}
+    written = {f"{method} {path}" for method, path in re.findall(r"`(GET|POST|PUT) (/[^`?\s]+)", HTTP_API)}
 
     assert described == written
 
@@ -97,6 +98,8 @@ ANSWERS: Final = [
     pytest.param("GET", "/v1/meters/tokens/top", "/v1/meters/{meter}/top", 200, id="top by path"),
     pytest.param("GET", f"/v1/usage/periods?meter=tokens&account=acme&{SPAN}", "/v1/usage/periods", 200, id="periods"),
     pytest.param("POST", "/v1/accounts/acme/flush", "/v1/accounts/{account}/flush", 202, id="flush"),
+    pytest.param("GET", "/v1/accounts/acme", "/v1/accounts/{account}", 200, id="account"),
+    pytest.param("PUT", "/v1/accounts/acme", "/v1/accounts/{account}", 400, id="account without a customer"),
     pytest.param("POST", "/v1/events", "/v1/events", 207, id="events"),
     pytest.param("POST", "/v1/events?verify=1", "/v1/events", 207, id="verified events"),
 ]
@@ -132,20 +135,19 @@ async def test_every_path_under_v1_has_an_example_that_works(gateway: Gateway) -
     del paths[WEBHOOK_PATH]
 
     assert len(paths) >= 8
-    for path, methods in paths.items():
-        (operation,) = methods.values()
+    operations = [(path, method, each) for path, methods in paths.items() for method, each in methods.items()]
+    for path, method, operation in operations:
         (sample,) = operation["x-codeSamples"]
         words = shlex.split(sample["source"])
         content = words[words.index("-d") + 1] if "-d" in words else None
+        words = words[:1] + words[3:] if words[1] == "-X" else words
         headers = dict(words[at + 1].split(": ", 1) for at, word in enumerate(words) if word == "-H")
         assert headers.pop("Authorization") == "Bearer $TIDEMARK_API_KEY"
         (target,) = [word.removeprefix("$GATEWAY") for word in words if word.startswith("$GATEWAY")]
-        posts = bool(content) or "POST" in words
         answer = await gateway.client.request(
-            "POST" if posts else "GET", target, content=content,
-            headers=headers | gateway.bearer("admin"),
-        )  # fmt: skip
-        assert answer.status_code == (202 if posts else 200), (path, answer.text)
+            method.upper(), target, content=content, headers=headers | gateway.bearer("admin")
+        )
+        assert answer.status_code == (202 if method == "post" else 200), (path, answer.text)
         assert escape(sample["source"]) in page
 
 

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import cast
+
 import pytest
 
 from pipeline.commands.accounts import flush_document
 from pipeline.logs.flushes import Flush, FlushWatch
 from schemas.clock import HOUR_MS
 from schemas.errors import Transient
+from schemas.intent_ledger import IntentLedger, IntentState, LedgerIntent
+from schemas.log import REPORTS_TOPIC
+from schemas.reports import Intent
 from tests.worlds.flushes import ADA, HALF_PAST, TEN, deployment, flush, requests, until
 from tests.worlds.reconciler import Deployment
 
@@ -41,6 +47,35 @@ async def test_progress_follows_the_flush_from_the_log_to_stripe() -> None:
     assert [len(each.flushed) for each in seen[:2]] == [0, 0]
     assert seen[2].flushed
     assert {each.intent.bucket_end_ms for each in seen[3].flushed} == {of.instant_ms}
+
+
+class Ledger:
+    """A ledger whose one pending intent is older than the flush."""
+
+    def __init__(self, pending: Intent) -> None:
+        self.pending = pending
+
+    async def listed(self, states: Sequence[IntentState], account: str, limit: int) -> Sequence[LedgerIntent]:
+        assert (tuple(states), account, limit > 0) == ((IntentState.PENDING,), ADA, True)
+        return [LedgerIntent(0, 7, self.pending)]
+
+
+@pytest.mark.parametrize("end_ms", [TEN, HALF_PAST + 2 * HOUR_MS], ids=["before the flush", "after it"])
+async def test_older_report_that_the_sink_holds_is_waited_for(end_ms: int) -> None:
+    """Only the ledger knows it: the topic is not read from its start. Reports of later usage do not matter."""
+    world, of = await flushed()
+    end = (await world.log.bounds(REPORTS_TOPIC, of.partition)).next
+    await world.fold()
+    await world.publish()
+    await world.send()
+    settled = (await watching(world, of).look()).flushed[0].intent
+    old = settled.model_copy(
+        update={"identifier": "tm_old", "bucket_start_ms": end_ms - HOUR_MS, "bucket_end_ms": end_ms}
+    )
+
+    ledger = cast("IntentLedger", Ledger(old))
+    progress = await FlushWatch(world.log, world.store, of, end, ledger).look()
+    assert [each.intent for each in progress.unsettled] == ([old] if end_ms < of.instant_ms else [])
 
 
 async def test_usage_after_the_flush_is_not_waited_for() -> None:

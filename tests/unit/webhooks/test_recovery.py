@@ -333,6 +333,27 @@ async def test_silence_makes_a_walk_due_at_once(world: BillingWorld) -> None:
     assert process.found > (first.appended if first else 0)
 
 
+async def test_at_the_start_the_list_is_read_before_the_canary_is_awaited(world: BillingWorld) -> None:
+    """What was lost while the process was down has waited long enough."""
+    order: list[str] = []
+    touch, events = world.stripe.touch, world.stripe.events
+
+    async def touching(customer: str, beat: str) -> None:
+        order.append("canary")
+        await touch(customer, beat)
+
+    async def reading(since_s: int, until_s: int) -> list[dict[str, Any]]:
+        order.append("list")
+        return await events(since_s, until_s)
+
+    bird = canary(world, None)
+    world.stripe.touch = touching  # type: ignore[method-assign,unused-ignore]  # a test replaces it
+    world.stripe.events = reading  # type: ignore[assignment,method-assign,unused-ignore]  # a test replaces it
+    await recovery(world, bird).turn()
+    assert order[0] == order[-1] == "list"
+    assert order.count("canary") == 1
+
+
 async def test_the_canary_asks_stripe_for_nothing_and_needs_no_equal_clocks(world: BillingWorld) -> None:
     """Stripe's clock may be behind or ahead: what counts is when the event was processed here."""
     bird = canary(world, Via.WEBHOOK)
