@@ -10,12 +10,14 @@ from fastapi import Depends, Security
 from fastapi.security import HTTPBearer
 from starlette.requests import Request
 
+from pipeline.access.checks import AccessChecks
 from pipeline.http.api_keys import ApiKey, Keys, Role
 from pipeline.http.errors import ApiError
 from pipeline.settings import Settings
 from schemas.analytics import HourlyStore, UsageReader
 from schemas.clock import Clock
 from schemas.control import Genesis
+from schemas.entitlements import Entitlements
 from schemas.live_view import AccountDirectory, DedupMarks, DeferredEvents, LiveTotals
 from schemas.log import Log
 from schemas.meters import MeterSet
@@ -58,7 +60,8 @@ class GatewayDependencies:
     accepted, and reads are answered with 503. `meter_set_age_s` returns the seconds since the meter set was last read
     from its store, None before the first time. Without `live` the gateway does not answer current usage. Without
     `usage` the gateway does not answer usage over time. Without `hourly`, `complete_up_to` is null.
-    Without `accounts` the gateway links no accounts.
+    Without `accounts` the gateway links no accounts. Without `access` it answers no
+    checks; while `access` returns None, SQL has not answered yet.
     """
 
     log: Log
@@ -72,6 +75,7 @@ class GatewayDependencies:
     hourly: HourlyStore | None = None
     meter_set_age_s: Callable[[], float | None] | None = None
     accounts: AccountLinks | None = None
+    access: Callable[[], tuple[AccessChecks, Entitlements] | None] | None = None
 
 
 def authorized(

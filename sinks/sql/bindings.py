@@ -56,7 +56,7 @@ def overlaps_now(connection: Connection, planner: Planner, now_ms: int, limit: i
         account: {link.customer for link in own if link.customer and (link.ends_ms is None or link.ends_ms > now_ms)}
         for account, own in links.items()
     }
-    owned = _owned(connection, set().union(*linked.values()))
+    owned = owned_rows(connection, set().union(*linked.values()))
     found = (planner.overlaps(_tables(owned, customers), now_ms) for customers in linked.values())
     return [overlap for overlaps in found for overlap in overlaps]
 
