@@ -37,6 +37,7 @@ from sinks.sql import links, step
 from sinks.sql.bills import SqlBills
 from sinks.sql.bindings import Planner, binding_of, overlaps_now
 from sinks.sql.catalog import SqlCatalog
+from sinks.sql.entitlements import SqlEntitlements
 from sinks.sql.intents import SqlIntentLedger
 from sinks.sql.queries import links_of, mirror_row, mirror_rows, next_offset, rows_where
 from sinks.sql.tables import account_bindings, audit, cursors, customer_column, mirror, processed_events
@@ -77,6 +78,11 @@ class SqlSideTables(ABC):
     def catalog(self) -> SqlCatalog:
         """The catalog in the same database."""
         return SqlCatalog(self._run)
+
+    @property
+    def entitlements(self) -> SqlEntitlements:
+        """Overrides, and the versions of accounts' entitlements, in the same database."""
+        return SqlEntitlements(self._run)
 
     @abstractmethod
     async def _run(self, body: Callable[[Connection], Answer]) -> Answer:
