@@ -168,6 +168,8 @@ def _activate(
         for record in records
     ]  # fmt: skip
     _upsert(connection, stripe_objects, objects, ("stripe_id",))
+    # What accounts may do follows from the catalog too.
+    connection.execute(update(accounts).values(entitled_seq=-1))
     row = audit.next_row(
         heads[NO_ACCOUNT],
         NO_ACCOUNT,
