@@ -56,7 +56,8 @@ class Settings(BaseSettings):
     clickhouse_url: str = Field(default="chdb://.tidemark/clickhouse", description="`chdb://PATH` or `http://…`")
     sql_url: str = Field(
         default="pgserver://.tidemark/postgres",
-        description="`pgserver://PATH`, which `dev` starts, or `postgresql://USER:PASSWORD@HOST:PORT/DATABASE`",
+        description="`pgserver://PATH`, which `dev` starts, or `postgresql://USER:PASSWORD@HOST:PORT/DATABASE`; "
+        "the roles `mirror` and `sink` need it",
     )
     meters: Path | None = Field(
         default=None,

@@ -6,13 +6,18 @@ import asyncio
 import contextlib
 import secrets
 from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
 
 from pipeline.clock import SystemClock
 from pipeline.open import Base, open_side_tables, open_stripe_objects
 from pipeline.webhooks.linking import Linking, Wish, link_customers
 from schemas.billing_events import StripeObjects
 from schemas.errors import InvalidInput, OperatorNeeded, Refused, TidemarkError
-from schemas.side_tables import Link, SideTables
+from schemas.intent_ledger import IntentState, LedgerIntent
+from schemas.side_tables import Link
+
+if TYPE_CHECKING:
+    from sinks.sql.store import PostgresSideTables
 
 
 @contextlib.contextmanager
@@ -30,7 +35,7 @@ class OpenedAccountLinks:
 
     def __init__(self, base: Base) -> None:
         self._base = base
-        self._tables: SideTables | None = None
+        self._tables: PostgresSideTables | None = None
         self._objects: StripeObjects | None = None
         self._lock = asyncio.Lock()
         self._stack = contextlib.AsyncExitStack()
@@ -48,11 +53,15 @@ class OpenedAccountLinks:
         """See `AccountLinks`."""
         return await (await self._opened_tables()).links(account)
 
+    async def intents(self, state: IntentState, account: str, limit: int, after: str) -> Sequence[LedgerIntent]:
+        """See `AccountLinks`."""
+        return await (await self._opened_tables()).intents.listed([state], account, limit, after=after)
+
     async def close(self) -> None:
         """Close what was opened. Safe to call twice."""
         await self._stack.aclose()
 
-    async def _opened_tables(self) -> SideTables:
+    async def _opened_tables(self) -> PostgresSideTables:
         async with self._lock:
             if self._tables is None:
                 with _operators_matter(Refused, InvalidInput):

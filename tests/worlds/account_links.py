@@ -9,6 +9,7 @@ from aggregators.binding_timeline import timeline
 from pipeline.http.accounts import LINKS_AT_ONCE_MAX
 from schemas.billing_events import CUSTOMER_ID
 from schemas.errors import InvalidInput
+from schemas.intent_ledger import IntentState, LedgerIntent
 from schemas.side_tables import Link
 from sinks.sql.fake import FakeSideTables
 from tests.worlds.billing import SCOPE
@@ -43,6 +44,12 @@ class Links:
     async def links(self, account: str) -> Sequence[Link]:
         """See `AccountLinks`."""
         return await self.tables.links(account)
+
+    async def intents(self, state: IntentState, account: str, limit: int, after: str) -> Sequence[LedgerIntent]:
+        """See `AccountLinks`."""
+        if self.error is not None:
+            raise self.error
+        return await self.tables.intents.listed([state], account, limit, after=after)
 
 
 async def opened_links() -> Links:
