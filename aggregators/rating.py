@@ -41,7 +41,13 @@ class Rating(NamedTuple):
 
 def rating_of(terms: str) -> Rating:
     """The terms of a price, from the fields of Stripe's object as JSON. Raises `InvalidInput` with the field."""
-    price: Any = json.loads(terms)
+    try:
+        return _rating(json.loads(terms))
+    except (AttributeError, LookupError, TypeError, ValueError) as error:
+        raise InvalidInput("price", f"does not have the form that Stripe documents: {error}") from error
+
+
+def _rating(price: Any) -> Rating:
     package = price.get("transform_quantity") or {"divide_by": 1, "round": "down"}
     divide_by, rounds = package.get("divide_by"), package.get("round")
     if type(divide_by) is not int or divide_by < 1 or rounds not in ("up", "down"):

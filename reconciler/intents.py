@@ -3,7 +3,6 @@ a flush, must add up to the totals there."""
 
 from __future__ import annotations
 
-from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
@@ -25,10 +24,12 @@ FLUSHES_MAX: Final = 20
 
 
 class Published(NamedTuple):
-    """Report buckets that end by `before_ms` are closed and their intents durable; `detail` says why others wait."""
+    """Report buckets that end by `before_ms` are closed and their intents durable; `detail` says why others wait. In
+    the bucket that starts at `waiting_ms`, or later, intents are missing that a flush or the bucket's end asks for."""
 
     before_ms: int
     detail: str
+    waiting_ms: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,22 +83,21 @@ class IntentsComparison:
             {key: value for key, value in found.items() if value},
         )
         self.findings.equal(Pair.INTENTS, equal)
-        await self._flushed(state, _unseen(buckets))
+        await self._flushed(state, published.waiting_ms)
         return state, differing
 
-    async def _flushed(self, state: PartitionState, unseen: Collection[int]) -> None:
-        """Compare the intents of accounts up to their flushes. `unseen` are the ends of report buckets with flushes
-        that the relay has not seen."""
-        interval_ms, accounts = state.history.policy.report_interval_ms, state.history.accounts
+    async def _flushed(self, state: PartitionState, waiting_ms: int | None) -> None:
+        """Compare the intents of accounts up to their flushes. `waiting_ms` is that of `Published`."""
+        accounts = state.history.accounts
         newest = sorted(
             (flush, name)
             for name, account in accounts.items()
             for flush in account.flushes[-FLUSHES_MAX:]
             if not _is_re_reported(account, flush)
         )[-FLUSHES_MAX:]
-        waiting = [each for each in newest if (each[0].instant_ms // interval_ms + 1) * interval_ms in unseen]
+        waiting = [each for each in newest if waiting_ms is not None and waiting_ms < each[0].instant_ms]
         if waiting:
-            detail = "a flush waits in Redis for its intents to be published"
+            detail = "a flush, or a report bucket before it, waits in Redis for its intents to be published"
             self.findings.add(Row(Pair.INTENTS, Cause.IN_FLIGHT, state.partition, detail=detail), len(waiting))
         found: dict[tuple[FlushPoint, str], dict[TotalName, int]] = {each: {} for each in newest if each not in waiting}
         for reported in self.index.reported(state.partition):
@@ -154,11 +154,6 @@ def _is_re_reported(account: AccountHistory, flush: FlushPoint) -> bool:
     return any(flush.instant_ms <= bucket_ms for _, bucket_ms in account.restatements)
 
 
-def _unseen(buckets: list[int]) -> set[int]:
-    """The ends of the report buckets whose flushes wait in Redis: their keys are negative."""
-    return {-bucket_ms for bucket_ms in buckets if bucket_ms < 0}
-
-
 def _pending_re_reports(state: PartitionState, before_ms: int) -> set[str]:
     """Accounts whose usage was restated, and whose restated intents are not published yet."""
     return {
@@ -169,13 +164,14 @@ def _pending_re_reports(state: PartitionState, before_ms: int) -> set[str]:
 
 
 def _published(checkpoint: Checkpoint, interval_ms: int, buckets: list[int]) -> Published:
-    closed = Published(
-        checkpoint.stream_time_ms // interval_ms * interval_ms,
-        "the report bucket is still open: stream time has not passed it",
-    )
-    # A flush cuts an account's bucket in two; both parts are complete when the bucket of all accounts is. Flushes that
-    # wait have the negative end of their bucket as key.
-    starts = [-bucket - interval_ms if bucket < 0 else bucket // interval_ms * interval_ms for bucket in buckets]
-    if starts and min(starts) < closed.before_ms:
-        return Published(min(starts), "a closed report bucket waits in Redis for its intents to be published")
-    return closed
+    closed_ms = checkpoint.stream_time_ms // interval_ms * interval_ms
+    # A flush cuts an account's bucket in two, and both parts are complete when the bucket of all accounts is. Flushes
+    # that the relay has not seen have the negative end of that bucket as key, also while the bucket is open.
+    unseen = [-bucket - interval_ms for bucket in buckets if bucket < 0]
+    starts = [bucket // interval_ms * interval_ms for bucket in buckets if bucket >= 0]
+    waiting = unseen + [start_ms for start_ms in starts if start_ms < closed_ms]
+    if waiting and min(waiting) < closed_ms:
+        detail = "a closed report bucket waits in Redis for its intents to be published"
+        return Published(min(waiting), detail, min(waiting))
+    detail = "the report bucket is still open: stream time has not passed it"
+    return Published(closed_ms, detail, min(waiting, default=None))

@@ -6,8 +6,8 @@ next one (docs.stripe.com/billing/subscriptions/usage-based/configure-grace-peri
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Final
 
 from aggregators.quantities import decimal_text
@@ -17,7 +17,7 @@ from reconciler.billed import DRAFT_WITHIN_MS, Billed, Usage, compare, with_own_
 from reconciler.causes import Cause, Pair
 from reconciler.compare import Range
 from reconciler.coverage import NOTHING_DUE, Coverage
-from reconciler.reading import Answer, LastRead, Readable, coverage, plan, read_all
+from reconciler.reading import LastRead, Readable, coverage, plan, read_all
 from reconciler.report import Findings, Row, names_text
 from reconciler.reports_index import ReportsIndex
 from reconciler.stripe_sums import is_of
@@ -33,8 +33,14 @@ READS_PER_CUSTOMER: Final = 3
 # What nobody is to pay for at Stripe.
 _NOT_PAID: Final = frozenset({OutcomeStatus.FREE, OutcomeStatus.REPLACED})
 
-# By customer and event name, all usage that the customer pays for, and when each was settled.
-Usages = Mapping[str, Mapping[str, Sequence[tuple[Usage, int]]]]
+
+@dataclass(slots=True)
+class Known:
+    """What is known of a customer's usage before its invoices are read: the accounts, and by event name and period when
+    the last intent was settled."""
+
+    accounts: set[str] = field(default_factory=set)
+    settled_ms: dict[tuple[str, Period], int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,66 +69,80 @@ class InvoiceComparison:
         except (Transient, Refused, OperatorNeeded, InvalidInput) as error:
             self.findings.add(Row(Pair.INVOICES, Cause.UNCHECKED, detail=str(error)))
             return NOTHING_DUE
-        before, now_ms = self._usages(livemode, account), self.clock.now_ms()
-        wanted = {customer: used for customer, used in before.items() if self._is_wanted(used)}
+        known, now_ms = self._known(livemode, account), self.clock.now_ms()
+        wanted = {customer: each for customer, each in known.items() if self._is_wanted(each)}
         planned = plan(
-            (_readable(customer, used, self.past.get(customer), now_ms) for customer, used in wanted.items()), now_ms
+            (_readable(customer, each, self.past.get(customer), now_ms) for customer, each in wanted.items()), now_ms
         )
         chosen = [each.key for each in planned.keys[: reads_max // READS_PER_CUSTOMER]]
         read_from = invoices.reads
-        from_ms = {customer: min(usage.period.start_ms for usage in _flat(before[customer])) for customer in chosen}
 
         async def ask(customer: str) -> CustomerBilling:
-            return await invoices.billing_of(customer, from_ms[customer])
+            from_ms = min(period.start_ms for _, period in known[customer].settled_ms)
+            return await invoices.billing_of(customer, from_ms)
 
         answers = await read_all(chosen, ask, self.clock, self.policy)
         self.findings.stripe_reads += invoices.reads - read_from
         # The topic has the attempts of all events that were sent while Stripe was read.
         for partition in partitions:
             await self.index.catch_up(partition)
-        after = self._usages(livemode, account)
+        usages = self._usages(livemode, account, answers)
         for customer, answer in answers.items():
-            await self._compare(customer, after[customer], answer)
+            if answer.value is None:
+                self._unread(customer, known[customer], answer.unread)
+            else:
+                await self._compare(customer, usages[customer], answer.value)
         for each in planned.keys[len(chosen) : planned.due]:
             detail = f"over the limit of {reads_max} reads of Stripe (stripe_reads_max)"
-            self._unread(each.key, after[each.key], detail)
+            self._unread(each.key, known[each.key], detail)
         read = (customer for customer, answer in answers.items() if answer.value is not None)
         return coverage(planned, read, len(wanted) - len(planned.keys))
 
-    def _usages(self, livemode: bool, account: str) -> Usages:
-        usages: dict[str, dict[str, list[tuple[Usage, int]]]] = {}
+    def _paid(self, livemode: bool, account: str) -> Iterable[tuple[str, ReportedIntent]]:
+        """The intents that a customer pays for, each with the customer. The next revision stands for a redriven one."""
         for reported in self.index.reported():
-            intent, attempt, outcome = reported.intent, reported.attempt, reported.outcome
+            attempt, outcome = reported.attempt, reported.outcome
             customer = attempt.stripe_customer if attempt else outcome.stripe_customer if outcome else ""
-            # The next revision stands for a redriven intent.
             is_free = reported.redrive is not None or (outcome is not None and outcome.status in _NOT_PAID)
-            if not customer or is_free or not is_of(intent, livemode, account):
+            if customer and not is_free and is_of(reported.intent, livemode, account):
+                yield customer, reported
+
+    def _known(self, livemode: bool, account: str) -> dict[str, Known]:
+        found: dict[str, Known] = {}
+        for customer, reported in self._paid(livemode, account):
+            known = found.setdefault(customer, Known())
+            known.accounts.add(reported.intent.account)
+            key = (reported.intent.event_name, self.period_of(reported))
+            settled_ms = reported.outcome.settled_at_ms if reported.outcome else 0
+            known.settled_ms[key] = max(known.settled_ms.get(key, 0), settled_ms)
+        return found
+
+    def _usages(
+        self, livemode: bool, account: str, customers: Collection[str]
+    ) -> Mapping[str, Mapping[str, Sequence[Usage]]]:
+        """By customer and event name, all usage that the customers pay for."""
+        usages: dict[str, dict[str, list[Usage]]] = {customer: {} for customer in customers}
+        for customer, reported in self._paid(livemode, account):
+            if customer not in usages:
                 continue
+            intent, attempt = reported.intent, reported.attempt
             usage = Usage(
                 attempt.timestamp_s * SECOND_MS if attempt else intent.instant_ms,
                 intent.delta_minor * int(10 ** (SCALE_MAX - intent.scale)),
                 self.period_of(reported),
                 intent.account,
                 intent.meter,
-                outcome is not None,
+                reported.outcome is not None,
                 reported.is_dead,
             )
-            of_customer = usages.setdefault(customer, {})
-            settled_ms = outcome.settled_at_ms if outcome else 0
-            of_customer.setdefault(intent.event_name, []).append((usage, settled_ms))
+            usages[customer].setdefault(intent.event_name, []).append(usage)
         return usages
 
-    def _is_wanted(self, used: Mapping[str, Sequence[tuple[Usage, int]]]) -> bool:
-        return any(self.limits.overlaps(usage.period) for usage in _flat(used))
+    def _is_wanted(self, known: Known) -> bool:
+        return any(self.limits.overlaps(period) for _, period in known.settled_ms)
 
-    async def _compare(
-        self, customer: str, used: Mapping[str, Sequence[tuple[Usage, int]]], answer: Answer[CustomerBilling]
-    ) -> None:
-        if answer.value is None:
-            self._unread(customer, used, answer.unread)
-            return
-        usages = {event_name: [usage for usage, _ in pairs] for event_name, pairs in used.items()}
-        for found in compare(usages, answer.value, self.clock.now_ms()):
+    async def _compare(self, customer: str, usages: Mapping[str, Sequence[Usage]], billing: CustomerBilling) -> None:
+        for found in compare(usages, billing, self.clock.now_ms()):
             if not self.limits.overlaps(found.span):
                 continue
             billed = found
@@ -134,25 +154,22 @@ class InvoiceComparison:
             else:
                 self.findings.add(row)
 
-    def _unread(self, customer: str, used: Mapping[str, Sequence[tuple[Usage, int]]], detail: str) -> None:
-        accounts = names_text({usage.account for usage in _flat(used)})
+    def _unread(self, customer: str, known: Known, detail: str) -> None:
+        accounts = names_text(known.accounts)
         row = Row(Pair.INVOICES, Cause.UNCHECKED, None, accounts, stripe_customer=customer, detail=detail)
-        self.findings.add(row, len({(name, usage.period) for name, pairs in used.items() for usage, _ in pairs}))
+        self.findings.add(row, len(known.settled_ms))
 
 
-def _readable(
-    customer: str, used: Mapping[str, Sequence[tuple[Usage, int]]], last: LastRead | None, now_ms: int
-) -> Readable[str]:
+def _readable(customer: str, known: Known, last: LastRead | None, now_ms: int) -> Readable[str]:
     """A customer's invoices change when a period has ended, and when usage of an ended period is settled."""
     changes: dict[Period, int] = {}
-    for pairs in used.values():
-        for usage, settled_ms in pairs:
-            drafted_ms = usage.period.end_ms + DRAFT_WITHIN_MS
-            if drafted_ms <= now_ms:
-                changes[usage.period] = max(changes.get(usage.period, 0), drafted_ms, settled_ms)
+    for (_, period), settled_ms in known.settled_ms.items():
+        drafted_ms = period.end_ms + DRAFT_WITHIN_MS
+        if drafted_ms <= now_ms:
+            changes[period] = max(changes.get(period, 0), drafted_ms, settled_ms)
     changed_ms = max(changes.values(), default=0)
     open_ends = [period.end_ms for period, at_ms in changes.items() if last is None or at_ms >= last.at_ms]
-    running_end_ms = max(usage.period.end_ms for usage in _flat(used))
+    running_end_ms = max(period.end_ms for _, period in known.settled_ms)
     return Readable(customer, min(open_ends, default=running_end_ms), changed_ms, last)
 
 
@@ -167,7 +184,3 @@ def _row(customer: str, billed: Billed) -> Row:
         items=decimal_text(billed.items, SCALE_MAX) if billed.items else "",
         invoices=", ".join(billed.invoices),
     )  # fmt: skip
-
-
-def _flat(used: Mapping[str, Sequence[tuple[Usage, int]]]) -> Iterable[Usage]:
-    return (usage for pairs in used.values() for usage, _ in pairs)

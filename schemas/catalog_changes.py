@@ -8,9 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from enum import StrEnum
-from typing import NamedTuple, Protocol
+from typing import Final, NamedTuple, Protocol
 
 from schemas.catalog import AddOn, Catalog, Plan, PlanId, PriceTerms
+
+# The audit has the catalog's rows under no account's name.
+NO_ACCOUNT: Final = ""
 
 
 class PlanState(StrEnum):
@@ -178,7 +181,8 @@ class CatalogStore(Protocol):
         ...
 
     async def subscriptions_by_price(self) -> Mapping[str, frozenset[str]]:
-        """The subscriptions of the mirror that have not ended, by the id of each price that they have."""
+        """The subscriptions of the mirror that have not ended, by the id of each price that they have, or that a
+        schedule will give them."""
         ...
 
     async def begin_catalog(self, plan: CatalogPlan, actor: str, reason: str, now_ms: int) -> None:

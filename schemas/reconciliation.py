@@ -90,7 +90,8 @@ class ReconciliationRecords(Protocol):
     """Where reconciliations are kept. Every call may raise `Transient` and may be repeated."""
 
     async def insert(self, run: RunRow, findings: Sequence[FindingRow]) -> None:
-        """Store a run with its rows. The same again changes nothing; a run is there only with all its rows."""
+        """Store a run with its rows; the same again changes nothing. A run that is interrupted here has a part of its
+        rows, each of which is right."""
         ...
 
     async def past_reads(self) -> Sequence[PastRead]:

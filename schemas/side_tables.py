@@ -287,8 +287,9 @@ class SideTables(Protocol):
         """Events that are set aside, oldest first."""
         ...
 
-    async def ignored(self, limit: int = 10_000) -> Mapping[str, int]:
-        """How many events named no object that the mirror copies, by type; `limit` of all are counted."""
+    async def ignored(self, canary: str = "", limit: int = 10_000) -> Mapping[str, int]:
+        """How many events named no object that the mirror copies, by type, without those of the customer `canary`;
+        `limit` of all are counted."""
         ...
 
     async def due_bindings(self, limit: int = 500, *, account: str = "", after: str = "") -> Sequence[DueBinding]:

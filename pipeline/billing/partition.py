@@ -9,7 +9,7 @@ from typing import Final
 from aggregators.report_records import parse_entries
 from pipeline.billing.policy import SenderPolicy
 from pipeline.billing.window import SendWindow
-from pipeline.ingest.start_position import check_position
+from pipeline.logs.start_position import check_position
 from schemas.errors import Fenced, Transient
 from schemas.intent_ledger import IntentLedger, Waiting
 from schemas.log import REPORTS_TOPIC, Log, Record

@@ -53,7 +53,7 @@ class SenderPolicy:
 DEFAULT_POLICY: Final = SenderPolicy()
 
 
-def policy_for(*, livemode: bool, rate_per_s: float | None, api: MeterEventsApi = MeterEventsApi.V1) -> SenderPolicy:
+def policy_for(*, livemode: bool, rate_per_s: float | None, api: MeterEventsApi) -> SenderPolicy:
     """The policy for a key's mode and an API. `rate_per_s` replaces their rate."""
     usual = STREAM_RATE_PER_S if api is MeterEventsApi.STREAM else LIVE_RATE_PER_S if livemode else SANDBOX_RATE_PER_S
     rate = rate_per_s or usual

@@ -14,6 +14,7 @@ from typing import Final, NoReturn
 
 import click
 
+from pipeline.cli.access import check
 from pipeline.cli.billing import webhooks
 from pipeline.cli.catalog import catalog
 from pipeline.cli.context import EXIT_FAILURE, EXIT_INPUT, EXIT_INTERRUPTED, EXIT_OPERATOR
@@ -47,7 +48,7 @@ def cli() -> None:
 
 for command in (
     dev, stripe_simulator, emit, usage, periods, top, key, reconcile, billing, webhooks, quarantine, meters, account,
-    catalog,
+    catalog, check,
     close_period, doctor, rebuild,
     worker, archive, router, gateway, sink, mirror, auditor,
 ):  # fmt: skip

@@ -101,10 +101,17 @@ def catalog_drift(as_json: bool) -> None:
 @click.option(
     "--versions", is_flag=True, help="Print every version of every plan instead, its state, and how many have it."
 )
-def catalog_show(versions: bool) -> None:
+@click.option("--history", is_flag=True, help="Print who applied which catalog instead, when and why.")
+def catalog_show(versions: bool, history: bool) -> None:
     """Print the active catalog, with what its plans inherit."""
+    from aggregators.instants import format_instant_ms
+    from pipeline.commands import catalog as commands
     from pipeline.commands.catalog import count_text, show
 
+    if history:
+        for row in run(commands.history(settings())):
+            click.echo(f"version {row.entity_id}  {format_instant_ms(row.at_ms)}  {row.actor}: {row.reason}")
+        return
     standing, touched = run(show(settings()))
     if standing.catalog is None:
         click.echo("no catalog has been applied")

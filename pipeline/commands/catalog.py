@@ -37,6 +37,7 @@ from pipeline.open import (
 from pipeline.settings import Settings
 from schemas.catalog import Catalog, PlanId
 from schemas.catalog_changes import (
+    NO_ACCOUNT,
     Action,
     AtStripe,
     CatalogKind,
@@ -50,6 +51,7 @@ from schemas.clock import Clock
 from schemas.errors import InvalidInput
 from schemas.meters import MeterSet
 from schemas.reports import StripeCatalog
+from schemas.side_tables import AuditRow
 
 PLAN_BYTES_MAX: Final = 64 << 20
 _PLAN: Final = TypeAdapter(CatalogPlan)
@@ -165,6 +167,16 @@ async def show(settings: Settings) -> tuple[Standing, Mapping[PlanId, int]]:
         stack.push_async_callback(tables.close)
         standing = await tables.catalog.standing()
         return standing, touched_by(World(standing, AtStripe(), await tables.catalog.subscriptions_by_price()))
+
+
+async def history(settings: Settings) -> Sequence[AuditRow]:
+    """Who applied which catalog, when and why, oldest first."""
+    base = await open_base(settings, create=False)
+    async with contextlib.AsyncExitStack() as stack:
+        stack.push_async_callback(base.log.close)
+        tables = await open_side_tables(base)
+        stack.push_async_callback(tables.close)
+        return await tables.audit(NO_ACCOUNT)
 
 
 async def _world(parts: Parts) -> World:

@@ -60,8 +60,11 @@ async def _meter_set(settings: Settings) -> list[Finding]:
 
 
 async def _grace(settings: Settings) -> list[Finding]:
-    """Whether the last usage of a period is reported before Stripe finalizes the period's invoice: after that, neither
-    this invoice nor the next bills it (docs.stripe.com/billing/subscriptions/usage-based/configure-grace-period)."""
+    """Whether the last usage of a period is reported before Stripe finalizes its invoice. After that Stripe adds
+    usage to no invoice, and an invoice item must bill it.
+
+    Source: docs.stripe.com/billing/subscriptions/usage-based/configure-grace-period.
+    """
     if not settings.stripe_api_key.get_secret_value():
         return []
     policy = (await _known_meters(settings)).policy
@@ -76,7 +79,7 @@ async def _grace(settings: Settings) -> list[Finding]:
         Finding(
             "wrong" if settings.livemode else "note",
             "grace",
-            f"{detail}, and bills nothing that comes later",
+            f"{detail}, so the invoice lacks what comes later: an invoice item must bill it",
             f"set the invoice grace period in Stripe's dashboard above {last_ms / HOUR_MS:g} h (72 h is the longest) "
             "and TIDEMARK_STRIPE_INVOICE_GRACE_H to the same, or shorten policy.grace_ms and policy.report_interval_ms",
         )

@@ -82,11 +82,9 @@ def _is_ours(url: str, sought: str) -> bool:
 async def check_side_tables(settings: Settings) -> list[Finding]:
     """PostgreSQL, the canary, and the events that wait. Writes nothing."""
     if settings.sql_url.startswith("pgserver://"):
-        remedy = "set TIDEMARK_SQL_URL to a postgresql:// server; start `tidemark mirror` too, if Stripe says who pays"
-        # Without a key nothing is reported.
-        if settings.stripe_api_key.get_secret_value():
-            return [Finding("wrong", "sql", "no PostgreSQL: the sink does not start, so nothing is reported", remedy)]
-        return [Finding("note", "sql", "no PostgreSQL: nothing is known of subscriptions and invoices", remedy)]
+        status = "wrong" if settings.stripe_api_key.get_secret_value() else "note"
+        detail = "no PostgreSQL: the sink does not start, and nothing is known of subscriptions and invoices"
+        return [Finding(status, "sql", detail, "set TIDEMARK_SQL_URL to a postgresql:// server to bill through Stripe")]
     base = await open_base(settings, create=False)
     try:
         tables = await open_side_tables(base, migrate=False)
@@ -99,7 +97,7 @@ async def check_side_tables(settings: Settings) -> list[Finding]:
                 *await _held(base, tables),
                 *await _reports(base, tables.intents),
                 *await _set_aside(tables),
-                *_unknown(await tables.ignored()),
+                *_unknown(await tables.ignored(base.settings.canary_customer)),
             ]
         finally:
             await tables.close()

@@ -22,6 +22,7 @@ from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
 from pipeline.http import models
+from pipeline.http.access import CHECK_PATH, AccessEndpoints
 from pipeline.http.accounts import AccountsEndpoint
 from pipeline.http.api_keys import Role
 from pipeline.http.appender import Appender
@@ -98,7 +99,11 @@ def create_gateway(dependencies: GatewayDependencies, metrics: Metrics | None = 
     webhooks = WebhookEndpoint(dependencies, counted)
     posts = {
         path: answering(path, handler, counted)
-        for path, handler in ((EVENTS_PATH, events.post), (WEBHOOK_PATH, webhooks.post))
+        for path, handler in (
+            (EVENTS_PATH, events.post),
+            (WEBHOOK_PATH, webhooks.post),
+            (CHECK_PATH, AccessEndpoints(dependencies).check),
+        )
     }
     app = _Gateway(
         posts,
@@ -119,6 +124,8 @@ def create_gateway(dependencies: GatewayDependencies, metrics: Metrics | None = 
 
     _add_reads(app, dependencies, exposition)
     _add_flush(app, dependencies)
+    _add_access(app, dependencies)
+    # The last of the accounts' paths, because a name in a path may contain slashes.
     _add_accounts(app, dependencies)
     app.state.openapi = document(app)
     for route in app.routes:
@@ -184,6 +191,19 @@ def _add_accounts(app: FastAPI, dependencies: GatewayDependencies) -> None:
     app.add_api_route(path, accounts.show, summary="The Stripe customer of an account", **more)
     more["responses"] = refusals | {status: REFUSALS[status] for status in (408, 413, 415)}
     app.add_api_route(path, accounts.put, methods=["PUT"], summary="Link an account to a Stripe customer", **more)
+
+
+def _add_access(app: FastAPI, dependencies: GatewayDependencies) -> None:
+    """Add the path that shows entitlements; checks are answered past FastAPI's layers."""
+    statuses = (400, 401, 403, 404, 501, 503)
+    app.add_api_route(
+        "/v1/accounts/{account:name}/entitlements",
+        AccessEndpoints(dependencies).entitlements,
+        summary="What an account may do",
+        response_model=models.EntitlementsAnswer,
+        response_description=_meaning(models.EntitlementsAnswer, ""),
+        responses={status: REFUSALS[status] for status in (*statuses, "default")},
+    )
 
 
 def _meaning(model: Any, summary: str) -> str:

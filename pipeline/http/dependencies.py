@@ -10,12 +10,14 @@ from fastapi import Depends, Security
 from fastapi.security import HTTPBearer
 from starlette.requests import Request
 
+from pipeline.access.checks import AccessChecks
 from pipeline.http.api_keys import ApiKey, Keys, Role
 from pipeline.http.errors import ApiError
 from pipeline.settings import Settings
 from schemas.analytics import HourlyStore, UsageReader
 from schemas.clock import Clock
 from schemas.control import Genesis
+from schemas.entitlements import Entitlements
 from schemas.intent_ledger import IntentState, LedgerIntent
 from schemas.live_view import AccountDirectory, DedupMarks, DeferredEvents, LiveTotals
 from schemas.log import Log
@@ -63,7 +65,8 @@ class GatewayDependencies:
     accepted, and reads are answered with 503. `meter_set_age_s` returns the seconds since the meter set was last read
     from its store, None before the first time. Without `live` the gateway does not answer current usage. Without
     `usage` the gateway does not answer usage over time. Without `hourly`, `complete_up_to` is null.
-    Without `accounts` the gateway links no accounts and lists no intents.
+    Without `accounts` the gateway links no accounts and lists no intents. Without `access` it answers no checks; while
+    `access` returns None, SQL has not answered yet.
     """
 
     log: Log
@@ -77,6 +80,7 @@ class GatewayDependencies:
     hourly: HourlyStore | None = None
     meter_set_age_s: Callable[[], float | None] | None = None
     accounts: AccountLinks | None = None
+    access: Callable[[], tuple[AccessChecks, Entitlements] | None] | None = None
 
 
 def authorized(

@@ -286,3 +286,79 @@ class Front(Answer):
     version: str
     status: Literal["ready", "degraded", "not_ready"]
     links: Links
+
+
+class AccessCheck(Answer):
+    """One check: may the account use so much more of the feature?"""
+
+    account: str
+    feature: str = Field(description="A feature of the catalog.")
+    quantity: Decimal = Field(default="1", description="How much more, as a decimal number in text.")
+    used: Decimal | None = Field(
+        default=None, description="Of seats: how many are taken. Usage is counted by Tidemark."
+    )
+
+
+class GiveAnswer(Answer):
+    """A grant that takes part in a value."""
+
+    source: Literal["default", "plan", "fallback", "trial", "addon", "promotion", "contract", "override"]
+    id: str = Field(description="The plan or add-on with its version, or the name of a person's grant.")
+    does: Literal["set", "add", "at_least", "at_most", "deny"]
+    value: str = Field(description="A number, `unlimited`, `true`, `false`, or the JSON of a config.")
+    ends_at: Instant | None
+
+
+class Freshness(Answer):
+    """How old an answer is."""
+
+    version: int = Field(description="The version of the account's entitlements; 0: none, so the default plan holds.")
+    computed_at: Instant | None
+    read_at: Instant | None = Field(description="When the gateway last heard which versions are the newest.")
+    usage_complete_up_to: Instant | None
+
+
+class AccessAnswer(Answer):
+    """Whether an account may use more of a feature, and why."""
+
+    account: str
+    feature: str
+    allowed: bool
+    reason: str = Field(description="One of the reasons in docs/entitlements.md.")
+    type: Literal["flag", "limit", "seat", "config"]
+    limit: str = Field(default="", description="Of a limit or seats: a decimal number, or `unlimited`.")
+    used: str = Field(default="", description="Of a limit: the usage of the running period.")
+    remaining: str = Field(default="", description="Of a limit or seats: a decimal number, or `unlimited`.")
+    included: str = Field(default="", description="The usage that the base price covers; absent without a price.")
+    overage: str = Field(default="", description="The usage beyond `included`, with the quantity asked for.")
+    value: Any = Field(default=None, description="Of a config: its settings.")
+    gives: list[GiveAnswer]
+    upgrade: str | None = Field(description="The plan or add-on that would allow it, with its version; null: none.")
+    fallback: bool = Field(description="Whether a store did not answer, so that the catalog's `on_error` decided.")
+    resets_at: Instant | None = Field(description="Of a limit: the end of the running period.")
+    freshness: Freshness
+
+
+class AccessAnswers(Answer):
+    """The answers to a list of checks, in its order."""
+
+    answers: list[AccessAnswer]
+
+
+class EntitlementAnswer(Answer):
+    """The value of one feature."""
+
+    value: str = Field(description="A number, `unlimited`, `true`, `false`, or the JSON of a config.")
+    denied: bool
+    gives: list[GiveAnswer]
+
+
+class EntitlementsAnswer(Answer):
+    """What an account may do at an instant."""
+
+    account: str
+    at: Instant
+    version: int
+    computed_at: Instant
+    cause: str = Field(description="The event of Stripe, or the command, that happened to the account last before.")
+    features: dict[str, EntitlementAnswer]

@@ -10,7 +10,7 @@ from fastapi.openapi.utils import get_openapi
 from pydantic import BaseModel
 
 from pipeline.http.body import BATCH, LINES, PLAIN, SINGLE
-from pipeline.http.models import AccountWish, ErrorAnswer, EventsAnswer, Readiness
+from pipeline.http.models import AccessAnswer, AccessCheck, AccountWish, ErrorAnswer, EventsAnswer, Readiness
 from schemas.events import UsageEvent
 
 DESCRIPTION: Final = (
@@ -53,6 +53,7 @@ _TARGETS: Final = {
     "/v1/meters/{meter}/top": "/v1/meters/tokens/top",
     ACCOUNT: "/v1/accounts/acme",
     "/v1/accounts/{account}/usage": "/v1/accounts/acme/usage",
+    "/v1/accounts/{account}/entitlements": "/v1/accounts/acme/entitlements",
 }
 # A command for each path that needs a key.
 EXAMPLES: Final[Mapping[str, str]] = {
@@ -61,6 +62,9 @@ EXAMPLES: Final[Mapping[str, str]] = {
   -H "Content-Type: application/cloudevents+json" \\
   -d '{{"specversion":"1.0","id":"job-4711","source":"docs","type":"llm.completion","subject":"acme",
        "data":{{"tokens":120,"model":"small"}}}}'""",
+    "/v1/access/check": f"""curl "$GATEWAY/v1/access/check" \\
+  {_KEY} \\
+  -d '{{"account": "acme", "feature": "api_calls", "quantity": "1"}}'""",
     **{path: f'curl "$GATEWAY{target}" \\\n  {_KEY}' for path, target in _TARGETS.items()},
     "/v1/accounts/{account}/flush": f'curl -X POST "$GATEWAY/v1/accounts/acme/flush" \\\n  {_KEY}',
 }
@@ -118,6 +122,22 @@ def document(app: FastAPI) -> dict[str, Any]:
             "operationId": "take_webhook",
             "requestBody": {"required": True, "content": {PLAIN: {"schema": {"type": "object"}}}},
             "responses": dict(sorted(received.items())),
+        }
+    }
+    refused = (400, 401, 403, 408, 413, 501, 503)
+    openapi["paths"]["/v1/access/check"] = {
+        "post": {
+            "summary": "Ask whether an account may do something",
+            "description": "Answered from memory, with the reason, and with the plan that would allow it. A list of up "
+            "to 100 checks gets a list of answers.",
+            "operationId": "check_access",
+            "requestBody": {"required": True, "content": {PLAIN: {"schema": _schema(AccessCheck, schemas)}}},
+            "responses": {
+                "200": _response("The answer.", _schema(AccessAnswer, schemas)),
+                **{str(status): _response(_MEANINGS[status], _REFUSAL) for status in refused},
+                "default": _response(_MEANINGS["default"], _REFUSAL),
+            },
+            "security": [{"ApiKey": []}],
         }
     }
     for path, media_type in _TEXTS.items():

@@ -6,6 +6,7 @@ import contextlib
 from collections.abc import Awaitable, Iterable
 from typing import Final
 
+from pipeline.access.renewal import Renewal
 from pipeline.clock import SystemClock
 from pipeline.metrics import MetricName, Metrics
 from pipeline.open import (
@@ -32,6 +33,7 @@ from schemas.side_tables import SideTables
 READ_EVENTS_MAX: Final = 500
 HELD_EVENTS_MAX: Final = 10_000
 COUNT_INTERVAL_S: Final = 15.0
+RENEWAL_INTERVAL_S: Final = 0.5
 LINGER_S: Final = 1.5
 # What only the process that owns partition 0 knows. Another process, and one that lost the partition, shows none.
 OWNER_GAUGES: Final[tuple[MetricName, ...]] = (
@@ -65,6 +67,7 @@ async def run_mirror(settings: Settings) -> None:
         canary = Canary(settings.canary_customer, objects, tables, base.clock) if settings.canary_customer else None
         walker = Walker(base.log, objects, tables, base.clock, SystemClock())
         metrics, counted = Metrics(), Counted(tables, base.clock)
+        renewal = Renewal(tables.catalog, tables.entitlements, base.clock)
         recoveries: list[Recovery] = []
 
         def beside(runner: Runner) -> Iterable[Awaitable[None]]:
@@ -79,9 +82,13 @@ async def run_mirror(settings: Settings) -> None:
             def failed() -> None:
                 metrics.add("tidemark_relay_failures_total", view="bindings")
 
+            def not_renewed() -> None:
+                metrics.add("tidemark_relay_failures_total", view="entitlements")
+
             return (
                 relaying(owned, lambda _: outbox.relay(), settings.relay_interval_s, on_failure=failed),
                 relaying(owned, lambda _: counted.count(), COUNT_INTERVAL_S),
+                relaying(owned, lambda _: renewal.turn(), RENEWAL_INTERVAL_S, on_failure=not_renewed),
                 recovery.run(),
             )
 

@@ -52,7 +52,11 @@ async def run_sink(settings: Settings) -> None:
             BindingResolver(view.accounts, base.genesis.partitions),
             base.clock,
             random.Random(),
-            policy_for(livemode=base.genesis.livemode, rate_per_s=settings.stripe_rate_per_s),
+            policy_for(
+                livemode=base.genesis.livemode,
+                rate_per_s=settings.stripe_rate_per_s,
+                api=settings.stripe_meter_events,
+            ),
             tables.bills,
         )
         closing, metrics = ClosingBeside(base, tables, items, meters, flush_by(base, view)), Metrics()

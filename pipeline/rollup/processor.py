@@ -20,9 +20,9 @@ from aggregators.restatement import replaced_reports, restatement_changes, resta
 from aggregators.scan import LogState, Scan, scan
 from aggregators.signing import hash_key
 from aggregators.steps import AccountControl, Arrival, Quarantined
-from pipeline.ingest.start_position import check_fresh, check_position
 from pipeline.logs.control_records import find_genesis
 from pipeline.logs.quarantine import quarantine
+from pipeline.logs.start_position import check_fresh, check_position
 from pipeline.rollup.cache import StateCache
 from pipeline.rollup.checkpoint import check_log, check_secret, first_checkpoint
 from pipeline.rollup.snapshots import Snapshots

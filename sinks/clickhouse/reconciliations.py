@@ -16,7 +16,6 @@ SELECT pair, event_name, stripe_customer, ifNull(period_start_ms, 0) AS starts_m
     max(read_at_ms), argMax(cause, read_at_ms)
 FROM reconciliation_findings FINAL
 WHERE pair IN ('stripe', 'invoices') AND cause != 'unchecked' AND stripe_customer != '' AND event_name != ''
-    AND run IN (SELECT run FROM reconciliation_runs)
 GROUP BY pair, event_name, stripe_customer, starts_ms, ends_ms
 ORDER BY pair, event_name, stripe_customer, starts_ms, ends_ms
 """

@@ -32,7 +32,7 @@ def plan_bindings(connection: Connection, heads: Mapping[str, Head], planner: Pl
     if not heads:
         return
     links = links_of(connection, set(heads))
-    owned = _owned(connection, {link.customer for own in links.values() for link in own if link.customer})
+    owned = owned_rows(connection, {link.customer for own in links.values() for link in own if link.customer})
     planned = _planned(connection, set(heads))
     rows: list[Values] = []
     for account, head in sorted(heads.items()):
@@ -56,7 +56,7 @@ def overlaps_now(connection: Connection, planner: Planner, now_ms: int, limit: i
         account: {link.customer for link in own if link.customer and (link.ends_ms is None or link.ends_ms > now_ms)}
         for account, own in links.items()
     }
-    owned = _owned(connection, set().union(*linked.values()))
+    owned = owned_rows(connection, set().union(*linked.values()))
     found = (planner.overlaps(_tables(owned, customers), now_ms) for customers in linked.values())
     return [overlap for overlaps in found for overlap in overlaps]
 
@@ -108,7 +108,7 @@ def _planned(connection: Connection, accounts: set[str]) -> dict[str, list[Bindi
     return planned
 
 
-def _owned(connection: Connection, customers: set[str]) -> dict[str, dict[str, list[Values]]]:
+def owned_rows(connection: Connection, customers: set[str]) -> dict[str, dict[str, list[Values]]]:
     """The mirror rows of each customer by table, by key."""
     owned: dict[str, dict[str, list[Values]]] = {customer: defaultdict(list) for customer in customers}
     for kind in _KINDS:

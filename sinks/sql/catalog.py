@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
-from sqlalchemy import Connection, Table, delete, insert, select, update
+from sqlalchemy import Connection, Select, Table, delete, insert, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
 from schemas.catalog import AddOn, Catalog, Plan, PlanId
 from schemas.catalog_changes import (
+    NO_ACCOUNT,
     CatalogKind,
     CatalogPlan,
     KnownPlan,
@@ -23,10 +25,9 @@ from sinks.sql.intents import Run
 from sinks.sql.queries import Values, insert_new, lock_accounts, save_heads
 from sinks.sql.tables import accounts, catalog_versions, mirror, plan_versions, stripe_objects
 
-# The audit has the catalog's rows under no account's name.
-NO_ACCOUNT: Final = ""
 COMMAND: Final = "catalog apply"
 _ENDED: Final = ("canceled", "incomplete_expired")
+_SCHEDULED: Final = ("not_started", "active")
 
 
 class SqlCatalog:
@@ -97,7 +98,19 @@ def _subscriptions_by_price(connection: Connection) -> dict[str, frozenset[str]]
     found: dict[str, set[str]] = {}
     for price, subscription in connection.execute(wanted):
         found.setdefault(price, set()).add(subscription)
+    for identifier, subscription, phases in connection.execute(_planned_changes()):
+        for phase in json.loads(phases):
+            for item in phase["prices"]:
+                found.setdefault(item["price"], set()).add(subscription or identifier)
     return {price: frozenset(own) for price, own in found.items()}
+
+
+def _planned_changes() -> Select[str, str, str]:
+    """The schedules that still change a subscription: their prices must not be archived before."""
+    schedules = mirror["subscription_schedules"].c
+    return select(schedules.id, schedules.subscription_id, schedules.phases_json).where(
+        schedules.status.in_(_SCHEDULED), schedules.deleted.is_distinct_from(1), schedules.phases_json.is_not(None)
+    )
 
 
 def _begin(connection: Connection, plan: CatalogPlan, actor: str, reason: str, now_ms: int) -> None:
@@ -155,6 +168,8 @@ def _activate(
         for record in records
     ]  # fmt: skip
     _upsert(connection, stripe_objects, objects, ("stripe_id",))
+    # What accounts may do follows from the catalog too.
+    connection.execute(update(accounts).values(entitled_seq=-1))
     row = audit.next_row(
         heads[NO_ACCOUNT],
         NO_ACCOUNT,

@@ -37,6 +37,7 @@ from sinks.sql import links, step
 from sinks.sql.bills import SqlBills
 from sinks.sql.bindings import Planner, binding_of, overlaps_now
 from sinks.sql.catalog import SqlCatalog
+from sinks.sql.entitlements import SqlEntitlements
 from sinks.sql.intents import SqlIntentLedger
 from sinks.sql.queries import links_of, mirror_row, mirror_rows, next_offset, rows_where
 from sinks.sql.tables import account_bindings, audit, cursors, customer_column, mirror, processed_events
@@ -77,6 +78,11 @@ class SqlSideTables(ABC):
     def catalog(self) -> SqlCatalog:
         """The catalog in the same database."""
         return SqlCatalog(self._run)
+
+    @property
+    def entitlements(self) -> SqlEntitlements:
+        """Overrides, and the versions of accounts' entitlements, in the same database."""
+        return SqlEntitlements(self._run)
 
     @abstractmethod
     async def _run(self, body: Callable[[Connection], Answer]) -> Answer:
@@ -159,10 +165,13 @@ class SqlSideTables(ABC):
         wanted = select(held.c.customer_id, period_end_ms.scalar_subquery(), finalizes_ms.scalar_subquery())
         return await self._run(lambda connection: [HeldCustomer(*row) for row in connection.execute(wanted).all()])
 
-    async def ignored(self, limit: int = 10_000) -> Mapping[str, int]:
+    async def ignored(self, canary: str = "", limit: int = 10_000) -> Mapping[str, int]:
         found = processed_events.c
-        some = select(found.type).where(found.outcome == Outcome.IGNORED.value).limit(limit).subquery()
-        wanted = select(some.c.type, func.count()).group_by(some.c.type)
+        some = select(found.type).where(found.outcome == Outcome.IGNORED.value)
+        # "" is an event without a customer, not the canary.
+        some = some.where(found.customer_id != canary) if canary else some
+        counted = some.limit(limit).subquery()
+        wanted = select(counted.c.type, func.count()).group_by(counted.c.type)
         return await self._run(lambda connection: {row[0]: row[1] for row in connection.execute(wanted)})
 
     async def due_bindings(self, limit: int = 500, *, account: str = "", after: str = "") -> Sequence[DueBinding]:

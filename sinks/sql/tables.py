@@ -104,7 +104,8 @@ Index(
     sqlite_where=(processed_events.c.type == "customer.updated") & (processed_events.c.via == "webhook"),
 )
 # Authoritative. A transaction that changes anything of an account locks the account's row first. The row has the ends
-# of the account's sequences: the last audit row's number and hash, and the last binding's number.
+# of the account's sequences: the last audit row's number and hash, and the last binding's number. `entitled_seq` is the
+# audit row up to which the entitlements were computed; -1: not yet, or by another catalog.
 accounts: Final = _table(
     "accounts",
     _text("account", key=True),
@@ -112,6 +113,13 @@ accounts: Final = _table(
     _integer("audit_seq"),
     _text("audit_hash"),
     _integer("binding_number"),
+    Column("entitled_seq", INTEGER, nullable=False, server_default="-1"),
+)
+Index(
+    "stale_accounts",
+    accounts.c.account,
+    postgresql_where=accounts.c.entitled_seq != accounts.c.audit_seq,
+    sqlite_where=accounts.c.entitled_seq != accounts.c.audit_seq,
 )
 # Authoritative. A link ends where the account's next link starts. A row with the customer "" ends the link before it.
 account_customers: Final = _table(
@@ -311,6 +319,35 @@ stripe_objects: Final = _table(
     _text("currency"),
 )
 Index("stripe_objects_by_stripe_id", stripe_objects.c.stripe_id, unique=True)
+
+# Authoritative. What people granted to an account, or took from it.
+overrides: Final = _table(
+    "overrides",
+    _text("account", key=True),
+    _integer("number", key=True),
+    _text("feature"),
+    _text("kind"),
+    _text("source"),
+    _text("operation"),
+    _text("value_json"),
+    _integer("starts_ms"),
+    _integer("ends_ms", nullable=True),
+    _text("actor"),
+    _text("reason"),
+    _integer("made_ms"),
+    _integer("revoked_ms", nullable=True),
+)
+# Derived, and a ledger: recomputed from the other tables, and each version stays.
+entitlement_versions: Final = _table(
+    "entitlement_versions",
+    _text("account", key=True),
+    _integer("version", key=True),
+    _integer("computed_ms"),
+    _text("inputs_sha256"),
+    _text("segments_json"),
+    _text("cause"),
+)
+Index("entitlement_versions_by_time", entitlement_versions.c.computed_ms)
 
 _FETCHED: Final = frozenset(TABLE_OF.values())
 _COUNTS: Final = frozenset({"attempt_count", "deleted", "exponent", "interval_count", "is_proration"})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Sequence
 from decimal import Decimal
@@ -290,3 +291,18 @@ def reported(intent: Intent, customer: str, at_ms: int) -> Sequence[Intent | Att
         identifier=intent.identifier, stripe_customer=customer, timestamp_s=at_ms // 1000, value="1", attempted_at_ms=1
     )
     return intent, attempt
+
+
+async def test_of_items_that_are_intended_or_settled_at_once_one_counts(
+    side_tables: SideTables, bills: SqlBills
+) -> None:
+    await linked(side_tables)
+    others = [ITEM._replace(identifier=f"tmi_{number}", to_quantity=Decimal(2_000 + number)) for number in range(6)]
+    made = await asyncio.gather(*(bills.intend(item, "") for item in others))
+    (item,) = await bills.items("cus_1", "calls", START_MS, END_MS)
+    assert (made.count(True), others[made.index(True)]) == (1, item)
+    tries = [item._replace(sent_ms=FINAL_MS + number, attempt=1) for number in range(6)]
+    settled = await asyncio.gather(*(bills.settle(item, tried, FINAL_MS) for tried in tries))
+    assert settled.count(True) == 1
+    assert await bills.items("cus_1", "calls", START_MS, END_MS) == [tries[settled.index(True)]]
+    assert len([row for row in await side_tables.audit("acme") if row.entity == "invoice_item"]) == 1

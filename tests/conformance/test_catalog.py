@@ -223,6 +223,25 @@ async def test_prices_of_a_version_that_nobody_has_any_more_are_archived(world: 
     assert [] == (await world.plan(DEARER.replace("version: 1\n", "version: 2\n", 1))).drift
 
 
+@pytest.mark.parametrize(
+    ("status", "state"), [("active", PlanState.CLOSED), ("released", PlanState.RETIRED)], ids=["planned", "given up"]
+)
+async def test_a_price_that_a_schedule_will_need_is_not_archived(world: World, status: str, state: PlanState) -> None:
+    """A downgrade at the period's end was planned before the plan had another version."""
+    await world.apply_file(SMALL)
+    price = (await world.store.standing()).records[CatalogKind.PRICE, SEAT].stripe_id
+    name = ObjectName(ObjectKind.SCHEDULE, "sub_sched_1")
+    phases = json.dumps([{"prices": [{"price": "price_x"}]}, {"prices": [{"price": price, "quantity": 1}]}])
+    row: Row = {"id": name.id, "customer_id": "cus_1", "subscription_id": "sub_1", "status": status, "deleted": 0}
+    fetched = Fetched(name, 0, {"subscription_schedules": [{**row, "phases_json": phases}]})
+    await world.tables.commit(step(0, [event(1, name)], [fetched]))
+
+    await world.apply_file(DEARER, version=2)
+
+    assert state is (await world.store.standing()).plans[PlanId("team", 1)].state
+    assert (state is PlanState.CLOSED) == (await world.objects.read()).prices[price].is_active
+
+
 async def test_the_audit_says_who_and_why(world: World) -> None:
     await world.apply_file(SMALL)
     await world.apply_file(DEARER, version=2)

@@ -162,6 +162,7 @@ def test_another_price_is_for_new_customers_and_the_old_ones_keep_theirs(dev: Ru
 
     shown = _await_versions(dev, "professional@2  open    1 subscription\n")
     assert "professional@1  closed  1 subscription\n" in shown
+    assert ": hosting costs more\n" in run(dev, ".venv/bin/tidemark catalog show --history")
     assert "no drift\n" == run(dev, ".venv/bin/tidemark catalog drift")
 
 

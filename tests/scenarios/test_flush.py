@@ -23,6 +23,7 @@ from schemas.clock import DAY_MS, HOUR_MS, MINUTE_MS
 from schemas.control import BindingRecord, Tick
 from schemas.log import EVENTS_TOPIC, REPORTS_TOPIC
 from schemas.periods import Billing, Binding
+from schemas.reports import MeterEventsApi
 from sinks.sql.fake_intents import FakeIntentLedger
 from sinks.stripe.client import StripeClientMeters
 from tests.scenarios.vocabulary import Account, at
@@ -55,7 +56,7 @@ class Product:
         self._world = World(at("2027-12-01") * 1000, 1)
         self._log, self._clock, self._store = self._world.log, self._world.clock, self._world.store
         payers = BindingResolver(self._store.accounts, 1)
-        policy = policy_for(livemode=False, rate_per_s=None)
+        policy = policy_for(livemode=False, rate_per_s=None, api=MeterEventsApi.V1)
         self._sender = StripeSender(
             self._log, FakeIntentLedger(), meters, payers, self._clock, random.Random(1), policy
         )

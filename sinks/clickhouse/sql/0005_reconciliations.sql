@@ -1,5 +1,5 @@
--- Reconciliations: one row for each run, and one for each row of its report, confirmed values included. Findings without
--- a run are those of a run that was interrupted while it was stored. Instants are ms UTC; quantities are decimal texts.
+-- Reconciliations: one row for each run, and one for each row of its report, confirmed values included. A run's row is
+-- written at its start, and replaced at its end. Instants are ms UTC; quantities are decimal texts.
 CREATE TABLE IF NOT EXISTS reconciliation_runs
 (
     run String,

@@ -140,6 +140,8 @@ def test_the_quantity_that_an_invoice_bills(
         pytest.param(tiered("graduated", (5, "1")), id="tiers that end"),
         pytest.param(tiered("other", (None, "1")), id="another mode"),
         pytest.param(tiered("graduated"), id="no tiers"),
+        pytest.param(tiered("graduated") | {"tiers": [None]}, id="tiers of nothing"),
+        pytest.param({"unit_amount": 5}, id="no currency"),
     ],
 )
 def test_a_price_that_cannot_be_read_is_refused(price: dict[str, Any]) -> None:

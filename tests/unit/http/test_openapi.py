@@ -17,8 +17,11 @@ from pydantic import BaseModel
 from pipeline.http import models
 from pipeline.http.serving import Readiness, ops_app
 from pipeline.metrics import Metrics
+from pipeline.open import DEFAULT_CATALOG
 from schemas.log import Log
+from tests.unit.catalog.files import catalog_of
 from tests.worlds.account_links import opened_links
+from tests.worlds.business import Business
 from tests.worlds.gateway import Gateway, event, running
 from tests.worlds.relay import relay
 
@@ -26,13 +29,21 @@ ROOT: Final = Path(__file__).resolve().parents[3]
 # Stripe calls it, and its signature is the key.
 WEBHOOK_PATH = "/v1/stripe/webhook"
 HTTP_API: Final = (ROOT / "docs" / "http-api.md").read_text()
+# What these take is not done yet when they answer.
+TAKEN: Final = ("/v1/events", "/v1/accounts/{account}/flush")
 SPAN: Final = "from=2026-11-21T00:00:00Z&to=2026-11-22T00:00:00Z"
 
 
 @pytest.fixture
 async def gateway(tmp_path: Path) -> AsyncIterator[Gateway]:
     """A gateway whose stores and log all work."""
-    async with running(tmp_path, accounts=await opened_links()) as running_gateway:
+    business = Business()
+    await business.open()
+    await business.apply(catalog_of(DEFAULT_CATALOG.read_text()), {})
+    await business.link("acme", "cus_acme")
+    await business.settle()
+    access = (business.checks, business.sql.entitlements)
+    async with running(tmp_path, accounts=await opened_links(), access=lambda: access) as running_gateway:
         yield running_gateway
 
 
@@ -101,6 +112,8 @@ ANSWERS: Final = [
     pytest.param("GET", "/v1/accounts/acme", "/v1/accounts/{account}", 200, id="account"),
     pytest.param("PUT", "/v1/accounts/acme", "/v1/accounts/{account}", 400, id="account without a customer"),
     pytest.param("GET", "/v1/billing/intents?state=pending", "/v1/billing/intents", 200, id="intents"),
+    pytest.param("GET", "/v1/accounts/acme/entitlements", "/v1/accounts/{account}/entitlements", 200, id="access"),
+    pytest.param("POST", "/v1/access/check", "/v1/access/check", 400, id="check of something else"),
     pytest.param("POST", "/v1/events", "/v1/events", 207, id="events"),
     pytest.param("POST", "/v1/events?verify=1", "/v1/events", 207, id="verified events"),
 ]
@@ -148,7 +161,7 @@ async def test_every_path_under_v1_has_an_example_that_works(gateway: Gateway) -
         answer = await gateway.client.request(
             method.upper(), target, content=content, headers=headers | gateway.bearer("admin")
         )
-        assert answer.status_code == (202 if method == "post" else 200), (path, answer.text)
+        assert answer.status_code == (202 if path in TAKEN else 200), (path, answer.text)
         assert escape(sample["source"]) in page
 
 

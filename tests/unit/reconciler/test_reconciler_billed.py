@@ -47,6 +47,8 @@ CASES = [
     pytest.param([used("15")], [invoice(line("10"), line("5", 50))], [], C.CONFIRMED, "15", id="a line for each tier"),
     pytest.param([used("15")], [invoice(line("15", 150), line("0", -100))], [], C.CONFIRMED, "15",
                  id="less what a threshold invoice billed"),
+    pytest.param([used("15")], [invoice(line("15", 150), line("10", -100))], [], C.CONFIRMED, "15",
+                 id="less what a threshold invoice billed, with its quantity"),
     pytest.param([used("15")], [invoice(line("10", 100), created_ms=MIDDLE_MS, name="in_0"),
                                 invoice(line("15", 150), line("0", -100))], [], C.CONFIRMED, "15",
                  id="after a threshold invoice"),

@@ -7,8 +7,12 @@ from collections.abc import AsyncIterator
 import pytest_asyncio
 
 from reconciler.causes import Cause, Pair, Verdict
+from reconciler.records import finding_rows, run_row
 from reconciler.report import Report, Row
+from reconciler.views import ReconcilePolicy
 from schemas.clock import DAY_MS, HOUR_MS, MINUTE_MS
+from sinks.clickhouse.fake_reconciliations import FakeReconciliations
+from stripe_simulator import Fault, FaultKind
 from tests.worlds.billed import BilledDeployment, billed_deployment
 from tests.worlds.reconciler import DECEMBER_MS, NOVEMBER_MS, rows_of
 
@@ -123,3 +127,79 @@ async def test_usage_that_no_subscription_item_bills_is_unbilled_once_its_period
     assert "subscribe the customer" in row.detail
     (row,) = rows_of(after, Cause.UNBILLED)
     assert row.detail.startswith("12 reported and not billed: no subscription item")
+
+
+async def recorded(deployment: BilledDeployment, records: FakeReconciliations, reads_max: int) -> Report:
+    """A reconciliation that knows the ones before, and is kept."""
+    policy = ReconcilePolicy(archive_wait_s=1.0, stripe_reads_max=reads_max)
+    report = await deployment.reconcile(policy=policy, past=await records.past_reads())
+    run = f"run-{len(records.runs)}"
+    await records.insert(run_row(report, run, "command", report.started_at_ms, deployment.clock.ms),
+                         finding_rows(report, run))  # fmt: skip
+    deployment.clock.ms += MINUTE_MS
+    return report
+
+
+async def test_customers_take_turns_and_come_again_when_something_changed(billed: BilledDeployment) -> None:
+    """A confirmed month is not read again, until usage of it is settled late, here of an account that was mapped late.
+    A running month is no reason, and drift is read each time."""
+    price, records = await billed.price(*FLAT), FakeReconciliations()
+    for account in ("ada", "bob"):
+        await billed.subscribe(account, price)
+        await billed.use(account, "1000")
+    await billed.use("cyd", "125")
+    await billed.settle()
+    await billed.until(DECEMBER_MS + 3 * HOUR_MS)
+    await billed.use("ada", "5")
+    await billed.settle()
+
+    turns = [await recorded(billed, records, 6) for _ in range(3)]
+    await billed.bind("cyd", stripe_customer=billed.customers["bob"])
+    await billed.settle()
+    late = [await recorded(billed, records, 60) for _ in range(2)]
+    await billed.add_item("bob", NOVEMBER_MS, DECEMBER_MS, ("1000", "1125"), 250)
+    settled = [await recorded(billed, records, 60) for _ in range(2)]
+
+    assert [(2, 1, 0), (1, 1, 1), (0, 0, 2)] == [report.invoices[:3] for report in turns]
+    assert [Verdict.INCOMPLETE, Verdict.EQUAL, Verdict.EQUAL] == [report.verdict for report in turns]
+    assert DECEMBER_MS == turns[0].invoices.oldest_unread_ms
+    (unread,) = rows_of(turns[0], Cause.UNCHECKED, Pair.INVOICES)
+    assert "over the limit of 3 reads" in unread.detail
+    assert [(1, 1, 1)] * 2 == [report.invoices[:3] for report in late]
+    assert [[("bob, cyd", "1125", "1000")]] * 2 == [
+        [(row.account, row.expected, row.found) for row in rows_of(report, Cause.UNBILLED)] for report in late
+    ]
+    assert [(1, 1, 1), (0, 0, 2)] == [report.invoices[:3] for report in settled]
+    assert [Verdict.EQUAL, Verdict.EQUAL] == [report.verdict for report in settled]
+    assert sum(report.stripe_reads for report in (*turns, *late, *settled)) == await records.stripe_reads(0)
+
+
+async def test_two_accounts_of_one_customer_are_one_bill(billed: BilledDeployment) -> None:
+    """Stripe adds their usage up; each alone would look unbilled or too much."""
+    await billed.subscribe("ada", await billed.price(*FLAT))
+    await billed.bind("bob", stripe_customer=billed.customers["ada"])
+    await billed.use("ada", "10.25")
+    await billed.use("bob", "5")
+    await billed.settle()
+    await billed.until(DECEMBER_MS + 3 * HOUR_MS)
+    await billed.settle()
+
+    report = await billed.reconcile()
+
+    (row,) = bills(report)
+    assert (row.cause, row.account, row.expected, row.found) == (Cause.CONFIRMED, "ada, bob", "15.25", "15.25")
+
+
+async def test_stripe_that_does_not_answer_leaves_bills_unchecked(billed: BilledDeployment) -> None:
+    """The reason is in the row, and nothing is called equal."""
+    await billed.subscribe("ada", await billed.price(*FLAT))
+    await billed.use("ada", "10")
+    await billed.settle()
+    for _ in range(3):
+        billed.simulator.faults.add(Fault(FaultKind.SERVER_ERROR, method="GET", path="/v1/invoiceitems"))
+
+    report = await billed.reconcile()
+
+    (row,) = rows_of(report, Cause.UNCHECKED, Pair.INVOICES)
+    assert (report.verdict, row.stripe_customer) == (Verdict.INCOMPLETE, billed.customers["ada"])
+    assert "no answer after 3 tries" in row.detail

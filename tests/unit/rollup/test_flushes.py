@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from pipeline.rollup.processor import RollupSettings
-from reconciler.causes import Cause, Verdict
+from pipeline.rollup.relays import ReportRelay
+from reconciler.causes import Cause, Pair, Verdict
 from schemas.clock import DAY_MS, HOUR_MS, MINUTE_MS, SECOND_MS
 from schemas.control import FlushRecord
 from schemas.reports import Intent
@@ -226,7 +227,7 @@ async def test_flush_that_waits_in_redis_is_in_flight() -> None:
     await world.archive()
 
     details = [row.detail for row in rows_of(await world.reconcile(), Cause.IN_FLIGHT)]
-    assert "a flush waits in Redis for its intents to be published" in details
+    assert "a flush, or a report bucket before it, waits in Redis for its intents to be published" in details
 
 
 async def test_flush_in_the_first_minute_of_a_period_is_told_before_the_flush() -> None:
@@ -243,3 +244,28 @@ async def test_flush_in_the_first_minute_of_a_period_is_told_before_the_flush() 
     sent = [each.event for each in world.stripe.events if each.event.event_name == "requests"]
     told = [(event.timestamp_s - anchor_ms // 1000, int(event.value)) for event in sent]
     assert told == [(19, 2), (40 * 60 - 1, 3)]
+
+
+async def test_flush_behind_a_bucket_that_waits_is_in_flight_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The relay dies between the flushes and the ended buckets: what an ended bucket reports is missing for a while."""
+
+    async def dies(*_: object) -> int:
+        return 0
+
+    world = await deployment()
+    await requests(world, ADA, 1)
+    await until(world, TEN + HOUR_MS)
+    await requests(world, ADA, 2)
+    await until(world, HALF_PAST + HOUR_MS)
+    await flush(world)
+    await world.fold()
+    await world.archive()
+    with monkeypatch.context() as patched:
+        patched.setattr(ReportRelay, "_relay_bucket", dies)
+        await world.publish()
+    assert await parts(world) == [Part(TEN + HOUR_MS, HALF_PAST + HOUR_MS, 2)]
+
+    report = await world.reconcile()
+    assert [row for row in report.rows if row.pair is Pair.INTENTS and row.cause.is_drift] == []
+    await world.settle()
+    assert (await world.reconcile()).verdict is Verdict.EQUAL
