@@ -6,7 +6,7 @@ import logging
 from collections.abc import Sequence
 from typing import Final
 
-from aggregators.report_records import parse_entries
+from aggregators.report_records import parse_entries, within_time
 from pipeline.billing.policy import SenderPolicy
 from pipeline.billing.window import SendWindow
 from pipeline.logs.start_position import check_position
@@ -70,7 +70,7 @@ class ReportPartition:
             own = parse_entries(record.value)
             if not own:
                 _LOG.error("billing.reports/%d: record %d is no report; it is ignored", self.number, record.offset)
-            entries += [(record.offset, entry) for entry in own]
+            entries += [(record.offset, within_time(entry)) for entry in own]
         if not new:
             return
         next_offset = new[-1].next_offset
