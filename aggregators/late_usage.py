@@ -98,7 +98,7 @@ def item_of(
     same item make it under one identifier.
     """
     before = _EXACT.add(judgement.billed, judgement.billed_by_items)
-    number = len(items)
+    number = max((each.number for each in items), default=-1) + 1
     chain = (scope, bill.stripe_customer, bill.event_name, bill.start_ms, bill.end_ms, number)
     identity = (*chain, text_of(before), text_of(judgement.reported))
     is_written_off = policy is LatePolicy.WRITE_OFF and judgement.amount_minor > 0

@@ -331,8 +331,9 @@ class ClosingController:
 
     async def _intend(self, bill: Bill, judgement: Judgement, items: Sequence[InvoiceItem]) -> None:
         item = item_of(self._scope, bill, judgement, items, self._policy.late, self._clock.now_ms())
-        if not items and (made := await self._items.made(item)):
-            # The database was lost, and what it knew is in the items' metadata.
+        known = {each.number for each in items}
+        if made := [each for each in await self._items.made(item) if each.number not in known]:
+            # The database was lost or restored from a copy, and what it knew is in the items' metadata.
             for each in made:
                 await self._bills.intend(each, "found at Stripe")
             return
@@ -387,8 +388,9 @@ class ClosingController:
         now_ms = self._clock.now_ms()
         if item.sent_ms is not None and 0 <= now_ms - item.sent_ms < SAME_KEY_MS:
             return item
-        # An answer may have been lost under a key that Stripe has forgotten.
-        made = await self._items.made(item) if item.sent_ms is not None else ()
+        # An answer, or a later copy of the database, may have been lost under a key that Stripe has forgotten.
+        is_new = item.sent_ms is None and 0 <= now_ms - item.created_ms < SAME_KEY_MS
+        made = () if is_new else await self._items.made(item)
         if found := next((each.stripe_item for each in made if each.identifier == item.identifier), ""):
             await self._created(item, found)
             return None

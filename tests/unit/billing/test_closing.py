@@ -10,6 +10,7 @@ from typing import Any
 import httpx
 import pytest
 import pytest_asyncio
+from sqlalchemy import text
 
 from aggregators.binding_timeline import timeline
 from pipeline.billing.closing import ClosingPolicy
@@ -327,3 +328,39 @@ async def test_a_price_that_stripe_does_not_give_holds_its_invoices_only(world: 
     await world.turns(3)
     assert (amounts(world), await state(world)) == ([250], "confirmed")
     assert list((await world.states("other")).values())[-1] == "held"
+
+
+async def in_sql(world: ClosingWorld, *statements: str) -> None:
+    """Change the database behind the controller's back."""
+    for statement in statements:
+        await world.tables._run(lambda connection, sql=statement: connection.execute(text(sql)))  # type: ignore[misc]  # a default binds the loop's value
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        pytest.param("DELETE FROM invoice_items WHERE number = 1", id="before the second item was intended"),
+        pytest.param(
+            "UPDATE invoice_items SET state = 'intended', sent_ms = NULL, attempt = 0, stripe_item = ''"
+            " WHERE number = 1",
+            id="before the second item was sent",
+        ),
+    ],
+)
+async def test_a_database_that_was_restored_from_a_copy_bills_nothing_again(
+    world: ClosingWorld, statement: str
+) -> None:
+    """Days later, when Stripe has forgotten the Idempotency-Key."""
+    await world.turns(2)
+    world.clock.advance(DAY_MS)
+    await world.publish(world.used("acme", 5, "2027-12-11 13:00", NOVEMBER))
+    await world.pump()
+    await world.turns(3)
+    assert amounts(world) == [250, 10]
+    before = [(item.number, item.stripe_item) for item in await world.items_of("acme")]
+    await in_sql(world, statement, "DELETE FROM closings")
+    world.clock.advance(2 * DAY_MS)
+    await world.restart()
+    await world.turns(4)
+    assert (amounts(world), await state(world)) == ([250, 10], "confirmed")
+    assert [(item.number, item.stripe_item) for item in await world.items_of("acme")] == before
