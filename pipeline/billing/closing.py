@@ -38,8 +38,11 @@ from schemas.reports import StripeMeters
 SAME_KEY_MS: Final = 23 * HOUR_MS
 # A refused item is tried again when Stripe has forgotten the key, and with it the refusal.
 REFUSED_RETRY_MS: Final = 25 * HOUR_MS
-# So many items or drafts fail in one turn before the others wait for the next one: then Stripe or the log is down.
+# So many items, drafts or invoices fail in one turn before the others wait for the next one: then Stripe or the log is
+# down.
 FAILURES_MAX: Final = 3
+# An invoice without Stripe's answer comes behind the others.
+FAILED_RETRY_MS: Final = 10 * MINUTE_MS
 EQUAL: Final = "equal"
 KEPT_MS: Final = 400 * DAY_MS
 # The worst state of an invoice's bills is that of the invoice.
@@ -168,12 +171,18 @@ class ClosingController:
 
     async def _learn_prices(self, invoices: Sequence[str]) -> set[str]:
         """Read the prices that are not known yet; returns those that Stripe does not give."""
-        missing = set()
+        missing, failures = set(), 0
         for identifier in await self._bills.unknown_prices(invoices):
             try:
                 price: BilledPrice = await self._items.price(identifier)
             except InvalidInput as error:
                 _LOG.error("the price %s cannot be read, its invoices are not compared: %s", identifier, error)
+                missing.add(identifier)
+            except Transient as error:
+                failures += 1
+                if failures >= FAILURES_MAX:
+                    raise
+                _LOG.warning("the price %s is read again, its invoices wait: %s", identifier, error)
                 missing.add(identifier)
             else:
                 await self._bills.add_prices([price])
@@ -270,16 +279,23 @@ class ClosingController:
         due = await self._bills.due(now_ms - policy.kept_ms, now_ms, policy.invoices_max)
         if not due:
             return
-        missing = await self._learn_prices(due)
+        missing, failures = await self._learn_prices(due), 0
         for invoice, bills in (await self._by_invoice(due)).items():
             try:
                 if missing and missing & set(await self._bills.unknown_prices([invoice])):
-                    closing = Closing(invoice, BillState.HELD, "one of its prices cannot be read", now_ms + DAY_MS)
+                    closing = Closing(
+                        invoice, BillState.HELD, "one of its prices cannot be read", now_ms + policy.fresh_ms
+                    )
                 else:
                     closing = await self._checked(invoice, bills)
             except InvalidInput as error:
                 closing = Closing(invoice, BillState.HELD, str(error), now_ms + policy.held_ms)
+            except Transient as error:
+                failures += 1
+                closing = Closing(invoice, BillState.WAITING, str(error), now_ms + FAILED_RETRY_MS)
             await self._bills.note([closing])
+            if failures >= FAILURES_MAX:
+                raise Transient(f"Stripe does not answer about {failures} invoices: {closing.detail}")
 
     async def _checked(self, invoice: str, bills: Iterable[Bill]) -> Closing:
         """Compare the bills of an invoice, and intend invoice items for what is unbilled."""

@@ -16,6 +16,7 @@ from aggregators.binding_timeline import timeline
 from pipeline.billing.closing import ClosingPolicy
 from schemas.bills import InvoiceItem, InvoiceItemState, LatePolicy
 from schemas.clock import DAY_MS, HOUR_MS, MINUTE_MS
+from schemas.errors import Transient
 from schemas.reports import MeterEvent
 from sinks.sql.fake import FakeSideTables
 from stripe_simulator.faults import Fault, FaultKind
@@ -364,3 +365,54 @@ async def test_a_database_that_was_restored_from_a_copy_bills_nothing_again(
     await world.turns(4)
     assert (amounts(world), await state(world)) == ([250, 10], "confirmed")
     assert [(item.number, item.stripe_item) for item in await world.items_of("acme")] == before
+
+
+async def test_a_sum_that_stripe_does_not_give_delays_no_other_invoice() -> None:
+    """A credit needs Stripe's sum, and the invoices without an answer come first in each turn."""
+    world = await ClosingWorld("2027-11-01").start()
+    bad = [f"bad{number}" for number in range(4)]
+    for name in (*bad, "acme"):
+        await world.sign_up(name, world.per_call("2"))
+        await world.publish(world.used(name, 1_000, "2027-11-20 12:00", NOVEMBER))
+    await world.jump("2027-11-20 12:00")
+    await world.pump(20)
+    await world.jump("2027-12-10 12:00")
+    usage = [world.used(name, -100, "2027-12-10 12:00", NOVEMBER) for name in bad]
+    await world.publish(*usage, world.used("acme", 125, "2027-12-10 12:00", NOVEMBER))
+    await world.pump(20)
+
+    def broken(request: httpx.Request) -> None:
+        if request.url.path.endswith("/event_summaries") and request.url.params["customer"] != world.customers["acme"]:
+            raise httpx.ReadError("the connection broke")
+
+    world.network.before = broken
+    with pytest.raises(Transient):
+        await world.turns(1)
+    await world.turns(3)
+    assert (amounts(world), await state(world)) == ([250], "confirmed")
+    world.network.before = lambda _request: None
+    world.clock.advance(HOUR_MS)
+    await world.turns(3)
+    assert [item["amount"] for name in bad for item in world.stripe_items(name)] == [-200] * 4
+    await world.close()
+
+
+async def test_a_price_without_an_answer_delays_no_other_invoice(world: ClosingWorld) -> None:
+    bad = world.per_call("3")
+    subscription = await world.sign_up("other", bad)
+    world.clock.advance(HOUR_MS)
+    path = "DELETE /v1/subscriptions/{subscription_exposed_id}"
+    world.stripe.call(path, {"invoice_now": True}, subscription)
+
+    def broken(request: httpx.Request) -> None:
+        if request.url.path == f"/v1/prices/{bad}":
+            raise httpx.ReadError("the connection broke")
+
+    world.network.before = broken
+    await world.turns(3)
+    assert (amounts(world), await state(world)) == ([250], "confirmed")
+    assert "held" in (await world.states("other")).values()
+    world.network.before = lambda _request: None
+    world.clock.advance(2 * HOUR_MS)
+    await world.turns(3)
+    assert "held" not in (await world.states("other")).values()
