@@ -18,6 +18,8 @@ from schemas.intent_ledger import IntentTotals
 
 # A bill gets at most one invoice item in this time, and usage without an outcome delays an item no longer.
 ITEM_INTERVAL_MS: Final = DAY_MS
+# No invoice of Stripe has so many minor units, and the item's column has 64 bits.
+AMOUNT_MINOR_MAX: Final = 10**15
 # Enough for any sum of quantities of any scale; the default of 28 digits is not.
 _EXACT: Final = Context(prec=100)
 _ITEM_DONE: Final = frozenset({InvoiceItemState.CREATED, InvoiceItemState.WRITTEN_OFF})
@@ -65,6 +67,9 @@ def judged(bill: Bill, totals: IntentTotals, items: Sequence[InvoiceItem]) -> Ju
     before = _EXACT.add(billed, by_items)
     amount_minor = amount_of(rating, reported) - amount_of(rating, before)
     refused = next((item.detail for item in items if item.state is InvoiceItemState.HELD), None)
+    if abs(amount_minor) > AMOUNT_MINOR_MAX:
+        reason = f"the unbilled usage costs {amount_minor} {bill.currency} in minor units, more than an invoice has"
+        return found(BillState.HELD, billed, amount_minor, reason)
     if refused is not None:
         return found(BillState.HELD, billed, amount_minor, f"Stripe refused the invoice item: {refused}")
     if amount_minor or any(item.state not in _ITEM_DONE for item in items):

@@ -416,3 +416,14 @@ async def test_a_price_without_an_answer_delays_no_other_invoice(world: ClosingW
     world.clock.advance(2 * HOUR_MS)
     await world.turns(3)
     assert "held" not in (await world.states("other")).values()
+
+
+async def test_usage_that_costs_more_than_any_invoice_has_is_held(world: ClosingWorld) -> None:
+    """The amount would not fit into 64 bits, and the error stopped the sink at each start."""
+    for _ in range(10):
+        await world.publish(world.used("acme", 10**18, "2027-12-10 12:00", NOVEMBER))
+    await world.pump(40)
+    await world.turns(3)
+    (closing,) = (await world.tables.bills.closings([world.invoices("acme")[-1]["id"]])).values()
+    assert (closing.state, amounts(world)) == ("held", [])
+    assert "more than an invoice has" in closing.detail
