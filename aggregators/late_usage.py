@@ -86,7 +86,8 @@ def wait_ms(bill: Bill, judgement: Judgement, totals: IntentTotals, items: Seque
     a day at most.
     """
     last_ms = max((item.created_ms for item in items), default=None)
-    if last_ms is not None and now_ms < last_ms + ITEM_INTERVAL_MS:
+    # An item of the future was made before the clock was put back.
+    if last_ms is not None and last_ms <= now_ms < last_ms + ITEM_INTERVAL_MS:
         return last_ms + ITEM_INTERVAL_MS - now_ms
     until_ms = (bill.finalized_ms or 0) + ITEM_INTERVAL_MS
     if totals.pending and (judgement.amount_minor < 0 or now_ms < until_ms):

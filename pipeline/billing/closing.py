@@ -16,6 +16,7 @@ from typing import Final, NamedTuple
 
 from aggregators.late_usage import Judgement, gaps, item_of, judged, overlapping, text_of, wait_ms
 from schemas.bills import (
+    LOOK_AGAIN_MAX_MS,
     Bill,
     BilledPrice,
     Bills,
@@ -308,7 +309,7 @@ class ClosingController:
             if state in found:
                 due_ms = min(due for rows in found.values() for due, _ in rows)
                 return Closing(invoice, state, found[state][0][1], due_ms)
-        return Closing(invoice, BillState.CONFIRMED, "", now_ms + policy.kept_ms)
+        return Closing(invoice, BillState.CONFIRMED, "", now_ms + LOOK_AGAIN_MAX_MS)
 
     async def _checked_bill(self, bill: Bill) -> tuple[BillState, str, int]:
         """The state of a bill, the reason, and after how many milliseconds to look again."""
@@ -329,7 +330,7 @@ class ClosingController:
             case BillState.HELD:
                 return judgement.state, judgement.reason, policy.held_ms
             case BillState.VOID:
-                return judgement.state, judgement.reason, policy.kept_ms
+                return judgement.state, judgement.reason, LOOK_AGAIN_MAX_MS
         is_fresh = now_ms < (bill.finalized_ms or 0) + 3 * DAY_MS
         return judgement.state, judgement.reason, policy.fresh_ms if is_fresh else policy.rest_ms
 

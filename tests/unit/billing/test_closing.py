@@ -427,3 +427,17 @@ async def test_usage_that_costs_more_than_any_invoice_has_is_held(world: Closing
     (closing,) = (await world.tables.bills.closings([world.invoices("acme")[-1]["id"]])).values()
     assert (closing.state, amounts(world)) == ("held", [])
     assert "more than an invoice has" in closing.detail
+
+
+async def test_a_clock_that_was_ahead_delays_no_late_usage(world: ClosingWorld) -> None:
+    """The controller noted when to look again, and that was months ahead."""
+    await world.turns(3)
+    right_ms = world.clock.ms
+    world.clock.ms += 200 * DAY_MS
+    await world.controller.turn()
+    world.clock.ms = right_ms
+    await world.publish(world.used("acme", 5, "2027-12-11 13:00", NOVEMBER))
+    await world.pump()
+    world.clock.advance(2 * DAY_MS)
+    await world.turns(3)
+    assert amounts(world) == [250, 10]
