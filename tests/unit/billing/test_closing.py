@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from decimal import Decimal
 from typing import Any
+from unittest.mock import patch
 
 import httpx
 import pytest
@@ -17,7 +18,7 @@ from pipeline.billing.closing import ClosingPolicy
 from schemas.bills import InvoiceItem, InvoiceItemState, LatePolicy
 from schemas.clock import DAY_MS, HOUR_MS, MINUTE_MS
 from schemas.errors import Transient
-from schemas.reports import MeterEvent
+from schemas.reports import MeterEvent, MeterSummary
 from sinks.sql.fake import FakeSideTables
 from stripe_simulator.faults import Fault, FaultKind
 from tests.worlds.closing import SCOPE, ClosingWorld
@@ -441,3 +442,26 @@ async def test_a_clock_that_was_ahead_delays_no_late_usage(world: ClosingWorld) 
     world.clock.advance(2 * DAY_MS)
     await world.turns(3)
     assert amounts(world) == [250, 10]
+
+
+@pytest.mark.parametrize(
+    ("stripes_sum", "billed"),
+    [("0.29999999999999993", [-180]), ("0.3", [-180]), ("0.4", []), ("0.300000002", [])],
+    ids=["sum of doubles", "exact sum", "a tenth more", "a little more"],
+)
+async def test_a_credit_of_fractions_needs_the_sum_of_doubles(stripes_sum: str, billed: list[int]) -> None:
+    """Twelve tenths, and nine tenths that are taken back. The simulator adds exactly, and Stripe does not."""
+    world = await ClosingWorld("2027-11-01").start()
+    await world.sign_up("acme", world.per_call("200"))
+    tenths = [world.used("acme", calls, "2027-11-20 12:00", NOVEMBER) for calls in (12, -9)]
+    used, taken_back = (intent.model_copy(update={"scale": 1}) for intent in tenths)
+    await world.publish(used)
+    await world.jump("2027-11-20 12:00")
+    await world.pump()
+    await world.jump("2027-12-10 12:00")
+    await world.publish(taken_back)
+    await world.pump()
+    with patch.object(world.meters, "summary", return_value=MeterSummary(stripes_sum, 1)):
+        await world.turns(3)
+    assert amounts(world) == billed
+    await world.close()
