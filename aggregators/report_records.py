@@ -13,6 +13,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from schemas.clock import SECOND_MS
 from schemas.errors import OperatorNeeded
+from schemas.events import NAME_CHARACTERS_MAX
 from schemas.intent_ledger import IntentState, LedgerIntent
 from schemas.periods import INSTANT_MAX_MS, INSTANT_MIN_MS
 from schemas.reports import Attempt, Intent, OutcomeStatus, Redrive, ReportEntry, ReportOutcome
@@ -46,6 +47,13 @@ def _own_entries(text: bytes) -> list[ReportEntry]:
         raise OperatorNeeded(
             f"billing.reports holds an entry this version does not understand; run the version that wrote it: {error}"
         ) from error
+
+
+def has_long_name(entry: ReportEntry) -> bool:
+    """Whether a name is longer than any of ours. A foreign writer may write any text, and an index of PostgreSQL takes
+    none of more than 2 700 bytes."""
+    names = ("identifier", "account", "event_name", "stripe_customer")
+    return any(len(getattr(entry, name, "")) > NAME_CHARACTERS_MAX for name in names)
 
 
 def within_time(entry: ReportEntry) -> ReportEntry:

@@ -72,3 +72,18 @@ async def test_an_attempt_or_outcome_with_such_a_time_stops_nobody(kind: Any, ch
     totals = await world.tables.intents.totals(METER, world.customers["acme"], 0, 1 << 50)
     assert totals.accepted in (5, 12)
     await world.close()
+
+
+@pytest.mark.parametrize("name", ["identifier", "account", "event_name"])
+async def test_a_report_with_a_name_that_no_index_takes_is_ignored(name: str, caplog: pytest.LogCaptureFixture) -> None:
+    """It stays in the topic. PostgreSQL refused the row, and the sink stopped at each start."""
+    world = await ClosingWorld("2027-11-01").start()
+    await world.sign_up("acme", world.per_call("2"))
+    await world.jump("2027-11-20 12:00")
+    bad, good = (world.used("acme", calls, "2027-11-20 12:00", NOVEMBER) for calls in (7, 5))
+    await world.publish(bad.model_copy(update={name: "n" * 257}), good)
+    await world.pump()
+    totals = await world.tables.intents.totals(METER, world.customers["acme"], 0, 1 << 50)
+    assert (totals.accepted, totals.pending) == (5, 0)
+    assert "record 0 is no report; it is ignored" in caplog.text
+    await world.close()
