@@ -17,7 +17,7 @@ from aggregators.binding_timeline import timeline
 from pipeline.billing.closing import ClosingPolicy
 from schemas.bills import InvoiceItem, InvoiceItemState, LatePolicy
 from schemas.clock import DAY_MS, HOUR_MS, MINUTE_MS
-from schemas.errors import Transient
+from schemas.errors import InvalidInput, Transient
 from schemas.reports import MeterEvent, MeterSummary
 from sinks.sql.fake import FakeSideTables
 from stripe_simulator.faults import Fault, FaultKind
@@ -465,3 +465,24 @@ async def test_a_credit_of_fractions_needs_the_sum_of_doubles(stripes_sum: str, 
         await world.turns(3)
     assert amounts(world) == billed
     await world.close()
+
+
+async def test_an_item_that_cannot_be_looked_for_is_looked_for_once_a_day(world: ClosingWorld) -> None:
+    """A person has changed its metadata. Each look costs up to 20 reads of Stripe."""
+    await world.turns(1)
+
+    def lost(request: httpx.Request) -> None:
+        if request.method == "POST" and request.url.path == ITEMS:
+            raise httpx.ReadError("the connection broke")
+
+    world.network.after = lost
+    await world.turns(1)
+    world.clock.advance(30 * HOUR_MS)
+    with patch.object(world.items, "made", side_effect=InvalidInput("metadata", "were changed")) as looks:
+        await world.turns(20)
+    (held,) = await world.items_of("acme")
+    assert (held.state, amounts(world), looks.call_count) == (InvoiceItemState.HELD, [250], 1)
+    world.network.after = lambda _request: None
+    world.clock.advance(26 * HOUR_MS)
+    await world.turns(2)
+    assert (amounts(world), await state(world)) == ([250], "confirmed")
