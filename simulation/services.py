@@ -33,7 +33,7 @@ from sinks.stripe.fake import FakeFault, FakeStripe
 
 GAP_PROBABILITY: Final = 0.05
 SILENCE_S: Final = (60.0, 5_400.0)
-LATE_READ_S: Final = 120.0
+LATE_READ_S: Final = 300.0
 
 
 class WatchedLog(FakeLog):
@@ -190,7 +190,7 @@ class UnsureObjects(DrivenObjects):
         """Like the driver; raises `Transient` while Stripe keeps silent about the object."""
         draw, length_s = self._chance.random(), self._chance.uniform(*SILENCE_S)
         now_s = asyncio.get_running_loop().time()
-        if draw < self._rate / 20 and self._faults.strike(Fault.STRIPE_OBJECT_SILENT, f"{name.id}#{self._reads}"):
+        if draw < self._rate / 5 and self._faults.strike(Fault.STRIPE_OBJECT_SILENT, f"{name.id}#{self._reads}"):
             self._silent_until_s[name] = now_s + length_s
         if self._faults.active and now_s < self._silent_until_s.get(name, 0.0):
             raise Transient(f"stripe keeps silent about {name.id}")

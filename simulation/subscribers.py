@@ -11,7 +11,7 @@ from pipeline.webhooks.appending import append_events
 from pipeline.webhooks.linking import Linking, Wish, link_customers
 from pipeline.webhooks.resync import resync
 from schemas.billing_events import ObjectKind, ObjectName, StripeObjects, Via
-from schemas.clock import SECOND_MS
+from schemas.clock import MINUTE_MS, SECOND_MS
 from schemas.control import CloseRecord
 from schemas.errors import Fenced, InvalidInput, Transient
 from schemas.log import Log
@@ -24,6 +24,8 @@ from simulation.traffic import LINKED, PARTITIONS
 from stripe_simulator.errors import ApiError
 
 HAPPENINGS: Final = 20
+SOON_AGAIN: Final = 0.4
+SOON_S_MAX: Final = 90.0
 HOUR_S: Final = 3_600
 # More items than a nested list of Stripe's shows.
 WIDE_ITEMS: Final = 12
@@ -60,10 +62,16 @@ class Subscribers:
     async def live(self, span_s: float) -> None:
         """Customers sign up, change, and go, and somebody edits in the dashboard. What Stripe refuses does not
         happen."""
+        account = LINKED[0]
         while True:
-            await asyncio.sleep(self._chance.expovariate(HAPPENINGS / span_s))
+            if self._chance.random() < SOON_AGAIN:
+                # While Stripe still answers for what happened before.
+                await asyncio.sleep(self._chance.uniform(1, SOON_S_MAX))
+            else:
+                await asyncio.sleep(self._chance.expovariate((1 - SOON_AGAIN) * HAPPENINGS / span_s))
+                account = self._chance.choice(LINKED)
             self._number += 1
-            account, number = self._chance.choice(LINKED), self._chance.random()
+            number = self._chance.random()
             does = self._chance.choice(self.ACTIONS)
             with contextlib.suppress(ApiError):
                 if not self.customer_of.get(account):
@@ -240,7 +248,8 @@ class Subscribers:
             self._runs += 1
             world, name = self._world, f"operator.{self._runs}"
             process = Process(name, world.chance(name), world.faults, world.rates, world.trace)
-            work = process.run(self._command(process, account, what))
+            from_ms = world.clock.now_ms() // MINUTE_MS * MINUTE_MS if refused else None
+            work = process.run(self._command(process, account, what, from_ms))
             try:
                 await asyncio.wait([work])
             finally:
@@ -250,14 +259,14 @@ class Subscribers:
             except (Killed, asyncio.CancelledError, Transient, Fenced):
                 tries_left -= not world.faults.active
             except InvalidInput as error:
-                # An account gets one customer in a minute at most.
+                # A customer of two accounts at once, or two customers of an account in one minute.
                 tries_left, refused = tries_left - 1, str(error)
             else:
                 return
             await asyncio.sleep(AGAIN_S)
         world.fail("operator", f"{account}: {what} is never done: {refused}")
 
-    async def _command(self, process: Process, account: str, what: str) -> None:
+    async def _command(self, process: Process, account: str, what: str, from_ms: int | None) -> None:
         world, run = self._world, process.name
         log, tables = cast("Log", Reached(process, "log", world.log)), cast("SideTables", self._reached(process))
         objects = cast("StripeObjects", Reached(process, "stripe", world.objects))
@@ -271,7 +280,7 @@ class Subscribers:
             await append_plan(accounts, Plan(known.partition, known.next_offset, record))
         elif what:
             parts = Linking(log, tables, objects, world.clock, world.clock.unhurried(LOOK_S))
-            await link_customers(parts, [Wish(account, what, None, "operator", "simulated")], run)
+            await link_customers(parts, [Wish(account, what, from_ms, "operator", "simulated")], run)
         else:
             await tables.unlink(account, "operator", "simulated", world.clock.now_ms())
 

@@ -66,11 +66,12 @@ BROKEN_RECORDS: Final = (b"{", b"\xff\xfe", b"[1,", b"", b"[]")
 REPEATED_KINDS: Final = (*REPLAYED_KINDS, ControlKind.DEDUP_DECISION)
 OF_ACCOUNTS: Final = (ControlKind.BINDING, ControlKind.CLOSE)
 FAILOVER_S_MAX: Final = 1_800.0
+BILLING_STRIDE: Final = 4
 
 
 def is_billing(seed: int) -> bool:
     """Whether the run has customers at Stripe, whose events come: they cost as much as the rest of a run."""
-    return seed % 4 == 0
+    return seed % BILLING_STRIDE == 0
 
 
 class Failure(NamedTuple):

@@ -39,6 +39,7 @@ from sinks.redis.fake import FakeOutbox, FakeServer
 from tests.simulation.billing_mutants import BILLING
 from tests.simulation.binding_mutants import BINDINGS
 from tests.simulation.late_binding_mutants import LATE_BINDINGS
+from tests.simulation.mirror_mutants import MIRROR
 from tests.simulation.mutant import RUNS_MAX, Method, Mutant, inner, runs_to_catch
 
 
@@ -336,6 +337,7 @@ MUTANTS: Final = (
     *BILLING,
     *BINDINGS,
     *LATE_BINDINGS,
+    *MIRROR,
 )  # fmt: skip
 
 
