@@ -49,7 +49,7 @@ class Deliveries:
         value = json.dumps(event).encode()
         key = event_key(read_event(value))
         thing = event["data"]["object"].get("id")
-        if thing and anonymous < rate and faults.strike(Fault.WEBHOOK_WITHOUT_CUSTOMER, event["id"]):
+        if thing and anonymous < 2 * rate and faults.strike(Fault.WEBHOOK_WITHOUT_CUSTOMER, event["id"]):
             # As a thin event, which names the object alone: two partitions may have the same object.
             key = thing
         if late < rate and faults.strike(Fault.WEBHOOK_LATE, event["id"]):

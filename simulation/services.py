@@ -33,7 +33,7 @@ from sinks.stripe.fake import FakeFault, FakeStripe
 
 GAP_PROBABILITY: Final = 0.05
 SILENCE_S: Final = (60.0, 5_400.0)
-LATE_READ_S: Final = 300.0
+LATE_READ_S: Final = 200.0
 
 
 class WatchedLog(FakeLog):
@@ -198,13 +198,12 @@ class UnsureObjects(DrivenObjects):
 
     async def _get(self, path: str, options: Mapping[str, object] | None = None) -> dict[str, Any]:
         self._reads += 1
-        draw, kind, late_s = self._chance.random(), self._chance.choice(_READS), self._chance.uniform(1, LATE_READ_S)
-        key = f"stripe.read#{self._reads}"
-        is_struck = draw < self._rate and self._faults.strike(kind, key)
-        if is_struck and kind is not Fault.STRIPE_READ_SLOW:
+        draw, slow, late_s = self._chance.random(), self._chance.random(), self._chance.uniform(1, LATE_READ_S)
+        kind, key = self._chance.choice(_READS), f"stripe.read#{self._reads}"
+        if draw < self._rate and self._faults.strike(kind, key):
             raise Transient(f"{kind}: {path}")
         answer = await super()._get(path, options)
-        if is_struck:
+        if slow < self._rate and self._faults.strike(Fault.STRIPE_READ_SLOW, key):
             await asyncio.sleep(late_s)
         return answer
 
@@ -239,7 +238,7 @@ def _copied(state: Any) -> Any:
     return type(state)(**{field.name: copied(getattr(state, field.name)) for field in dataclasses.fields(state)})
 
 
-_READS: Final = (Fault.STRIPE_READ_RATE_LIMITED, Fault.STRIPE_READ_FAILED, Fault.STRIPE_READ_SLOW)
+_READS: Final = (Fault.STRIPE_READ_RATE_LIMITED, Fault.STRIPE_READ_FAILED)
 _STRIPE = {
     Fault.STRIPE_CONFLICT: FakeFault.CONFLICT,
     Fault.STRIPE_RATE_LIMITED: FakeFault.RATE_LIMITED,

@@ -24,8 +24,8 @@ from simulation.traffic import LINKED, PARTITIONS
 from stripe_simulator.errors import ApiError
 
 HAPPENINGS: Final = 20
-SOON_AGAIN: Final = 0.4
-SOON_S_MAX: Final = 90.0
+SOON_AGAIN: Final = 0.5
+SOON_S_MAX: Final = 60.0
 HOUR_S: Final = 3_600
 # More items than a nested list of Stripe's shows.
 WIDE_ITEMS: Final = 12
@@ -117,10 +117,11 @@ class Subscribers:
         self._subscription_of[account] = self._stripe.subscribe(customer, metered, *flat, **params)
 
     def _change(self, account: str, number: float) -> None:
-        """Another metered price, or fewer or more flat ones."""
-        if not self._strike(Fault.SUBSCRIPTION_CHANGED):
+        """Another metered price, or fewer or more flat ones. What a schedule has is changed in the schedule."""
+        body = self._body(account)
+        if body["schedule"] or not self._strike(Fault.SUBSCRIPTION_CHANGED):
             return
-        items = (self._body(account).get("items") or {"data": ()})["data"]
+        items = body["items"]["data"]
         metered = next(item for item in items if item["price"]["recurring"]["usage_type"] == "metered")
         if number < 0.5:
             price = self._monthly if number < 0.2 else self._daily[int(number * 1_000) % 2]
@@ -148,9 +149,11 @@ class Subscribers:
             (self._stripe.resume if is_paused else self._stripe.pause)(self._subscription_of[account])
 
     def _schedule(self, account: str, number: float) -> None:
-        if not self._strike(Fault.SUBSCRIPTION_SCHEDULED):
+        """A schedule of an active subscription: what a phase does to a trial, the simulator does not know."""
+        body = self._body(account)
+        if body["status"] != "active" or not self._strike(Fault.SUBSCRIPTION_SCHEDULED):
             return
-        if schedule := self._body(account)["schedule"]:
+        if schedule := body["schedule"]:
             self._stripe.call("POST /v1/subscription_schedules/{schedule}/release", {}, schedule)
             return
         price = self._monthly if number < 0.5 else self._daily[1]

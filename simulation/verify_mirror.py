@@ -24,6 +24,7 @@ from schemas.periods import AccountState, Billing
 from schemas.side_tables import TABLE_OF, Outcome, Row
 from simulation.services import SharedTables
 from simulation.traffic import LINKED, PARTITIONS
+from sinks.sql.step import STRIPE
 
 if TYPE_CHECKING:
     from simulation.world import World
@@ -31,6 +32,12 @@ if TYPE_CHECKING:
 SHOWN_MAX: Final = 5
 AHEAD_HOURS: Final = (0.25, 1, 3, 7, 12, 25, 49, 71)
 BILLED: Final = ("active", "past_due")
+# The column of each table that shows an end, and its last values.
+_END: Final[Mapping[str, tuple[str, tuple[object, ...]]]] = {
+    "stripe_customers": ("deleted", (1,)),
+    "subscriptions": ("status", ("canceled", "incomplete_expired")),
+    "invoices": ("status", ("paid", "void")),
+}
 _Rows = dict[tuple[str, str], Row]
 
 
@@ -57,6 +64,7 @@ async def verify_mirror(world: World) -> None:
     found = _mirror(await world.tables.mirror())
     _differ(world, "mirror", expected, found)
     await _events(world)
+    _ends(world)
     await _fresh(world, {key: row for key, row in expected.items() if not row.get("deleted")})
     _bindings(world)
 
@@ -126,6 +134,19 @@ def _set_aside(world: World) -> set[str]:
         for record in world.log.appended.get((REJECTED_TOPIC, partition), ())
         if dict(record.headers)[Header.TOPIC] == BILLING_EVENTS_TOPIC.encode()
     }
+
+
+def _ends(world: World) -> None:
+    """What has ended at Stripe never comes back in the audit: a slow answer replaces no newer one."""
+    ended: set[tuple[str, str]] = set()
+    for row in sorted(world.tables.rows("audit"), key=lambda row: (row["account"], row["seq"])):
+        after: Any = json.loads(row["after_json"] or "{}")
+        for table, (column, ends) in _END.items() if row["actor"] == STRIPE else ():
+            for key, columns in after.get(table, {}).items():
+                if columns.get(column) in ends:
+                    ended.add((row["account"], key))
+                elif column in columns and (row["account"], key) in ended:
+                    world.fail("audit: ends", f"{key} had ended and is {columns[column]} by {row['cause']}")
 
 
 async def _fresh(world: World, expected: _Rows) -> None:
