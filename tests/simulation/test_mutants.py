@@ -19,6 +19,9 @@ QUICK = {
     "a binding that comes again counts",
     "another payer pays before the cut",
     "another payer cuts no period",
+    "mirror: payload trusted",
+    "mirror: only the first page of items",
+    "walker: never walks",
 }
 
 
