@@ -5,7 +5,8 @@ from __future__ import annotations
 from decimal import Decimal
 
 from schemas.access import Decision, Reason, Standing, Usage
-from schemas.entitlements import UNLIMITED, Feature, FeatureType, Operation, Resolved, SourceKind
+from schemas.catalog import FeatureType
+from schemas.entitlements import UNLIMITED, Feature, Operation, Resolved, SourceKind
 
 _NONE = Decimal(0)
 

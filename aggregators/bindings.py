@@ -1,4 +1,4 @@
-"""How control records change an account's state: bindings, customers, closings and restatements (I8, I9)."""
+"""How control records change an account's state: bindings, customers, closings, flushes, restatements (I8, I9, I10)."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Final
 
 from aggregators.periods import cuts_of, is_closed, open_period, period_at
 from schemas.clock import MINUTE_MS
-from schemas.control import AccountControlRecord, BindingRecord, CloseRecord, RestatementRecord
+from schemas.control import AccountControlRecord, BindingRecord, FlushRecord, RestatementRecord, RevisedRecord
 from schemas.meters import GRACE_MAX_MS, Policy
 from schemas.periods import (
     INSTANT_MIN_MS,
@@ -43,7 +43,7 @@ def apply(
     """The account's state after one of its control records. The worker and the archive both call this function. The
     reconciler (`reconciler/history.py`) and the oracle have separate rules, which check this function.
 
-    A binding or closing that comes again after a later one changes nothing but the count of repeated records. A
+    A binding, closing or flush that comes again after a later one changes nothing but the count of repeated records. A
     restatement record names the record that it answers, so a repeated one answers nothing.
     """
     if isinstance(record, RestatementRecord):
@@ -53,12 +53,30 @@ def apply(
     state = _with(state, revision=record.revision)
     if isinstance(record, BindingRecord):
         return bound(state, record.binding, position, policy, stream_time_ms)
+    if isinstance(record, FlushRecord):
+        return flushed(state, policy, stream_time_ms)
     return closed(state, record.instant_ms, position, policy, stream_time_ms)
 
 
-def is_repeated(state: AccountState, record: BindingRecord | CloseRecord) -> bool:
+def is_repeated(state: AccountState, record: RevisedRecord) -> bool:
     """Whether a record with this revision or a later one was applied to the account before."""
     return record.revision <= state.revision
+
+
+def report_start_ms(state: AccountState, policy: Policy, stream_time_ms: int) -> int:
+    """The start of the account's report bucket that takes usage which arrives at a stream time: that of the report
+    bucket of all accounts, or the account's last flush in it."""
+    return max(policy.report_bucket_ms(stream_time_ms), state.flushed_ms)
+
+
+def flushed(state: AccountState, policy: Policy, stream_time_ms: int) -> AccountState:
+    """The state after a flush at a stream time. The instant of a flush is above all earlier ones and the bucket's
+    start, so that no two buckets of an account begin at the same instant. A flush in the bucket's last millisecond may
+    find no such instant, and changes nothing: the bucket ends by itself."""
+    instant_ms = max(stream_time_ms, report_start_ms(state, policy, stream_time_ms) + 1)
+    if instant_ms >= policy.report_bucket_end_ms(stream_time_ms):
+        return state
+    return _with(state, flushed_ms=instant_ms)
 
 
 def bound(state: AccountState, binding: Binding, position: int, policy: Policy, stream_time_ms: int) -> AccountState:
@@ -98,7 +116,7 @@ def restated(
         return state
     if record.declined:
         return _beyond(state, (_requested(pending), *pending.later), policy, stream_time_ms)
-    restatement = Restatement(pending.from_ms, policy.report_bucket_ms(stream_time_ms))
+    restatement = Restatement(pending.from_ms, report_start_ms(state, policy, stream_time_ms))
     after = _with(cut_in_the_past(state), restatements=(*state.restatements[-BINDINGS_MAX:], restatement))
     return _beyond(after, pending.later, policy, stream_time_ms)
 

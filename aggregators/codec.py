@@ -11,9 +11,12 @@ import msgspec
 
 from schemas.aggregations import Aggregation, Value
 from schemas.log import POSITION_BITS
+from schemas.meters import Policy
 
 _SEPARATOR: Final = "\x1f"
 _VOID: Final = "-"
+# Of a flush, the field says all.
+FLUSH_TEXT: Final = "flush"
 
 _CODES: Final = {aggregation: aggregation.rule.code for aggregation in Aggregation}
 _AGGREGATIONS: Final = {code: aggregation for aggregation, code in _CODES.items()}
@@ -45,6 +48,14 @@ class ReportValue(msgspec.Struct, frozen=True, gc=False):
     period_end_ms: int
     scale: int
     event_name: str
+
+
+class FlushKey(NamedTuple):
+    """Identifies a flush that the relay has not seen: the account's report bucket from `start_ms` ended at `end_ms`."""
+
+    start_ms: int
+    end_ms: int
+    account: str
 
 
 def version(generation: int, position: int) -> int:
@@ -105,6 +116,29 @@ def parse_report_field(text: str) -> ReportKey:
     head, account = text.split(_SEPARATOR, 1)
     start, meter = head.split("|")
     return ReportKey(int(start), meter, account)
+
+
+def flushes_bucket_ms(bucket_end_ms: int) -> int:
+    """The key of the flushes of the report bucket that ends at `bucket_end_ms`, among the report buckets' keys. It is
+    negative, so flushes come before report entries."""
+    return -bucket_end_ms
+
+
+def report_bucket_end_ms(bucket_ms: int, policy: Policy) -> int:
+    """Where the report bucket of a key ends for all accounts; also of a key of flushes."""
+    return -bucket_ms if bucket_ms < 0 else policy.report_bucket_end_ms(bucket_ms)
+
+
+def flush_field(key: FlushKey) -> str:
+    """A flush's field in the hash of its bucket's flushes. It ends with the account, as that of a report entry does."""
+    return f"{key.start_ms}|{key.end_ms}{_SEPARATOR}{key.account}"
+
+
+def parse_flush_field(text: str) -> FlushKey:
+    """The inverse of `flush_field`."""
+    head, account = text.split(_SEPARATOR, 1)
+    start, end = head.split("|")
+    return FlushKey(int(start), int(end), account)
 
 
 def report_text(value: ReportValue) -> str:

@@ -20,19 +20,8 @@ from typing import Final
 
 import msgspec
 
-from schemas.entitlements import (
-    UNLIMITED,
-    Entitled,
-    Feature,
-    FeatureType,
-    Grant,
-    Merge,
-    Operation,
-    Resolved,
-    Segment,
-    SourceKind,
-    Value,
-)
+from schemas.catalog import FeatureType, Merge
+from schemas.entitlements import UNLIMITED, Entitled, Feature, Grant, Operation, Resolved, Segment, SourceKind, Value
 from schemas.periods import INSTANT_MIN_MS
 
 _PLANS: Final = frozenset({SourceKind.PLAN, SourceKind.TRIAL})

@@ -5,14 +5,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from functools import lru_cache
 from typing import NamedTuple
 
 import msgspec
 
-from aggregators.bindings import apply, is_payable_in, is_waiting
-from aggregators.codec import CellKey, ReportKey, cell_field, report_field
+from aggregators.bindings import apply, is_payable_in, is_waiting, report_start_ms
+from aggregators.codec import CellKey, FlushKey, ReportKey, cell_field, flush_field, flushes_bucket_ms, report_field
 from aggregators.deferred import contributions_at, deferred_entry
 from aggregators.instants import hour_of_us
 from aggregators.marks import by_bucket, current_slice, live_slices
@@ -28,18 +28,21 @@ from schemas.meters import Meter, Policy
 from schemas.periods import AccountState, Period
 from schemas.rollup import BucketField, Checkpoint, Deferred, MarkKey, MarkSlice, ReadRequest, TotalKey, UniqueKey
 
-# The open period of an account's last event: start, end, the stream time that closes the period, and the period itself.
-_Running = tuple[int, int, int, Period]
+# The open period of an account's last event: start, end, the stream time that closes the period, the period itself, and
+# the last account flush.
+_Running = tuple[int, int, int, Period, int]
 
 
 class Placed(msgspec.Struct, frozen=True, gc=False):
     """An arrival with the period it counts in. `late`: the period of its event time was closed. `kept_out`: it is late,
-    and one of its meters quarantines late events, or another payer would pay for it."""
+    and one of its meters quarantines late events, or another payer would pay for it. `flushed_ms`: the last
+    account flush before it."""
 
     arrival: Arrival
     period: Period
     late: bool
     kept_out: bool
+    flushed_ms: int = 0
 
 
 class PlacedDedupDecision(NamedTuple):
@@ -51,12 +54,13 @@ class PlacedDedupDecision(NamedTuple):
 
 class Placement(NamedTuple):
     """All arrivals in log order, with deferred events again at their dedup decisions; the account states that changed;
-    all decisions; and the deferred events that were read for the decisions, by position."""
+    all decisions; the deferred events that were read for the decisions, by position; and the account flushes."""
 
     placed: list[Placed]
     accounts: dict[str, AccountState]
     decisions: list[PlacedDedupDecision]
     deferred: Mapping[int, Deferred]
+    account_flushes: Collection[BucketField]
 
 
 class Target(msgspec.Struct, frozen=True, gc=False):
@@ -98,6 +102,7 @@ class FlushPlan(NamedTuple):
     slices: tuple[MarkSlice, ...]
     request: ReadRequest
     deferred: Mapping[int, Deferred] = {}
+    account_flushes: Collection[BucketField] = ()
 
 
 def place(
@@ -118,6 +123,7 @@ def place(
     policies = scan.policies
     policy: Policy | None = None
     running: dict[str, _Running] = {}
+    account_flushes: list[BucketField] = []
     for step in scan.steps:
         if policy is not (policy := policies[offset_of(step.position)]):
             running.clear()
@@ -133,8 +139,12 @@ def place(
         if isinstance(step, AccountControl):
             account = step.control.account
             before = changed.get(account) or states.get(account) or AccountState()
-            changed[account] = apply(before, step.control, step.position, policy, step.stream_time_ms)
+            after = changed[account] = apply(before, step.control, step.position, policy, step.stream_time_ms)
             running.pop(account, None)
+            if after.flushed_ms != before.flushed_ms:
+                key = FlushKey(report_start_ms(before, policy, step.stream_time_ms), after.flushed_ms, account)
+                bucket_ms = flushes_bucket_ms(policy.report_bucket_end_ms(step.stream_time_ms))
+                account_flushes.append(BucketField(bucket_ms, flush_field(key)))
             continue
         if step.deferred is not None:
             known[step.position] = step.deferred
@@ -144,7 +154,7 @@ def place(
         instant_ms = step.time_us // 1000
         last = running.get(step.account)
         if last is not None and last[0] <= instant_ms < last[1] and step.stream_time_ms < last[2]:
-            placed.append(Placed(step, last[3], late=False, kept_out=False))
+            placed.append(Placed(step, last[3], late=False, kept_out=False, flushed_ms=last[4]))
             continue
         state = changed.get(step.account) or states.get(step.account) or AccountState()
         if is_waiting(state, step.stream_time_ms):
@@ -158,11 +168,11 @@ def place(
             if quarantines_late(step.contributions) or not is_payable_in(state, instant_ms, carried):
                 placed.append(Placed(step, period, late=True, kept_out=True))
             else:
-                placed.append(Placed(step, carried, late=True, kept_out=False))
+                placed.append(Placed(step, carried, late=True, kept_out=False, flushed_ms=state.flushed_ms))
         else:
-            running[step.account] = (*period, period.end_ms + policy.grace_ms, period)
-            placed.append(Placed(step, period, late=False, kept_out=False))
-    return Placement(placed, changed, decisions, deferred or {})
+            running[step.account] = (*period, period.end_ms + policy.grace_ms, period, state.flushed_ms)
+            placed.append(Placed(step, period, late=False, kept_out=False, flushed_ms=state.flushed_ms))
+    return Placement(placed, changed, decisions, deferred or {}, account_flushes)
 
 
 def _placed_decision(step: DedupDecisionStep, state: AccountState, policy: Policy) -> PlacedDedupDecision:
@@ -181,10 +191,11 @@ def _decided(step: DedupDecisionStep, event: Deferred, state: AccountState, poli
     )  # fmt: skip
     period = period_at(state, event.time_us // 1000)
     if not is_closed(state, period, policy.grace_ms, step.stream_time_ms):
-        return Placed(arrival, period, late=False, kept_out=False)
+        return Placed(arrival, period, late=False, kept_out=False, flushed_ms=state.flushed_ms)
     if _placed_decision(step, state, policy).kept_out:
         return Placed(arrival, period, late=True, kept_out=True)
-    return Placed(arrival, open_period(state, step.stream_time_ms), late=True, kept_out=False)
+    carried = open_period(state, step.stream_time_ms)
+    return Placed(arrival, carried, late=True, kept_out=False, flushed_ms=state.flushed_ms)
 
 
 def plan(scan: Scan, placement: Placement, checkpoint: Checkpoint, hash_key: bytes) -> FlushPlan:
@@ -221,7 +232,7 @@ def plan(scan: Scan, placement: Placement, checkpoint: Checkpoint, hash_key: byt
     )
     return FlushPlan(
         scan, candidates, builder.targets, cells, list(builder.totals), reports, placement.accounts, slices, request,
-        placement.deferred,
+        placement.deferred, placement.account_flushes,
     )  # fmt: skip
 
 
@@ -247,8 +258,8 @@ class _Builder:
         self.uniques: dict[UniqueKey, list[int]] = {}
         self._offset = -1
         self._buckets = _Buckets(0, 0)
-        self._numbers: dict[tuple[str, str, int, str, int], int] = {}
-        self._numbers_by_buckets: dict[_Buckets, dict[tuple[str, str, int, str, int], int]] = {}
+        self._numbers: dict[tuple[str, str, int, str, int, int], int] = {}
+        self._numbers_by_buckets: dict[_Buckets, dict[tuple[str, str, int, str, int, int], int]] = {}
 
     def contributions(self, placed: Placed) -> tuple[tuple[int, int, int], ...]:
         arrival, period = placed.arrival, placed.period
@@ -259,11 +270,11 @@ class _Builder:
         contributions = []
         for contribution in arrival.contributions:
             meter = contribution.meter
-            key = (arrival.account, meter.slug, hour_ms, contribution.dimensions, period.start_ms)
+            key = (arrival.account, meter.slug, hour_ms, contribution.dimensions, period.start_ms, placed.flushed_ms)
             number = numbers.get(key)
             if number is None:
                 number = numbers[key] = len(targets)
-                targets.append(self._target(arrival.account, contribution.dimensions, meter, period, hour_ms))
+                targets.append(self._target(placed, contribution.dimensions, meter, hour_ms))
             member = 0
             unique = targets[number].unique
             if unique is not None:
@@ -281,12 +292,14 @@ class _Builder:
         )
         self._numbers = self._numbers_by_buckets.setdefault(self._buckets, {})
 
-    def _target(self, account: str, dimensions: str, meter: Meter, period: Period, hour_ms: int) -> Target:
-        keys = _keys(
-            account, dimensions, meter.slug, period.start_ms, hour_ms, self._buckets, bool(meter.stripe_event_name)
-        )
+    def _target(self, placed: Placed, dimensions: str, meter: Meter, hour_ms: int) -> Target:
+        account, start_ms = placed.arrival.account, placed.period.start_ms
+        buckets = self._buckets
+        if placed.flushed_ms > buckets.report_ms:
+            buckets = buckets._replace(report_ms=placed.flushed_ms)
+        keys = _keys(account, dimensions, meter.slug, start_ms, hour_ms, buckets, bool(meter.stripe_event_name))
         rule = meter.aggregation.rule
-        unique = UniqueKey(account, meter.slug, period.start_ms) if rule.distinct else None
+        unique = UniqueKey(account, meter.slug, start_ms) if rule.distinct else None
         cell = self.cells.setdefault(keys.cell, len(self.cells))
         total = self.totals.setdefault((keys.total, meter.slug), len(self.totals))
         report = None if keys.report is None else self.reports.setdefault(keys.report, len(self.reports))

@@ -8,6 +8,7 @@ from typing import NamedTuple, TypeVar
 import msgspec
 
 from aggregators.codec import (
+    FLUSH_TEXT,
     ReportValue,
     cell_text,
     parse_cell_value,
@@ -188,7 +189,7 @@ class _Fold:
         dirty: dict[BucketField, int] = {}
         # Cells without a contribution must not become dirty again: a relay may have written them since they were read.
         touched: dict[int, None] = {}
-        reports: dict[BucketField, str] = {}
+        reports = dict.fromkeys(plan.account_flushes, FLUSH_TEXT)
         for target, position, end_ms in zip(plan.targets, self.positions, self.ends, strict=True):
             cell = self.cells[target.cell]
             if cell is None or position is None:

@@ -12,6 +12,7 @@ from typing import Final, NamedTuple
 from pydantic import TypeAdapter, ValidationError
 
 from schemas.errors import OperatorNeeded
+from schemas.intent_ledger import IntentState, LedgerIntent
 from schemas.reports import Attempt, Intent, OutcomeStatus, Redrive, ReportEntry, ReportOutcome
 
 _ENTRY: Final[TypeAdapter[ReportEntry]] = TypeAdapter(ReportEntry)
@@ -53,6 +54,32 @@ def supersedes(attempt: Attempt, known: Attempt | None) -> bool:
     replaces an attempt, and only the one that was refused or looked up.
     """
     return known is None or attempt.replaces_ms == known.attempted_at_ms
+
+
+def recorded(known: LedgerIntent | None, partition: int, offset: int, entry: ReportEntry) -> LedgerIntent | None:
+    """What the ledger knows of an intent after an entry, of what it knew before; None if the entry's intent is unknown.
+
+    The first outcome wins, and nothing but a redrive changes a settled intent. Stripe may have the event as soon as an
+    attempt is in the log.
+    """
+    if known is None:
+        return LedgerIntent(partition, offset, entry) if isinstance(entry, Intent) else None
+    match entry:
+        case Attempt() if known.state is IntentState.PENDING and supersedes(entry, known.attempt):
+            customer = entry.stripe_customer
+            return known._replace(attempt=entry, stripe_customer=customer, in_doubt=True, hold="", absent_at_ms=None)
+        case ReportOutcome() if known.state is IntentState.PENDING:
+            return known._replace(
+                state=IntentState(entry.status),
+                stripe_customer=entry.stripe_customer or known.stripe_customer,
+                hold="",
+                detail=entry.detail,
+                settled_at_ms=entry.settled_at_ms,
+                in_doubt=entry.in_doubt,
+            )
+        case Redrive():
+            return known._replace(state=IntentState.REDRIVEN, hold="")
+    return known
 
 
 class ReportedIntent(NamedTuple):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import msgspec
 
-from aggregators.bindings import apply
+from aggregators.bindings import apply, report_start_ms
 from aggregators.codec import (
     CellKey,
     ReportKey,
@@ -39,9 +39,9 @@ def restatement_of(scan: Scan) -> AccountControl | None:
     return step if isinstance(step, AccountControl) and isinstance(step.control, RestatementRecord) else None
 
 
-def replaced_reports(step: AccountControl, policy: Policy) -> list[BucketField]:
-    """The report entries of the open report bucket that may contain usage in the old periods."""
-    bucket_ms = policy.report_bucket_ms(step.stream_time_ms)
+def replaced_reports(step: AccountControl, policy: Policy, state: AccountState) -> list[BucketField]:
+    """The report entries of the account's open report bucket that may contain usage in the old periods."""
+    bucket_ms = report_start_ms(state, policy, step.stream_time_ms)
     return [
         BucketField(bucket_ms, report_field(ReportKey(start_ms, meter, step.control.account)))
         for start_ms, meters in step.content.replaced
@@ -68,11 +68,14 @@ def restatement_changes(
         return Changes(checkpoint=moved)
     if control.declined or control.begins:
         return Changes(checkpoint=moved, accounts={control.account: after})
-    return _placed(moved, step, policy, reports)._replace(accounts={control.account: after})
+    return _placed(moved, step, policy, state, reports)._replace(accounts={control.account: after})
 
 
-def _placed(checkpoint: Checkpoint, step: AccountControl, policy: Policy, reports: dict[BucketField, str]) -> Changes:
-    account, content, bucket_ms = step.control.account, step.content, policy.report_bucket_ms(step.stream_time_ms)
+def _placed(
+    checkpoint: Checkpoint, step: AccountControl, policy: Policy, state: AccountState, reports: dict[BucketField, str]
+) -> Changes:
+    account, content = step.control.account, step.content
+    bucket_ms = report_start_ms(state, policy, step.stream_time_ms)
     cells = {_cell_key(account, cell): _cell_text(cell) for cell in content.cells}
     # The old totals begin anew at 0, so their entries in the open bucket have nothing to report.
     entries = {

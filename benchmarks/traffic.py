@@ -25,7 +25,7 @@ SPAN_MS: Final = 40 * 60 * 1000
 # The length of `2026-11-21T10:00`, the minute of a time.
 MINUTE_CHARACTERS: Final = 16
 
-# As in schemas/meters.default.yaml: event type, share in percent, meter.
+# As in schemas/catalog.default.yaml: event type, share in percent, meter.
 KINDS: Final = (
     ("api.request", 45, "api_requests"),
     ("llm.completion", 25, "tokens"),

@@ -1,4 +1,5 @@
-"""The demo's plan: customers sign up; three simulated hours around a month's end at 300 times real speed; invoices."""
+"""The demo's plan: customers sign up; two and a half simulated hours around a month's end at 300
+times real speed; invoices."""
 
 from __future__ import annotations
 
@@ -10,8 +11,8 @@ from schemas.clock import HOUR_MS, MINUTE_MS
 METER_SET: Final = Path(__file__).parent / "meters.yaml"
 FACTOR: Final = 300
 MONTH_END_MS: Final = 1_793_491_200_000  # 2026-11-01T00:00:00Z
-START_MS: Final = MONTH_END_MS - 70 * MINUTE_MS
-END_MS: Final = MONTH_END_MS + 110 * MINUTE_MS
+START_MS: Final = MONTH_END_MS - 60 * MINUTE_MS
+END_MS: Final = MONTH_END_MS + 90 * MINUTE_MS
 # The customers sign up in the hours before. Then, and when the invoices come, time is slower: a webhook may take real
 # seconds to arrive, and Stripe's signature expires after five minutes.
 SIGN_UP_MS: Final = START_MS - 4 * HOUR_MS

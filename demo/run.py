@@ -20,8 +20,8 @@ from demo.story import Story, verdict
 from demo.verify import Expected, live_counters, mismatches, recount
 from demo.view import Screen, summary
 from demo.worker import ReplayCounter
+from pipeline.audit.reconciling import reconcile_deployment
 from pipeline.clock import FileClock, ScaledClock, SystemClock, write_clock
-from pipeline.commands.operations import reconcile_deployment
 from pipeline.local.dev import Dev, DevOptions, locked_folder
 from pipeline.local.processes import LocalProcess, python
 from pipeline.open import open_base, open_live_view, read_meter_set
@@ -233,8 +233,9 @@ class Demo:
         self.story.mismatches = await mismatches(self.settings, expected)
 
     async def _reconcile(self) -> Report:
+        # The SQL database is deleted at the same time; `billing` compares the mirrors itself.
         return await reconcile_deployment(
-            self.settings, None, None, stripe_reads_max=10_000, archive_wait_s=plan.ARCHIVE_WAIT_S
+            self.settings, None, None, stripe_reads_max=10_000, archive_wait_s=plan.ARCHIVE_WAIT_S, mirror=False
         )
 
     async def _break_it(self) -> None:
@@ -243,7 +244,7 @@ class Demo:
         account, event_id = await lose_event(self.settings)
         customer = await send_twice(self.dev.stripe_url)
         # The reconciler does not compare recent events at Stripe: move the clock by half an hour.
-        self._go_on_to(self.clock.now_ms() + 30 * MINUTE_MS)
+        self._go_on_to(self.clock.now_ms() + 30 * MINUTE_MS, plan.BILLING_FACTOR)
         report = self.story.faulty_report = await self._reconcile()
         if any(row.account == account and row.cause is Cause.MISSING for row in report.rows):
             self.story.faults_found.append(f"event {event_id} of {account} is missing in ClickHouse")

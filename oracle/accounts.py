@@ -1,6 +1,7 @@
-"""A naive model of bindings, late bindings and closings: the periods of accounts, and which periods are closed.
+"""A naive model of bindings, late bindings, closings and flushes: the periods of accounts, which are closed, and where
+the reports of an account are cut.
 
-Written only from docs/invariants.md (I8, I9, S11). Times are int milliseconds UTC.
+Written only from docs/invariants.md (I8, I9, I10, S11). Times are int milliseconds UTC.
 """
 
 from __future__ import annotations
@@ -64,13 +65,15 @@ def _paying(payers: Sequence[_Payer], instant_ms: int) -> _Payer:
 class Accounts:
     """The accounts of a log. `serial` is the number of counted events of an account at some instant.
 
-    `declined` has the accounts whose restatement was declined. `repeated` counts the bindings and closings that changed
-    nothing because their revision was not above the revisions before.
+    `declined` has the accounts whose restatement was declined. `repeated` counts the bindings, closings and flushes
+    that changed nothing because their revision was not above the revisions before. `flushes` has the instants at which
+    an account's report buckets ended early.
     """
 
     def __init__(self) -> None:
         self.declined: list[str] = []
         self.repeated: Counter[str] = Counter()
+        self.flushes: dict[str, list[int]] = defaultdict(list)
         self._revisions: dict[str, int] = {}
         self._bindings: dict[str, list[Binding]] = defaultdict(list)
         self._named: set[str] = set()
@@ -155,6 +158,16 @@ class Accounts:
         self._closed[account].append((self.period(account, instant_ms)[0], serial))
         if account in self._late:
             self._late[account] = self._late[account]._replace(offset=offset, until_ms=-1)
+
+    def flush(self, account: str, log_ms: int, interval_ms: int) -> int | None:
+        """End the account's report bucket; return the instant at which the next one begins, or None if the bucket of
+        all accounts ends there anyway. No bucket is empty."""
+        bucket_ms = log_ms // interval_ms * interval_ms
+        instant_ms = max(log_ms, bucket_ms + 1, *(flush_ms + 1 for flush_ms in self.flushes[account]))
+        if instant_ms >= bucket_ms + interval_ms:
+            return None
+        self.flushes[account].append(instant_ms)
+        return instant_ms
 
     def begin(self, account: str, answers: int, offset: int, log_ms: int, policy: Policy) -> None:
         """Begin the restatement, at `offset`, of the late binding at `answers`, or begin it again."""

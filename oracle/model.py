@@ -1,6 +1,6 @@
 """A naive count of usage in dicts: exact, without dedup window, flush or recovery.
 
-Written only from docs/invariants.md (I1 to I9, S1 to S11). Times are int milliseconds UTC (`*_ms`) or
+Written only from docs/invariants.md (I1 to I10, S1 to S11). Times are int milliseconds UTC (`*_ms`) or
 microseconds (`*_us`), quantities are ints of minor units. Reasons are values of `schemas.reasons.Reason`.
 """
 
@@ -116,6 +116,8 @@ class Oracle:
         """Identities with different arrivals, for which totals depend on the order of arrival."""
         self._meter_sets: dict[int, Mapping[str, Any]] = dict.fromkeys(range(partitions), meter_set)
         self.accounts = Accounts()
+        self.flushed: dict[tuple[str, int], dict[TotalKey, int]] = {}
+        """The totals of an account at each of its flushes, by (account, instant), since the last restatement."""
         self._counted: dict[str, list[_Counted]] = defaultdict(list)
         self._ends: dict[tuple[str, int], int] = {}
         self._winners: dict[tuple[str, str], _Winner] = {}
@@ -199,6 +201,19 @@ class Oracle:
         if self.accounts.is_newest(account, revision):
             self.accounts.close(account, instant_ms, offset, len(self._counted[account]))
 
+    def flush(
+        self, partition: int, account: str, timestamp_ms: int | None = None, *, revision: int | None = None
+    ) -> None:
+        """Process a flush record: report the account's totals so far by themselves. `revision` is that of `bind`."""
+        self._require_home(partition, account)
+        self._advance(partition, timestamp_ms)
+        if not self.accounts.is_newest(account, revision):
+            return
+        interval_ms = policy_of(self._meter_sets[partition], "report_interval_ms")
+        instant_ms = self.accounts.flush(account, self._there(partition)[0], interval_ms)
+        if instant_ms is not None:
+            self.flushed[account, instant_ms] = {key: value for key, value in self.totals.items() if key[0] == account}
+
     def begin_restatement(
         self, partition: int, account: str, answers: int, offset: int, timestamp_ms: int | None = None
     ) -> None:
@@ -217,7 +232,7 @@ class Oracle:
         log_ms, policy = self._there(partition)
         if not self.accounts.answer(account, offset, declined=declined, log_ms=log_ms, policy=policy):
             return
-        for values in (self.totals, self.cells, self._distinct, self._latest, self._ends):
+        for values in (self.totals, self.cells, self._distinct, self._latest, self._ends, self.flushed):
             _forget(values, account)
         counted, self._counted[account] = self._counted[account], []
         for number, usage in enumerate(counted):

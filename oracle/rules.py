@@ -29,6 +29,7 @@ POLICY_DEFAULTS: Final = {
     "grace_ms": HOUR_MS,
     "event_bytes_max": 65_536,
     "late_max_ms": 35 * DAY_MS,
+    "report_interval_ms": HOUR_MS,
 }
 FIELD_CHARACTERS_MAX: Final = {"id": 128, "source": 256, "type": 256, "subject": 256, "time": 40}
 _REQUIRED_FIELDS: Final = {"specversion", "id", "source", "type", "subject"}

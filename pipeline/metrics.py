@@ -42,6 +42,13 @@ MetricName = Literal[
     "tidemark_sink_open_breakers",
     "tidemark_sink_results",
     "tidemark_sink_held_deadline_seconds",
+    "tidemark_auditor_failures_total",
+    "tidemark_billing_turn_seconds",
+    "tidemark_billing_drafts",
+    "tidemark_billing_late_drafts",
+    "tidemark_billing_unequal_drafts",
+    "tidemark_billing_invoices",
+    "tidemark_billing_not_sold",
     "tidemark_mirror_events",
     "tidemark_mirror_fetches",
     "tidemark_mirror_delay_seconds",
@@ -182,6 +189,38 @@ METRICS: Final[dict[MetricName, MetricSpec]] = {
     "tidemark_sink_held_deadline_seconds": MetricSpec(
         "gauge", "When Stripe will refuse the first held report for its age, Unix time; absent without held reports."
     ),
+    "tidemark_auditor_failures_total": MetricSpec(
+        "counter",
+        "Reconciliations of the role `auditor` that could not be run or recorded; it tries again every minute. Grows: "
+        "a store or Stripe does not answer, see the log.",
+    ),
+    "tidemark_billing_turn_seconds": MetricSpec(
+        "gauge",
+        "When the period-close controller last ended a turn, Unix time; from the sink that owns partition 0, as the "
+        "other `tidemark_billing` gauges. Over a few minutes old: Stripe, SQL or the log does not answer.",
+    ),
+    "tidemark_billing_drafts": MetricSpec(
+        "gauge", "Draft invoices with metered usage that Stripe finalizes within TIDEMARK_CLOSE_LEAD_S."
+    ),
+    "tidemark_billing_late_drafts": MetricSpec(
+        "gauge",
+        "Draft invoices that Stripe finalizes within five minutes although usage of their customers is not reported. "
+        "Above 0: the usage will be an invoice item; find out what delays the sink or the worker.",
+    ),
+    "tidemark_billing_unequal_drafts": MetricSpec(
+        "gauge", "Draft invoices whose usage at Stripe has another sum than what Stripe took from us; see the log."
+    ),
+    "tidemark_billing_invoices": MetricSpec(
+        "gauge",
+        "Finalized invoices by state. `waiting`: reports have no outcome. `unbilled`: an invoice item is to come. "
+        "`held`: a person must look, `tidemark billing bills --unbilled` says why.",
+        ("state",),
+    ),
+    "tidemark_billing_not_sold": MetricSpec(
+        "gauge",
+        "Customers and meters with usage that no subscription item bills, as of the last look at all customers; absent "
+        "before it. `tidemark billing bills --unbilled` names them.",
+    ),
     "tidemark_mirror_events": MetricSpec(
         "gauge",
         "Events of Stripe that this process has committed, by outcome. `held`: link the customer to an account. "
@@ -220,8 +259,8 @@ METRICS: Final[dict[MetricName, MetricSpec]] = {
     ),
     "tidemark_mirror_overlaps": MetricSpec(
         "gauge",
-        "Pairs of subscriptions ever found that bill one meter twice, or meters in different periods, up to 1000; from "
-        "the process that owns partition 0. Grows: cancel one of the two; `tidemark billing audit` names them.",
+        "Pairs of subscriptions that bill one meter twice, or meters in different periods, from now on; from the "
+        "process that owns partition 0. Above 0: cancel one of the two; `tidemark billing audit` names them.",
     ),
     "tidemark_mirror_due_bindings": MetricSpec(
         "gauge",

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import secrets
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
-import yaml
 from pydantic import ValidationError
 
 from aggregators.meters import successor
+from aggregators.yaml_lines import BYTES_MAX, Unreadable, read_yaml
 from pipeline.clock import AnyClock, clock_from_text
 from pipeline.logs.bindings import AccountLog
 from pipeline.logs.control_records import ensure_deployment, ensure_meter_set
 from pipeline.logs.open import open_log
 from pipeline.settings import Settings
+from schemas.catalog import Catalog
 from schemas.control import Genesis
 from schemas.errors import InvalidInput, OperatorNeeded
 from schemas.log import Log
@@ -26,11 +27,15 @@ if TYPE_CHECKING:
     from sinks.clickhouse.writer import ClickHouseStore
     from sinks.redis.view import RedisLiveView
     from sinks.sql.store import PostgresSideTables
+    from sinks.stripe.catalog import StripeClientCatalog
     from sinks.stripe.client import StripeClientMeters
+    from sinks.stripe.invoice_items import StripeClientInvoiceItems
+    from sinks.stripe.invoices import StripeClientInvoices
     from sinks.stripe.objects import StripeClientObjects
 
+NOT_METERS: Final = Catalog.model_fields.keys() - MeterSet.model_fields.keys()
 # A function imports its driver, so that a role without the driver starts faster.
-DEFAULT_METER_SET = Path(__file__).parent.parent / "schemas" / "meters.default.yaml"
+DEFAULT_CATALOG = Path(__file__).parent.parent / "schemas" / "catalog.default.yaml"
 
 
 class Base(NamedTuple):
@@ -112,7 +117,18 @@ def open_stripe(settings: Settings) -> StripeClientMeters | None:
     from sinks.stripe.client import StripeClientMeters
 
     key = settings.stripe_api_key.get_secret_value()
-    return StripeClientMeters(key, settings.stripe_api_base or None, nonce=secrets.token_hex(4)) if key else None
+    if not key:
+        return None
+    base, api = settings.stripe_api_base or None, settings.stripe_meter_events
+    return StripeClientMeters(key, base, nonce=secrets.token_hex(4), api=api)
+
+
+def open_stripe_invoices(settings: Settings) -> StripeClientInvoices | None:
+    """The reader of Stripe's lists of invoices, or None without a key."""
+    from sinks.stripe.invoices import StripeClientInvoices
+
+    key = settings.stripe_api_key.get_secret_value()
+    return StripeClientInvoices(key, settings.stripe_api_base or None) if key else None
 
 
 async def check_stripe_key(base: Base, meters: StripeClientMeters) -> None:
@@ -132,8 +148,6 @@ async def open_stripe_objects(base: Base) -> StripeClientObjects:
 
     Raises `InvalidInput` without a key, and as `check_stripe_key`.
     """
-    from sinks.stripe.objects import StripeClientObjects
-
     meters = open_stripe(base.settings)
     if meters is None:
         raise InvalidInput("TIDEMARK_STRIPE_API_KEY", "is not set; Stripe's objects cannot be read")
@@ -141,11 +155,46 @@ async def open_stripe_objects(base: Base) -> StripeClientObjects:
         await check_stripe_key(base, meters)
     finally:
         await meters.close()
-    return StripeClientObjects(base.settings.stripe_api_key.get_secret_value(), base.settings.stripe_api_base or None)
+    return unchecked_stripe_objects(base.settings)
 
 
-async def open_side_tables(base: Base) -> PostgresSideTables:
-    """The side tables, after the migration of the tables.
+async def open_stripe_catalog(base: Base) -> StripeClientCatalog:
+    """Stripe's products and prices. Raises `InvalidInput` without a key, and as `check_stripe_key`."""
+    from sinks.stripe.catalog import StripeClientCatalog
+
+    meters = open_stripe(base.settings)
+    if meters is None:
+        raise InvalidInput("TIDEMARK_STRIPE_API_KEY", "is not set; products and prices are made at Stripe with it")
+    try:
+        await check_stripe_key(base, meters)
+    finally:
+        await meters.close()
+    key, api_base = base.settings.stripe_api_key.get_secret_value(), base.settings.stripe_api_base or None
+    return StripeClientCatalog(key, api_base, scope=scope_of(base), nonce=secrets.token_hex(4))
+
+
+def scope_of(base: Base) -> str:
+    """Whose data the side tables have: Stripe's mode and account."""
+    return f"{'live' if base.genesis.livemode else 'test'}:{base.genesis.stripe_account}"
+
+
+def open_invoice_items(settings: Settings) -> StripeClientInvoiceItems:
+    """The client that creates invoice items."""
+    from sinks.stripe.invoice_items import StripeClientInvoiceItems
+
+    return StripeClientInvoiceItems(settings.stripe_api_key.get_secret_value(), settings.stripe_api_base or None)
+
+
+def unchecked_stripe_objects(settings: Settings) -> StripeClientObjects:
+    """The reader of Stripe's objects, whatever the key's account. Raises `InvalidInput` for a key without a mode."""
+    from sinks.stripe.objects import StripeClientObjects
+
+    return StripeClientObjects(settings.stripe_api_key.get_secret_value(), settings.stripe_api_base or None)
+
+
+async def open_side_tables(base: Base, *, migrate: bool = True) -> PostgresSideTables:
+    """The side tables, after the migration of the tables. Without `migrate` nothing is written, and tables of another
+    version raise `OperatorNeeded`.
 
     Raises `InvalidInput` for `pgserver://`, which only `tidemark dev` can open, `OperatorNeeded` if the database
     belongs to another Stripe account or log, `Transient` if the database does not answer.
@@ -160,8 +209,7 @@ async def open_side_tables(base: Base) -> PostgresSideTables:
 
     tables = PostgresSideTables(base.settings.sql_url, timeline, base.settings.store_timeout_s, overlaps=overlaps)
     try:
-        mode = "live" if base.genesis.livemode else "test"
-        await tables.migrate(f"{mode}:{base.genesis.stripe_account}", base.genesis.log_id)
+        await (tables.migrate if migrate else tables.check)(scope_of(base), base.genesis.log_id)
     except BaseException:
         await tables.close()
         raise
@@ -169,19 +217,34 @@ async def open_side_tables(base: Base) -> PostgresSideTables:
 
 
 def read_meter_set(path: Path | None) -> MeterSet:
-    """The meter set of a YAML file, or the default meter set. Raises `InvalidInput` with the field."""
-    source = path or DEFAULT_METER_SET
+    """The meter set of a catalog file, or of the default catalog. Raises `InvalidInput` with the line and the field.
+
+    A file with meters alone is a catalog that sells nothing. What else a catalog has is not read here.
+    """
+    source = path or DEFAULT_CATALOG
     try:
-        return MeterSet.model_validate(yaml.safe_load(source.read_text()))
-    except (UnicodeDecodeError, RecursionError) as error:
-        raise InvalidInput("meter_set", f"{source} is not YAML in UTF-8") from error
-    except OSError as error:
-        raise InvalidInput("meter_set", f"cannot read {source}: {error.strerror}") from error
-    except yaml.YAMLError as error:
-        raise InvalidInput("meter_set", f"{source} is not YAML: {error}") from error
+        document = read_yaml(read_bytes(source))
+    except Unreadable as error:
+        field = ".".join(map(str, error.path)) or "meter_set"
+        raise InvalidInput(f"{source.name} line {error.line}: {field}", error.message) from error
+    value = document.value
+    if isinstance(value, dict):
+        value = {name: part for name, part in value.items() if name not in NOT_METERS}
+    try:
+        return MeterSet.model_validate(value)
     except ValidationError as error:
-        problem = first_problem(error)
-        raise InvalidInput(f"{source.name}: {problem.field or 'meter_set'}", problem.message) from error
+        problem, location = first_problem(error), tuple(error.errors(include_url=False)[0]["loc"])
+        field = f"{source.name} line {document.line(location)}: {problem.field or 'meter_set'}"
+        raise InvalidInput(field, problem.message) from error
+
+
+def read_bytes(path: Path) -> bytes:
+    """The bytes of a catalog file, one more than may be read if there are more. Raises `InvalidInput`."""
+    try:
+        with path.open("rb") as file:
+            return file.read(BYTES_MAX + 1)
+    except OSError as error:
+        raise InvalidInput("catalog", f"cannot read {path}: {error.strerror}") from error
 
 
 async def meter_set_in_force(settings: Settings) -> MeterSet | None:
@@ -195,11 +258,15 @@ async def meter_set_in_force(settings: Settings) -> MeterSet | None:
 
 
 def following(current: MeterSet | None, path: Path | None) -> MeterSet:
-    """The successor of `current`, from a YAML file or the default meter set. Missing meters become retired.
+    """The successor of `current`, from a catalog file or the default catalog. Missing meters become retired.
 
     Raises `InvalidInput` with the field.
     """
-    proposed = read_meter_set(path)
+    return succeeding(current, read_meter_set(path))
+
+
+def succeeding(current: MeterSet | None, proposed: MeterSet) -> MeterSet:
+    """The successor of `current`. Raises `InvalidInput` with the field."""
     try:
         return successor(current, proposed)
     except ValidationError as error:

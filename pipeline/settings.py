@@ -9,9 +9,11 @@ from urllib.parse import urlsplit
 from pydantic import Field, SecretStr, ValidationError, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from schemas.bills import LatePolicy
 from schemas.clock import DAY_MS
 from schemas.errors import InvalidInput
 from schemas.log import BILLING_EVENTS_TOPIC, EVENTS_TOPIC, INBOX_TOPIC, REJECTED_TOPIC, REPORTS_TOPIC, TopicSpec
+from schemas.reports import MeterEventsApi
 
 SCHEMES: Final = {
     "log_url": ("embedded://", "kafka://"),
@@ -21,6 +23,8 @@ SCHEMES: Final = {
 }
 
 
+# docs.stripe.com/rate-limits: meter events in live mode, except those of the stream.
+CALLS_PER_S_MAX: Final = 1_000
 # Schemes of an address with one host and one port.
 _NETWORK_SCHEMES: Final = ("redis", "rediss", "http", "https")
 
@@ -52,7 +56,8 @@ class Settings(BaseSettings):
     clickhouse_url: str = Field(default="chdb://.tidemark/clickhouse", description="`chdb://PATH` or `http://…`")
     sql_url: str = Field(
         default="pgserver://.tidemark/postgres",
-        description="`pgserver://PATH`, which `dev` starts, or `postgresql://USER:PASSWORD@HOST:PORT/DATABASE`",
+        description="`pgserver://PATH`, which `dev` starts, or `postgresql://USER:PASSWORD@HOST:PORT/DATABASE`; "
+        "the roles `mirror` and `sink` need it",
     )
     meters: Path | None = Field(
         default=None,
@@ -88,17 +93,57 @@ class Settings(BaseSettings):
         description="File with the signing secrets of the webhook endpoint, `whsec_…`, one on each line; a change "
         "needs no restart; the gateway takes no webhooks if unset",
     )
+    stripe_webhook_url: str = Field(
+        default="",
+        description="The address of the webhook endpoint at Stripe, `https://…/v1/stripe/webhook`, for which `doctor` "
+        "looks; any endpoint with that path if unset",
+    )
+    stripe_invoice_grace_h: float = Field(
+        default=1.0,
+        ge=0,
+        le=72,
+        description="Hours after a period's end at which Stripe finalizes its invoice: the grace period in Stripe's "
+        "dashboard, which Stripe's API does not tell. `doctor` compares it with the meter set's policy",
+    )
     canary_customer: str = Field(
         default="",
         description="A Stripe customer of ours, `cus_…`, that is changed every 15 minutes: the change must arrive as a "
         "webhook within two minutes; no canary if unset",
     )
+    stripe_meter_events: MeterEventsApi = Field(
+        default=MeterEventsApi.V1,
+        description="Stripe's API for meter events: `v1`, `v2`, or `stream`, which is faster, promises less, and needs "
+        "a live key (see docs/stripe.md)",
+    )
     stripe_rate_per_s: float | None = Field(
         default=None,
         gt=0,
-        le=1000,
-        description="Limit of meter events that a sink sends per second; if not set, 20 with a sandbox key and 800 "
-        "with a live key. Several sinks share Stripe's limit",
+        le=10_000,
+        description="Limit of meter events that a sink sends per second, above 1000 only for the stream; if not set, "
+        "20 with a sandbox key, 800 with a live key, and 8000 for the stream. Several sinks share Stripe's limit",
+    )
+
+    stripe_reads_per_month: int = Field(
+        default=10_000,
+        ge=0,
+        description="Calls to Stripe that reconciliations may make in a month. Stripe allows 500 reads for each of the "
+        "month's transactions, and at least 10 000; the mirror and the sink read too",
+    )
+    auditor_time: str = Field(
+        default="03:00",
+        pattern=r"^([01][0-9]|2[0-3]):[0-5][0-9]$",
+        description="Time of day in UTC at which the role `auditor` reconciles, such as `03:00`",
+    )
+    late_usage: LatePolicy = Field(
+        default=LatePolicy.NEXT_INVOICE_ITEM,
+        description="What becomes of usage that came after its invoice was finalized: `next_invoice_item` bills it by "
+        "an item of the next invoice, `write_off` notes that it is not billed. Credits are always given",
+    )
+    close_lead_s: float = Field(
+        default=900.0,
+        ge=360,
+        le=259_200,
+        description="Seconds before Stripe finalizes a draft invoice in which the customer's usage is reported at once",
     )
 
     gateway_host: str = Field(default="127.0.0.1", description="Address of the gateway")
@@ -161,9 +206,9 @@ class Settings(BaseSettings):
             raise ValueError(f"must start with {', '.join(schemes[:-1])} or {schemes[-1]}")
         return _address(value)
 
-    @field_validator("stripe_api_base")
+    @field_validator("stripe_api_base", "stripe_webhook_url")
     @classmethod
-    def _stripe_api_base(cls, value: str) -> str:
+    def _web_address(cls, value: str) -> str:
         if value and not value.startswith(("http://", "https://")):
             raise ValueError("must start with http:// or https://")
         return _address(value)
@@ -185,6 +230,13 @@ class Settings(BaseSettings):
     def _insync_within_replication(cls, value: int, info: ValidationInfo) -> int:
         if value > info.data.get("replication", value):
             raise ValueError("must not be above TIDEMARK_REPLICATION")
+        return value
+
+    @field_validator("stripe_rate_per_s")
+    @classmethod
+    def _rate_within_stripes_limit(cls, value: float | None, info: ValidationInfo) -> float | None:
+        if value and value > CALLS_PER_S_MAX and info.data.get("stripe_meter_events") is not MeterEventsApi.STREAM:
+            raise ValueError(f"must not be above {CALLS_PER_S_MAX} without TIDEMARK_STRIPE_METER_EVENTS=stream")
         return value
 
     def secret_bytes(self) -> bytes:

@@ -15,12 +15,16 @@ class Cause(StrEnum):
       `usage_hourly` are idempotent; Redis is rebuilt). At Stripe, report the difference as a correction.
     - `extra`: a view has more than the others. Rebuild the view in the detail. At Stripe, cancel the meter event or
       credit the difference, and find out who else sends to this meter.
+    - `differing`: the mirror of an object at Stripe has other values. Have the objects fetched again.
     - `unknown_customer`: usage waits because its account has no Stripe customer at the usage's instant. Bind the
-      account or mark it free, within Stripe's 35 days.
+      account or mark it free, before Stripe finalizes the period's invoice.
     - `conflict`: one event id arrived with two types, sources or payloads; the first was counted. Ask the producer
       which one is right. If it is the second, or if both are, send the uncounted one under a new id.
     - `rejected_by_stripe`: Stripe refused the event, at once (the detail has Stripe's message) or after answering 200.
       Repair the customer or the meter, then report the difference under a new identifier.
+    - `unbilled`: reported, but on no invoice: the invoice of its period is final without it, or no subscription item
+      bills the meter. Bill it by an invoice item, or write it off.
+    - `confirmed`: no difference. The value at Stripe was read and is right.
     - `unchecked`: not read (no answer, over the limit of reads, another log, a Stripe key of another account or mode),
       and never taken as equal. Repair what the detail says and run again.
     """
@@ -28,21 +32,27 @@ class Cause(StrEnum):
     IN_FLIGHT = "in_flight"
     MISSING = "missing"
     EXTRA = "extra"
+    DIFFERING = "differing"
     UNKNOWN_CUSTOMER = "unknown_customer"
     CONFLICT = "conflict"
     REJECTED_BY_STRIPE = "rejected_by_stripe"
+    UNBILLED = "unbilled"
+    CONFIRMED = "confirmed"
     UNCHECKED = "unchecked"
 
     @property
     def is_drift(self) -> bool:
         """Whether two views have different counts. All views agree about conflicts and unknown customers. Rows in
         flight or unchecked prove nothing."""
-        return self in (Cause.MISSING, Cause.EXTRA, Cause.REJECTED_BY_STRIPE)
+        return self in _DRIFT
 
     @property
     def is_open(self) -> bool:
         """Whether this part of the comparison is still to be made."""
         return self in (Cause.IN_FLIGHT, Cause.UNCHECKED)
+
+
+_DRIFT: Final = frozenset({Cause.MISSING, Cause.EXTRA, Cause.DIFFERING, Cause.REJECTED_BY_STRIPE, Cause.UNBILLED})
 
 
 class Pair(StrEnum):
@@ -52,6 +62,8 @@ class Pair(StrEnum):
     HOURLY = "usage_events ↔ usage_hourly"
     INTENTS = "usage_events ↔ intents"
     STRIPE = "intents ↔ stripe"
+    INVOICES = "intents ↔ invoices"
+    MIRROR = "stripe ↔ mirror"
     COUNTERS = "counters"
     DUPLICATES = "usage_events ↔ usage_duplicates"
 

@@ -13,7 +13,14 @@ from typing import Final, NamedTuple
 from reconciler.boundaries import CALENDAR_MONTHS, Cutting, cuttings, period_containing
 from schemas.analytics import ControlRow, MeterSpan
 from schemas.clock import MINUTE_MS
-from schemas.control import BindingRecord, CloseRecord, ControlKind, MeterSetRecord, RestatementRecord
+from schemas.control import (
+    BindingRecord,
+    CloseRecord,
+    ControlKind,
+    FlushRecord,
+    MeterSetRecord,
+    RestatementRecord,
+)
 from schemas.log import POSITION_MAX
 from schemas.meters import Meter, MeterSet, Policy
 from schemas.periods import Billing, Binding, Period
@@ -45,6 +52,13 @@ class LateBinding:
     later: list[Binding] = field(default_factory=list)
 
 
+class FlushPoint(NamedTuple):
+    """A flush: usage below `position` is in report buckets that end by `instant_ms`, later usage is not."""
+
+    position: int
+    instant_ms: int
+
+
 class Naming(NamedTuple):
     """A binding with the instant that it asked for and the one at which it took effect."""
 
@@ -72,6 +86,7 @@ class AccountHistory:
     revision: int = 0
     restatements: list[tuple[int, int]] = field(default_factory=list)
     """(start of the first restated period, start of the report bucket in which the restated usage is reported)."""
+    flushes: list[FlushPoint] = field(default_factory=list)
 
     @property
     def cut(self) -> tuple[Cutting, ...]:
@@ -165,6 +180,9 @@ class _Building:
             closing = CloseRecord.model_validate_json(row.value)
             if self._is_next(row.account, closing.revision):
                 self._close(row, closing.instant_ms)
+        elif row.kind == ControlKind.FLUSH:
+            if self._is_next(row.account, FlushRecord.model_validate_json(row.value).revision):
+                self._flush(row)
         elif row.kind == ControlKind.RESTATEMENT:
             self._restatement(row, RestatementRecord.model_validate_json(row.value))
 
@@ -210,6 +228,19 @@ class _Building:
         account.closings.append((period_containing(account.cut, instant_ms).start_ms, row.position))
         if account.waiting is not None:
             account.waiting.position, account.waiting.until_ms = row.position, 0
+
+    def _flush(self, row: ControlRow) -> None:
+        """End the account's report bucket, one millisecond after its start at the earliest. If that is the end of the
+        bucket of all accounts, nothing ends before it."""
+        account = self.accounts[row.account]
+        instant_ms = max(row.stream_time_ms, self._report_start_ms(account, row.stream_time_ms) + 1)
+        if instant_ms // self.policy.report_interval_ms == row.stream_time_ms // self.policy.report_interval_ms:
+            account.flushes.append(FlushPoint(row.position, instant_ms))
+
+    def _report_start_ms(self, account: AccountHistory, stream_time_ms: int) -> int:
+        """The start of the account's report bucket: that of all accounts, or its last flush in it."""
+        begun_ms = stream_time_ms - stream_time_ms % self.policy.report_interval_ms
+        return max([begun_ms, *(flush.instant_ms for flush in account.flushes[-1:])])
 
     def _give_up(self, account: AccountHistory, waiting: LateBinding, row: ControlRow) -> None:
         """Place the waiting bindings after all counted usage, in their order."""
@@ -285,8 +316,7 @@ class _Building:
         elif in_time and not record.begins:
             account.waiting = None
             self._set(account, waiting.binding, waiting.effective_ms, waiting.effective_ms)
-            interval_ms = self.policy.report_interval_ms
-            account.restatements.append((waiting.from_ms, row.stream_time_ms // interval_ms * interval_ms))
+            account.restatements.append((waiting.from_ms, self._report_start_ms(account, row.stream_time_ms)))
             for binding in waiting.later:
                 self._place(account, row, binding)
 

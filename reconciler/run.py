@@ -12,9 +12,13 @@ from aggregators.report_records import ReportedIntent
 from reconciler.attribution import Attribution, StartName, attribution_of, total_of
 from reconciler.causes import ARCHIVE_HAS_MORE, ARCHIVE_LACKS, Cause, Pair, direction
 from reconciler.compare import Difference, Range
+from reconciler.coverage import NOTHING_DUE
 from reconciler.history import History
 from reconciler.hourly_cells import CellsComparison
 from reconciler.intents import IntentsComparison
+from reconciler.invoices import InvoiceComparison
+from reconciler.mirror import MirrorComparison
+from reconciler.past import Past
 from reconciler.recount import PartitionState, Recounter, TotalName
 from reconciler.redis_totals import TotalsComparison
 from reconciler.report import Findings, Report, Row
@@ -25,6 +29,7 @@ from schemas.analytics import RecountKey
 from schemas.clock import Clock
 from schemas.log import EVENTS_TOPIC
 from schemas.periods import Billing, Period
+from schemas.reconciliation import PastRead
 from schemas.reports import Intent
 from schemas.rollup import Checkpoint
 
@@ -40,14 +45,17 @@ async def reconcile(
     from_ms: int | None = None,
     to_ms: int | None = None,
     policy: ReconcilePolicy = DEFAULT_POLICY,
+    past: Iterable[PastRead] = (),
 ) -> Report:
     """Compare all views for the periods that overlap `[from_ms, to_ms)`; None is unlimited. Only reads.
+
+    `past` are the last reads of Stripe in earlier runs: what was confirmed then, and has not changed, is not due.
 
     A view that does not answer becomes an `unchecked` row. Raises `Transient` only if the log does not answer how many
     partitions there are. Memory grows with the cells of `partitions_at_once` partitions and with `billing.reports`.
     Waits up to `archive_wait_s` for a partition whose archive is behind.
     """
-    run = _Run(views, clock, policy, Range(from_ms, to_ms))
+    run = _Run(views, clock, policy, Range(from_ms, to_ms), Past(past))
     started_at_ms = clock.now_ms()
     partitions = range(await views.log.partition_count(EVENTS_TOPIC))
     pending = iter(partitions)
@@ -66,11 +74,12 @@ async def reconcile(
 class _Run:
     """One reconciliation. Used for one call of `reconcile`."""
 
-    def __init__(self, views: Views, clock: Clock, policy: ReconcilePolicy, limits: Range) -> None:
+    def __init__(self, views: Views, clock: Clock, policy: ReconcilePolicy, limits: Range, past: Past) -> None:
         self.views = views
         self.clock = clock
         self.policy = policy
         self.range = limits
+        self.past = past
         self.findings = Findings(policy.rows_max)
         self.states = PartitionStates(views.reader, clock, policy.archive_wait_s)
         self.recounter = Recounter(views.reader)
@@ -135,10 +144,7 @@ class _Run:
             detail = f"billing.reports was not read on partitions {', '.join(map(str, self.unread_reports))}"
             self.findings.add(Row(Pair.STRIPE, Cause.UNCHECKED, detail=detail))
         else:
-            comparison = StripeComparison(
-                self.views, self.policy, self.clock, self.index, self._period_of, self.findings, self.range
-            )
-            await attempted(self.findings, Pair.STRIPE, None, comparison.run(partitions))
+            await self._at_stripe(partitions)
         reading = self.views.reader.conflicts(self.policy.rows_max)
         conflicts = await attempted(self.findings, Pair.DUPLICATES, None, reading)
         if conflicts is None:
@@ -148,6 +154,21 @@ class _Run:
             other = " and ".join(conflict.differing)
             detail = f"event {conflict.id} came {conflict.times} more times with another {other}; the first was counted"
             self.findings.add(Row(Pair.DUPLICATES, Cause.CONFLICT, account=conflict.account, detail=detail))
+
+    async def _at_stripe(self, partitions: Iterable[int]) -> None:
+        """Compare bills, sums and the mirror: half of the reads, a quarter and a quarter at least, if all are due."""
+        findings, limit = self.findings, self.policy.stripe_reads_max
+        common = (self.views, self.policy, self.clock, self.index, self._period_of, findings, self.range)
+        bills = InvoiceComparison(*common, self.past.invoices())
+        findings.invoices = await attempted(
+            findings, Pair.INVOICES, None, bills.run(partitions, limit // 2)
+        ) or NOTHING_DUE  # fmt: skip
+        sums = StripeComparison(*common, self.past.sums())
+        kept = limit // 4 if self.views.tables is not None else 0
+        left = max(0, limit - kept - findings.stripe_reads)
+        findings.sums = await attempted(findings, Pair.STRIPE, None, sums.run(partitions, left)) or NOTHING_DUE
+        mirror = MirrorComparison(self.views, self.clock, findings)
+        await attempted(findings, Pair.MIRROR, None, mirror.run(max(0, limit - findings.stripe_reads)))
 
     def _conserved(self, partition: int, checkpoint: Checkpoint) -> None:
         """Add a finding if the counters of the checkpoint do not add up (I1)."""

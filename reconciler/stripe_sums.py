@@ -6,8 +6,7 @@ account's period. The expected sum therefore depends on the timestamps that were
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
@@ -16,13 +15,15 @@ from aggregators.report_records import ReportedIntent
 from aggregators.stripe_sums import SCALE_MAX, StripeSum, SumBounds, bounds_of, may_contain, units_of
 from reconciler.causes import Cause, Pair
 from reconciler.compare import Range
-from reconciler.report import Findings, Row
+from reconciler.coverage import NOTHING_DUE, Coverage
+from reconciler.reading import Answer, LastRead, Readable, coverage, plan, read_all
+from reconciler.report import Findings, Row, names_text
 from reconciler.reports_index import ReportsIndex
 from reconciler.views import ReconcilePolicy, Views
 from schemas.clock import DAY_MS, SECOND_MS, Clock
 from schemas.errors import InvalidInput, OperatorNeeded, Refused, Transient
 from schemas.periods import Period
-from schemas.reports import Intent, MeterSummary, Rejection, StripeMeters
+from schemas.reports import Intent, MeterSummary, Rejection
 
 SENT_BY_OTHERS: Final = "more than was sent: sent twice, or by somebody else"
 CONTAINED: Final = "; but Stripe's sum contains it: it is billed, do not send it again"
@@ -34,15 +35,6 @@ TOO_MANY_DEAD: Final = (
     "too many different dead letters to find out whether Stripe has some of them and the difference is their sum"
 )
 REJECTIONS_DAYS: Final = 30
-TRIES_MAX: Final = 3
-RETRY_AFTER_MAX_S: Final = 10.0
-
-
-class Answer(NamedTuple):
-    """Stripe's answer, or None and the reason why there is none."""
-
-    summary: MeterSummary | None
-    unread: str = ""
 
 
 class Compared(NamedTuple):
@@ -51,7 +43,7 @@ class Compared(NamedTuple):
     key: StripeSum
     sent: Sequence[ReportedIntent]
     bounds: SumBounds
-    answer: Answer
+    answer: Answer[MeterSummary]
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,11 +57,13 @@ class StripeComparison:
     period_of: Callable[[ReportedIntent], Period]
     findings: Findings
     limits: Range
+    past: Mapping[StripeSum, LastRead]
     contained: set[str] = field(default_factory=set)
     perhaps_contained: set[str] = field(default_factory=set)
 
-    async def run(self, partitions: Iterable[int]) -> None:
-        """Compare the sums that Stripe holds with the reports that were sent; differences go to the findings.
+    async def run(self, partitions: Iterable[int], reads_max: int) -> Coverage:
+        """Compare the sums that Stripe holds with the reports that were sent; differences go to the findings. Reads at
+        most `reads_max` sums.
 
         The dead letters are known from the log, and are reported also if Stripe cannot be read. Raises `Transient` or
         `OperatorNeeded` if the log cannot be read to its end.
@@ -78,22 +72,34 @@ class StripeComparison:
         if meters is None:
             self._unread("no Stripe key is set: TIDEMARK_STRIPE_API_KEY")
             self._refused(self.index.reported())
-            return
+            return NOTHING_DUE
         try:
             livemode, account = await meters.identity()
         except (Transient, Refused, OperatorNeeded, InvalidInput) as error:
             self._unread(str(error))
             self._refused(self.index.reported())
-            return
+            return NOTHING_DUE
         sums = {key: None for reported in self._ours(livemode, account) for key in self._sums(reported)}
         read_from_ms = self.clock.now_ms()
-        answers = await self._read(meters, list(sums))
+        sent_before = _sent(sums, list(self._ours(livemode, account)))
+        readables = (_readable(key, sent, self.past.get(key)) for key, sent in sent_before.items())
+        planned = plan(readables, read_from_ms)
+        chosen = [each.key for each in planned.keys[:reads_max]]
+
+        async def ask(key: StripeSum) -> MeterSummary:
+            start_s, end_s = key.period.start_ms // SECOND_MS, key.period.end_ms // SECOND_MS
+            return await meters.summary(key.event_name, key.stripe_customer, start_s, end_s)
+
+        answers = await read_all(chosen, ask, self.clock, self.policy)
+        self.findings.stripe_reads += len(answers)
+        over = Answer[MeterSummary](None, f"over the limit of {reads_max} reads of Stripe (stripe_reads_max)")
+        answers |= {each.key: over for each in planned.keys[reads_max : planned.due]}
         # The topic has the attempts of all events that were sent while Stripe was read.
         for partition in partitions:
             await self.index.catch_up(partition)
         ours = list(self._ours(livemode, account))
         unequal = []
-        for key, sent in _sent(sums, ours).items():
+        for key, sent in _sent(answers, ours).items():
             bounds = bounds_of(sent, read_from_ms - self.policy.stripe_settle_ms, try_unsettled=False)
             compared = Compared(key, sent, bounds, answers[key])
             cause = self._judge(compared)
@@ -102,16 +108,18 @@ class StripeComparison:
         await self._unequal(unequal)
         self._refused(ours)
         self._of_others(livemode, account)
+        read = (key for key in chosen if answers[key].value is not None)
+        return coverage(planned, read, len(sums) - len(planned.keys))
 
     def _ours(self, livemode: bool, account: str) -> Iterable[ReportedIntent]:
-        return (reported for reported in self.index.reported() if _is_of(reported.intent, livemode, account))
+        return (reported for reported in self.index.reported() if is_of(reported.intent, livemode, account))
 
     def _of_others(self, livemode: bool, account: str) -> None:
         """Report the intents of another mode or account than the key's: with this key, Stripe would answer zero."""
         others = [
             reported.intent
             for reported in self.index.reported()
-            if not _is_of(reported.intent, livemode, account) and self.limits.overlaps(self.period_of(reported))
+            if not is_of(reported.intent, livemode, account) and self.limits.overlaps(self.period_of(reported))
         ]
         if others:
             theirs = sorted({_mode_text(intent.livemode, intent.stripe_account) for intent in others})
@@ -127,53 +135,15 @@ class StripeComparison:
             return []
         return [StripeSum(reported.intent.event_name, reported.attempt.stripe_customer, period)]
 
-    async def _read(self, meters: StripeMeters, sums: Sequence[StripeSum]) -> dict[StripeSum, Answer]:
-        """Read the sums, with limits of number, rate and concurrency. Returns an answer for every sum."""
-        limit = self.policy.stripe_reads_max
-        pending = iter(sums[:limit])
-        answers: dict[StripeSum, Answer] = {}
-
-        workers = min(self.policy.stripe_concurrency_max, max(1, len(sums)))
-        spacing_ms = int(1_000 * self.policy.stripe_concurrency_max / self.policy.stripe_reads_per_s)
-
-        async def work() -> None:
-            due_ms = self.clock.now_ms()
-            for key in pending:
-                due_ms += spacing_ms
-                answers[key] = await self._ask(meters, key)
-                now_ms = self.clock.now_ms()
-                if due_ms > now_ms:
-                    await self.clock.sleep((due_ms - now_ms) / 1_000)
-                # After a slow answer, the next reads must not come in a burst.
-                due_ms = max(due_ms, now_ms)
-
-        await asyncio.gather(*(work() for _ in range(workers)))
-        over = f"over the limit of {limit} reads of Stripe (stripe_reads_max)"
-        return answers | {key: Answer(None, over) for key in sums[limit:]}
-
-    async def _ask(self, meters: StripeMeters, key: StripeSum) -> Answer:
-        detail = ""
-        for attempt in range(TRIES_MAX):
-            try:
-                start_s, end_s = key.period.start_ms // SECOND_MS, key.period.end_ms // SECOND_MS
-                return Answer(await meters.summary(key.event_name, key.stripe_customer, start_s, end_s))
-            except Transient as error:
-                detail = f"no answer after {TRIES_MAX} tries: {error}"
-                if attempt + 1 < TRIES_MAX:
-                    await self.clock.sleep(min(error.retry_after_s, RETRY_AFTER_MAX_S) * 2**attempt)
-            except (InvalidInput, OperatorNeeded, Refused) as error:
-                return Answer(None, str(error))
-        return Answer(None, detail)
-
     def _judge(self, compared: Compared) -> Cause | None:
         """Report a sum that is equal, in flight or unread. `missing` and `extra` are only returned, for `_unequal`."""
-        bounds, summary = compared.bounds, compared.answer.summary
+        bounds, summary = compared.bounds, compared.answer.value
         if summary is None:
             self._add(Cause.UNCHECKED, compared, compared.answer.unread)
             return Cause.UNCHECKED
         found = units_of(summary.value)
         if bounds.agrees(bounds.accepted, found) and bounds.highest == bounds.accepted:
-            self.findings.equal(Pair.STRIPE, 1)
+            self.findings.confirm(self._row(Cause.CONFIRMED, compared, ""))
             return None
         is_more = found > bounds.highest and not bounds.agrees(bounds.highest, found)
         is_less = found < bounds.lowest and not bounds.agrees(bounds.lowest, found)
@@ -188,6 +158,7 @@ class StripeComparison:
                 self._add(Cause.UNCHECKED, compared, TOO_MANY_DEAD)
                 return Cause.UNCHECKED
             if bounds.highest == bounds.lowest:
+                # Not recorded as confirmed: the sum is read again each time, because the dead letters' rows need it.
                 self.findings.equal(Pair.STRIPE, 1)
                 return None
         self._add(Cause.IN_FLIGHT, compared, "not settled, or accepted too recently for Stripe's summary")
@@ -242,15 +213,21 @@ class StripeComparison:
             self.findings.add(Row(Pair.STRIPE, Cause.UNCHECKED, detail=detail), len(waiting))
 
     def _add(self, cause: Cause, compared: Compared, detail: str) -> None:
-        key, summary = compared.key, compared.answer.summary
-        accounts = sorted({reported.intent.account for reported in compared.sent})
-        shown = ", ".join(accounts[:3]) + (f" and {len(accounts) - 3} more" if len(accounts) > 3 else "")
+        self.findings.add(self._row(cause, compared, detail))
+
+    def _row(self, cause: Cause, compared: Compared, detail: str) -> Row:
+        key, summary = compared.key, compared.answer.value
+        shown = names_text({reported.intent.account for reported in compared.sent})
         meter = ", ".join(sorted({reported.intent.meter for reported in compared.sent}))
-        row = Row(
+        return Row(
             Pair.STRIPE, cause, None, shown, meter, key.period, None, "", key.stripe_customer,
-            decimal_text(compared.bounds.accepted, SCALE_MAX), _found(summary), detail,
+            decimal_text(compared.bounds.accepted, SCALE_MAX), _found(summary), detail, key.event_name,
         )  # fmt: skip
-        self.findings.add(row)
+
+
+def _readable(key: StripeSum, sent: Sequence[ReportedIntent], last: LastRead | None) -> Readable[StripeSum]:
+    changed_ms = max((reported.outcome.settled_at_ms for reported in sent if reported.outcome), default=0)
+    return Readable(key, key.period.end_ms, changed_ms, last)
 
 
 def _sent(sums: Iterable[StripeSum], ours: Iterable[ReportedIntent]) -> dict[StripeSum, list[ReportedIntent]]:
@@ -270,7 +247,8 @@ def _found(summary: MeterSummary | None) -> str:
     return decimal_text(int(units), SCALE_MAX) if units == int(units) else summary.value
 
 
-def _is_of(intent: Intent, livemode: bool, account: str) -> bool:
+def is_of(intent: Intent, livemode: bool, account: str) -> bool:
+    """Whether an intent is for the key's mode and account."""
     return intent.livemode is livemode and intent.stripe_account in ("", account)
 
 
@@ -281,7 +259,7 @@ def _mode_text(livemode: bool, account: str) -> str:
 
 def _may_lack_reductions(compared: Compared) -> bool:
     """Whether Stripe's sum is greater than expected by no more than the negative events that Stripe accepted."""
-    bounds, summary = compared.bounds, compared.answer.summary
+    bounds, summary = compared.bounds, compared.answer.value
     if summary is None or not bounds.reductions:
         return False
     more = units_of(summary.value) - bounds.highest

@@ -47,9 +47,28 @@ def render_table(report: Report, *, rows_max: int = 50, width: int = 100, ascii_
     for cause, count in findings.items():
         if count:
             console.print(f"{count} x {cause.value}: an operator must act, but all views agree")
+    for line in coverage_lines(report):
+        console.print(line)
     console.print(f"Verdict: {NOTHING_IN_RANGE if _is_out_of_range(report) else _VERDICTS[report.verdict]}")
     text = out.getvalue()
     return text.replace("↔", "/").replace("…", "~") if ascii_only else text
+
+
+def coverage_lines(report: Report) -> list[str]:
+    """What was read at Stripe of what was due, for sums and for invoices; nothing if nothing was due."""
+    lines = []
+    for of, covered in (("sums", report.sums), ("customers' invoices", report.invoices)):
+        if not covered.due and not covered.confirmed:
+            continue
+        line = f"Stripe: {covered.read} of {covered.due} {of} that were due were read"
+        if covered.due:
+            line += f" ({100 * covered.read // covered.due} %)"
+        if covered.confirmed:
+            line += f", {covered.confirmed} were confirmed in earlier runs"
+        if covered.oldest_unread_ms is not None:
+            line += f"; the oldest period that was not read ends at {instant_text(covered.oldest_unread_ms)}"
+        lines.append(line)
+    return lines
 
 
 def _is_out_of_range(report: Report) -> bool:

@@ -11,12 +11,15 @@ from reconciler.history import history_of
 from reconciler.recount import PartitionState
 from reconciler.report import ROWS_MAX, Findings, Row
 from schemas.analytics import ArchivePosition, HourlyStore, UsageReader
+from schemas.bills import Bills
 from schemas.clock import MINUTE_MS, Clock
 from schemas.errors import InvalidInput, OperatorNeeded, Refused, Transient
+from schemas.invoices import StripeInvoices
 from schemas.live_view import LiveView
 from schemas.log import Log, position
 from schemas.reports import StripeMeters, StripeRejections
 from schemas.rollup import Checkpoint
+from schemas.side_tables import SideTables
 
 ARCHIVE_POLLS: Final = 40
 
@@ -26,7 +29,10 @@ T = TypeVar("T")
 @dataclass(frozen=True, slots=True)
 class Views:
     """The views to compare. `stripe` is None if no reporting is configured. `rejections` reads what Stripe rejected
-    after answering 200; if it is None, a shortage at Stripe is reported as such a rejection."""
+    after answering 200; if it is None, a shortage at Stripe is reported as such a rejection. Without `invoices`, as
+    without a key, nothing is said about bills and the mirror. `bills` knows what was
+    written off. `no_tables` says why the side tables cannot be read, ""
+    if the deployment has none."""
 
     live: LiveView
     reader: UsageReader
@@ -34,6 +40,10 @@ class Views:
     log: Log
     stripe: StripeMeters | None = None
     rejections: StripeRejections | None = None
+    invoices: StripeInvoices | None = None
+    tables: SideTables | None = None
+    bills: Bills | None = None
+    no_tables: str = ""
 
 
 @dataclass(frozen=True, slots=True)

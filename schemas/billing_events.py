@@ -8,12 +8,15 @@ event came. Nothing but the ids and the type of an event is believed: the proces
 
 from __future__ import annotations
 
+import re
 from enum import StrEnum
 from typing import Final, NamedTuple, Protocol
 
 VIA_HEADER: Final = "tidemark-via"
 RESYNC_TYPE: Final = "tidemark.resync"
 EVENT_BYTES_MAX: Final = 1024 * 1024
+# Stripe's ids have at most 255 characters (docs.stripe.com/upgrades).
+CUSTOMER_ID: Final = re.compile(r"cus_[A-Za-z0-9_]{1,251}")
 
 
 # The events that may change an object that the side tables mirror. Stripe lists events of 20 types at once

@@ -29,6 +29,7 @@ class ControlKind(StrEnum):
     METER_SET = "meter_set"
     BINDING = "binding"
     CLOSE = "close"
+    FLUSH = "flush"
     DEDUP_DECISION = "decision"
     RESTATEMENT = "restatement"
 
@@ -61,8 +62,8 @@ class MeterSetRecord(_Control):
 class BindingRecord(_Control):
     """A binding of one account, on the account's partition only.
 
-    The bindings and closings of an account share one sequence of revisions. A record whose revision is not above that
-    of the last one changes nothing: an outbox may append a record again after later ones.
+    The bindings, closings and flushes of an account share one sequence of revisions. A record whose revision is not
+    above that of the last one changes nothing: an outbox may append a record again after later ones.
     """
 
     account: str = Field(min_length=1, max_length=NAME_CHARACTERS_MAX)
@@ -78,6 +79,14 @@ class CloseRecord(_Control):
     revision: int = Field(ge=1, le=POSITION_MAX)
     instant_ms: int = Field(ge=INSTANT_MIN_MS, le=INSTANT_MAX_MS)
     reason: Literal["operator"] = "operator"
+
+
+class FlushRecord(_Control):
+    """Ends the account's report bucket here (I10): what was counted so far becomes an intent of its own. `revision` is
+    that of `BindingRecord`, so a repeated record ends nothing."""
+
+    account: str = Field(min_length=1, max_length=NAME_CHARACTERS_MAX)
+    revision: int = Field(ge=1, le=POSITION_MAX)
 
 
 class DedupDecision(_Control):
@@ -118,7 +127,8 @@ class RestatementRecord(_Control):
     content: str = ""
 
 
-AccountControlRecord = BindingRecord | CloseRecord | RestatementRecord
+RevisedRecord = BindingRecord | CloseRecord | FlushRecord
+AccountControlRecord = RevisedRecord | RestatementRecord
 Control = Genesis | Tick | MeterSetRecord | DedupDecisionRecord | AccountControlRecord
 
 CONTROL_CLASSES: Final[dict[ControlKind, type[Control]]] = {
@@ -127,8 +137,15 @@ CONTROL_CLASSES: Final[dict[ControlKind, type[Control]]] = {
     ControlKind.METER_SET: MeterSetRecord,
     ControlKind.BINDING: BindingRecord,
     ControlKind.CLOSE: CloseRecord,
+    ControlKind.FLUSH: FlushRecord,
     ControlKind.DEDUP_DECISION: DedupDecisionRecord,
     ControlKind.RESTATEMENT: RestatementRecord,
 }
 # A process that restarts applies these records again to restore the meter set and the states of the accounts.
-REPLAYED_KINDS: Final = (ControlKind.METER_SET, ControlKind.BINDING, ControlKind.CLOSE, ControlKind.RESTATEMENT)
+REPLAYED_KINDS: Final = (
+    ControlKind.METER_SET,
+    ControlKind.BINDING,
+    ControlKind.CLOSE,
+    ControlKind.FLUSH,
+    ControlKind.RESTATEMENT,
+)

@@ -6,29 +6,13 @@ override all become grants, so one rule resolves them all (`aggregators.entitlem
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from decimal import Decimal
 from enum import Enum, StrEnum
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, Protocol
 
-
-class FeatureType(StrEnum):
-    """A flag is on or off. A limit is a quantity of usage, a seat limit a number of holders. A config is a JSON text
-    that the application reads."""
-
-    FLAG = "flag"
-    LIMIT = "limit"
-    SEAT = "seat"
-    CONFIG = "config"
-
-
-class Merge(StrEnum):
-    """How the values of several plans become one: on if any is, the greatest, the sum, or that of the first plan."""
-
-    ANY = "any"
-    MAX = "max"
-    SUM = "sum"
-    FIRST = "first"
+from schemas.catalog import FeatureType, Merge
+from schemas.side_tables import Link, Row
 
 
 class Unlimited(Enum):
@@ -130,3 +114,91 @@ class Segment(NamedTuple):
 
     from_ms: int
     features: Mapping[str, Resolved]
+
+
+class Override(NamedTuple):
+    """A grant that a person made, with the number of its account. `revoked_ms`: when somebody took it back."""
+
+    account: str
+    number: int
+    grant: Grant
+    actor: str
+    made_ms: int
+    revoked_ms: int | None = None
+
+
+class EntitlementVersion(NamedTuple):
+    """What an account may do, as of `computed_ms`. Versions of an account only rise, and each is kept.
+
+    `segments` is the text of `aggregators.entitlement_codec`. `cause`: the last thing that happened to the account
+    before, as the audit says it.
+    """
+
+    account: str
+    version: int
+    computed_ms: int
+    inputs_sha256: str
+    segments: str
+    cause: str
+
+
+class Computed(NamedTuple):
+    """What `Resolver` found: the hash of the inputs and the text of the segments. `unknown_prices`: prices in force
+    that the catalog never made, so the answer may lack what they give."""
+
+    inputs_sha256: str
+    segments: str
+    unknown_prices: tuple[str, ...]
+
+
+class Resolver(Protocol):
+    """Resolves an account's entitlements; a pure function that the store calls within a transaction."""
+
+    def __call__(self, links: Sequence[Link], mirror: Mapping[str, Sequence[Row]], people: Sequence[Grant]) -> Computed:
+        """What follows from the account's links, the mirror's rows of its customers, and what people granted."""
+        ...
+
+
+class Entitlements(Protocol):
+    """The store of overrides and of the versions of entitlements. Every call may raise `Transient`."""
+
+    async def stale(self, limit: int = 500) -> Sequence[str]:
+        """Accounts to which something happened since their entitlements were computed."""
+        ...
+
+    async def renew(self, account: str, catalog_sha256: str, resolver: Resolver, now_ms: int) -> bool:
+        """Compute the entitlements of one account again, and keep a new version if the inputs differ. Returns whether
+        it did.
+
+        If a price in force is unknown, what the account has stays: a riddle takes nothing away. Raises `Fenced` if
+        another catalog is active than that of `resolver`. Repeatable.
+        """
+        ...
+
+    async def latest(self, accounts: Sequence[str]) -> Mapping[str, EntitlementVersion]:
+        """The newest version of each account that has one."""
+        ...
+
+    async def changed(self, since_ms: int, limit: int = 10_000) -> Sequence[EntitlementVersion]:
+        """The versions that were computed at `since_ms` or later, oldest first."""
+        ...
+
+    async def version_at(self, account: str, instant_ms: int) -> EntitlementVersion | None:
+        """The version that was in force at an instant, or None."""
+        ...
+
+    async def override(self, account: str, grant: Grant, actor: str, now_ms: int) -> Override:
+        """Add a grant of a person, with its audit row. The account is made if it is new.
+
+        An equal grant that is in force changes nothing. Raises `InvalidInput` without an actor or a reason.
+        """
+        ...
+
+    async def revoke(self, account: str, number: int, actor: str, reason: str, now_ms: int) -> Override:
+        """Take a person's grant back, with an audit row. The same again changes nothing. Raises `InvalidInput` if there
+        is no such grant."""
+        ...
+
+    async def overrides(self, account: str) -> Sequence[Override]:
+        """All grants of people, also those that were taken back, by number."""
+        ...

@@ -14,6 +14,8 @@ import msgspec
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 from pydantic_core import PydanticCustomError
 
+from schemas.errors import InvalidInput
+
 ID_CHARACTERS_MAX = 128
 NAME_CHARACTERS_MAX = 256
 TIME_CHARACTERS_MAX = 40
@@ -25,6 +27,15 @@ TIME_MIN_US = 0
 _Id = Annotated[str, Field(min_length=1, max_length=ID_CHARACTERS_MAX)]
 _Name = Annotated[str, Field(min_length=1, max_length=NAME_CHARACTERS_MAX)]
 _Time = Annotated[str, Field(min_length=1, max_length=TIME_CHARACTERS_MAX)]
+
+
+def check_account(account: str) -> None:
+    """Raise `InvalidInput` for a name that no account can have in the side tables."""
+    if not 1 <= len(account) <= NAME_CHARACTERS_MAX:
+        message = f"an account's name has 1 to {NAME_CHARACTERS_MAX} characters, this has {len(account)}"
+        raise InvalidInput("account", message)
+    if "\0" in account or any("\ud800" <= character <= "\udfff" for character in account):
+        raise InvalidInput("account", "an account's name has no NUL and no half of a surrogate pair")
 
 
 class UsageEvent(BaseModel):

@@ -31,7 +31,8 @@ class LedgerIntent(NamedTuple):
     """An intent with all that the ledger knows of it.
 
     `stripe_customer` is the payer, "" while nobody was named. `hold` and `detail` say why a pending intent waits or how
-    an intent ended. `not_before_ms`, `failures`, `absent_at_ms`: the sender's progress, which only the sender writes.
+    an intent ended. `in_doubt`: Stripe may have the event although it did not say so; of every pending intent with an
+    attempt. `not_before_ms`, `failures`, `absent_at_ms`: the sender's progress, which only the sender writes.
     """
 
     partition: int
@@ -47,6 +48,16 @@ class LedgerIntent(NamedTuple):
     not_before_ms: int = 0
     failures: int = 0
     absent_at_ms: int | None = None
+
+
+class Waiting(NamedTuple):
+    """The number of a partition's pending intents with one `hold`, the first end of their periods, and the offset of
+    the oldest one."""
+
+    hold: str
+    intents: int
+    period_end_ms: int
+    offset: int
 
 
 class IntentTotals(NamedTuple):
@@ -71,10 +82,12 @@ class IntentLedger(Protocol):
 
     async def apply(
         self, partition: int, believed_offset: int | None, next_offset: int, entries: Sequence[tuple[int, ReportEntry]]
-    ) -> None:
+    ) -> Sequence[LedgerIntent]:
         """Apply entries, each with its record's offset, in the log's order, and move the position, in one transaction.
 
-        Entries that come again change nothing. Raises `Fenced` if the stored position is not the believed one.
+        Returns the intents that changed. Their attempts are the objects that were given.
+        Entries that come again change nothing. Raises `Fenced` if the stored position is not the believed one; None
+        stands for no position.
         """
         ...
 
@@ -83,7 +96,18 @@ class IntentLedger(Protocol):
         ...
 
     async def waits(self, partition: int, intents: Sequence[LedgerIntent]) -> None:
-        """Write the sender's progress of pending intents: hold, detail, `not_before_ms` and so on."""
+        """Write the sender's progress of pending intents: payer, hold, detail, `not_before_ms` and so on.
+
+        Changes nothing of an intent that is settled, or has another attempt in force by now.
+        """
+        ...
+
+    async def end_waits(self, partition: int, after_ms: int) -> None:
+        """Make the pending intents due that wait until after `after_ms`, because the clock was put back."""
+        ...
+
+    async def waiting(self, partition: int) -> Sequence[Waiting]:
+        """How many intents are pending, by hold. Takes time in proportion to them."""
         ...
 
     async def totals(self, event_name: str, stripe_customer: str, start_ms: int, end_ms: int) -> IntentTotals:
@@ -93,5 +117,9 @@ class IntentLedger(Protocol):
     async def listed(
         self, states: Sequence[IntentState], account: str = "", limit: int = 1_000, *, after: str = ""
     ) -> Sequence[LedgerIntent]:
-        """One page of the intents in these states, by identifier, behind `after`."""
+        """One page of the intents in these states, in the store's order of identifiers, behind `after`."""
+        ...
+
+    async def found(self, identifiers: Sequence[str]) -> Sequence[LedgerIntent]:
+        """Those of the intents that the ledger has."""
         ...

@@ -99,7 +99,8 @@ class OutboxDrops(Protocol):
 
 
 class ReportOutbox(Protocol):
-    """Report entries that wait to be published as intents, by report bucket."""
+    """Report entries that wait to be published as intents, by report bucket, and flushes (`codec.flushes_bucket_ms`)
+    that the relay has not seen. A field ends with a unit separator and its account."""
 
     async def report_buckets(self, partition: int) -> tuple[Checkpoint | None, list[int]]:
         """The checkpoint and the report buckets that still hold entries, oldest first."""
@@ -107,6 +108,13 @@ class ReportOutbox(Protocol):
 
     async def reports(self, partition: int, bucket_ms: int, count_max: int) -> tuple[Checkpoint | None, dict[str, str]]:
         """The checkpoint and up to `count_max` entries (field → text) of one report bucket."""
+        ...
+
+    async def reports_of(
+        self, partition: int, bucket_ms: int, account: str
+    ) -> tuple[Checkpoint | None, dict[str, str]]:
+        """The checkpoint and all entries of one account in one report bucket. The store looks at all entries of the
+        bucket: a millisecond for some thousand."""
         ...
 
     async def confirm_reports(self, partition: int, bucket_ms: int, published: Mapping[str, str]) -> None:

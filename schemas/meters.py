@@ -136,6 +136,10 @@ class Policy(BaseModel):
         """The start of the report bucket that takes usage which arrives at a stream time."""
         return stream_time_ms // self.report_interval_ms * self.report_interval_ms
 
+    def report_bucket_end_ms(self, stream_time_ms: int) -> int:
+        """The end of that report bucket."""
+        return self.report_bucket_ms(stream_time_ms) + self.report_interval_ms
+
     @property
     def periods_kept_ms(self) -> int:
         """`keep_periods_ms`, but at least the greatest grace and a window. After that span every period is closed, and

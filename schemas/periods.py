@@ -107,7 +107,8 @@ class AccountState(BaseModel):
     No binding means calendar months (UTC) and an unmapped customer. `customers` are separate from `bindings`, because
     a binding may name the payer of counted usage that had none, but does not move its periods. At the instants
     `payer_cuts_ms` another payer takes effect and the period ends. `has_payer` becomes true with the first mapped or
-    free binding and stays true. `revision` is that of the last binding or closing; `repeated` counts the records that
+    free binding and stays true. `flushed_ms` is the instant of the last flush, where the account's report bucket ended
+    and its next one began. `revision` is that of the last binding, closing or flush; `repeated` counts the records that
     changed nothing because their revision was not higher.
     """
 
@@ -120,5 +121,6 @@ class AccountState(BaseModel):
     closed_start_ms: tuple[int, ...] = ()
     pending: PendingCut | None = None
     restatements: tuple[Restatement, ...] = ()
+    flushed_ms: int = 0
     revision: int = 0
     repeated: int = 0

@@ -47,14 +47,17 @@ class Intent(_Frozen):
 
     @property
     def instant_ms(self) -> int:
-        """The instant of the usage: the last second of the bucket, moved into the period. The payer at this instant
-        pays, even if Stripe gets another timestamp.
+        """The instant of the usage: the last whole second of the bucket, moved into the period. The payer at this
+        instant pays, even if Stripe gets another timestamp.
 
-        Stripe's period may begin some seconds after ours, which begins with the anchor's minute. So the earliest
-        instant is the last second of the period's first minute.
+        A flush may end the bucket within a second. A price that is swapped in that second is valid from its start, so
+        the instant lies before it. Stripe's period may begin some seconds after ours, which begins with the anchor's
+        minute. So the earliest instant is the last second of the period's first minute, unless a flush ends the bucket
+        before that.
         """
-        earliest_ms = self.period_start_ms + MINUTE_MS - SECOND_MS
-        return max(min(self.bucket_end_ms, self.period_end_ms) - SECOND_MS, earliest_ms)
+        last_ms = min(self.bucket_end_ms, self.period_end_ms) // SECOND_MS * SECOND_MS - SECOND_MS
+        is_flushed = self.period_start_ms < self.bucket_end_ms < self.period_start_ms + MINUTE_MS
+        return max(last_ms, self.period_start_ms + (0 if is_flushed else MINUTE_MS - SECOND_MS))
 
 
 class Attempt(_Frozen):
@@ -162,9 +165,21 @@ class MeterSummary(NamedTuple):
     rows: int
 
 
+class MeterEventsApi(StrEnum):
+    """The API of Stripe that takes the meter events.
+
+    `V1` and `V2` answer each event. `STREAM` is API v2's stream of meter events, in live mode only. It takes up to 100
+    events in one call and judges them later: an answer of 200 promises less.
+    """
+
+    V1 = "v1"
+    V2 = "v2"
+    STREAM = "stream"
+
+
 class StripeMeters(Protocol):
-    """Stripe's meters API v1, or a fake of it. Never raises for an answer of Stripe. Raises `Transient` if a read got
-    no answer, and `Refused` if the key is wrong."""
+    """Stripe's meters, or a fake of them. Never raises for an answer of Stripe. Raises `Transient` if a read got no
+    answer, and `Refused` if the key is wrong."""
 
     async def identity(self) -> tuple[bool, str]:
         """(livemode, Stripe account id) of the configured key."""
@@ -177,7 +192,10 @@ class StripeMeters(Protocol):
 
     async def send(self, event: MeterEvent) -> SendResult:
         """Send one meter event under its identifier. Repeatable within Stripe's window of 24 h. `RETRY` stands for 409,
-        429, 5xx, timeouts and lost connections: Stripe may or may not have accepted the event."""
+        429, 5xx, timeouts and lost connections: Stripe may or may not have accepted the event.
+
+        With `MeterEventsApi.STREAM`, `ACCEPTED` also stands for a duplicate and for what Stripe rejects later.
+        """
         ...
 
     async def summary(self, event_name: str, stripe_customer: str, start_s: int, end_s: int) -> MeterSummary:
@@ -229,6 +247,15 @@ class StripeRejections(Protocol):
     async def rejections(self, since_ms: int) -> Sequence[Rejection]:
         """The reports since `since_ms`, oldest first; Stripe keeps 30 days. Costs one read per 100 reports. Raises
         `Transient` if no answer came, and `Refused` if the key is wrong."""
+        ...
+
+
+class StripeAdjustments(Protocol):
+    """Takes meter events back, for commands."""
+
+    async def cancel(self, event_name: str, identifier: str) -> None:
+        """Cancel a meter event that Stripe received within the last 24 h. Repeatable. Raises `InvalidInput` with
+        Stripe's words, `Transient` (Stripe may have done it) and `Refused`."""
         ...
 
 

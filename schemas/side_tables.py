@@ -45,6 +45,9 @@ MIRROR_COLUMNS: Final[Mapping[str, tuple[str, ...]]] = {
         "tax_minor", "start_ms", "end_ms",
     ),
 }  # fmt: skip
+# The columns that name a person, or lead to a page that does. The audit has none of their values, and a customer or
+# invoice that is gone at Stripe has none either.
+PERSONAL: Final = frozenset({"email", "hosted_url"})
 # The table of each object that is fetched, and the tables whose rows belong to one object, with the object's column.
 TABLE_OF: Final[Mapping[ObjectKind, str]] = {
     ObjectKind.CUSTOMER: "stripe_customers",
@@ -173,6 +176,15 @@ class HeldEvent(NamedTuple):
     offset: int
 
 
+class HeldCustomer(NamedTuple):
+    """A customer with held events. `period_end_ms` is the first end of a period of the customer's metered items,
+    `finalizes_ms` the first instant at which Stripe finalizes a draft of theirs; None without such."""
+
+    customer: str
+    period_end_ms: int | None
+    finalizes_ms: int | None
+
+
 class Cursor(NamedTuple):
     """Up to which instant a walker has read, and when it said so."""
 
@@ -267,8 +279,17 @@ class SideTables(Protocol):
         """Held events, oldest first, of one customer if named."""
         ...
 
+    async def held_customers(self, limit: int = 1_000) -> Sequence[HeldCustomer]:
+        """The customers of held events, and until when their usage can be billed."""
+        ...
+
     async def set_aside(self, limit: int = 1_000) -> Sequence[HeldEvent]:
         """Events that are set aside, oldest first."""
+        ...
+
+    async def ignored(self, canary: str = "", limit: int = 10_000) -> Mapping[str, int]:
+        """How many events named no object that the mirror copies, by type, without those of the customer `canary`;
+        `limit` of all are counted."""
         ...
 
     async def due_bindings(self, limit: int = 500, *, account: str = "", after: str = "") -> Sequence[DueBinding]:
@@ -288,13 +309,18 @@ class SideTables(Protocol):
         """An account's audit rows, oldest first."""
         ...
 
-    async def overlaps(self, limit: int = 1_000) -> Sequence[AuditRow]:
-        """The audit rows of subscriptions that overlap, of all accounts. An overlap gets one row, which stays."""
+    async def overlaps(self, now_ms: int, limit: int = 1_000) -> Sequence[Overlap]:
+        """The overlaps that hold from now on, of the customers that accounts are linked to; of at most `limit` accounts
+        that ever had one. The audit keeps a row of each, also of those that are over."""
         ...
 
     async def mirror(self) -> Mapping[str, Sequence[Row]]:
         """All rows of the mirror tables without `fetch_seq` and `fetched_ms`, sorted by key: for comparisons in tests.
         An account of years has more rows than a process has memory."""
+        ...
+
+    async def mirrored(self, kind: ObjectKind, ids: Sequence[str]) -> Mapping[str, Sequence[Row]]:
+        """The rows of objects of a kind, and of their parts, by table; none of an unknown id."""
         ...
 
     async def counts(self) -> Mapping[str, int]:

@@ -53,10 +53,19 @@ class Problem(NamedTuple):
 
 def first_problem(error: ValidationError) -> Problem:
     """The first problem of a rejected value."""
-    first = error.errors(include_url=False)[0]
-    field = ".".join(str(part) for part in first["loc"])[:FIELD_CHARACTERS_MAX]
-    message = _message(first["type"], first.get("ctx", {}), first["input"], first["msg"])
-    return Problem(field, message, first["type"] == "missing")
+    return problems(error)[0]
+
+
+def problems(error: ValidationError) -> list[Problem]:
+    """All problems of a rejected value, in pydantic's order."""
+    return [
+        Problem(
+            ".".join(str(part) for part in each["loc"])[:FIELD_CHARACTERS_MAX],
+            _message(each["type"], each.get("ctx", {}), each["input"], each["msg"]),
+            each["type"] == "missing",
+        )
+        for each in error.errors(include_url=False)
+    ]
 
 
 def json_kind(value: object) -> str:

@@ -16,6 +16,8 @@ class Fault(StrEnum):
     REDIS_ANSWER_LOST = "redis' answer is lost after success"
     CLICKHOUSE_REFUSED = "clickhouse does not answer"
     CLICKHOUSE_ANSWER_LOST = "clickhouse's answer is lost after success"
+    SQL_REFUSED = "sql does not answer"
+    SQL_ANSWER_LOST = "sql's answer is lost after success"
     LOG_REFUSED = "the log does not answer"
     LOG_ANSWER_LOST = "the log's answer is lost after success"
     STRIPE_REFUSED = "stripe does not answer a read"
@@ -30,8 +32,6 @@ class Fault(StrEnum):
     STRIPE_READ_FAILED = "stripe answers a read with 500"
     STRIPE_READ_SLOW = "stripe answers a read late"
     STRIPE_OBJECT_SILENT = "stripe does not answer for one object for long"
-    SQL_REFUSED = "sql does not answer"
-    SQL_ANSWER_LOST = "sql's answer is lost after success"
     WEBHOOK_DROPPED = "a webhook never comes"
     WEBHOOK_LATE = "a webhook comes late, after later ones"
     WEBHOOK_DOUBLED = "a webhook comes twice"
@@ -47,6 +47,7 @@ class Fault(StrEnum):
     REDIS_LOST_SECOND = "redis loses its last second"
     REDIS_FAILED_OVER = "redis fails over to an older replica"
     REDIS_EMPTIED = "redis loses everything"
+    LEDGER_EMPTIED = "sql loses the ledger of intents"
     CLOCK_SKEW = "a process's clock is wrong"
     PRODUCER_CRASH = "a producer dies before it knows the answer"
     METER_SET_CHANGED = "the meter set changes"
@@ -67,6 +68,7 @@ class Fault(StrEnum):
     ACCOUNT_UNLINKED = "an account is unlinked"
     ACCOUNT_MOVED = "an account is linked to another customer"
     RESYNCED = "an operator resyncs while events arrive"
+    ACCOUNT_FLUSHED = "an account is flushed"
     DUPLICATE = "the same event again"
     OTHER_PRODUCER = "another producer sends the same event"
     OLD_DUPLICATE = "the same event again after the dedup window"
@@ -90,7 +92,7 @@ class Fault(StrEnum):
 # Faults caused by producers, operators or time. All other faults affect a service or a process.
 OF_THE_TRAFFIC: Final = frozenset({
     Fault.PRODUCER_CRASH, Fault.METER_SET_CHANGED, Fault.BINDING_CHANGED, Fault.CUSTOMER_CHANGED, Fault.PAYER_CHANGED,
-    Fault.CONTROL_REPEATED, Fault.BINDING_LATE,
+    Fault.CONTROL_REPEATED, Fault.BINDING_LATE, Fault.ACCOUNT_FLUSHED,
     Fault.PERIOD_CLOSED, Fault.SUBSCRIPTION_CHANGED, Fault.SUBSCRIPTION_CANCELED, Fault.SUBSCRIPTION_PAUSED,
     Fault.SUBSCRIPTION_SCHEDULED, Fault.TRIAL, Fault.CUSTOMER_DELETED, Fault.DASHBOARD_EDIT, Fault.LINKED_LATE,
     Fault.ACCOUNT_UNLINKED, Fault.ACCOUNT_MOVED, Fault.RESYNCED,
@@ -124,6 +126,7 @@ class Rates(NamedTuple):
     empties: bool
     skews: bool
     webhooks: float
+    empties_ledger: bool
 
     @classmethod
     def drawn(cls, chance: random.Random) -> Rates:
@@ -142,6 +145,7 @@ class Rates(NamedTuple):
             empties=chance.random() < 0.3,
             skews=chance.random() < 0.3,
             webhooks=chance.choice((0.0, 0.1, 0.3)),
+            empties_ledger=chance.random() < 0.3,
         )
 
 

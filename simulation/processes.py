@@ -13,7 +13,7 @@ from simulation.faults import SERVICE_FAULTS, Fault, Faults, Rates
 
 LATENCY_S: Final = 0.02
 # ClickHouse may take minutes under load; the fold goes on between two steps of a relay.
-SLOW_LATENCY_S: Final = {"redis": 2.0, "log": 5.0, "stripe": 20.0, "sql": 20.0, "clickhouse": 900.0}
+SLOW_LATENCY_S: Final = {"redis": 2.0, "log": 5.0, "stripe": 20.0, "sql": 2.0, "clickhouse": 900.0}
 # Shares of calls: AT_ONCE answers before another task runs; above SLOW the answer is slow.
 AT_ONCE: Final = 0.5
 SLOW: Final = {"redis": 0.985, "log": 0.985, "stripe": 0.985, "sql": 0.985, "clickhouse": 0.9}

@@ -28,6 +28,7 @@ from schemas.billing_events import StripeObjects
 from schemas.clock import MINUTE_MS
 from schemas.control import Genesis
 from schemas.errors import Transient
+from schemas.intent_ledger import IntentLedger
 from schemas.live_view import (
     AccountDirectory,
     AnalyticsOutbox,
@@ -142,7 +143,8 @@ async def _sink(services: Services, slot: Slot, process: Process, clock: Simulat
     log = _log(services, process)
     meters = cast("StripeMeters", Reached(process, "stripe", services.stripe))
     resolver = BindingResolver(_ReachedView(services, process).accounts, PARTITIONS)
-    sender = StripeSender(log, meters, resolver, clock, random.Random(chance.random()), SENDER)
+    ledger = cast("IntentLedger", Reached(process, "sql", services.ledger))
+    sender = StripeSender(log, ledger, meters, resolver, clock, random.Random(chance.random()), SENDER)
     await _workers(services, slot, process, sender, SINK_GROUP, log, chance)
 
 

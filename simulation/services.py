@@ -28,6 +28,7 @@ from simulation.stripe_account import DrivenObjects, StripeAccount
 from sinks.clickhouse.fake import FakeClickHouse
 from sinks.redis.fake import FakeAccounts, FakeLiveView, FakeServer, FakeState
 from sinks.sql.fake import FakeSideTables
+from sinks.sql.fake_intents import FakeIntentLedger
 from sinks.sql.tables import metadata
 from sinks.stripe.fake import FakeFault, FakeStripe
 
@@ -159,6 +160,7 @@ class Services(NamedTuple):
     store: LosingView
     clickhouse: FakeClickHouse
     stripe: FakeStripe
+    ledger: FakeIntentLedger
     genesis: Genesis
     tables: SharedTables
     objects: UnsureObjects

@@ -22,6 +22,7 @@ from schemas.control import (
     CloseRecord,
     ControlKind,
     DedupDecisionRecord,
+    FlushRecord,
     MeterSetRecord,
     RestatementRecord,
 )
@@ -82,6 +83,9 @@ def _tell(oracle: Oracle, world: World, record: Record, version: int) -> int:
                 record.partition, closed.account, closed.instant_ms, record.timestamp_ms, record.offset,
                 revision=closed.revision,
             )  # fmt: skip
+        case ControlKind.FLUSH:
+            flushed = FlushRecord.model_validate_json(value)
+            oracle.flush(record.partition, flushed.account, record.timestamp_ms, revision=flushed.revision)
         case ControlKind.RESTATEMENT:
             restated = RestatementRecord.model_validate_json(value)
             answers, log_ms = offset_of(restated.position), record.timestamp_ms
@@ -120,6 +124,7 @@ async def verify(world: World) -> None:
     _differ(world, "usage.rejected", _oracle_reasons(oracle), _quarantined(world))
     intents = {key: intent for key, intent in _intents(world).items() if not _replaced(world, intent)}
     _differ(world, "intents", _positive(_oracle_totals(oracle)), _positive(_intent_sums(intents)))
+    _flushed(world, oracle, intents)
     _stripe(world, oracle, intents)
     _bounded(world)
     _met(world)
@@ -311,6 +316,29 @@ def _intent_sums(intents: dict[str, Intent]) -> dict[Any, int]:
         if not intent.revision:
             sums[intent.account, intent.meter, intent.period_start_ms] += intent.delta_minor
     return dict(sums)
+
+
+def _flushed(world: World, oracle: Oracle, intents: dict[str, Intent]) -> None:
+    """Check that the intents that end by a flush add up to the account's totals there, that no report bucket lies on
+    both sides of a flush, and that what is told at Stripe lies on the right side too."""
+    told = {stored.event.identifier: stored.event.timestamp_s for stored in world.stripe.events}
+    for (account, instant_ms), totals in oracle.flushed.items():
+        before: dict[str, Intent] = {}
+        for identifier, intent in intents.items():
+            # A redrive tells usage when Stripe takes it.
+            if intent.account != account or intent.revision:
+                continue
+            if intent.bucket_end_ms <= instant_ms:
+                before[identifier] = intent
+            elif intent.bucket_start_ms < instant_ms:
+                world.fail("flushes", f"{identifier} lies on both sides of the flush of {account} at {instant_ms}")
+            # Usage may belong to a period that begins after the flush.
+            is_here = identifier in told and intent.period_start_ms < instant_ms < intent.period_end_ms
+            if is_here and (told[identifier] < instant_ms // 1000) != (identifier in before):
+                world.fail("flushes", f"{identifier} is told at {told[identifier]}, and the flush is at {instant_ms}")
+        expected = {(account, meter, period[0]): value for (_, meter, period), value in totals.items()}
+        name = f"intents of {account} up to its flush at {instant_ms}"
+        _differ(world, name, _positive(expected), _positive(_intent_sums(before)))
 
 
 def _payers(world: World, oracle: Oracle) -> dict[str, set[str]]:

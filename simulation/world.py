@@ -21,6 +21,7 @@ from schemas.control import (
     CloseRecord,
     Control,
     ControlKind,
+    FlushRecord,
     Genesis,
     MeterSetRecord,
     Tick,
@@ -53,6 +54,7 @@ from simulation.traffic import (
     meter_set,
 )
 from sinks.clickhouse.fake import FakeClickHouse
+from sinks.sql.fake_intents import FakeIntentLedger
 from sinks.stripe.fake import FakeStripe
 
 # Longer than any reader lags. Records that a reader needs are never removed.
@@ -64,7 +66,7 @@ OUTAGE_S_MAX: Final = 1_500.0
 SECOND_S: Final = 1.0
 BROKEN_RECORDS: Final = (b"{", b"\xff\xfe", b"[1,", b"", b"[]")
 REPEATED_KINDS: Final = (*REPLAYED_KINDS, ControlKind.DEDUP_DECISION)
-OF_ACCOUNTS: Final = (ControlKind.BINDING, ControlKind.CLOSE)
+OF_ACCOUNTS: Final = (ControlKind.BINDING, ControlKind.CLOSE, ControlKind.FLUSH)
 FAILOVER_S_MAX: Final = 1_800.0
 BILLING_STRIDE: Final = 4
 
@@ -98,6 +100,7 @@ class World:
         self.log = WatchedLog(self.clock, self.chance("log"))
         self.store = LosingView(self.clock)
         self.clickhouse = FakeClickHouse()
+        self.ledger = FakeIntentLedger()
         self.stripe = FakeStripe(self.clock, account="acct_simulated", lag_ms=MINUTE_MS)
         for meter in meter_set(METER_SET_VERSIONS, self.report_interval_ms)["meters"]:
             self.stripe.add_meter(str(meter.get("stripe_event_name")))
@@ -218,8 +221,8 @@ class World:
         """The safety phase: traffic and all faults."""
         producers = [self._produce(f"producer-{number}", self.steps // 3 + 1) for number in range(3)]
         befalling = [
-            self._crashes(), self._rebalances(), self._operator(), self._repeated(),
-            self._lost_seconds(), self._fail_over(), self._emptied(),
+            self._crashes(), self._rebalances(), self._operator(), self._flushes(), self._repeated(),
+            self._lost_seconds(), self._fail_over(), self._emptied(), self._ledger_emptied(),
         ]  # fmt: skip
         if self.bills:
             befalling += [self.subscribers.live(SPAN_S), self.subscribers.operate()]
@@ -251,7 +254,15 @@ class World:
         """Restart the process of a slot whenever it ends, like an init system."""
         chance = self.chance(f"supervisor {slot.name}")
         services = Services(
-            self.log, self.store, self.clickhouse, self.stripe, self.genesis, self.tables, self.objects, self.canary
+            self.log,
+            self.store,
+            self.clickhouse,
+            self.stripe,
+            self.ledger,
+            self.genesis,
+            self.tables,
+            self.objects,
+            self.canary,
         )
         while True:
             if self.loop.time() < slot.down_until_s:
@@ -392,6 +403,17 @@ class World:
             elif self.faults.strike(Fault.FOREIGN_TICK, f"{now_ms}"):
                 await self._forge(chance, SECRET, Genesis(log_id="another log", partitions=PARTITIONS))
 
+    async def _flushes(self) -> None:
+        """Flush accounts, sometimes more than once within a bucket, or within a millisecond."""
+        chance = self.chance("flushes")
+        while True:
+            await asyncio.sleep(chance.expovariate(10 / SPAN_S))
+            account = chance.choice(ACCOUNTS)
+            for number in range(chance.choice((1, 1, 1, 2, 3))):
+                if self.faults.strike(Fault.ACCOUNT_FLUSHED, f"{self.clock.now_ms()}.{number}"):
+                    await self.control(account, FlushRecord(account=account, revision=self._revision(account)))
+                await asyncio.sleep(chance.choice((0, 1, 600)))
+
     @staticmethod
     def _effective(chance: random.Random, now_ms: int) -> dict[str, int]:
         # Half of the bindings take effect soon: changes within the open report bucket test the payer on both sides.
@@ -456,6 +478,13 @@ class World:
         if self.faults.strike(Fault.REDIS_EMPTIED, ""):
             self.trace.note("redis emptied")
             self.store.server.empty()
+
+    async def _ledger_emptied(self) -> None:
+        if self.rates.empties_ledger:
+            await asyncio.sleep(self.chance("ledger emptied").uniform(600, SPAN_S))
+            if self.faults.strike(Fault.LEDGER_EMPTIED, ""):
+                self.trace.note("ledger emptied")
+                self.ledger.empty()
 
 
 def _is_whole(state: dict[int, Any]) -> bool:

@@ -6,6 +6,7 @@ Only what no code can say stands here as text: what redriving does to each reaso
 from __future__ import annotations
 
 import inspect
+import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Final
@@ -20,6 +21,7 @@ from pipeline.metrics import METRICS
 from pipeline.settings import Settings
 from reconciler.report import Findings, gauge_values
 from schemas import errors
+from schemas.catalog import Catalog
 from schemas.reasons import REMEDIES, Reason
 
 ROOT: Final = Path(__file__).resolve().parents[1]
@@ -81,16 +83,30 @@ _DRIFT: Final = f"drift; or {_UNANSWERED}"
 _ROLE: Final = "a failure that may pass: a supervisor starts the role again"
 EXITS_WITH_1: Final = {
     "account bind": _UNANSWERED,
+    "account flush": "the reports were not settled within --timeout, or a store or the log does not answer or refuses "
+    "the credentials: run it again",
     "account link": _UNANSWERED,
     "account link-all": f"{_UNANSWERED}; repeat the command",
+    "account override": _UNANSWERED,
+    "account overrides": _UNANSWERED,
+    "account revoke": _UNANSWERED,
     "account show": _UNANSWERED,
     "account unlink": _UNANSWERED,
     "archive": _ROLE,
+    "auditor": _ROLE,
     "billing audit": _UNANSWERED,
+    "billing bills": _UNANSWERED,
     "billing list": _UNANSWERED,
     "billing redrive": "a report was refused, or the log, Stripe or a store did not answer: repeat the command",
     "billing resync": f"{_UNANSWERED}; repeat the command with its --run to go on",
     "billing status": _UNANSWERED,
+    "catalog apply": f"{_UNANSWERED}; repeat the command, which goes on",
+    "catalog drift": _DRIFT,
+    "catalog example": "never",
+    "catalog plan": _UNANSWERED,
+    "catalog schema": "never",
+    "catalog show": _UNANSWERED,
+    "check": "the account may not; or a store did not answer, and the feature denies then",
     "close-period": _UNANSWERED,
     "dev": "a process did not start, or ended; its log is in the message",
     "doctor": "a check failed",
@@ -109,7 +125,7 @@ EXITS_WITH_1: Final = {
     "rebuild archive": f"{_DRIFT}; repeat the command to go on",
     "rebuild redis": f"{_DRIFT}; repeat the command to go on",
     "rebuild usage_hourly": f"{_DRIFT}; repeat the command to go on",
-    "reconcile": f"{_DRIFT}; or the push gateway did not take the gauges",
+    "reconcile": f"{_DRIFT}; or the rows or the gauges could not be stored; or a step of a repair was refused",
     "router": _ROLE,
     "sink": _ROLE,
     "stripe-simulator": "the port is taken, or the file cannot be used",
@@ -224,7 +240,8 @@ def metrics_page() -> str:
         "## Metrics of the roles\n\n"
         + _table(("Metric", "Kind", "Labels", "Meaning"), rows())
         + "\n## Gauges of a reconciliation\n\n"
-        "Pushed by `tidemark reconcile --pushgateway HOST:PORT`; [reconciliation.md](reconciliation.md) explains\n"
+        "Of the role `auditor`, and pushed by `tidemark reconcile --pushgateway HOST:PORT`;\n"
+        "[reconciliation.md](reconciliation.md) explains\n"
         "them.\n\n" + _table(("Gauge", "Labels"), pushed) + "\n## Alerts\n\n"
         "[deploy/prometheus/rules.yml](../deploy/prometheus/rules.yml) has the alert rules; each rule links a\n"
         "[runbook](README.md#runbooks).\n"
@@ -281,7 +298,13 @@ def errors_page() -> str:
     )
 
 
+def catalog_schema() -> str:
+    """The text of docs/catalog.schema.json."""
+    return json.dumps(Catalog.model_json_schema(), indent=2) + "\n"
+
+
 PAGES: Final[dict[str, Callable[[], str]]] = {
+    "catalog.schema.json": catalog_schema,
     "settings.md": settings_page,
     "metrics.md": metrics_page,
     "errors.md": errors_page,

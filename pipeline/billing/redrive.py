@@ -11,21 +11,22 @@ from typing import Final, NamedTuple
 
 from aggregators.intents import revised, root_of
 from aggregators.meter_events import event_time_s
-from aggregators.report_records import ReportedIntent, ReportedIntents, parse_entries
+from aggregators.report_records import parse_entries, recorded
 from aggregators.stripe_sums import StripeSum
+from pipeline.billing.late_usage import LateUsage
 from pipeline.billing.lookup import READ_RECORDS_MAX, LookupResult, Presence, StripeLookup
+from schemas.bills import Closings
 from schemas.clock import DAY_MS, HOUR_MS, SECOND_MS, Clock
 from schemas.errors import InvalidInput, OperatorNeeded
+from schemas.intent_ledger import IntentLedger, IntentState, LedgerIntent
 from schemas.log import REPORTS_TOPIC, Log
 from schemas.periods import Period
 from schemas.reports import (
     Attempt,
     Intent,
-    OutcomeStatus,
     Redrive,
     Rejection,
     ReportEntry,
-    ReportOutcome,
     StripeMeters,
     StripeRejections,
 )
@@ -49,41 +50,49 @@ class Redriven(NamedTuple):
 class Failed(NamedTuple):
     """An intent that Stripe refused, or accepted and rejected afterwards; `detail` is the reason."""
 
-    reported: ReportedIntent
+    known: LedgerIntent
     detail: str
 
 
 async def failed_intents(
-    log: Log, rejections: Iterable[Rejection], account: str | None = None, limit: int = 10_000
+    ledger: IntentLedger, rejections: Iterable[Rejection], account: str = "", limit: int = 10_000
 ) -> list[Failed]:
     """The dead letters, and the accepted intents that Stripe's error reports name, the newest last, at most `limit`.
 
-    Redriven intents are left out. Memory grows with the unsettled intents and the result. Raises `Transient`.
+    Redriven intents are left out. Memory grows with the result. Raises `Transient`.
     """
+    failed: list[Failed] = []
+    after = ""
+    while page := await ledger.listed([IntentState.DEAD], account, after=after):
+        failed += [Failed(known, known.detail) for known in page]
+        after = page[-1].intent.identifier
     rejected = {identifier: each.code for each in rejections for identifier in each.identifiers}
-    kept = ReportedIntents()
-    async for partition, entry in _entries(log):
-        kept.add(partition, entry)
-        is_done = isinstance(entry, ReportOutcome) and entry.status is not OutcomeStatus.DEAD
-        if (is_done and entry.identifier not in rejected) or (isinstance(entry, Redrive)):
-            kept.forget(entry.identifier)
-    failed = []
-    for reported in kept:
-        if account not in (None, reported.intent.account):
-            continue
-        code = rejected.get(reported.intent.identifier)
-        if reported.is_dead and reported.outcome is not None:
-            failed.append(Failed(reported, reported.outcome.detail))
-        elif reported.is_accepted and code is not None:
-            failed.append(Failed(reported, f"accepted, then rejected by Stripe: {code}"))
+    for known in await ledger.found(list(rejected)):
+        if known.state is IntentState.ACCEPTED and account in ("", known.intent.account):
+            code = rejected[known.intent.identifier]
+            failed.append(Failed(known, f"accepted, then rejected by Stripe: {code}"))
+    failed.sort(key=lambda each: (each.known.settled_at_ms or 0, each.known.partition, each.known.offset))
     return failed[-limit:]
 
 
 class Redriver:
-    """Appends the next revision of intents that Stripe does not have. One call reads the whole topic."""
+    """Appends the next revision of intents that Stripe does not have.
 
-    def __init__(self, log: Log, meters: StripeMeters, rejections: StripeRejections, clock: Clock) -> None:
+    With `closings`, an intent whose invoice is final needs no proof: what Stripe has of it does not change the invoice.
+    """
+
+    def __init__(
+        self,
+        log: Log,
+        ledger: IntentLedger,
+        meters: StripeMeters,
+        rejections: StripeRejections,
+        clock: Clock,
+        closings: Closings | None = None,
+    ) -> None:
         self._log = log
+        self._ledger = ledger
+        self._late = LateUsage(closings)
         self._meters = meters
         self._rejections = rejections
         self._clock = clock
@@ -92,10 +101,10 @@ class Redriver:
     async def redrive(self, identifiers: Iterable[str], actor: str, reason: str) -> list[Redriven]:
         """Redrive the intents, named by the identifier of any of their revisions; one result for each.
 
-        Refuses an intent that is not settled, that Stripe accepted without reporting a rejection of its meter, that
-        Stripe's sum holds or may hold, or whose period is too old for Stripe. Costs one read of error reports, and one
-        of Stripe's sums for each intent. Raises `Transient` or `Refused`, and `OperatorNeeded` if the key is of another
-        mode or account; repeating does no harm.
+        Refuses an intent that is not settled, and one that Stripe accepted without reporting a rejection of its meter.
+        Refuses, unless its invoice is final, one that Stripe's sum holds or may hold, or whose period is too old for
+        Stripe. Costs one read of error reports, and one of Stripe's sums for each intent. Raises `Transient` or
+        `Refused`, and `OperatorNeeded` if the key is of another mode or account; repeating does no harm.
         """
         if not actor.strip() or not reason.strip():
             raise InvalidInput("--reason", "say who redrives the reports, and why: the log keeps both")
@@ -105,7 +114,7 @@ class Redriver:
         suspects = {reported.intent.identifier for reported in latest.values()}
         suspects |= {identifier for each in rejections for identifier in each.identifiers}
         results: dict[str, Redriven] = {}
-        proven: dict[str, tuple[ReportedIntent, str]] = {}
+        proven: dict[str, tuple[LedgerIntent, str]] = {}
         for root in roots:
             judged = await self._judge(root, latest, rejections, suspects)
             if isinstance(judged, Redriven):
@@ -118,41 +127,70 @@ class Redriver:
         self._lookup.forget()
         return [results[root] for root in roots]
 
-    async def _latest(self, roots: Collection[str]) -> dict[str, ReportedIntent]:
-        """The highest revision of each of these intents."""
-        reported = ReportedIntents()
-        async for partition, entry in _entries(self._log):
+    async def _latest(self, roots: Collection[str]) -> dict[str, LedgerIntent]:
+        """The highest revision of each of these intents, by the ledger and by what the log has beyond it."""
+        known: dict[str, LedgerIntent] = {}
+        wanted = list(roots)
+        while wanted:
+            found = await self._ledger.found(wanted)
+            known |= {each.intent.identifier: each for each in found}
+            wanted = [revised(each.intent).identifier for each in found if each.state is IntentState.REDRIVEN]
+        async for partition, offset, entry in self._beyond():
             if root_of(entry.identifier) in roots:
-                reported.add(partition, entry)
-        found = sorted(reported, key=lambda each: each.intent.revision)
-        return {root_of(each.intent.identifier): each for each in found}
+                after = recorded(known.get(entry.identifier), partition, offset, entry)
+                known |= {entry.identifier: after} if after is not None else {}
+        in_order = sorted(known.values(), key=lambda each: each.intent.revision)
+        return {root_of(each.intent.identifier): each for each in in_order}
+
+    async def _beyond(self) -> AsyncIterator[tuple[int, int, ReportEntry]]:
+        """The entries that the ledger does not have yet, with their partitions and offsets."""
+        for partition in range(await self._log.partition_count(REPORTS_TOPIC)):
+            bounds = await self._log.bounds(REPORTS_TOPIC, partition)
+            offset = await self._ledger.position(partition) or bounds.first
+            while offset < bounds.next and (
+                records := await self._log.read(REPORTS_TOPIC, partition, offset, READ_RECORDS_MAX)
+            ):
+                for record in records:
+                    for entry in parse_entries(record.value):
+                        yield partition, record.offset, entry
+                offset = records[-1].next_offset
 
     async def _judge(
         self,
         root: str,
-        latest: Mapping[str, ReportedIntent],
+        latest: Mapping[str, LedgerIntent],
         rejections: Iterable[Rejection],
         suspects: Collection[str],
-    ) -> Redriven | tuple[ReportedIntent, str]:
+    ) -> Redriven | tuple[LedgerIntent, str]:
         """The intent and why Stripe does not have its event, or the result without a redrive."""
         reported = latest.get(root)
         if reported is None:
             return Redriven(root, "", "no such report is in billing.reports: see `tidemark billing list`")
         intent = reported.intent
-        if reported.outcome is None:
+        if reported.state is IntentState.PENDING:
             if intent.revision:
                 return Redriven(root, intent.identifier)
             return Redriven(root, "", "it is not settled: the sink still sends it, or holds it")
         await self._check_mode(intent)
-        refused = self._refusal(reported, rejections)
+        invoice = await self._final_invoice(reported)
+        refused = self._refusal(reported, rejections, is_billed=bool(invoice))
         if refused:
             return Redriven(intent.identifier, "", refused)
+        if invoice:
+            return reported, f"invoice {invoice} is final, so an invoice item bills it, whatever Stripe has"
         result = await self._look(reported, [each for each in latest.values() if each.attempt], suspects)
         if result.presence is not Presence.ABSENT:
             return Redriven(intent.identifier, "", f"Stripe may bill it twice: {result.detail}")
         return reported, result.detail
 
-    async def _append(self, reported: ReportedIntent, evidence: str, actor: str, reason: str) -> Redriven:
+    async def _final_invoice(self, reported: LedgerIntent) -> str:
+        intent, attempt = reported.intent, reported.attempt
+        if not reported.stripe_customer or self._clock.now_ms() < intent.period_end_ms:
+            return ""
+        at_ms = attempt.timestamp_s * SECOND_MS if attempt else intent.instant_ms
+        return await self._late.invoice(intent.event_name, reported.stripe_customer, at_ms)
+
+    async def _append(self, reported: LedgerIntent, evidence: str, actor: str, reason: str) -> Redriven:
         intent = reported.intent
         successor = revised(intent)
         redrive = Redrive(
@@ -174,33 +212,34 @@ class Redriver:
                 "TIDEMARK_STRIPE_API_KEY to a key of the deployment's own account and mode"
             )
 
-    def _refusal(self, reported: ReportedIntent, rejections: Iterable[Rejection]) -> str:
-        """Why the intent cannot be redriven, as far as the log and the error reports tell; empty if nothing does."""
+    def _refusal(self, reported: LedgerIntent, rejections: Iterable[Rejection], *, is_billed: bool) -> str:
+        """Why the intent cannot be redriven, as far as the log and the error reports tell; empty if nothing does.
+        `is_billed`: an invoice item can bill it."""
         intent, attempt = reported.intent, reported.attempt
-        if not reported.is_dead and not reported.is_accepted:
-            return (
-                f"it is settled as {reported.outcome.status if reported.outcome else 'unknown'}: nothing is to be sent"
-            )
-        if reported.is_accepted and not any(_may_name(each, intent, attempt) for each in rejections):
+        is_accepted = reported.state is IntentState.ACCEPTED
+        if not is_accepted and reported.state is not IntentState.DEAD:
+            return f"it is settled as {reported.state}: nothing is to be sent"
+        if is_accepted and not any(_may_name(each, intent, attempt) for each in rejections):
             return "Stripe accepted it and reports no rejection of its meter since"
-        if event_time_s(intent, intent.period_end_ms, self._clock.now_ms()) is None:
+        if not is_billed and event_time_s(intent, intent.period_end_ms, self._clock.now_ms()) is None:
             return "its period ended more than 35 days ago and Stripe no longer accepts it: add an invoice item"
         return ""
 
     async def _look(
-        self, reported: ReportedIntent, all_wanted: Iterable[ReportedIntent], suspects: Collection[str]
+        self, reported: LedgerIntent, all_wanted: Iterable[LedgerIntent], suspects: Collection[str]
     ) -> LookupResult:
         """Whether Stripe has the event, by its sum from the period's start to a few hours ago.
 
         What was sent later may not show in the sum yet, and would make it useless. An event of these hours needs no
         sum if Stripe clearly refused it.
         """
-        intent, attempt, outcome = reported.intent, reported.attempt, reported.outcome
-        if attempt is None or outcome is None:
+        intent, attempt = reported.intent, reported.attempt
+        is_refused = reported.state is IntentState.DEAD and not reported.in_doubt
+        if attempt is None:
             return LookupResult(Presence.ABSENT, "it was never sent")
         span = self._span(intent)
         is_shown = span.start_ms <= attempt.timestamp_s * SECOND_MS < span.end_ms
-        if not is_shown and not reported.is_refused:
+        if not is_shown and not is_refused:
             hours = (SETTLE_MS + REPORTED_MS) // HOUR_MS + 1
             return LookupResult(Presence.UNKNOWN, f"its sum at Stripe is certain {hours} h after its instant: wait")
         result = LookupResult(Presence.UNKNOWN, "its period has only begun")
@@ -209,8 +248,8 @@ class Redriver:
             sums = [StripeSum(each.intent.event_name, "", self._span(each.intent)) for each in all_wanted]
             result = await self._lookup.look_up(intent.identifier, key, sums, suspects)
         is_unshown = result.presence is Presence.UNKNOWN and not is_shown
-        if reported.is_refused and (result.presence is Presence.ABSENT or is_unshown):
-            return LookupResult(Presence.ABSENT, f"Stripe refused it ({outcome.detail}); {result.detail}")
+        if is_refused and (result.presence is Presence.ABSENT or is_unshown):
+            return LookupResult(Presence.ABSENT, f"Stripe refused it ({reported.detail}); {result.detail}")
         return result
 
     def _span(self, intent: Intent) -> Period:
@@ -224,15 +263,3 @@ def _may_name(rejection: Rejection, intent: Intent, attempt: Attempt | None) -> 
         return True
     sent_ms = attempt.attempted_at_ms if attempt else 0
     return rejection.event_name == intent.event_name and rejection.window_end_ms >= sent_ms
-
-
-async def _entries(log: Log) -> AsyncIterator[tuple[int, ReportEntry]]:
-    """All entries of the topic with their partitions, up to the ends of the partitions at the start."""
-    for partition in range(await log.partition_count(REPORTS_TOPIC)):
-        bounds = await log.bounds(REPORTS_TOPIC, partition)
-        offset = bounds.first
-        while offset < bounds.next and (records := await log.read(REPORTS_TOPIC, partition, offset, READ_RECORDS_MAX)):
-            for record in records:
-                for entry in parse_entries(record.value):
-                    yield partition, entry
-            offset = records[-1].next_offset

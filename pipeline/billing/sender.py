@@ -20,66 +20,69 @@ import logging
 import random
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Final
 
-from aggregators.meter_events import deadline_ms, event_time_s, meter_event, too_early_ms
+from aggregators.meter_events import PAST_MAX_MS, event_time_s, meter_event, too_early_ms
 from aggregators.quantities import decimal_text
 from aggregators.stripe_sums import StripeSum
 from pipeline.billing.breakers import Breakers
 from pipeline.billing.concurrency import KeyedLocks, TokenBucket
 from pipeline.billing.holds import Held, Holds
-from pipeline.billing.ledger import Hold, Pending, ReportLedger, SendQueue
-from pipeline.billing.lookup import READ_RECORDS_MAX, LookupResult, Presence, StripeLookup, hour_of
+from pipeline.billing.late_usage import LateUsage
+from pipeline.billing.lookup import LookupResult, Presence, StripeLookup, hour_of
+from pipeline.billing.partition import ReportPartition
 from pipeline.billing.policy import DEFAULT_POLICY, SenderPolicy, SenderStatus
+from pipeline.billing.window import Hold, Pending, in_order
 from pipeline.logs.tasks import all_or_first_error
+from schemas.bills import Closings
 from schemas.clock import MINUTE_MS, SECOND_MS, Clock
 from schemas.errors import InvalidInput, OperatorNeeded, Refused, Transient
+from schemas.intent_ledger import IntentLedger
 from schemas.log import REPORTS_TOPIC, Log, Record
 from schemas.periods import Billing
 from schemas.reports import Attempt, CustomerResolver, OutcomeStatus, ReportOutcome, SendStatus, StripeMeters
 
+# An intent that waits for a person is tried again after this part of the time that it has waited.
+PATIENCE: Final = 10
+TOO_OLD: Final = "its period ended more than 35 days ago and Stripe no longer accepts it"
 REPLACED: Final = "a late binding put the usage into other periods"
 
 _LOG: Final = logging.getLogger(__name__)
 
 
-@dataclass(slots=True)
-class _Partition:
-    number: int
-    ledger: ReportLedger
-    catch_up_to: int
-    caught_up: bool = False
-
-
 class StripeSender:
     """The processor of `billing.reports`.
 
-    Sends only inside `step` and `idle`: nothing is sent after `revoked` returned or the runner cancelled a call. Keeps
-    no position: every assignment reads the partition from its first record, because only the whole topic shows what is
-    settled. Sends nothing until the end of the log at the assignment was read. The topic grows by three short records
-    per meter, account and report bucket.
+    Sends only inside `step` and `idle`: nothing is sent after `revoked` returned or the runner cancelled a call. Starts
+    at the ledger's position, or at the log's first record if the ledger is empty, and sends nothing until the end of
+    the log at the assignment was read. Keeps a window of the pending intents in memory. The topic grows by three short
+    records per meter, account and report bucket.
 
-    Raises `OperatorNeeded` if Stripe refuses the key, or if the key is of another mode or account than the intents, and
-    `Transient` if the log does not answer; a restart repeats harmlessly.
+    With `closings`, usage whose invoice is final is settled as late and not sent. Raises `OperatorNeeded` if Stripe
+    refuses the key, or if the key is of another mode or account than the intents, and `Transient` if the log or the
+    ledger does not answer, or if another process has moved the ledger's position; a restart repeats harmlessly.
     """
 
     def __init__(
         self,
         log: Log,
+        ledger: IntentLedger,
         meters: StripeMeters,
         resolve: CustomerResolver,
         clock: Clock,
         rng: random.Random,
         policy: SenderPolicy = DEFAULT_POLICY,
+        closings: Closings | None = None,
     ) -> None:
         self._log = log
+        self._ledger = ledger
+        self._late = LateUsage(closings)
         self._meters = meters
         self._resolve = resolve
         self._clock = clock
         self._random = rng
         self._policy = policy
-        self._partitions: dict[int, _Partition] = {}
+        self._partitions: dict[int, ReportPartition] = {}
         self._locks = KeyedLocks()
         self._slots = asyncio.Semaphore(policy.queues_max)
         self._bucket = TokenBucket(clock, policy.rate_per_s)
@@ -98,74 +101,60 @@ class StripeSender:
         return REPORTS_TOPIC
 
     async def start_offset(self, partition: int) -> int | None:
-        """The offset of the log's first record. Notes the log's end, which must be read before anything is sent."""
-        bounds = await self._log.bounds(REPORTS_TOPIC, partition)
-        ledger = ReportLedger(self._policy.pending_max)
-        ledger.next_offset = bounds.first
-        self._partitions[partition] = _Partition(partition, ledger, bounds.next, bounds.first >= bounds.next)
-        return bounds.first
+        """The ledger's position. Notes the log's end, which must be read before anything is sent.
+
+        Raises `OperatorNeeded` if the log does not have the records between the position and its end.
+        """
+        part = self._partitions[partition] = ReportPartition(partition, self._log, self._ledger, self._policy)
+        return await part.begin(self._clock.now_ms())
 
     async def step(self, partition: int, records: Sequence[Record]) -> None:
-        """Apply the records, then send for up to about `round_s` if the partition is caught up."""
+        """Write the records into the ledger, then send for up to about `round_s` if the partition is caught up."""
         part = self._partitions[partition]
-        unreadable = part.ledger.unreadable
-        for record in records:
-            part.ledger.apply(record)
-        if part.ledger.unreadable > unreadable:
-            _LOG.error("billing.reports/%d holds records that are not reports; they are ignored", partition)
-        if part.ledger.next_offset >= part.catch_up_to:
-            part.caught_up = True
+        await part.apply(records)
         await self._round(part)
 
     async def idle(self, partition: int) -> None:
         """Send due intents. Also detects the end of a partition whose last offsets hold no records."""
         part = self._partitions[partition]
-        if not part.caught_up:
-            left = await self._log.read(REPORTS_TOPIC, partition, part.ledger.next_offset, 1)
-            part.caught_up = not left or left[0].offset >= part.catch_up_to
+        await part.look_for_end()
         await self._round(part)
 
     async def revoked(self, partition: int) -> None:
-        """Forget the partition. Its next owner reads it again from the log."""
+        """Forget the partition. Its next owner starts at the ledger's position."""
         self._partitions.pop(partition, None)
 
-    def low_watermark(self, partition: int) -> int:
-        """The offset of the lowest pending intent, for lag graphs: records below it concern settled intents only."""
-        return self._partitions[partition].ledger.low_watermark()
-
     def status(self) -> SenderStatus:
-        """The current values. Takes time in proportion to the pending intents."""
-        parts = self._partitions.values()
-        pending = [item for part in parts for item in part.ledger.pending()]
-        deadlines = [deadline_ms(item.intent) for item in pending if item.hold not in (Hold.NONE, Hold.EARLY)]
+        """The current values. Those of pending intents are up to `count_interval_ms` old."""
+        waiting = [each for part in self._partitions.values() for each in part.waiting]
+        held: Counter[str] = Counter()
+        for each in waiting:
+            held[each.hold] += each.intents
+        ends_ms = [each.period_end_ms for each in waiting if each.hold not in (Hold.NONE, Hold.EARLY)]
         return SenderStatus(
-            pending=len(pending),
-            settled=sum(part.ledger.settled for part in parts),
-            held=dict(Counter(str(item.hold) for item in pending if item.hold)),
-            held_deadline_ms=min(deadlines, default=None),
+            pending=held.total(),
+            held={hold: intents for hold, intents in held.items() if hold},
+            held_deadline_ms=min(ends_ms) + PAST_MAX_MS if ends_ms else None,
             open_breakers=self._breakers.open,
-            low_watermarks={part.number: part.ledger.low_watermark() for part in parts},
-            caught_up=all(part.caught_up for part in parts),
+            caught_up=all(part.caught_up for part in self._partitions.values()),
             counts=dict(self._counts),
         )
 
-    async def _round(self, part: _Partition) -> None:
-        """Process every due queue: queues concurrently, the intents of a queue one after the other."""
-        if not part.caught_up:
-            return
+    async def _round(self, part: ReportPartition) -> None:
+        """Process every queue of the window: queues concurrently, the intents of a queue one after the other."""
         now_ms = self._clock.now_ms()
-        if now_ms < self._round_ms - MINUTE_MS:
-            self._end_waits()
-        self._round_ms = now_ms
-        part.ledger.forget_expired(now_ms)
-        if part.ledger.has_doubts:
-            await self._recall(part)
-        # Queues that were tried recently come last, so that many queues on hold do not delay the others.
-        due = [queue for queue in part.ledger.queues.values() if queue.not_before_ms <= now_ms]
-        due.sort(key=lambda queue: queue.not_before_ms)
-        if not due:
-            return
-        waiting = iter(due)
+        if part.caught_up:
+            if now_ms < self._round_ms - MINUTE_MS:
+                await self._end_waits(now_ms)
+            self._round_ms = now_ms
+            await part.fill(now_ms)
+            await self._send_due(part)
+            await part.put_back(self._clock.now_ms())
+        await part.count(now_ms)
+
+    async def _send_due(self, part: ReportPartition) -> None:
+        queues = list(part.window.queues.values())
+        waiting = iter(queues)
         loop = asyncio.get_running_loop()
         deadline_s = loop.time() + self._policy.round_s
 
@@ -175,59 +164,45 @@ class StripeSender:
                 if loop.time() >= deadline_s:
                     return
 
-        await all_or_first_error(work() for _ in range(min(self._policy.queues_max, len(due))))
+        await all_or_first_error(work() for _ in range(min(self._policy.queues_max, len(queues))))
         self._lookup.forget()
+        self._late.forget()
 
-    def _end_waits(self) -> None:
+    async def _end_waits(self, now_ms: int) -> None:
         """Try everything again, because the clock was put back: the ends of all waits are too late by as much."""
         self._holds.clear()
         self._breakers.clear()
         for part in self._partitions.values():
-            for pending in part.ledger.pending():
-                pending.not_before_ms = 0
-            for queue in part.ledger.queues.values():
-                queue.not_before_ms = 0
+            await part.end_waits(now_ms)
 
-    async def _recall(self, part: _Partition) -> None:
-        """Read the partition again from its first record, because an intent arrived whose outcome may be forgotten."""
-        whole = ReportLedger(self._policy.pending_max)
-        offset = (await self._log.bounds(REPORTS_TOPIC, part.number)).first
-        while offset < part.ledger.next_offset:
-            records = await self._log.read(REPORTS_TOPIC, part.number, offset, READ_RECORDS_MAX)
-            for record in records:
-                whole.apply(record)
-            offset = records[-1].next_offset if records else part.ledger.next_offset
-        part.ledger.recall(whole)
-
-    async def _run_queue(self, part: _Partition, queue: SendQueue, deadline_s: float) -> None:
+    async def _run_queue(self, part: ReportPartition, queue: dict[str, Pending], deadline_s: float) -> None:
         loop = asyncio.get_running_loop()
-        for pending in list(queue.pending.values()):
+        for pending in in_order(queue):
             if pending.not_before_ms <= self._clock.now_ms():
                 await self._advance(part, pending)
-            is_open = pending.intent.identifier in queue.pending
+            is_open = pending.intent.identifier in queue
             if (is_open and not pending.hold) or loop.time() >= deadline_s:
                 break
-        waits = []
-        for pending in queue.pending.values():
-            waits.append(pending.not_before_ms)
-            if not pending.hold:
-                break
-        queue.not_before_ms = min(waits, default=0)
 
-    async def _advance(self, part: _Partition, pending: Pending) -> None:
+    async def _advance(self, part: ReportPartition, pending: Pending) -> None:
         """Advance one intent as far as possible now: to its outcome, to a hold, or to its next try."""
-        if pending.awaited_offset >= part.ledger.next_offset:
+        if pending.awaited_offset >= part.next_offset:
             return
         was_unknown = pending.hold is Hold.UNKNOWN
         pending.hold = Hold.NONE
         try:
             await self._check_mode(pending)
-            if pending.attempt is None or self._is_void(pending, pending.attempt):
+            attempt = pending.attempt
+            if attempt is None:
                 await self._begin(part, pending)
-            elif self._is_stale(pending.attempt):
-                await self._resolve_by_lookup(part, pending, pending.attempt, was_unknown)
+            elif await self._is_late(part, pending, attempt.timestamp_s * SECOND_MS):
+                return
+            elif self._is_void(pending, attempt):
+                await self._begin(part, pending)
+            elif self._is_stale(attempt):
+                await self._resolve_by_lookup(part, pending, attempt, was_unknown)
             elif await self._has_meter(pending):
-                await self._send(part, pending, pending.attempt)
+                await self._send(part, pending, attempt)
         except Transient as error:
             # Nothing is lost: a second copy of an attempt or outcome in the log is harmless.
             self._back_off(pending, str(error), error.retry_after_s)
@@ -246,7 +221,7 @@ class StripeSender:
                 "key of the deployment's own account and mode"
             )
 
-    async def _begin(self, part: _Partition, pending: Pending) -> None:
+    async def _begin(self, part: ReportPartition, pending: Pending) -> None:
         """Append an attempt with the payer, timestamp and value; or settle the intent, or put it on hold."""
         intent, now_ms = pending.intent, self._clock.now_ms()
         if wait_ms := too_early_ms(intent.instant_ms, now_ms):
@@ -257,22 +232,47 @@ class StripeSender:
         if payer is None:
             await self._settle(part, pending, OutcomeStatus.REPLACED, REPLACED)
             return
+        pending.period_end_ms = payer.period_end_ms
+        pending.stripe_customer = payer.stripe_customer if payer.billing is Billing.MAPPED else ""
         timestamp_s = event_time_s(intent, payer.period_end_ms, now_ms)
         if payer.billing is Billing.FREE:
             await self._settle(part, pending, OutcomeStatus.FREE, "the account is free")
             return
-        if timestamp_s is None:
-            detail = "its period ended more than 35 days ago and Stripe no longer accepts it: add an invoice item"
-            detail += f"; before: {pending.detail}" if pending.detail else ""
-            await self._settle(part, pending, OutcomeStatus.DEAD, detail)
+        instant_ms = intent.instant_ms if timestamp_s is None else timestamp_s * SECOND_MS
+        if await self._is_late(part, pending, instant_ms):
             return
-        if payer.billing is Billing.UNMAPPED or not payer.stripe_customer:
+        if timestamp_s is None:
+            detail = f"{TOO_OLD}: add an invoice item" + (f"; before: {pending.detail}" if pending.detail else "")
+            await self._settle_unsent(part, pending, detail)
+            return
+        if not pending.stripe_customer:
             detail = "bind the account to a Stripe customer, or mark it free"
-            self._hold(pending, Hold.UNMAPPED, detail, self._policy.hold_retry_ms)
+            self._hold(pending, Hold.UNMAPPED, detail, self._patience_ms(pending, self._policy.hold_retry_ms))
             return
         if await self._has_meter(pending) and not self._is_held(pending, payer.stripe_customer):
             value = decimal_text(intent.delta_minor, intent.scale)
             await self._write_attempt(part, pending, payer.stripe_customer, timestamp_s, value)
+
+    async def _is_late(self, part: ReportPartition, pending: Pending, instant_ms: int) -> bool:
+        """Whether an invoice that is final should have billed the usage. If so, settle the intent: what Stripe has or
+        gets of it does not change the invoice."""
+        if not pending.stripe_customer or self._clock.now_ms() < pending.period_end_ms:
+            return False
+        invoice = await self._late.invoice(pending.intent.event_name, pending.stripe_customer, instant_ms)
+        if not invoice:
+            return False
+        detail = f"invoice {invoice} was final before the usage was reported"
+        await self._settle(part, pending, OutcomeStatus.LATE, detail, in_doubt=pending.in_doubt)
+        return True
+
+    async def _settle_unsent(
+        self, part: ReportPartition, pending: Pending, detail: str, *, in_doubt: bool = False
+    ) -> None:
+        """Settle an intent that Stripe does not take any more: as late if its payer is known and somebody bills late
+        usage, otherwise as a dead letter."""
+        is_billed = self._late.is_billed and bool(pending.stripe_customer)
+        status = OutcomeStatus.LATE if is_billed else OutcomeStatus.DEAD
+        await self._settle(part, pending, status, detail, in_doubt=in_doubt)
 
     async def _has_meter(self, pending: Pending) -> bool:
         """Whether the meter takes events. If not, hold the intent. Asks Stripe once per meter and `hold_retry_ms`."""
@@ -290,7 +290,8 @@ class StripeSender:
                 self._holds.release_meter(event_name)
                 self._usable.add(event_name)
                 return True
-        self._hold_as(pending, Hold.METER, held)
+        wait_ms = self._patience_ms(pending, held.retry_at_ms - self._clock.now_ms())
+        self._hold(pending, Hold.METER, held.detail, wait_ms)
         return False
 
     def _is_held(self, pending: Pending, customer: str) -> bool:
@@ -316,7 +317,7 @@ class StripeSender:
         return True
 
     async def _write_attempt(
-        self, part: _Partition, pending: Pending, customer: str, timestamp_s: int, value: str
+        self, part: ReportPartition, pending: Pending, customer: str, timestamp_s: int, value: str
     ) -> None:
         """Append the attempt. It takes effect when it is read back, unless another sender's attempt precedes it."""
         attempt = Attempt(
@@ -344,7 +345,9 @@ class StripeSender:
         is_recent = 0 <= now_ms - pending.refused_at_ms <= 2 * policy.hold_retry_max_ms
         return is_recent and now_ms - attempt.attempted_at_ms >= policy.resend_window_ms // 2
 
-    async def _resolve_by_lookup(self, part: _Partition, pending: Pending, attempt: Attempt, was_unknown: bool) -> None:
+    async def _resolve_by_lookup(
+        self, part: ReportPartition, pending: Pending, attempt: Attempt, was_unknown: bool
+    ) -> None:
         """After Stripe's identifier window: settle the intent, append a new attempt, or put the intent on hold.
 
         A new attempt needs two lookups, hours apart, that do not find the event: the attempt may have been sent again
@@ -368,7 +371,7 @@ class StripeSender:
             is_over = event_time_s(pending.intent, pending.intent.period_end_ms, self._clock.now_ms()) is None
             if result.presence is Presence.UNKNOWN and was_unknown and is_over:
                 detail = f"{result.detail}, and its period is too old; Stripe may have it"
-                await self._settle(part, pending, OutcomeStatus.DEAD, detail, in_doubt=True)
+                await self._settle_unsent(part, pending, detail, in_doubt=True)
                 return
             if result.presence is Presence.UNKNOWN:
                 self._hold(pending, Hold.UNKNOWN, result.detail, self._policy.look_retry_ms)
@@ -380,7 +383,7 @@ class StripeSender:
             period_end_ms = payer.period_end_ms if payer else pending.intent.period_end_ms
             timestamp_s = event_time_s(pending.intent, period_end_ms, self._clock.now_ms())
             if timestamp_s is None:
-                await self._settle(part, pending, OutcomeStatus.DEAD, f"{result.detail}, and its period is too old")
+                await self._settle_unsent(part, pending, f"{result.detail}, and its period is too old")
                 return
             await self._write_attempt(part, pending, attempt.stripe_customer, timestamp_s, attempt.value)
 
@@ -392,11 +395,11 @@ class StripeSender:
             pending.absent_at_ms = now_ms
         return max(0, pending.absent_at_ms + self._policy.look_again_ms - now_ms)
 
-    def _stale_sums(self, part: _Partition) -> set[StripeSum]:
-        attempted = ((pending.intent, pending.attempt) for pending in part.ledger.pending())
+    def _stale_sums(self, part: ReportPartition) -> set[StripeSum]:
+        attempted = ((pending.intent, pending.attempt) for pending in part.window)
         return {hour_of(intent, attempt) for intent, attempt in attempted if attempt and self._is_stale(attempt)}
 
-    async def _send(self, part: _Partition, pending: Pending, attempt: Attempt) -> None:
+    async def _send(self, part: ReportPartition, pending: Pending, attempt: Attempt) -> None:
         event = meter_event(pending.intent, attempt)
         async with self._locks.hold((event.event_name, event.stripe_customer)), self._slots:
             if self._is_held(pending, event.stripe_customer):
@@ -441,24 +444,24 @@ class StripeSender:
                 )
 
     async def _settle(
-        self, part: _Partition, pending: Pending, status: OutcomeStatus, detail: str, *, in_doubt: bool = False
+        self, part: ReportPartition, pending: Pending, status: OutcomeStatus, detail: str, *, in_doubt: bool = False
     ) -> None:
         outcome = ReportOutcome(
             identifier=pending.intent.identifier,
             status=status,
             detail=detail,
-            stripe_customer=pending.attempt.stripe_customer if pending.attempt else "",
+            stripe_customer=pending.stripe_customer,
             settled_at_ms=self._clock.now_ms(),
             in_doubt=in_doubt,
         )
         await self._append(part, pending, outcome)
-        part.ledger.settle(pending.intent.identifier)
+        part.window.drop(pending.intent.identifier)
         self._holds.release_customer(pending.intent.event_name, outcome.stripe_customer)
         self._counts[f"outcome_{status}"] += 1
         if status is OutcomeStatus.DEAD:
             _LOG.error("a report of %s is a dead letter, a person must look: %s", pending.intent.account, detail)
 
-    async def _append(self, part: _Partition, pending: Pending, entry: Attempt | ReportOutcome) -> int:
+    async def _append(self, part: ReportPartition, pending: Pending, entry: Attempt | ReportOutcome) -> int:
         value, key = entry.model_dump_json().encode(), pending.intent.account.encode()
         return await self._log.append(REPORTS_TOPIC, part.number, value, key=key)
 
@@ -470,6 +473,12 @@ class StripeSender:
             _LOG.warning("a report of %s is held (%s): %s", pending.intent.account, hold, detail)
         pending.hold, pending.detail = hold, detail
         pending.not_before_ms = self._clock.now_ms() + wait_ms
+
+    def _patience_ms(self, pending: Pending, wait_ms: int) -> int:
+        """How long an intent waits that a person must help: the longer, the longer it has waited. So many that wait do
+        not keep the ledger busy."""
+        waited_ms = self._clock.now_ms() - pending.intent.bucket_end_ms
+        return max(wait_ms, min(waited_ms // PATIENCE, self._policy.hold_retry_max_ms))
 
     def _back_off(self, pending: Pending, detail: str, retry_after_s: float) -> None:
         """Schedule the next try, with doubled waits and jitter. Later intents of the queue wait as well."""

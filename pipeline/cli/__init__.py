@@ -14,12 +14,15 @@ from typing import Final, NoReturn
 
 import click
 
+from pipeline.cli.access import check
 from pipeline.cli.billing import webhooks
+from pipeline.cli.catalog import catalog
 from pipeline.cli.context import EXIT_FAILURE, EXIT_INPUT, EXIT_INTERRUPTED, EXIT_OPERATOR
 from pipeline.cli.develop import dev, emit, key, periods, stripe_simulator, top, usage
-from pipeline.cli.operate import account, billing, close_period, doctor, meters, quarantine, reconcile
+from pipeline.cli.operate import account, billing, close_period, doctor, meters, quarantine
 from pipeline.cli.rebuild import rebuild
-from pipeline.cli.roles import archive, gateway, mirror, router, sink, worker
+from pipeline.cli.reconcile import reconcile
+from pipeline.cli.roles import archive, auditor, gateway, mirror, router, sink, worker
 from schemas.errors import InvalidInput, OperatorNeeded, TidemarkError
 
 LINE_MAX: Final = 1_000
@@ -45,8 +48,9 @@ def cli() -> None:
 
 for command in (
     dev, stripe_simulator, emit, usage, periods, top, key, reconcile, billing, webhooks, quarantine, meters, account,
+    catalog, check,
     close_period, doctor, rebuild,
-    worker, archive, router, gateway, sink, mirror,
+    worker, archive, router, gateway, sink, mirror, auditor,
 ):  # fmt: skip
     cli.add_command(command)
 

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from pipeline.cli.context import settings
-from pipeline.cli.operate import COUNT, CUSTOMER, account, account_name, billing, instant_ms, user
+from pipeline.cli.operate import COUNT, account, account_name, billing, instant_ms, user
+from schemas.billing_events import CUSTOMER_ID
 from schemas.errors import InvalidInput
 
 if TYPE_CHECKING:
@@ -33,7 +34,8 @@ def webhooks() -> None:
 def webhooks_recover(since: str, as_json: bool) -> None:
     """Read Stripe's list of events, and take in those that never came.
 
-    The role `mirror` does so several times an hour; this command reads an older span. Safe to repeat.
+    The role `mirror` does so several times an hour; this command reads an older span. Waits
+    until the role has processed what came, as long as the role gets on. Safe to repeat.
     """
     from pipeline.commands.billing import recover, span_s
 
@@ -49,7 +51,9 @@ def webhooks_recover(since: str, as_json: bool) -> None:
 @billing.command("resync")
 @click.option("--account", "name", default="", help="Only the objects of this account's customers.")
 @click.option("--run", "run_name", default="", help="The name of an interrupted resync, to go on with it.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON: a line after each hundred objects, then the counts.")
+@click.option(
+    "--json", "as_json", is_flag=True, help="Print JSON: a line after each two hundred objects, then the counts."
+)
 def billing_resync(name: str, run_name: str, as_json: bool) -> None:
     """Have every customer, subscription, schedule and invoice fetched again from Stripe.
 
@@ -90,6 +94,8 @@ def billing_status(as_json: bool) -> None:
     click.echo(f"Stripe's list of events was read up to: {found.walked_until or 'never'}")
     click.echo(f"bindings to send: {found.due_bindings}")
     click.echo("rows: " + ", ".join(f"{count} {table}" for table, count in found.rows.items()))
+    waiting = ", ".join(f"{count} {hold or 'to be sent'}" for hold, count in sorted(found.pending.items()))
+    click.echo(f"reports without an outcome: {waiting or 'none'}; not read yet: {found.unread_reports} records")
     if found.set_aside:
         click.echo(
             f"events set aside: {len(found.set_aside)}; an object is missing, and they are read again every hour: "
@@ -120,6 +126,51 @@ def billing_audit(name: str, limit: int, as_json: bool) -> None:
                 f"{row.seq}  {format_instant_ms(row.at_ms)}  {row.actor}  {row.entity} {row.entity_id}  {row.cause}"
             )
             click.echo(f"    {row.before or '-'} → {row.after or '-'}  {row.reason}")
+
+
+@billing.command("bills")
+@click.option("--account", "name", default="", help="Only the bills of this account's customers.")
+@click.option("--customer", default="", help="Only the bills of this Stripe customer, cus_….")
+@click.option("--unbilled", is_flag=True, help="Only usage that is not billed, or not yet.")
+@click.option("--limit", type=COUNT, default=50, show_default=True, help="Number of latest bills.")
+@_JSON
+def billing_bills(name: str, customer: str, unbilled: bool, limit: int, as_json: bool) -> None:
+    """Print what each invoice bills of the usage that was reported to Stripe, and what is missing on it.
+
+    A bill is open while its period runs, then a draft until its deadline. A finalized invoice is confirmed if it bills
+    all usage, by itself or by invoice items on later invoices.
+    """
+    from pipeline.commands.bills import list_bills
+
+    if name and customer:
+        raise InvalidInput("--customer", "contradicts --account: give one of them")
+    found = run(list_bills(settings(), account_name(name) if name else "", customer, limit, unbilled=unbilled))
+    for row in found:
+        click.echo(json.dumps(row) if as_json else _bill_text(row))
+    if not found and not as_json:
+        click.echo("all usage is billed" if unbilled else "no bills")
+
+
+def _bill_text(row: dict[str, Any]) -> str:
+    """A bill for a person: what and when, the quantities, and what is still to come."""
+    first = f"{row['start'][:10]} to {row['end'][:10]}  {row['customer']}  {row['meter']}  {row['state']}"
+    if row["state"] == "not sold":
+        return f"{first}\n    reported {row['reported']}: {row['reason']}"
+    if row["deadline"]:
+        first += f", finalized {row['deadline']}"
+    lines = [first]
+    if row["invoice"]:
+        lines.append(
+            f"    reported {row['reported']}; on {row['invoice']} {row['billed_by_invoice']}; on invoice items "
+            f"{row['billed_by_items']}; unbilled {row['unbilled']}"
+        )
+    else:
+        lines.append(f"    reported {row['reported']} so far")
+    lines += [
+        f"    invoice item {item['item'] or '(not at Stripe)'}: {item['quantity']}, {item['state']}"
+        for item in row["items"]
+    ]
+    return "\n".join([*lines, *([f"    {row['reason']}"] if row["reason"] else [])])
 
 
 @account.command("link")
@@ -176,7 +227,7 @@ def _wish(name: str, customer: str, from_: str, by: str, reason: str) -> Wish:
 
     from_ms = instant_ms("--from", from_) // MINUTE_MS * MINUTE_MS if from_ else None
     checked = account_name(name)
-    if not CUSTOMER.fullmatch(customer):
+    if not CUSTOMER_ID.fullmatch(customer):
         raise InvalidInput("--customer", f"{customer!r} is no Stripe customer: give its id, which begins with cus_")
     return Wish(checked, customer, from_ms, by, reason)
 

@@ -16,12 +16,12 @@ from click.core import ParameterSource
 from aggregators.instants import format_instant_ms, parse_instant_us, why_no_instant
 from pipeline.cli.context import EXIT_FAILURE, confirm, settings
 from pipeline.cli.develop import METER_SET_FILE
+from schemas.billing_events import CUSTOMER_ID
 from schemas.errors import InvalidInput
 
 if TYPE_CHECKING:
     from schemas.periods import Binding
 
-CUSTOMER: Final = re.compile(r"cus_[A-Za-z0-9_]+")
 COUNT: Final = click.IntRange(1)
 
 
@@ -178,7 +178,7 @@ def binding_of(
 
     if free and customer is not None:
         raise InvalidInput("--free", f"contradicts --customer {customer}: give one of them")
-    if customer is not None and not CUSTOMER.fullmatch(customer):
+    if customer is not None and not CUSTOMER_ID.fullmatch(customer):
         raise InvalidInput("--customer", f"{customer!r} is no Stripe customer: give its id, which begins with cus_")
     if not 1 <= interval_count <= INTERVAL_COUNT_MAX:
         raise InvalidInput("--interval-count", f"{interval_count} is not from 1 to {INTERVAL_COUNT_MAX}")
@@ -195,11 +195,41 @@ def binding_of(
 @account.command("show")
 @click.argument("name")
 def account_show(name: str) -> None:
-    """Print an account's bindings, closings and current period."""
+    """Print an account's bindings, closings, last flush and current period."""
     from pipeline.commands.accounts import show_account
 
     checked = account_name(name)
     click.echo(json.dumps(run(show_account(settings(), checked)), indent=2))
+
+
+@account.command("flush")
+@click.argument("name")
+@click.option("--timeout", "timeout_s", type=click.FloatRange(0), default=60.0, show_default=True, help="Seconds.")
+@click.option("--no-wait", is_flag=True, help="Only write the record to the log.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def account_flush(name: str, timeout_s: float, no_wait: bool, as_json: bool) -> None:
+    """Report the usage of account NAME up to now, before its report interval ends.
+
+    For use before a metered price is swapped, a subscription is cancelled at once, or an invoice is finalized: the
+    reports have timestamps before the flush. Waits until they are in the log and, with a Stripe key, until the sink has
+    settled them and all earlier ones. Exit code 1 if that takes longer than --timeout: run it again, which is harmless.
+    """
+    from pipeline.commands.accounts import flush, flush_document
+
+    flushed, progress = run(flush(settings(), account_name(name), timeout_s, wait=not no_wait))
+    document = flush_document(flushed, progress)
+    if as_json:
+        click.echo(json.dumps(document))
+        return
+    click.echo(
+        f"{name}: flushed up to {document['instant']} by record {flushed.offset} of partition {flushed.partition}"
+    )
+    for report in document["reports"]:
+        click.echo(
+            f"  {report['meter']} {report['quantity']}, period from {report['period_start']}: {report['status']}"
+        )
+    if progress.is_published and not document["reports"]:
+        click.echo("  nothing was counted since the last report")
 
 
 @click.command("close-period")
@@ -247,17 +277,18 @@ def billing() -> None:
 
 @billing.command("list")
 @click.option("--account", help="Only reports of this account.")
+@click.option("--held", is_flag=True, help="Reports that wait instead, and why: nobody pays, no such meter, …")
 @click.option("--limit", type=COUNT, default=50, show_default=True, help="Number of newest reports.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object per line.")
-def billing_list(account: str | None, limit: int, as_json: bool) -> None:
+def billing_list(account: str | None, held: bool, limit: int, as_json: bool) -> None:
     """Print reports that Stripe does not bill: dead letters, and those that Stripe accepted and rejected afterwards.
 
     Redriven reports are left out. Stripe names only some of the reports that it rejected afterwards; `tidemark
-    reconcile` finds all of them, by their sums.
+    reconcile` finds all of them, by their sums. The command reads the ledger of intents, which the sink keeps.
     """
-    from pipeline.commands.reports import failed_reports
+    from pipeline.commands.reports import failed_reports, held_reports
 
-    for row in run(failed_reports(settings(), account, limit)):
+    for row in run((held_reports if held else failed_reports)(settings(), account, limit)):
         if as_json:
             click.echo(json.dumps(row))
         else:
@@ -360,49 +391,6 @@ def quarantine_redrive(positions: tuple[str, ...], reason: str | None, limit: in
         click.echo(f"{count} events: {cause}")
     confirm(f"Send {len(entries)} events again?", yes=yes)
     click.echo(f"{run(redrive(deployment, entries))} events sent to usage.inbox")
-
-
-@click.command()
-@click.option("--from", "from_", help="Only periods that end after this instant.")
-@click.option("--to", help="Only periods that begin before this instant.")
-@click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
-@click.option(
-    "--stripe-reads-max",
-    type=click.IntRange(0),
-    default=2_000,
-    show_default=True,
-    help="Maximum number of reads from Stripe.",
-)
-@click.option(
-    "--rows", type=click.IntRange(0), default=50, show_default=True, help="Maximum number of differences to print."
-)
-@click.option("--pushgateway", default="", help="Also push the gauges to this Prometheus push gateway.")
-def reconcile(
-    from_: str | None, to: str | None, as_json: bool, stripe_reads_max: int, rows: int, pushgateway: str
-) -> None:
-    """Recount usage_events and compare it with Redis, usage_hourly, the intents and Stripe.
-
-    Exits 0 if all compared values are equal, 1 on drift. Values that could not be read are `unchecked`.
-    """
-    from pipeline.commands.operations import run_reconcile
-
-    from_ms = instant_ms("--from", from_) if from_ is not None else None
-    to_ms = instant_ms("--to", to) if to is not None else None
-    if from_ms is not None and to_ms is not None and to_ms <= from_ms:
-        raise InvalidInput("--to", f"{to} is not after --from {from_}: no period lies between them")
-    code, text = run(
-        run_reconcile(
-            settings(),
-            from_ms,
-            to_ms,
-            as_json=as_json,
-            stripe_reads_max=stripe_reads_max,
-            rows_max=rows,
-            pushgateway=pushgateway,
-        )
-    )
-    click.echo(text)
-    raise SystemExit(code)
 
 
 @click.command()

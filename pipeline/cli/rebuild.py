@@ -95,7 +95,7 @@ def _rebuild(
     reconcile_after: bool,
 ) -> None:
     """Give a rebuild up, or ask, build and reconcile. Exits as `reconcile` does."""
-    from pipeline.commands.operations import run_reconcile
+    from pipeline.commands.reconciliation import run_reconcile
 
     deployment = role_settings()
     if abandon:

@@ -67,6 +67,18 @@ def mirror() -> None:
 
 
 @click.command()
+def auditor() -> None:
+    """Reconcile once a day, keep the result in ClickHouse, and show it as gauges.
+
+    Compares as `tidemark reconcile` does. The time of day is a setting.
+    """
+    from pipeline.roles.auditor import run_auditor
+    from pipeline.runner.runner import run_in_loop
+
+    run_in_loop(run_auditor(role_settings()))
+
+
+@click.command()
 def gateway() -> None:
     """Serve the HTTP API: POST /v1/events, GET /v1/usage, GET /v1/accounts/{id}/usage."""
     from pipeline.roles.gateway import run_gateway

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import AsyncIterator, Mapping
 from itertools import pairwise
-from typing import Final
+from typing import Any, Final
 
 from aggregators.bindings import customer_at, cut_in_the_past, effect_after_usage_ms, is_payable_in
 from aggregators.codec import parse_value
@@ -13,13 +13,16 @@ from aggregators.instants import format_instant_ms
 from aggregators.partitioning import partition_of
 from aggregators.periods import cuts_of, is_closed, open_period, period_at
 from aggregators.quantities import decimal_text
+from pipeline.clock import SystemClock
 from pipeline.logs.bindings import Plan, Standing, append_plan, planned, standing
+from pipeline.logs.flushes import Flush, FlushProgress, FlushWatch, flush_account
 from pipeline.open import Base, account_log, open_base, open_live_view, open_side_tables
 from pipeline.settings import Settings
 from schemas.clock import MINUTE_MS
 from schemas.control import CloseRecord
 from schemas.errors import InvalidInput
 from schemas.live_view import LiveView
+from schemas.log import REPORTS_TOPIC
 from schemas.meters import LatePolicy, MeterSet
 from schemas.periods import INSTANT_MIN_MS, AccountState, Billing, Binding, Customer, Period
 from schemas.rollup import TotalKey
@@ -241,6 +244,49 @@ async def append_planned(settings: Settings, plan: Plan) -> str:
         await base.log.close()
 
 
+async def flush(settings: Settings, account: str, timeout_s: float, *, wait: bool) -> tuple[Flush, FlushProgress]:
+    """Flush an account. With `wait`, wait until its intents up to the flush are in `billing.reports`, and settled if
+    the deployment has a Stripe key. Raises `Transient` as `flush_account` and `FlushWatch.wait`."""
+    async with contextlib.AsyncExitStack() as stack:
+        base, view = await stack.enter_async_context(_opened(settings))
+        # Read before the flush, so that none of its intents is missed.
+        end = (await base.log.bounds(REPORTS_TOPIC, partition_of(account, base.genesis.partitions))).next
+        flushed = await flush_account(account_log(base), view, account)
+        if not wait:
+            return flushed, FlushProgress(is_published=False)
+        ledger, has_sink = None, bool(settings.stripe_api_key.get_secret_value())
+        if has_sink and settings.sql_url.startswith("postgresql://"):
+            tables = await open_side_tables(base)
+            stack.push_async_callback(tables.close)
+            ledger = tables.intents
+        watch = FlushWatch(base.log, view, flushed, end, ledger)
+        return flushed, await watch.wait(SystemClock(), timeout_s, settled=has_sink)
+
+
+def flush_document(flushed: Flush, progress: FlushProgress) -> dict[str, Any]:
+    """A flush as a JSON object. `settled` is null if nobody waited for the reports."""
+    return {
+        "account": flushed.account,
+        "instant": format_instant_ms(flushed.instant_ms),
+        "partition": flushed.partition,
+        "offset": flushed.offset,
+        "published": progress.is_published,
+        "settled": not progress.unsettled if progress.is_published else None,
+        "reports": [
+            {
+                "identifier": each.intent.identifier,
+                "meter": each.intent.meter,
+                "quantity": decimal_text(each.intent.delta_minor, each.intent.scale),
+                "period_start": format_instant_ms(each.intent.period_start_ms),
+                "timestamp": format_instant_ms(each.intent.instant_ms),
+                "status": each.outcome.status.value if each.outcome else "not settled",
+                "stripe_customer": each.attempt.stripe_customer if each.attempt else "",
+            }
+            for each in progress.flushed
+        ],
+    }
+
+
 async def show_account(settings: Settings, account: str) -> dict[str, object]:
     """The bindings, customers and periods of an account in the live view, as a JSON object."""
     async with _opened(settings) as (base, view):
@@ -270,6 +316,7 @@ async def show_account(settings: Settings, account: str) -> dict[str, object]:
             for payer in state.customers
         ],
         "payer_cuts": [format_instant_ms(cut_ms) for cut_ms in state.payer_cuts_ms],
+        "last_flush": format_instant_ms(state.flushed_ms) if state.flushed_ms else None,
         "closed_periods": [format_instant_ms(start_ms) for start_ms in state.closed_start_ms],
         "counting_again_from": format_instant_ms(state.pending.from_ms) if state.pending else None,
     }

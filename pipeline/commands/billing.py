@@ -5,8 +5,9 @@ from __future__ import annotations
 import contextlib
 import re
 import secrets
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Sequence
-from typing import Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from aggregators.instants import format_instant_ms
 from pipeline.clock import SystemClock
@@ -18,8 +19,12 @@ from pipeline.webhooks.walker import CURSOR, KEPT_S, Walked, Walker
 from schemas.billing_events import StripeObjects
 from schemas.clock import DAY_MS, HOUR_MS, MINUTE_MS, SECOND_MS
 from schemas.errors import InvalidInput
-from schemas.log import BILLING_EVENTS_TOPIC
+from schemas.intent_ledger import IntentLedger
+from schemas.log import BILLING_EVENTS_TOPIC, REPORTS_TOPIC
 from schemas.side_tables import AuditRow, HeldEvent, Link, SideTables
+
+if TYPE_CHECKING:
+    from sinks.sql.store import PostgresSideTables
 
 _SPAN: Final = re.compile(r"([1-9][0-9]{0,6})([smhd])")
 _UNITS_S: Final = {"s": 1, "m": MINUTE_MS // SECOND_MS, "h": HOUR_MS // SECOND_MS, "d": DAY_MS // SECOND_MS}
@@ -38,7 +43,9 @@ class Opened(NamedTuple):
 
 class Status(NamedTuple):
     """How far the side tables are. `lag_events` have not been processed, and the oldest of them is in the log for
-    `lag_s` seconds. `walked_until` is "" before the first walk. `set_aside` waits for objects that are missing."""
+    `lag_s` seconds. `walked_until` is "" before the first walk. `set_aside` waits for objects that are missing.
+    `unread_reports` are records of `billing.reports` that the ledger of intents does not have. `pending` counts its
+    intents without an outcome, by hold; those under "" are about to be sent."""
 
     lag_events: int
     lag_s: int
@@ -47,6 +54,8 @@ class Status(NamedTuple):
     set_aside: Sequence[HeldEvent]
     due_bindings: int
     rows: dict[str, int]
+    unread_reports: int
+    pending: dict[str, int]
 
 
 @contextlib.asynccontextmanager
@@ -64,7 +73,7 @@ async def opened(settings: Settings) -> AsyncIterator[Opened]:
 
 
 @contextlib.asynccontextmanager
-async def _stores(settings: Settings) -> AsyncIterator[tuple[Base, SideTables]]:
+async def _stores(settings: Settings) -> AsyncIterator[tuple[Base, PostgresSideTables]]:
     """The log and the side tables during the block: what is needed while Stripe does not answer."""
     base = await open_base(settings, create=False)
     async with contextlib.AsyncExitStack() as stack:
@@ -90,7 +99,7 @@ def span_s(field: str, text: str) -> int:
 async def recover(settings: Settings, since_s: int) -> Walked:
     """Append the events of the last `since_s` seconds that never came."""
     async with opened(settings) as (base, tables, objects):
-        walker = Walker(base.log, objects, tables, base.clock)
+        walker = Walker(base.log, objects, tables, base.clock, SystemClock())
         return await walker.walk(base.clock.now_ms() // SECOND_MS - since_s)
 
 
@@ -103,7 +112,7 @@ async def run_resync(
     """
     async with opened(settings) as (base, tables, objects):
         now_s = base.clock.now_ms() // SECOND_MS
-        feed = PatientFeed(base.log, tables, base.clock, told).append
+        feed = PatientFeed(base.log, tables, SystemClock(), told).append
         customers = [""]
         if account:
             customers = [link.customer for link in await tables.links(account) if link.customer]
@@ -127,6 +136,7 @@ async def status(settings: Settings) -> Status:
             lag += bounds.next - next_offset
             for record in await base.log.read(BILLING_EVENTS_TOPIC, partition, next_offset, 1):
                 oldest_ms = min(oldest_ms, record.timestamp_ms)
+        unread, pending = await _ledger_status(base, tables.intents)
         cursor = await tables.cursor(CURSOR)
         return Status(
             lag,
@@ -136,7 +146,20 @@ async def status(settings: Settings) -> Status:
             await tables.set_aside(STATUS_ROWS_MAX),
             (await tables.due()).bindings,
             dict(await tables.counts()),
+            unread,
+            pending,
         )
+
+
+async def _ledger_status(base: Base, ledger: IntentLedger) -> tuple[int, dict[str, int]]:
+    unread = 0
+    pending: Counter[str] = Counter()
+    for partition in range(base.genesis.partitions):
+        bounds = await base.log.bounds(REPORTS_TOPIC, partition)
+        unread += bounds.next - max(await ledger.position(partition) or 0, bounds.first)
+        for waiting in await ledger.waiting(partition):
+            pending[waiting.hold] += waiting.intents
+    return unread, dict(pending)
 
 
 async def audit(settings: Settings, account: str, limit: int) -> Sequence[AuditRow]:

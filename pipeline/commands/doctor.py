@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from typing import NamedTuple
 
 from pipeline.clock import clock_from_text
+from pipeline.commands.doctor_webhooks import check_side_tables, check_webhooks
+from pipeline.commands.finding import Finding
 from pipeline.open import (
     meter_set_in_force,
     open_base,
@@ -16,28 +17,21 @@ from pipeline.open import (
     read_meter_set,
 )
 from pipeline.settings import Settings
-from schemas.clock import DAY_MS
+from schemas.clock import DAY_MS, HOUR_MS, MINUTE_MS
 from schemas.errors import TidemarkError
 from schemas.log import EVENTS_TOPIC
 from schemas.meters import MeterSet
 from schemas.reports import StripeCatalog
 
 CLOCK_SKEW_MS_MAX = 60_000
-STRIPE_GRACE_DEFAULT_MS = 3_600_000
-
-
-class Finding(NamedTuple):
-    """The result of a check. `status` is ok, note or wrong."""
-
-    status: str
-    what: str
-    detail: str
-    remedy: str = ""
 
 
 async def diagnose(settings: Settings) -> list[Finding]:
     """Run all checks at the same time. A check that raises gives a finding with status wrong."""
-    checks = {"meter_set": _meter_set, "log": _log, "redis": _redis, "clickhouse": _clickhouse, "stripe": _stripe}
+    checks = {
+        "meter_set": _meter_set, "grace": _grace, "log": _log, "redis": _redis, "clickhouse": _clickhouse,
+        "stripe": _stripe, "webhooks": check_webhooks, "sql": check_side_tables,
+    }  # fmt: skip
 
     async def run(what: str, check: Callable[[Settings], Awaitable[list[Finding]]]) -> list[Finding]:
         try:
@@ -62,17 +56,34 @@ async def _meter_set(settings: Settings) -> list[Finding]:
                 "set TIDEMARK_RETENTION_DAYS above the dedup window; a lost store is rebuilt from the log",
             )
         )
-    if policy.grace_ms + policy.report_interval_ms > STRIPE_GRACE_DEFAULT_MS:
-        findings.append(
-            Finding(
-                "note",
-                "grace",
-                f"usage of an ended period may be reported {(policy.grace_ms + policy.report_interval_ms) // 60_000} "
-                "minutes after its end; Stripe finalises invoices after 60 minutes by default",
-                "set Stripe's invoice grace period (up to 72 h) above it, or shorten policy.grace_ms and the cadence",
-            )
-        )
     return findings
+
+
+async def _grace(settings: Settings) -> list[Finding]:
+    """Whether the last usage of a period is reported before Stripe finalizes its invoice. After that Stripe adds
+    usage to no invoice, and an invoice item must bill it.
+
+    Source: docs.stripe.com/billing/subscriptions/usage-based/configure-grace-period.
+    """
+    if not settings.stripe_api_key.get_secret_value():
+        return []
+    policy = (await _known_meters(settings)).policy
+    last_ms, final_ms = policy.grace_ms + policy.report_interval_ms, round(settings.stripe_invoice_grace_h * HOUR_MS)
+    detail = (
+        f"usage of an ended period is reported up to {last_ms // MINUTE_MS} minutes after its end; Stripe finalizes "
+        f"the invoice after {final_ms // MINUTE_MS} minutes"
+    )
+    if last_ms < final_ms:
+        return [Finding("ok", "grace", detail)]
+    return [
+        Finding(
+            "wrong" if settings.livemode else "note",
+            "grace",
+            f"{detail}, so the invoice lacks what comes later: an invoice item must bill it",
+            f"set the invoice grace period in Stripe's dashboard above {last_ms / HOUR_MS:g} h (72 h is the longest) "
+            "and TIDEMARK_STRIPE_INVOICE_GRACE_H to the same, or shorten policy.grace_ms and policy.report_interval_ms",
+        )
+    ]
 
 
 async def _log(settings: Settings) -> list[Finding]:

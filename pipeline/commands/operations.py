@@ -1,16 +1,11 @@
-"""The commands for meter sets, quarantine and reconciliation, as functions."""
+"""The commands for meter sets and quarantine, as functions."""
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
-import logging
 from collections.abc import AsyncIterator, Iterable, Sequence
-from http.client import HTTPException
 from pathlib import Path
 from typing import NamedTuple
-
-from prometheus_client import CollectorRegistry, Gauge, push_to_gateway
 
 from aggregators.decode import decode, is_batch, timed
 from aggregators.meters import definition_change
@@ -21,26 +16,14 @@ from pipeline.open import (
     following,
     meter_set_in_force,
     open_base,
-    open_live_view,
     open_stripe,
-    open_usage_reader,
 )
 from pipeline.settings import Settings
-from reconciler.causes import Verdict
-from reconciler.report import Report, gauge_values, to_json
-from reconciler.run import reconcile
-from reconciler.table import render_table
-from reconciler.views import ReconcilePolicy, Views
-from schemas.errors import InvalidInput, Transient
-from schemas.live_view import LiveView
+from schemas.errors import InvalidInput
 from schemas.log import INBOX_TOPIC, REJECTED_TOPIC, Log, Record
 from schemas.meters import Meter, MeterSet
-from sinks.clickhouse.client import open_clickhouse
-from sinks.clickhouse.reader import ClickHouseReader
-from sinks.clickhouse.writer import ClickHouseStore
 
 READ_RECORDS_MAX = 1_000
-_LOG = logging.getLogger(__name__)
 
 
 @contextlib.asynccontextmanager
@@ -64,19 +47,28 @@ class MeterSetPlan(NamedTuple):
 async def plan_meter_set(settings: Settings, path: Path) -> MeterSetPlan:
     """Plan the application of a meter set file. Raises `InvalidInput` if it contradicts the meter set in force."""
     current = await meter_set_in_force(settings)
-    proposed = following(current, path)
+    return checked_meter_set(current, following(current, path), path.name)
+
+
+def checked_meter_set(current: MeterSet | None, proposed: MeterSet, name: str) -> MeterSetPlan:
+    """The plan for a meter set that follows the one in force. Raises `InvalidInput` with the file's name if it
+    contradicts it."""
     if current is None:
         return MeterSetPlan(proposed, (), is_final=False)
     change = definition_change(current, proposed)
     if change:
-        raise InvalidInput(path.name, change)
+        raise InvalidInput(name, change)
     if proposed.version <= current.version and proposed != current:
-        raise InvalidInput(f"{path.name}: version", f"must be above {current.version}, the version in force")
+        raise InvalidInput(f"{name}: version", f"must be above {current.version}, the version in force")
     return meter_set_plan(current, proposed)
 
 
 def meter_set_plan(current: MeterSet, proposed: MeterSet) -> MeterSetPlan:
-    """What changes for usage from the record of the proposed meter set on."""
+    """What changes for usage from the record of the proposed meter set on.
+
+    Raises `InvalidInput` if a maximum, a latest value or another total that is no sum would go to another Stripe meter:
+    that one would get only the change of the total, and bill it.
+    """
     lines, is_final = [], False
     for meter in current.meters:
         after = proposed.meter(meter.slug)
@@ -84,6 +76,12 @@ def meter_set_plan(current: MeterSet, proposed: MeterSet) -> MeterSetPlan:
         if after is None:
             lines.append(f"- {meter.slug}: counted and reported no more")
         elif name != after.stripe_event_name:
+            if name and after.stripe_event_name and not meter.aggregation.rule.additive:
+                raise InvalidInput(
+                    f"{meter.slug}.stripe_event_name",
+                    f"cannot change from {name} to {after.stripe_event_name}: the total of a {meter.aggregation} meter "
+                    "is no sum, and the other Stripe meter would get only its change; add a meter under another slug",
+                )
             lines.append(f"~ {meter.slug}: reported to Stripe {_as(after)}, before {_as(meter)}")
         if after is not None:
             lines += [
@@ -223,94 +221,3 @@ def redriven(entry: QuarantineEntry) -> bytes:
     if is_batch(entry.value) or not decoded.events:
         return entry.value
     return timed(entry.value, decoded.events[0][1], entry.stream_time_ms)
-
-
-async def reconcile_deployment(
-    settings: Settings,
-    from_ms: int | None,
-    to_ms: int | None,
-    *,
-    stripe_reads_max: int,
-    archive_wait_s: float = ReconcilePolicy().archive_wait_s,
-) -> Report:
-    """Open the stores of the settings, reconcile them and close them.
-
-    Raises `Transient` if Redis or ClickHouse does not answer at the start.
-    """
-    view = open_live_view(settings)
-    clickhouse = open_clickhouse(settings.clickhouse_url)
-    meters = open_stripe(settings)
-    try:
-        await _check_answering(view, settings)
-        async with _opened(settings) as base:
-            views = Views(
-                live=view,
-                reader=ClickHouseReader(clickhouse),
-                hourly=ClickHouseStore(clickhouse),
-                log=base.log,
-                stripe=meters,
-                rejections=meters,
-            )
-            policy = ReconcilePolicy(stripe_reads_max=stripe_reads_max, archive_wait_s=archive_wait_s)
-            return await reconcile(views, base.clock, from_ms=from_ms, to_ms=to_ms, policy=policy)
-    finally:
-        await clickhouse.close()
-        await view.close()
-        if meters is not None:
-            await meters.close()
-
-
-async def _check_answering(view: LiveView, settings: Settings) -> None:
-    """Raise `Transient` if Redis or ClickHouse does not answer. Otherwise every read of every partition would wait."""
-    # A client of its own, because the reconciler's queries may take longer than a command should wait here.
-    reader = open_usage_reader(settings)
-    try:
-        checks = (view.state.load_checkpoint(0), reader.archive_positions())
-        results = await asyncio.gather(*checks, return_exceptions=True)
-    finally:
-        await reader.close()
-    for result in results:
-        # The report shows every other failure.
-        if isinstance(result, Transient):
-            raise result
-
-
-async def run_reconcile(
-    settings: Settings,
-    from_ms: int | None = None,
-    to_ms: int | None = None,
-    *,
-    as_json: bool = False,
-    stripe_reads_max: int = 2_000,
-    rows_max: int = 50,
-    pushgateway: str = "",
-) -> tuple[int, str]:
-    """Reconcile and return (exit code, report): 1 on drift, 0 otherwise.
-
-    Pushes the gauges to the Prometheus push gateway at the address `pushgateway` if it is not empty. If the push fails,
-    the report is still returned, with exit code 1, and the reason is logged.
-    """
-    report = await reconcile_deployment(settings, from_ms, to_ms, stripe_reads_max=stripe_reads_max)
-    code = 1 if report.verdict is Verdict.DRIFT else 0
-    if pushgateway:
-        try:
-            push_gauges(report, pushgateway)
-        except Transient as error:
-            code = 1
-            _LOG.error("the report is not pushed: %s", error)
-    return code, to_json(report) if as_json else render_table(report, rows_max=rows_max)
-
-
-def push_gauges(report: Report, address: str) -> None:
-    """Push the report's gauges to a Prometheus push gateway. Raises `Transient` if the gateway does not answer."""
-    registry = CollectorRegistry()
-    gauges: dict[str, Gauge] = {}
-    for key, value in gauge_values(report).items():
-        names = [name for name, _ in key.labels]
-        if key.name not in gauges:
-            gauges[key.name] = Gauge(key.name, "See docs/reconciliation.md.", names, registry=registry)
-        (gauges[key.name].labels(*(text for _, text in key.labels)) if names else gauges[key.name]).set(value)
-    try:
-        push_to_gateway(address, job="tidemark_reconcile", registry=registry)
-    except (OSError, ValueError, HTTPException) as error:
-        raise Transient(f"the push gateway at {address[:100]!a} did not answer: {error}") from error

@@ -22,19 +22,23 @@ from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
 from pipeline.http import models
+from pipeline.http.access import CHECK_PATH, AccessEndpoints
+from pipeline.http.accounts import AccountsEndpoint
 from pipeline.http.api_keys import Role
 from pipeline.http.appender import Appender
 from pipeline.http.dependencies import AnyKey, GatewayDependencies
 from pipeline.http.errors import Handler, answering, http_exception, json_answer
 from pipeline.http.events import EventsEndpoint
+from pipeline.http.flush import FlushEndpoint
 from pipeline.http.health import Health
+from pipeline.http.intents import IntentsEndpoint
 from pipeline.http.openapi import DESCRIPTION, NO_TOP, NOT_READY, REFUSALS, document
 from pipeline.http.pages import Pages
 from pipeline.http.periods import PeriodsEndpoint
 from pipeline.http.queries import Parameters
 from pipeline.http.top import TopEndpoints
 from pipeline.http.usage import UsageEndpoints
-from pipeline.http.webhooks import WebhookEndpoint
+from pipeline.http.webhooks import WEBHOOK_PATH, WebhookEndpoint
 from pipeline.metrics import Metrics
 from schemas.meters import Meter
 
@@ -52,7 +56,6 @@ class _Name(Convertor[str]):
 
 
 EVENTS_PATH: Final = "/v1/events"
-WEBHOOK_PATH: Final = "/v1/stripe/webhook"
 
 register_url_convertor("name", _Name())
 
@@ -96,7 +99,11 @@ def create_gateway(dependencies: GatewayDependencies, metrics: Metrics | None = 
     webhooks = WebhookEndpoint(dependencies, counted)
     posts = {
         path: answering(path, handler, counted)
-        for path, handler in ((EVENTS_PATH, events.post), (WEBHOOK_PATH, webhooks.post))
+        for path, handler in (
+            (EVENTS_PATH, events.post),
+            (WEBHOOK_PATH, webhooks.post),
+            (CHECK_PATH, AccessEndpoints(dependencies).check),
+        )
     }
     app = _Gateway(
         posts,
@@ -116,9 +123,13 @@ def create_gateway(dependencies: GatewayDependencies, metrics: Metrics | None = 
     app.router.routes += [Route(path, post, methods=["POST"]) for path, post in posts.items()]
 
     _add_reads(app, dependencies, exposition)
+    _add_flush(app, dependencies)
+    _add_access(app, dependencies)
+    # The last of the accounts' paths, because a name in a path may contain slashes.
+    _add_accounts(app, dependencies)
     app.state.openapi = document(app)
     for route in app.routes:
-        if isinstance(route, APIRoute):
+        if isinstance(route, APIRoute) and route.methods == {"GET"}:
             # Load balancers and link checkers ask with HEAD; the server leaves the body out.
             route.methods = {"GET", "HEAD"}
     return app
@@ -147,12 +158,52 @@ def _add_reads(app: FastAPI, dependencies: GatewayDependencies, exposition: Call
     top = ("The accounts with the greatest usage of a meter", models.Top, 400, 401, 403, 404, 501, 503)
     get("/v1/usage/top", tops.top, *top, responses=NO_TOP)
     get("/v1/meters/{meter:name}/top", tops.top_by_path, *top, responses=NO_TOP)
+    intents = IntentsEndpoint(dependencies).listed
+    get("/v1/billing/intents", intents, "Reports to Stripe", models.IntentsAnswer, 400, 401, 403, 501, 503)
     get("/v1/meters", meters, "The meters of the meter set", models.MetersAnswer, 401)
     get("/healthz", health.alive, "Whether the process answers", models.Alive)
     get("/readyz", health.ready, "Whether the gateway takes events", models.Readiness, responses=NOT_READY)
     get("/metrics", exposition, "Metrics in the format of Prometheus", None)
     get("/docs", pages.docs, "This description as a page", None)
     get("/openapi.json", pages.openapi, "This description as an OpenAPI document", dict[str, Any])
+
+
+def _add_flush(app: FastAPI, dependencies: GatewayDependencies) -> None:
+    app.add_api_route(
+        "/v1/accounts/{account:name}/flush",
+        FlushEndpoint(dependencies).flush,
+        methods=["POST"],
+        status_code=202,
+        summary="Report an account's usage up to now",
+        response_model=models.Flushed,
+        response_description=_meaning(models.Flushed, ""),
+        responses={status: REFUSALS[status] for status in (400, 401, 403, 501, 503, "default")},
+    )
+
+
+def _add_accounts(app: FastAPI, dependencies: GatewayDependencies) -> None:
+    """Add the paths that show and link accounts."""
+    accounts = AccountsEndpoint(dependencies)
+    path, statuses = "/v1/accounts/{account:name}", (400, 401, 403, 501, 503)
+    refusals: dict[int | str, Any] = {status: REFUSALS[status] for status in (*statuses, "default")}
+    more: dict[str, Any] = {"response_model": models.AccountAnswer, "responses": refusals}
+    more |= {"response_description": models.AccountAnswer.__doc__}
+    app.add_api_route(path, accounts.show, summary="The Stripe customer of an account", **more)
+    more["responses"] = refusals | {status: REFUSALS[status] for status in (408, 413, 415)}
+    app.add_api_route(path, accounts.put, methods=["PUT"], summary="Link an account to a Stripe customer", **more)
+
+
+def _add_access(app: FastAPI, dependencies: GatewayDependencies) -> None:
+    """Add the path that shows entitlements; checks are answered past FastAPI's layers."""
+    statuses = (400, 401, 403, 404, 501, 503)
+    app.add_api_route(
+        "/v1/accounts/{account:name}/entitlements",
+        AccessEndpoints(dependencies).entitlements,
+        summary="What an account may do",
+        response_model=models.EntitlementsAnswer,
+        response_description=_meaning(models.EntitlementsAnswer, ""),
+        responses={status: REFUSALS[status] for status in (*statuses, "default")},
+    )
 
 
 def _meaning(model: Any, summary: str) -> str:

@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Final, NamedTuple
+from typing import Annotated, Final, NamedTuple, Protocol
 
 from fastapi import Depends, Security
 from fastapi.security import HTTPBearer
 from starlette.requests import Request
 
+from pipeline.access.checks import AccessChecks
 from pipeline.http.api_keys import ApiKey, Keys, Role
 from pipeline.http.errors import ApiError
 from pipeline.settings import Settings
 from schemas.analytics import HourlyStore, UsageReader
 from schemas.clock import Clock
 from schemas.control import Genesis
+from schemas.entitlements import Entitlements
+from schemas.intent_ledger import IntentState, LedgerIntent
 from schemas.live_view import AccountDirectory, DedupMarks, DeferredEvents, LiveTotals
 from schemas.log import Log
 from schemas.meters import MeterSet
+from schemas.side_tables import Link
 
 MeterSetSource = Callable[[], Awaitable[MeterSet | None]]
 
@@ -35,6 +39,23 @@ class LiveUsage(NamedTuple):
     marks: DedupMarks | None = None
 
 
+class AccountLinks(Protocol):
+    """Links accounts to Stripe customers, and lists reports. Every call may raise `Transient` and `OperatorNeeded`."""
+
+    async def link(self, account: str, customer: str, from_ms: int | None, actor: str) -> Link:
+        """Link an account, as `tidemark account link` does; the same link again changes nothing. Takes seconds, or a
+        minute if the role `mirror` does not run. Raises `InvalidInput`."""
+        ...
+
+    async def links(self, account: str) -> Sequence[Link]:
+        """The links of an account, oldest first."""
+        ...
+
+    async def intents(self, state: IntentState, account: str, limit: int, after: str) -> Sequence[LedgerIntent]:
+        """One page of the ledger of intents, of all accounts if `account` is ""."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class GatewayDependencies:
     """The settings and stores of the gateway. The gateway closes none of them.
@@ -44,6 +65,8 @@ class GatewayDependencies:
     accepted, and reads are answered with 503. `meter_set_age_s` returns the seconds since the meter set was last read
     from its store, None before the first time. Without `live` the gateway does not answer current usage. Without
     `usage` the gateway does not answer usage over time. Without `hourly`, `complete_up_to` is null.
+    Without `accounts` the gateway links no accounts and lists no intents. Without `access` it answers no checks; while
+    `access` returns None, SQL has not answered yet.
     """
 
     log: Log
@@ -56,6 +79,8 @@ class GatewayDependencies:
     usage: UsageReader | None = None
     hourly: HourlyStore | None = None
     meter_set_age_s: Callable[[], float | None] | None = None
+    accounts: AccountLinks | None = None
+    access: Callable[[], tuple[AccessChecks, Entitlements] | None] | None = None
 
 
 def authorized(
@@ -74,7 +99,8 @@ def authorized(
         message = "send a valid key: Authorization: Bearer tm_…; `tidemark key create` makes one"
         raise ApiError(401, "unauthorized", message, headers={"WWW-Authenticate": 'Bearer realm="tidemark"'})
     if role is not None and not key.may(role):
-        raise ApiError(403, "forbidden", f"key {key.id} has the role {key.role}: this needs {role} or admin")
+        needed = role if role is Role.ADMIN else f"{role} or admin"
+        raise ApiError(403, "forbidden", f"key {key.id} has the role {key.role}: this needs {needed}")
     if account is not None and not key.reaches(account):
         raise ApiError(403, "forbidden", f"key {key.id} belongs to another account", "account")
     return key
@@ -99,6 +125,12 @@ async def _reader(request: Request, _scheme: _Scheme) -> ApiKey:
     return authorized(request.app.state.dependencies, request, Role.READ, account)
 
 
+async def _admin(request: Request, _scheme: _Scheme) -> ApiKey:
+    """A key of the role admin. If the key belongs to an account, the path must name that account."""
+    account = request.path_params.get("account")
+    return authorized(request.app.state.dependencies, request, Role.ADMIN, account)
+
+
 async def _live(request: Request) -> LiveUsage:
     live: LiveUsage | None = request.app.state.dependencies.live
     if live is None:
@@ -116,5 +148,6 @@ async def _analytics(request: Request) -> UsageReader:
 # Parameters of handlers. They are checked in their order, and before the parameters of the query.
 AnyKey = Annotated[ApiKey, Depends(_any_key)]
 Reader = Annotated[ApiKey, Depends(_reader)]
+Admin = Annotated[ApiKey, Depends(_admin)]
 Live = Annotated[LiveUsage, Depends(_live)]
 Analytics = Annotated[UsageReader, Depends(_analytics)]

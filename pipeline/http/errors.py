@@ -25,7 +25,7 @@ JSON: Final = "application/json"
 PARAMETERS_MAX: Final = 100
 NO_SUCH_PATH: Final = "no such path; /docs and docs/http-api.md list the paths"
 
-_STORE: Final = re.compile("Redis|ClickHouse|Kafka")
+_STORE: Final = re.compile("Redis|ClickHouse|Kafka|PostgreSQL|Stripe")
 
 _log: Final = logging.getLogger(__name__)
 

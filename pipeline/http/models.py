@@ -15,7 +15,7 @@ PeriodState = Annotated[Literal["open", "closed"], Field(description="A closed p
 class Answer(BaseModel):
     """A JSON object of an answer. A field that is not set is absent."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_by_name=True)
 
 
 class ErrorBody(Answer):
@@ -91,6 +91,68 @@ class CurrentUsage(Answer):
     )
     deferred: int = Field(default=0, description="Events that wait for a dedup decision; absent if 0.")
     meters: list[MeterValue]
+
+
+class Flushed(Answer):
+    """The flush is in the log."""
+
+    account: str
+    instant: Instant = Field(description="Usage so far is reported with a timestamp before this instant.")
+    partition: int
+    offset: int = Field(description="The offset of the flush in `usage.events`.")
+
+
+class LinkAnswer(Answer):
+    """To which Stripe customer an account belongs in a span of time."""
+
+    stripe_customer: str | None = Field(description="Null: to none, since the account was unlinked.")
+    from_: Instant = Field(alias="from")
+    to: Instant | None = Field(description="Null: until another link.")
+
+
+class AccountAnswer(Answer):
+    """The Stripe customer of an account, and its links so far."""
+
+    account: str
+    stripe_customer: str | None = Field(description="The customer of now; null if the account is linked to none.")
+    links: list[LinkAnswer] = Field(description="The oldest first.")
+
+
+class IntentAnswer(Answer):
+    """A report to Stripe: the change of an account's total over one report bucket."""
+
+    identifier: str
+    account: str
+    meter: str
+    state: str
+    quantity: str = Field(description="The change, exact, in units of the meter.")
+    instant: Instant = Field(description="The usage's instant; the payer at this instant pays.")
+    period_start: Instant
+    period_end: Instant
+    stripe_customer: str | None = Field(description="Null: nobody was named.")
+    hold: str | None = Field(description="Why a pending report waits; null if it does not.")
+    detail: str = Field(description="The reason of the hold, or how the report ended.")
+    settled_at: Instant | None = Field(description="Null: it is pending.")
+    in_doubt: bool = Field(description="Stripe may have the event, although it did not say so.")
+
+
+class IntentsAnswer(Answer):
+    """Reports to Stripe, by identifier."""
+
+    intents: list[IntentAnswer]
+    next_cursor: str = Field(default="", description="The `cursor` of the next page; absent on the last page.")
+
+
+class AccountWish(Answer):
+    """The body of a request that links an account."""
+
+    stripe_customer: str = Field(description="The Stripe customer, `cus_…`.")
+    from_: Instant | None = Field(
+        default=None,
+        alias="from",
+        description="From when on: now or later, cut to its minute; any instant for the first link, which has all "
+        "earlier usage that nobody was named for if this is absent.",
+    )
 
 
 class TopAccount(Answer):
@@ -224,3 +286,79 @@ class Front(Answer):
     version: str
     status: Literal["ready", "degraded", "not_ready"]
     links: Links
+
+
+class AccessCheck(Answer):
+    """One check: may the account use so much more of the feature?"""
+
+    account: str
+    feature: str = Field(description="A feature of the catalog.")
+    quantity: Decimal = Field(default="1", description="How much more, as a decimal number in text.")
+    used: Decimal | None = Field(
+        default=None, description="Of seats: how many are taken. Usage is counted by Tidemark."
+    )
+
+
+class GiveAnswer(Answer):
+    """A grant that takes part in a value."""
+
+    source: Literal["default", "plan", "fallback", "trial", "addon", "promotion", "contract", "override"]
+    id: str = Field(description="The plan or add-on with its version, or the name of a person's grant.")
+    does: Literal["set", "add", "at_least", "at_most", "deny"]
+    value: str = Field(description="A number, `unlimited`, `true`, `false`, or the JSON of a config.")
+    ends_at: Instant | None
+
+
+class Freshness(Answer):
+    """How old an answer is."""
+
+    version: int = Field(description="The version of the account's entitlements; 0: none, so the default plan holds.")
+    computed_at: Instant | None
+    read_at: Instant | None = Field(description="When the gateway last heard which versions are the newest.")
+    usage_complete_up_to: Instant | None
+
+
+class AccessAnswer(Answer):
+    """Whether an account may use more of a feature, and why."""
+
+    account: str
+    feature: str
+    allowed: bool
+    reason: str = Field(description="One of the reasons in docs/entitlements.md.")
+    type: Literal["flag", "limit", "seat", "config"]
+    limit: str = Field(default="", description="Of a limit or seats: a decimal number, or `unlimited`.")
+    used: str = Field(default="", description="Of a limit: the usage of the running period.")
+    remaining: str = Field(default="", description="Of a limit or seats: a decimal number, or `unlimited`.")
+    included: str = Field(default="", description="The usage that the base price covers; absent without a price.")
+    overage: str = Field(default="", description="The usage beyond `included`, with the quantity asked for.")
+    value: Any = Field(default=None, description="Of a config: its settings.")
+    gives: list[GiveAnswer]
+    upgrade: str | None = Field(description="The plan or add-on that would allow it, with its version; null: none.")
+    fallback: bool = Field(description="Whether a store did not answer, so that the catalog's `on_error` decided.")
+    resets_at: Instant | None = Field(description="Of a limit: the end of the running period.")
+    freshness: Freshness
+
+
+class AccessAnswers(Answer):
+    """The answers to a list of checks, in its order."""
+
+    answers: list[AccessAnswer]
+
+
+class EntitlementAnswer(Answer):
+    """The value of one feature."""
+
+    value: str = Field(description="A number, `unlimited`, `true`, `false`, or the JSON of a config.")
+    denied: bool
+    gives: list[GiveAnswer]
+
+
+class EntitlementsAnswer(Answer):
+    """What an account may do at an instant."""
+
+    account: str
+    at: Instant
+    version: int
+    computed_at: Instant
+    cause: str = Field(description="The event of Stripe, or the command, that happened to the account last before.")
+    features: dict[str, EntitlementAnswer]

@@ -10,7 +10,7 @@ from fastapi.openapi.utils import get_openapi
 from pydantic import BaseModel
 
 from pipeline.http.body import BATCH, LINES, PLAIN, SINGLE
-from pipeline.http.models import ErrorAnswer, EventsAnswer, Readiness
+from pipeline.http.models import AccessAnswer, AccessCheck, AccountWish, ErrorAnswer, EventsAnswer, Readiness
 from schemas.events import UsageEvent
 
 DESCRIPTION: Final = (
@@ -42,14 +42,18 @@ NOT_READY: Final[dict[int | str, dict[str, Any]]] = {
 }
 _KEY: Final = '-H "Authorization: Bearer $TIDEMARK_API_KEY"'
 _MONTH: Final = "from=2026-11-01T00:00:00Z&to=2026-12-01T00:00:00Z"
+ACCOUNT: Final = "/v1/accounts/{account}"
 _TARGETS: Final = {
     "/v1/usage": f"/v1/usage?meter=tokens&account=acme&window=day&group_by=model&{_MONTH}",
     "/v1/usage/current": "/v1/usage/current?account=acme",
     "/v1/usage/periods": f"/v1/usage/periods?meter=tokens&account=acme&{_MONTH}",
     "/v1/usage/top": "/v1/usage/top?meter=tokens&limit=10",
+    "/v1/billing/intents": "/v1/billing/intents?state=dead&account=acme",
     "/v1/meters": "/v1/meters",
     "/v1/meters/{meter}/top": "/v1/meters/tokens/top",
+    ACCOUNT: "/v1/accounts/acme",
     "/v1/accounts/{account}/usage": "/v1/accounts/acme/usage",
+    "/v1/accounts/{account}/entitlements": "/v1/accounts/acme/entitlements",
 }
 # A command for each path that needs a key.
 EXAMPLES: Final[Mapping[str, str]] = {
@@ -58,8 +62,16 @@ EXAMPLES: Final[Mapping[str, str]] = {
   -H "Content-Type: application/cloudevents+json" \\
   -d '{{"specversion":"1.0","id":"job-4711","source":"docs","type":"llm.completion","subject":"acme",
        "data":{{"tokens":120,"model":"small"}}}}'""",
+    "/v1/access/check": f"""curl "$GATEWAY/v1/access/check" \\
+  {_KEY} \\
+  -d '{{"account": "acme", "feature": "api_calls", "quantity": "1"}}'""",
     **{path: f'curl "$GATEWAY{target}" \\\n  {_KEY}' for path, target in _TARGETS.items()},
+    "/v1/accounts/{account}/flush": f'curl -X POST "$GATEWAY/v1/accounts/acme/flush" \\\n  {_KEY}',
 }
+LINK_EXAMPLE: Final = f"""curl -X PUT "$GATEWAY/v1/accounts/acme" \\
+  {_KEY} \\
+  -H "Content-Type: application/json" \\
+  -d '{{"stripe_customer":"cus_NffrFeUfNV2Hib"}}'"""
 
 
 def document(app: FastAPI) -> dict[str, Any]:
@@ -112,11 +124,33 @@ def document(app: FastAPI) -> dict[str, Any]:
             "responses": dict(sorted(received.items())),
         }
     }
+    refused = (400, 401, 403, 408, 413, 501, 503)
+    openapi["paths"]["/v1/access/check"] = {
+        "post": {
+            "summary": "Ask whether an account may do something",
+            "description": "Answered from memory, with the reason, and with the plan that would allow it. A list of up "
+            "to 100 checks gets a list of answers.",
+            "operationId": "check_access",
+            "requestBody": {"required": True, "content": {PLAIN: {"schema": _schema(AccessCheck, schemas)}}},
+            "responses": {
+                "200": _response("The answer.", _schema(AccessAnswer, schemas)),
+                **{str(status): _response(_MEANINGS[status], _REFUSAL) for status in refused},
+                "default": _response(_MEANINGS["default"], _REFUSAL),
+            },
+            "security": [{"ApiKey": []}],
+        }
+    }
     for path, media_type in _TEXTS.items():
         openapi["paths"][path]["get"]["responses"]["200"]["content"] = {media_type: {"schema": {"type": "string"}}}
+    # The handler reads the body itself, because FastAPI would read one of any size.
+    openapi["paths"][ACCOUNT]["put"]["requestBody"] = {
+        "required": True,
+        "content": {PLAIN: {"schema": _schema(AccountWish, schemas)}},
+    }
     for path, command in EXAMPLES.items():
         for operation in openapi["paths"][path].values():
             operation["x-codeSamples"] = [{"lang": "Shell", "source": command}]
+    openapi["paths"][ACCOUNT]["put"]["x-codeSamples"] = [{"lang": "Shell", "source": LINK_EXAMPLE}]
     openapi["paths"] = {path: openapi["paths"][path] for path in sorted(openapi["paths"], key=_reading_order)}
     return openapi
 

@@ -13,10 +13,12 @@ from aggregators.instants import parse_instant_us
 from schemas.analytics import USAGE_ROWS_MAX, Window
 from schemas.clock import HOUR_MS, MILLISECOND_US
 from schemas.events import NAME_CHARACTERS_MAX
+from schemas.intent_ledger import IntentState
 
 INSTANT_LAST_MS: Final = 4_102_444_800_000  # 2100-01-01, within the range of ClickHouse's DateTime64
 
 TOP_ACCOUNTS_MAX: Final = 1_000
+INTENTS_MAX: Final = 1_000
 
 # An error of this type has our own words; the library's words are replaced.
 _PLAIN: Final = "plain"
@@ -87,6 +89,17 @@ class AccountParameters(Parameters):
     """The parameters of `GET /v1/usage/current`."""
 
     account: Annotated[Account, Field(description="The account, percent-encoded. Any name fits here.")]
+
+
+class IntentsParameters(Parameters):
+    """The parameters of `GET /v1/billing/intents`."""
+
+    state: Annotated[IntentState, Field(description="The state of the reports.")]
+    account: Annotated[
+        Account | None, Field(description="One account. Without it, all; a key of one account gets its own.")
+    ] = None
+    limit: Annotated[int, Field(ge=1, le=INTENTS_MAX, description="How many reports.")] = 100
+    cursor: Annotated[str, Field(max_length=200, description="The `next_cursor` of the page before.")] = ""
 
 
 class TopOfMeterParameters(Parameters):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 from pathlib import Path
 from typing import Final
 
@@ -28,6 +29,7 @@ from schemas.errors import InvalidInput, TidemarkError
 from schemas.log import BILLING_EVENTS_TOPIC
 from schemas.reasons import Reason
 
+WEBHOOK_PATH: Final = "/v1/stripe/webhook"
 SECRETS_MAX: Final = 10
 SECRETS_FILE_BYTES_MAX: Final = 64 * 1024
 # Stripe waits at least ten seconds for an answer; the log must have answered before.
@@ -35,6 +37,7 @@ ANSWER_TIMEOUT_S: Final = 8.0
 # A burst of deliveries waits in the requests. More are answered with 503, and Stripe repeats them.
 IN_FLIGHT_MAX: Final = 2_000
 
+_SECRET: Final = re.compile(r"whsec_[!-~]+")
 _log: Final = logging.getLogger(__name__)
 
 
@@ -53,8 +56,9 @@ def load_secrets(path: Path) -> tuple[str, ...]:
     secrets = []
     for number, line in enumerate(content.decode("utf-8", "replace").splitlines(), start=1):
         secret = line.partition("#")[0].strip()
-        if secret and not secret.startswith("whsec_"):
-            raise InvalidInput("stripe_webhook_secrets", f"{path}, line {number}: a signing secret begins with whsec_")
+        if secret and not _SECRET.fullmatch(secret):
+            what = "a signing secret begins with whsec_ and has no spaces"
+            raise InvalidInput("stripe_webhook_secrets", f"{path}, line {number}: {what}")
         secrets += [secret] if secret else []
     if len(secrets) > SECRETS_MAX or len(content) > SECRETS_FILE_BYTES_MAX:
         raise InvalidInput("stripe_webhook_secrets", f"{path} has more than {SECRETS_MAX} secrets: remove the old ones")

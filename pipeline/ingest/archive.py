@@ -18,8 +18,8 @@ from aggregators.meters import in_force_after
 from aggregators.scan import LogState, scan
 from aggregators.steps import Arrival
 from pipeline.ingest.joint_inserts import JointInserts
-from pipeline.ingest.start_position import check_fresh, check_position
 from pipeline.logs.control_records import find_genesis
+from pipeline.logs.start_position import check_fresh, check_position
 from schemas.analytics import ArchivePosition, ArchiveStore, ControlRow, DedupDecisionRow, DedupOutcome, EventRow
 from schemas.control import CONTROL_CLASSES, AccountControlRecord, ControlKind, MeterSetRecord
 from schemas.errors import OperatorNeeded

@@ -1,22 +1,30 @@
 """How a control record of an account is appended: from the account's standing in the log, under the next revision.
 
-The commands of operators and the outbox of bindings both do so.
+The commands of operators, the outbox of bindings and flushes do so.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, Protocol
 
 from aggregators.bindings import apply
 from aggregators.meters import in_force_after
 from aggregators.partitioning import partition_of
 from pipeline.logs.control_records import append_control, read_control
 from schemas.clock import Clock
-from schemas.control import BindingRecord, CloseRecord, ControlKind, MeterSetRecord, RestatementRecord
+from schemas.control import (
+    BindingRecord,
+    CloseRecord,
+    ControlKind,
+    FlushRecord,
+    MeterSetRecord,
+    RestatementRecord,
+    RevisedRecord,
+)
 from schemas.errors import Transient
-from schemas.live_view import LiveView
+from schemas.live_view import AccountDirectory
 from schemas.log import EVENTS_TOPIC, Log, Record, position
 from schemas.meters import MeterSet, Policy
 from schemas.periods import AccountState, Binding
@@ -24,7 +32,17 @@ from schemas.periods import AccountState, Binding
 # How many records are read that the worker has not folded yet.
 UNFOLDED_MAX: Final = 200_000
 READ_RECORDS_MAX: Final = 1_000
-_Control = MeterSetRecord | BindingRecord | CloseRecord | RestatementRecord
+_Control = MeterSetRecord | RevisedRecord | RestatementRecord
+_KINDS: Final = (
+    ControlKind.METER_SET, ControlKind.BINDING, ControlKind.CLOSE, ControlKind.FLUSH, ControlKind.RESTATEMENT,
+)  # fmt: skip
+
+
+class HasAccounts(Protocol):
+    """A live view, or the part of one that knows the accounts."""
+
+    @property
+    def accounts(self) -> AccountDirectory: ...
 
 
 class AccountLog(NamedTuple):
@@ -37,20 +55,22 @@ class AccountLog(NamedTuple):
 
 
 class Standing(NamedTuple):
-    """An account after all records of its partition below `next_offset`, folded or not."""
+    """An account after all records of its partition below `next_offset`, folded or not. The last of them is at
+    `stream_time_ms`; `now_ms` is that or the clock's time, whichever is later."""
 
     partition: int
     next_offset: int
     now_ms: int
     state: AccountState
     meter_set: MeterSet | None
+    stream_time_ms: int = 0
 
     @property
     def policy(self) -> Policy:
         """The policy in force."""
         return self.meter_set.policy if self.meter_set else Policy()
 
-    def after(self, record: BindingRecord | CloseRecord) -> AccountState:
+    def after(self, record: RevisedRecord) -> AccountState:
         """The account's state after one more record."""
         return apply(self.state, record, position(self.next_offset), self.policy, self.now_ms)
 
@@ -61,12 +81,12 @@ class Plan(NamedTuple):
 
     partition: int
     after_offset: int
-    record: BindingRecord | CloseRecord
+    record: RevisedRecord
     lines: tuple[str, ...] = ()
     is_final: bool = False
 
 
-async def standing(accounts: AccountLog, view: LiveView, account: str) -> Standing:
+async def standing(accounts: AccountLog, view: HasAccounts, account: str) -> Standing:
     """The account's state in the live view, and in the records that the worker has not folded yet.
 
     Raises `Transient` if those are more than `UNFOLDED_MAX`, or if the live view lost the partition's state.
@@ -77,7 +97,7 @@ async def standing(accounts: AccountLog, view: LiveView, account: str) -> Standi
 class Standings:
     """The standings of many accounts: the records that the worker has not folded yet are read once."""
 
-    def __init__(self, accounts: AccountLog, view: LiveView) -> None:
+    def __init__(self, accounts: AccountLog, view: HasAccounts) -> None:
         self._accounts = accounts
         self._view = view
         self._tails: dict[int, _Tail] = {}
@@ -108,8 +128,9 @@ class Standings:
         known = Standing(partition, offset, stream_time_ms, states[account], meter_set)
         for after in tail.of(account, offset):
             known = _after(known, after, stream_time_ms)
-        now_ms = max(stream_time_ms, tail.time_ms, self._accounts.clock.now_ms())
-        return known._replace(next_offset=tail.next_offset, now_ms=now_ms)
+        stream_time_ms = max(stream_time_ms, tail.time_ms)
+        now_ms = max(stream_time_ms, self._accounts.clock.now_ms())
+        return known._replace(next_offset=tail.next_offset, now_ms=now_ms, stream_time_ms=stream_time_ms)
 
 
 class _Placed(NamedTuple):
@@ -190,10 +211,10 @@ def _after(known: Standing, placed: _Placed, stream_time_ms: int) -> Standing:
     return known._replace(state=state)
 
 
-def _control(secret: bytes, record: Record) -> MeterSetRecord | BindingRecord | CloseRecord | RestatementRecord | None:
+def _control(secret: bytes, record: Record) -> _Control | None:
     if not record.headers:
         return None
-    for kind in (ControlKind.METER_SET, ControlKind.BINDING, ControlKind.CLOSE, ControlKind.RESTATEMENT):
+    for kind in _KINDS:
         control = read_control(secret, record, kind)
         if isinstance(control, _Control):
             return control
@@ -201,7 +222,22 @@ def _control(secret: bytes, record: Record) -> MeterSetRecord | BindingRecord | 
 
 
 async def append_plan(accounts: AccountLog, plan: Plan) -> str:
-    """Append a planned record; returns a message with the offset.
+    """Append a planned record; returns a message with the offset. Raises as `append_revised`."""
+    record = plan.record
+    offset = (await append_revised(accounts, plan)).offset
+    done = "bound" if isinstance(record, BindingRecord) else "its period is closed"
+    return f"{record.account}: {done} by record {offset} of partition {plan.partition}"
+
+
+class Appended(NamedTuple):
+    """The offset of a record, and the latest time of the records from the plan's `after_offset` to it."""
+
+    offset: int
+    latest_ms: int
+
+
+async def append_revised(accounts: AccountLog, plan: Plan) -> Appended:
+    """Append a planned record.
 
     The log takes a record that was planned without knowledge of another one. So what came between is read back: if
     another record of the account has the revision, that one counts and this one changes nothing. Then raises
@@ -209,23 +245,23 @@ async def append_plan(accounts: AccountLog, plan: Plan) -> str:
     """
     record = plan.record
     offset = await append_control(accounts.log, accounts.secret, plan.partition, record)
-    between = plan.after_offset
-    while between < offset:
+    between, latest_ms = plan.after_offset, 0
+    while between <= offset:
         records = await accounts.log.read(EVENTS_TOPIC, plan.partition, between, READ_RECORDS_MAX)
         for other in records:
+            latest_ms = max(latest_ms, other.timestamp_ms if other.offset <= offset else 0)
             if other.offset < offset and _precedes(_control(accounts.secret, other), record):
                 raise Transient(
                     f"{record.account}: another command changed the account at the same time, by record "
                     f"{other.offset} of partition {plan.partition}, and this one changed nothing: look at `tidemark "
                     "account show`, and repeat the command if it is still needed"
                 )
-        between = records[-1].next_offset if records else offset
-    done = "bound" if isinstance(record, BindingRecord) else "its period is closed"
-    return f"{record.account}: {done} by record {offset} of partition {plan.partition}"
+        between = records[-1].next_offset if records else offset + 1
+    return Appended(offset, latest_ms)
 
 
-def _precedes(other: _Control | None, record: BindingRecord | CloseRecord) -> bool:
+def _precedes(other: _Control | None, record: RevisedRecord) -> bool:
     """Whether an earlier record of the account has the same revision, or a higher one."""
-    if not isinstance(other, BindingRecord | CloseRecord) or other.account != record.account:
+    if not isinstance(other, BindingRecord | CloseRecord | FlushRecord) or other.account != record.account:
         return False
     return other.revision >= record.revision

@@ -21,7 +21,7 @@ from typing import Final
 
 import msgspec
 
-from aggregators.codec import version
+from aggregators.codec import report_bucket_end_ms, version
 from aggregators.signing import fingerprint
 from pipeline.logs.control_records import find_genesis
 from pipeline.rebuild.limits import RebuildLimits
@@ -274,11 +274,9 @@ class _Partition:
         checkpoint, buckets = await self._built.reports.report_buckets(partition)
         if checkpoint is None or checkpoint.meter_set is None:
             return
-        closed_before_ms = (
-            min(checkpoint.stream_time_ms, live.stream_time_ms) - checkpoint.meter_set.policy.report_interval_ms
-        )
+        policy, passed_ms = checkpoint.meter_set.policy, min(checkpoint.stream_time_ms, live.stream_time_ms)
         for bucket_ms in buckets:
-            if bucket_ms <= closed_before_ms and bucket_ms not in waiting:
+            if report_bucket_end_ms(bucket_ms, policy) <= passed_ms and bucket_ms not in waiting:
                 while entries := (await self._built.reports.reports(partition, bucket_ms, INTENTS_AT_ONCE_MAX))[1]:
                     await self._built.reports.confirm_reports(partition, bucket_ms, entries)
                 await self._built.reports.confirm_reports(partition, bucket_ms, {})

@@ -14,6 +14,8 @@ from pipeline.http.dependencies import GatewayDependencies, LiveUsage
 from pipeline.http.serving import serving, stop_event
 from pipeline.metrics import Metrics
 from pipeline.open import open_base, open_live_view
+from pipeline.roles.account_links import OpenedAccountLinks
+from pipeline.roles.opened_access import OpenedAccess
 from pipeline.settings import Settings
 from schemas.errors import InvalidInput, TidemarkError, Transient
 from schemas.live_view import CheckpointedState
@@ -87,6 +89,10 @@ class MeterSetInForce:
             await asyncio.sleep(REFRESH_INTERVAL_S)
 
 
+def _may_link(settings: Settings) -> bool:
+    return bool(settings.stripe_api_key.get_secret_value()) and settings.sql_url.startswith("postgresql://")
+
+
 async def run_gateway(settings: Settings) -> None:
     """Serve the HTTP API until stopped."""
     if settings.api_keys is None:
@@ -94,6 +100,9 @@ async def run_gateway(settings: Settings) -> None:
     base = await open_base(settings)
     view = open_live_view(settings, LIVE_READ_TIMEOUT_S)
     clickhouse = open_clickhouse(settings.clickhouse_url, timeout_s=settings.query_timeout_s, abandons=True)
+    accounts = OpenedAccountLinks(base) if _may_link(settings) else None
+    live = LiveUsage(view.accounts, view.deferred, view.totals, view.marks)
+    access = OpenedAccess(base, live) if settings.sql_url.startswith("postgresql://") else None
     stop = stop_event()
     metrics = Metrics()
 
@@ -102,7 +111,11 @@ async def run_gateway(settings: Settings) -> None:
 
     meter_set = MeterSetInForce(view.state, note_read)
     await meter_set.read()
-    tasks = [asyncio.create_task(stop.wait()), asyncio.create_task(meter_set.refresh())]
+    tasks: list[asyncio.Task[object]] = [
+        asyncio.create_task(stop.wait()),
+        asyncio.create_task(meter_set.refresh()),
+        *([asyncio.create_task(access.run())] if access is not None else []),
+    ]
     try:
         app = create_gateway(
             GatewayDependencies(
@@ -112,21 +125,27 @@ async def run_gateway(settings: Settings) -> None:
                 clock=base.clock,
                 keys=KeyFile(settings.api_keys),
                 meter_set=meter_set,
-                live=LiveUsage(view.accounts, view.deferred, view.totals, view.marks),
+                live=live,
                 usage=ClickHouseReader(clickhouse),
                 hourly=ClickHouseStore(clickhouse),
                 meter_set_age_s=meter_set.age_s,
+                accounts=accounts,
+                access=access,
             ),
             metrics,
         )
         async with serving(app, settings.gateway_host, settings.gateway_port):
             await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-        if tasks[1].done():
-            tasks[1].result()
+        for task in tasks[1:]:
+            if task.done():
+                task.result()
     finally:
         for task in tasks:
             task.cancel()
         await asyncio.wait(tasks)
+        for opened in (accounts, access):
+            if opened is not None:
+                await opened.close()
         await clickhouse.close()
         await view.close()
         await base.log.close()

@@ -6,6 +6,8 @@ import contextlib
 from collections.abc import Awaitable, Iterable
 from typing import Final
 
+from pipeline.access.renewal import Renewal
+from pipeline.clock import SystemClock
 from pipeline.metrics import MetricName, Metrics
 from pipeline.open import (
     account_log,
@@ -27,10 +29,11 @@ from schemas.log import BILLING_EVENTS_TOPIC
 from schemas.side_tables import SideTables
 
 # One transaction has the events of a read: small enough that its locks are short, large enough that the events of a
-# sign-up share their fetches.
-READ_EVENTS_MAX: Final = 200
+# sign-up share their fetches, also when they are read again into a fresh database.
+READ_EVENTS_MAX: Final = 500
 HELD_EVENTS_MAX: Final = 10_000
 COUNT_INTERVAL_S: Final = 15.0
+RENEWAL_INTERVAL_S: Final = 0.5
 LINGER_S: Final = 1.5
 # What only the process that owns partition 0 knows. Another process, and one that lost the partition, shows none.
 OWNER_GAUGES: Final[tuple[MetricName, ...]] = (
@@ -62,7 +65,9 @@ async def run_mirror(settings: Settings) -> None:
         processor = BillingEventProcessor(base.log, tables, objects, base.clock, settings.canary_customer)
         outbox = BindingOutbox(tables, account_log(base), view)
         canary = Canary(settings.canary_customer, objects, tables, base.clock) if settings.canary_customer else None
-        walker, metrics, counted = Walker(base.log, objects, tables, base.clock), Metrics(), Counted(tables)
+        walker = Walker(base.log, objects, tables, base.clock, SystemClock())
+        metrics, counted = Metrics(), Counted(tables, base.clock)
+        renewal = Renewal(tables.catalog, tables.entitlements, base.clock)
         recoveries: list[Recovery] = []
 
         def beside(runner: Runner) -> Iterable[Awaitable[None]]:
@@ -77,9 +82,13 @@ async def run_mirror(settings: Settings) -> None:
             def failed() -> None:
                 metrics.add("tidemark_relay_failures_total", view="bindings")
 
+            def not_renewed() -> None:
+                metrics.add("tidemark_relay_failures_total", view="entitlements")
+
             return (
                 relaying(owned, lambda _: outbox.relay(), settings.relay_interval_s, on_failure=failed),
                 relaying(owned, lambda _: counted.count(), COUNT_INTERVAL_S),
+                relaying(owned, lambda _: renewal.turn(), RENEWAL_INTERVAL_S, on_failure=not_renewed),
                 recovery.run(),
             )
 
@@ -94,8 +103,9 @@ async def run_mirror(settings: Settings) -> None:
 class Counted:
     """What waits for a person, counted now and then because a scrape cannot wait for SQL; None before the first."""
 
-    def __init__(self, tables: SideTables) -> None:
+    def __init__(self, tables: SideTables, clock: Clock) -> None:
         self._tables = tables
+        self._clock = clock
         self.held: int | None = None
         self.aside: int | None = None
         self.overlaps: int | None = None
@@ -103,7 +113,7 @@ class Counted:
     async def count(self) -> None:
         self.held = len(await self._tables.held(limit=HELD_EVENTS_MAX))
         self.aside = len(await self._tables.set_aside(HELD_EVENTS_MAX))
-        self.overlaps = len(await self._tables.overlaps())
+        self.overlaps = len(await self._tables.overlaps(self._clock.now_ms()))
 
 
 def show(

@@ -20,9 +20,9 @@ from aggregators.restatement import replaced_reports, restatement_changes, resta
 from aggregators.scan import LogState, Scan, scan
 from aggregators.signing import hash_key
 from aggregators.steps import AccountControl, Arrival, Quarantined
-from pipeline.ingest.start_position import check_fresh, check_position
 from pipeline.logs.control_records import find_genesis
 from pipeline.logs.quarantine import quarantine
+from pipeline.logs.start_position import check_fresh, check_position
 from pipeline.rollup.cache import StateCache
 from pipeline.rollup.checkpoint import check_log, check_secret, first_checkpoint
 from pipeline.rollup.snapshots import Snapshots
@@ -177,9 +177,10 @@ class RollupProcessor:
         """Flush one record, which moves an account's usage into other periods."""
         policy = checkpoint.meter_set.policy if checkpoint.meter_set else Policy()
         account = step.control.account
-        request = ReadRequest(accounts=[account], reports=replaced_reports(step, policy))
+        state = (await self._account_states(partition, checkpoint, {account}))[account]
+        request = ReadRequest(reports=replaced_reports(step, policy, state))
         view = await self._store.read(partition, checkpoint, request)
-        changes = restatement_changes(checkpoint, scanned, step, view.accounts[account], dict(view.reports))
+        changes = restatement_changes(checkpoint, scanned, step, state, dict(view.reports))
         await self._commit(partition, checkpoint, changes)
         self._checkpoints[partition] = changes.checkpoint
         self._caches[partition] = StateCache(self._settings.cache_entries_max)

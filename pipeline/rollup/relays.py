@@ -1,4 +1,4 @@
-"""Relays the rollup's outbox (S8): cells and duplicates to ClickHouse, closed report buckets to `billing.reports`.
+"""Relays the rollup's outbox (S8): cells and duplicates to ClickHouse, ended report buckets to `billing.reports`.
 
 Every step writes first and deletes from the outbox afterwards. A crash in between repeats the write, which changes
 nothing: the row's version or the intent's identifier is the same. Two relays of one partition do no harm.
@@ -7,10 +7,10 @@ nothing: the row's version or the intent's identifier is the same. Two relays of
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Final, NamedTuple
 
-from aggregators.codec import parse_cell_field, parse_cell_text, parse_report_field
+from aggregators.codec import parse_cell_field, parse_cell_text, parse_flush_field, parse_report_field
 from aggregators.deferred import complete_up_to_ms
 from aggregators.intents import intent_of, parts_of
 from schemas.analytics import DuplicateRow, HourlyRow, HourlyStore, RelayPosition
@@ -22,6 +22,7 @@ from schemas.reports import Intent
 from schemas.rollup import Checkpoint, DirtyCell, Waiting
 
 INTENTS_AT_ONCE_MAX: Final = 500
+FLUSHES_AT_ONCE_MAX: Final = 100
 DUPLICATES_AT_ONCE_MAX: Final = 10_000
 
 
@@ -155,7 +156,11 @@ class HourlyRelay:
 
 
 class ReportRelay:
-    """Turns closed report buckets into intents in `billing.reports` (I10)."""
+    """Turns ended report buckets into intents in `billing.reports` (I10).
+
+    Flushes come first. So an entry that is left when its bucket ends for all accounts is of an account whose last
+    bucket ends there too.
+    """
 
     def __init__(self, reports: ReportOutbox, accounts: AccountDirectory, log: Log) -> None:
         self._reports = reports
@@ -163,39 +168,76 @@ class ReportRelay:
         self._log = log
 
     async def relay(self, partition: int) -> int:
-        """Publish the intents of one partition's closed report buckets. Returns how many.
+        """Publish the intents of one partition's ended report buckets. Returns how many.
 
         Raises `Transient` if a store or the log does not answer; nothing is lost.
         """
         checkpoint, buckets = await self._reports.report_buckets(partition)
         if checkpoint is None or checkpoint.meter_set is None:
             return 0
-        interval_ms = checkpoint.meter_set.policy.report_interval_ms
+        policy = checkpoint.meter_set.policy
         published = 0
+        # Oldest first, and flushes before all of them: their keys are negative.
         for bucket_ms in buckets:
-            if bucket_ms + interval_ms <= checkpoint.stream_time_ms:
-                published += await self._relay_bucket(partition, bucket_ms, bucket_ms + interval_ms)
+            if bucket_ms < 0:
+                published += await self._relay_flushes(partition, bucket_ms)
+            elif (end_ms := policy.report_bucket_end_ms(bucket_ms)) <= checkpoint.stream_time_ms:
+                published += await self._relay_bucket(partition, bucket_ms, end_ms)
         return published
+
+    async def _relay_flushes(self, partition: int, bucket_ms: int) -> int:
+        """Publish what flushed accounts had counted so far."""
+        published = 0
+        while True:
+            checkpoint, flushes = await self._reports.reports(partition, bucket_ms, FLUSHES_AT_ONCE_MAX)
+            for start_ms, end_ms, account in map(parse_flush_field, flushes):
+                then, entries = await self._reports.reports_of(partition, start_ms, account)
+                if checkpoint is None or then is None or then.next_offset < checkpoint.next_offset:
+                    # A replica that was behind has taken over, and may lack a part of the flushed usage.
+                    return published
+                relayed = await self._relay_entries(partition, then, start_ms, end_ms, entries)
+                if relayed is None:
+                    return published
+                published += relayed
+            await self._reports.confirm_reports(partition, bucket_ms, flushes)
+            if not flushes:
+                return published
 
     async def _relay_bucket(self, partition: int, start_ms: int, end_ms: int) -> int:
         published = 0
         while True:
             checkpoint, entries = await self._reports.reports(partition, start_ms, INTENTS_AT_ONCE_MAX)
-            keys = {field: parse_report_field(field) for field in entries}
-            then, states = await self._accounts.accounts(partition, sorted({key.account for key in keys.values()}))
-            if checkpoint is None or then is None or min(checkpoint.stream_time_ms, then.stream_time_ms) < end_ms:
+            if checkpoint is None or checkpoint.stream_time_ms < end_ms:
                 # A replica that was behind has taken over, and its bucket is still open.
                 return published
-            intents = [
-                intent_of(checkpoint, start_ms, end_ms, keys[field], text, states[keys[field].account])
-                for field, text in entries.items()
-            ]
-            changed = [part for intent in intents if intent is not None for part in parts_of(intent)]
-            await asyncio.gather(*(self._publish(partition, intent) for intent in changed))
-            published += len(changed)
-            await self._reports.confirm_reports(partition, start_ms, entries)
-            if not entries:
+            relayed = await self._relay_entries(partition, checkpoint, start_ms, end_ms, entries)
+            if relayed is None or not entries:
                 return published
+            published += relayed
+
+    async def _relay_entries(
+        self, partition: int, checkpoint: Checkpoint, start_ms: int, end_ms: int, entries: Mapping[str, str]
+    ) -> int | None:
+        """Publish and delete entries of a bucket, which were read at a checkpoint after the bucket's end.
+
+        Returns the number of intents. Returns None, and does nothing, if a replica that was behind has taken over: the
+        state of an account may lack a binding that cut a period before the bucket's end.
+        """
+        keys = {field: parse_report_field(field) for field in entries}
+        then, states = await self._accounts.accounts(partition, sorted({key.account for key in keys.values()}))
+        if then is None or then.next_offset < checkpoint.next_offset:
+            return None
+        intents = [
+            intent_of(checkpoint, start_ms, end_ms, key, entries[field], states[key.account])
+            for field, key in keys.items()
+        ]
+        changed = [part for intent in intents if intent is not None for part in parts_of(intent)]
+        for number in range(0, len(changed), INTENTS_AT_ONCE_MAX):
+            await asyncio.gather(
+                *(self._publish(partition, intent) for intent in changed[number : number + INTENTS_AT_ONCE_MAX])
+            )
+        await self._reports.confirm_reports(partition, start_ms, entries)
+        return len(changed)
 
     async def _publish(self, partition: int, intent: Intent) -> None:
         value, key = intent.model_dump_json().encode(), intent.account.encode()

@@ -19,10 +19,10 @@ import uvloop
 from faust.types import TP
 from mode.supervisors import CrashingSupervisor
 
-from pipeline.ingest.start_position import check_position
 from pipeline.logs.client_messages import quieten
 from pipeline.logs.embedded import SqliteLog
 from pipeline.logs.open import EMBEDDED_SCHEME, embedded_path, kafka_servers
+from pipeline.logs.start_position import check_position
 from pipeline.runner.consumer import DeliveryMessage, PromptTables, RunnerApp
 from pipeline.runner.embedded import EmbeddedTransport
 from pipeline.runner.kafka import KafkaTransport

@@ -18,9 +18,10 @@ from aggregators.billing_events import resync_record
 from pipeline.logs.tasks import all_or_first_error
 from pipeline.webhooks.appending import append_events
 from pipeline.webhooks.held import append_held
-from schemas.billing_events import ObjectKind, ObjectName, StripeObjects, Via
+from schemas.billing_events import CUSTOMER_ID, ObjectKind, ObjectName, StripeObjects, Via
 from schemas.clock import MINUTE_MS, SECOND_MS, Clock
 from schemas.errors import InvalidInput, Transient
+from schemas.events import check_account
 from schemas.log import Log
 from schemas.side_tables import Link, SideTables
 
@@ -64,10 +65,12 @@ async def link_customers(parts: Linking, wishes: Sequence[Wish], run: str) -> li
     """Link accounts to customers, and have the customers' held events processed; returns the links by account, each
     account's in the order of `wishes`.
 
-    `run` names the fetches, and must be new. Raises `InvalidInput` if Stripe does not know a customer or the store
-    refuses a link, `Transient` if the mirror role fetches none of the customers' objects for `WAIT_S`. Before the first
-    link nothing is linked then; a repetition does the rest.
+    `run` names the fetches, and must be new. Raises `InvalidInput` for a name that no account or customer can have, if
+    Stripe does not know a customer, or if the store refuses a link; `Transient` if the mirror role fetches none of the
+    customers' objects for `WAIT_S`. Before the first link nothing is linked then; a repetition does the rest.
     """
+    for wish in wishes:
+        _check(wish)
     await _mirrored(parts, sorted({wish.customer for wish in wishes}), run)
     asked: dict[str, list[Wish]] = {}
     for wish in wishes:
@@ -81,6 +84,15 @@ async def link_customers(parts: Linking, wishes: Sequence[Wish], run: str) -> li
 
     await all_or_first_error(link_account(account) for account in asked)
     return [linked for links in made.values() for linked in links]
+
+
+def _check(wish: Wish) -> None:
+    """Raise `InvalidInput` with the field for a name that no event or no object at Stripe can have."""
+    check_account(wish.account)
+    if not CUSTOMER_ID.fullmatch(wish.customer):
+        raise InvalidInput(
+            "customer", f"{wish.customer!a:.80} is no Stripe customer: give its id, which begins with cus_"
+        )
 
 
 async def _linked(parts: Linking, wish: Wish) -> Linked:

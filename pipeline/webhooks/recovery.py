@@ -43,7 +43,7 @@ class Recovery:
         self._retry = retry
         self._is_resumed = False
         self._walk_due_s = self._canary_due_s = 0
-        self._retry_due_s = clock.now_ms() // SECOND_MS + RETRY_INTERVAL_S
+        self._retry_due_s = self._now_s() + RETRY_INTERVAL_S
         self._sings = False
         self.walked: Walked | None = None
         self.found = 0
@@ -77,20 +77,21 @@ class Recovery:
             await self._clock.sleep(PAUSE_S)
 
     async def turn(self) -> None:
-        """Do what is due. A silent canary makes a walk due at once."""
+        """Do what is due. The walk comes first, because the canary is awaited for minutes. A silent canary makes a walk
+        due at once."""
         if not self._is_resumed:
             try:
                 await self._resume()
             except Transient as error:
                 _log.error("the times of the last walk and of the canary cannot be read: %s", error)
                 return
-        now_s = self._clock.now_ms() // SECOND_MS
+        await self._walk_if_due()
+        now_s = self._now_s()
         if self._canary is not None and now_s >= self._canary_due_s:
             self._canary_due_s = now_s + CANARY_INTERVAL_S
             await self._listen(self._canary)
-        if now_s >= self._walk_due_s:
-            self._walk_due_s = now_s + (CALM_WALK_INTERVAL_S if self._sings else WALK_INTERVAL_S)
-            await self._walk()
+            await self._walk_if_due()
+        now_s = self._now_s()
         if now_s >= self._retry_due_s:
             self._retry_due_s = now_s + RETRY_INTERVAL_S
             await self._try_again()
@@ -118,7 +119,11 @@ class Recovery:
                 "its secret, and at the gateway; meanwhile Stripe's list of events is read"
             )
 
-    async def _walk(self) -> None:
+    async def _walk_if_due(self) -> None:
+        now_s = self._now_s()
+        if now_s < self._walk_due_s:
+            return
+        self._walk_due_s = now_s + (CALM_WALK_INTERVAL_S if self._sings else WALK_INTERVAL_S)
         try:
             self.walked = await self._walker.go_on()
         except (Transient, Refused, InvalidInput, OperatorNeeded) as error:
@@ -136,3 +141,6 @@ class Recovery:
             return
         if appended:
             _log.warning("%d events that were set aside are read again", appended)
+
+    def _now_s(self) -> int:
+        return self._clock.now_ms() // SECOND_MS

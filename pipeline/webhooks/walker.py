@@ -16,8 +16,9 @@ import msgspec
 from aggregators.billing_events import read_event
 from aggregators.instants import format_instant_ms
 from pipeline.webhooks.appending import append_events
+from pipeline.webhooks.backlog import log_ends, unprocessed
 from schemas.billing_events import StripeObjects, Via
-from schemas.clock import SECOND_MS, Clock
+from schemas.clock import MINUTE_MS, SECOND_MS, Clock
 from schemas.errors import InvalidInput, Transient
 from schemas.log import Log
 from schemas.side_tables import SideTables
@@ -31,6 +32,8 @@ SLICE_S_MAX: Final = 86_400
 CURSOR: Final = "stripe_events"
 CANARY_CURSOR: Final = "canary"
 CHUNK_EVENTS: Final = 500
+# If the role `mirror` does not run, the walk goes on without it.
+STALLED_MS: Final = MINUTE_MS
 CANARY_PATIENCE_S: Final = 120
 CANARY_LOOK_S: Final = 5.0
 # The event may be processed by another machine, whose clock is behind.
@@ -53,14 +56,18 @@ class Walker:
     """Walks over Stripe's list of events.
 
     `until_s` is up to where the list was read, None before the first slice. `gaps` counts the times that the list began
-    after the cursor.
+    after the cursor. `patience` is the clock of the wait for the role `mirror`, which takes its time also where the
+    deployment's `clock` is a fast one.
     """
 
-    def __init__(self, log: Log, objects: StripeObjects, tables: SideTables, clock: Clock) -> None:
+    def __init__(
+        self, log: Log, objects: StripeObjects, tables: SideTables, clock: Clock, patience: Clock | None = None
+    ) -> None:
         self._log = log
         self._objects = objects
         self._tables = tables
         self._clock = clock
+        self._patience = patience or clock
         self.until_s: int | None = None
         self.gaps = 0
 
@@ -108,13 +115,20 @@ class Walker:
         return Walked(since_s, until_s, listed, appended)
 
     async def _append_unseen(self, wanted: Mapping[str, bytes]) -> int:
-        ids, appended = list(wanted), 0
+        """Append the events that never came. What came is in the log by now, but not seen until it is processed."""
+        if not await self._unseen(list(wanted)):
+            return 0
+        await unprocessed(self._tables, await log_ends(self._log), self._patience, STALLED_MS)
+        unseen = await self._unseen(list(wanted))
+        return await append_events(self._log, [wanted[event_id] for event_id in unseen], Via.LIST)
+
+    async def _unseen(self, ids: Sequence[str]) -> list[str]:
+        unseen: list[str] = []
         for first in range(0, len(ids), CHUNK_EVENTS):
             chunk = ids[first : first + CHUNK_EVENTS]
             seen = await self._tables.seen(chunk)
-            values = [wanted[event_id] for event_id in chunk if event_id not in seen]
-            appended += await append_events(self._log, values, Via.LIST)
-        return appended
+            unseen += [event_id for event_id in chunk if event_id not in seen]
+        return unseen
 
     def _now_s(self) -> int:
         return self._clock.now_ms() // SECOND_MS

@@ -226,6 +226,12 @@ class FakeReports(_Store):
         entries = [(key.field, text) for key, text in sorted(state.reports.items()) if key.bucket_ms == bucket_ms]
         return state.checkpoint, dict(entries[:count_max])
 
+    async def reports_of(
+        self, partition: int, bucket_ms: int, account: str
+    ) -> tuple[Checkpoint | None, dict[str, str]]:
+        checkpoint, entries = await self.reports(partition, bucket_ms, len(self._server.at(partition).reports))
+        return checkpoint, {name: text for name, text in entries.items() if name.split("\x1f", 1)[-1] == account}
+
     async def confirm_reports(self, partition: int, bucket_ms: int, published: Mapping[str, str]) -> None:
         reports = self._server.at(partition).reports
         for name, text in published.items():

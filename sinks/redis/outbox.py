@@ -14,7 +14,7 @@ from schemas.clock import HOUR_MS
 from schemas.errors import Transient
 from schemas.rollup import BucketField, Checkpoint, DirtyCell, Dropped, Duplicate
 from sinks.redis.client import Command, as_mapping, pairs
-from sinks.redis.keys import Keys
+from sinks.redis.keys import Keys, literal
 from sinks.redis.keyspace import LOOKS_MAX, Store
 
 # Deletes only unchanged entries. If the script is interrupted, the remaining entries are relayed again.
@@ -32,6 +32,8 @@ if tonumber(redis.call('HGET', KEYS[1], 'stream_time_ms') or '0') >= tonumber(AR
   redis.call('UNLINK', KEYS[3])
 end
 """
+# More than any hash has entries: one call returns all that match, so all are of one checkpoint.
+_WHOLE: Final = 1_000_000_000
 _FORGET_IF_EMPTY: Final = """
 if redis.call('EXISTS', KEYS[1]) == 0 then redis.call('SREM', KEYS[2], ARGV[1]) end
 """
@@ -183,6 +185,17 @@ class RedisReports(Store):
         _, checkpoint, texts = await self._space.read_at_checkpoint(partition, commands)
         entries = zip(fields, texts[0], strict=True) if fields else ()
         return checkpoint, {field: text for field, text in entries if text is not None}
+
+    async def reports_of(
+        self, partition: int, bucket_ms: int, account: str
+    ) -> tuple[Checkpoint | None, dict[str, str]]:
+        pattern = f"*\x1f{literal(account)}"
+        _, checkpoint, ((_, found),) = await self._space.read_at_checkpoint(
+            partition, lambda keys: [("HSCAN", keys.reports(bucket_ms), 0, "MATCH", pattern, "COUNT", _WHOLE)]
+        )
+        # The pattern also finds an account whose name ends with a separator and this name.
+        entries = as_mapping(found).items()
+        return checkpoint, {field: text for field, text in entries if field.split("\x1f", 1)[-1] == account}
 
     async def confirm_reports(self, partition: int, bucket_ms: int, published: Mapping[str, str]) -> None:
         keys = self._space.keys(partition)

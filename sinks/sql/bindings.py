@@ -32,15 +32,11 @@ def plan_bindings(connection: Connection, heads: Mapping[str, Head], planner: Pl
     if not heads:
         return
     links = links_of(connection, set(heads))
-    owned = _owned(connection, {link.customer for own in links.values() for link in own if link.customer})
+    owned = owned_rows(connection, {link.customer for own in links.values() for link in own if link.customer})
     planned = _planned(connection, set(heads))
     rows: list[Values] = []
     for account, head in sorted(heads.items()):
-        customers = sorted({link.customer for link in links[account] if link.customer})
-        tables: dict[str, list[Row]] = defaultdict(list)
-        for customer in customers:
-            for name, own in owned[customer].items():
-                tables[name] += own
+        tables = _tables(owned, {link.customer for link in links[account] if link.customer})
         _audit_overlaps(connection, head, account, planner.overlaps(tables, now_ms), now_ms)
         for binding in planner.timeline(links[account], tables, planned[account], now_ms):
             head.binding_number += 1
@@ -48,6 +44,30 @@ def plan_bindings(connection: Connection, heads: Mapping[str, Head], planner: Pl
             rows.append({**values, "planned_ms": now_ms})
     if rows:
         connection.execute(insert(account_bindings), rows)
+
+
+def overlaps_now(connection: Connection, planner: Planner, now_ms: int, limit: int) -> list[Overlap]:
+    """See `schemas.side_tables.SideTables.overlaps`. Each overlap has an audit row, so few accounts are looked at."""
+    # The text is in the statement because PostgreSQL finds the partial index only then.
+    is_overlap = table.c.entity == literal_column(f"'{OVERLAP}'")
+    wanted = select(table.c.account).where(is_overlap).distinct().order_by(table.c.account).limit(limit)
+    links = links_of(connection, set(connection.execute(wanted).scalars()))
+    linked = {
+        account: {link.customer for link in own if link.customer and (link.ends_ms is None or link.ends_ms > now_ms)}
+        for account, own in links.items()
+    }
+    owned = owned_rows(connection, set().union(*linked.values()))
+    found = (planner.overlaps(_tables(owned, customers), now_ms) for customers in linked.values())
+    return [overlap for overlaps in found for overlap in overlaps]
+
+
+def _tables(owned: Mapping[str, Mapping[str, list[Values]]], customers: set[str]) -> dict[str, list[Row]]:
+    """The rows of some customers by table."""
+    tables: dict[str, list[Row]] = defaultdict(list)
+    for customer in sorted(customers):
+        for name, own in owned[customer].items():
+            tables[name] += own
+    return tables
 
 
 def _audit_overlaps(connection: Connection, head: Head, account: str, found: Sequence[Overlap], now_ms: int) -> None:
@@ -88,7 +108,7 @@ def _planned(connection: Connection, accounts: set[str]) -> dict[str, list[Bindi
     return planned
 
 
-def _owned(connection: Connection, customers: set[str]) -> dict[str, dict[str, list[Values]]]:
+def owned_rows(connection: Connection, customers: set[str]) -> dict[str, dict[str, list[Values]]]:
     """The mirror rows of each customer by table, by key."""
     owned: dict[str, dict[str, list[Values]]] = {customer: defaultdict(list) for customer in customers}
     for kind in _KINDS:

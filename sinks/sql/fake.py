@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import sqlite3
 from collections.abc import Callable
 from typing import TypeVar
 
-from sqlalchemy import Connection, StaticPool, create_engine
+from sqlalchemy import Connection, StaticPool, create_engine, event
 
 from schemas.side_tables import Overlaps, Timeline
 from sinks.sql.schema import claim_database
@@ -21,6 +22,7 @@ class FakeSideTables(SqlSideTables):
     def __init__(self, timeline: Timeline, overlaps: Overlaps = no_overlaps) -> None:
         super().__init__(timeline, overlaps)
         self._engine = create_engine("sqlite://", poolclass=StaticPool)
+        event.listen(self._engine, "connect", _add_exactly)
 
     async def migrate(self, scope: str, log_id: str) -> None:
         def body(connection: Connection) -> None:
@@ -35,3 +37,20 @@ class FakeSideTables(SqlSideTables):
     async def _run(self, body: Callable[[Connection], Answer]) -> Answer:
         with self._engine.begin() as connection:
             return body(connection)
+
+
+class _ExactSum:
+    """SQLite's `sum` for whole numbers of any size as text."""
+
+    def __init__(self) -> None:
+        self._total = 0
+
+    def step(self, value: str) -> None:
+        self._total += int(value)
+
+    def finalize(self) -> str:
+        return str(self._total)
+
+
+def _add_exactly(connection: sqlite3.Connection, _record: object) -> None:
+    connection.create_aggregate("sum", 1, _ExactSum)  # type: ignore[arg-type]  # any arguments

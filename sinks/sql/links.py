@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final
 
-from sqlalchemy import ColumnElement, Connection, delete, insert
+from sqlalchemy import ColumnElement, Connection, delete, insert, update
 
 from aggregators.instants import format_instant_ms
 from schemas.clock import MINUTE_MS
@@ -54,7 +54,7 @@ def link(
             f"account {account} has been linked before, so another link begins at {format_instant_ms(_minute(now_ms))} "
             "or later: usage before that stays with the payer before. Leave the instant out to link from now on",
         )
-    _forget(connection, account, account_customers.c.starts_ms == starts_ms)
+    _make_room(connection, account, before, starts_ms)
     connection.execute(insert(account_customers), {"account": account, "customer_id": customer, "starts_ms": starts_ms})
     after = links_of(connection, {account})[account]
     (made,) = (own for own in after if own.starts_ms == starts_ms)
@@ -67,6 +67,8 @@ def unlink(connection: Connection, planner: Planner, account: str, actor: str, r
     """End an account's link and plan its bindings. See `schemas.side_tables.SideTables.unlink`."""
     if not actor or "\0" in actor:
         raise InvalidInput("actor", "must not be empty or have a NUL")
+    # A step that goes on at the same time either comes before, or finds the customers unlinked.
+    lock_customers(connection, {own.customer for own in links_of(connection, {account})[account] if own.customer})
     heads = lock_accounts(connection, {account})
     before = links_of(connection, {account})[account]
     if not before:
@@ -83,6 +85,17 @@ def unlink(connection: Connection, planner: Planner, account: str, actor: str, r
 
 def _minute(instant_ms: int) -> int:
     return instant_ms // MINUTE_MS * MINUTE_MS
+
+
+def _make_room(connection: Connection, account: str, before: Sequence[Link], starts_ms: int) -> None:
+    """Make room for a link where the account was unlinked in the same minute: the link to nobody moves a millisecond
+    back, because it says that the customer before was the wrong one."""
+    same = [number for number, own in enumerate(before) if own.starts_ms == starts_ms]
+    if same and same[0] and before[same[0] - 1].customer:
+        here = (account_customers.c.account == account) & (account_customers.c.starts_ms == starts_ms)
+        connection.execute(update(account_customers).where(here).values(starts_ms=starts_ms - 1))
+    else:
+        _forget(connection, account, account_customers.c.starts_ms == starts_ms)
 
 
 def _forget(connection: Connection, account: str, which: ColumnElement[bool]) -> None:

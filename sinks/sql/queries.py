@@ -11,8 +11,9 @@ from typing import Any, Final
 from sqlalchemy import Column, Connection, Table, bindparam, select, text, update
 from sqlalchemy.dialects import postgresql, sqlite
 
+from schemas.errors import Fenced
 from schemas.side_tables import MIRROR_COLUMNS, Link
-from sinks.sql.tables import account_customers, accounts, mirror
+from sinks.sql.tables import account_customers, accounts, mirror, positions
 
 # A statement names at most this many values of a list. PostgreSQL takes 65 535, SQLite 32 766.
 VALUES_MAX: Final = 1_000
@@ -54,6 +55,35 @@ def insert_new(connection: Connection, table: Table, rows: Sequence[Values]) -> 
     insert = postgresql.insert if connection.dialect.name == "postgresql" else sqlite.insert
     key: Column[Any] = next(iter(table.primary_key))
     return len(connection.execute(insert(table).on_conflict_do_nothing().returning(key), rows).all()) if rows else 0
+
+
+def next_offset(connection: Connection, reader: str, partition: int) -> int | None:
+    """The stored position of a reader in a partition."""
+    here = (positions.c.reader == reader) & (positions.c.log_partition == partition)
+    found: int | None = connection.execute(select(positions.c.next_offset).where(here)).scalar()
+    return found
+
+
+def move_position(
+    connection: Connection,
+    reader: str,
+    partition: int,
+    believed_offset: int | None,
+    next_offset: int,
+    *,
+    may_begin: bool = True,
+) -> None:
+    """Move a position, and lock it until the transaction ends. With `may_begin`, a partition without one takes any.
+
+    Raises `Fenced` if the position is not the believed one.
+    """
+    here = (positions.c.reader == reader) & (positions.c.log_partition == partition)
+    moved = update(positions).where(here, positions.c.next_offset == believed_offset).values(next_offset=next_offset)
+    if connection.execute(moved).rowcount:
+        return
+    row = {"reader": reader, "log_partition": partition, "next_offset": next_offset}
+    if not may_begin or not insert_new(connection, positions, [row]):
+        raise Fenced(f"partition {partition} of {reader}: another process moved the position from {believed_offset}")
 
 
 def lock_customers(connection: Connection, customers: set[str]) -> None:

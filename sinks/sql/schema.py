@@ -24,9 +24,7 @@ def migrate(connection: Connection, scope: str, log_id: str) -> None:
     Raises `OperatorNeeded`; see `schemas.side_tables.SideTables.migrate`.
     """
     connection.execute(text(f"SELECT pg_advisory_xact_lock({LOCK_SPACE}, {MIGRATION_LOCK})"))
-    config = Config()
-    config.set_main_option("script_location", "sinks.sql:migrations")
-    config.set_main_option("path_separator", "os")
+    config = _config()
     config.attributes["connection"] = connection
     known = {script.revision for script in ScriptDirectory.from_config(config).walk_revisions()}
     current = MigrationContext.configure(connection).get_current_revision()
@@ -45,6 +43,32 @@ def migrate(connection: Connection, scope: str, log_id: str) -> None:
 def claim_database(connection: Connection, scope: str, log_id: str) -> None:
     """Note whose the database is, or raise `OperatorNeeded` if it belongs to another scope or log."""
     insert_new(connection, meta, [{"one": 1, "scope": scope, "log_id": log_id}])
+    _compare(connection, scope, log_id)
+
+
+def check(connection: Connection, scope: str, log_id: str) -> None:
+    """Raise `OperatorNeeded` if a PostgreSQL database is not migrated to this version, or is another scope's or log's.
+    Writes nothing."""
+    head = ScriptDirectory.from_config(_config()).get_current_head()
+    current = MigrationContext.configure(connection).get_current_revision()
+    if current is None:
+        raise OperatorNeeded("the SQL database has no tables yet: start `tidemark mirror`, which makes them")
+    _compare(connection, scope, log_id)
+    if current != head:
+        raise OperatorNeeded(
+            f"the SQL database has migration {current}, this version needs {head}: start `tidemark mirror` of this "
+            "version, which migrates"
+        )
+
+
+def _config() -> Config:
+    config = Config()
+    config.set_main_option("script_location", "sinks.sql:migrations")
+    config.set_main_option("path_separator", "os")
+    return config
+
+
+def _compare(connection: Connection, scope: str, log_id: str) -> None:
     row = connection.execute(select(meta.c.scope, meta.c.log_id)).one()
     for what, theirs, ours in (("Stripe account", row.scope, scope), ("log", row.log_id, log_id)):
         if theirs != ours:

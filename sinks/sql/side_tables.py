@@ -9,19 +9,20 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
-from sqlalchemy import ColumnElement, Connection, bindparam, func, literal_column, select, update
+from sqlalchemy import Connection, bindparam, func, literal_column, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import DataError, IntegrityError
 
 from schemas.billing_events import ObjectKind, ObjectName, Via
 from schemas.side_tables import (
-    OVERLAP,
+    PARTS_OF,
     TABLE_OF,
     WAITING,
     AuditRow,
     Cursor,
     Due,
     DueBinding,
+    HeldCustomer,
     HeldEvent,
     Link,
     Outcome,
@@ -33,8 +34,12 @@ from schemas.side_tables import (
     Unstorable,
 )
 from sinks.sql import links, step
-from sinks.sql.bindings import Planner, binding_of
-from sinks.sql.queries import links_of, mirror_rows, rows_where
+from sinks.sql.bills import SqlBills
+from sinks.sql.bindings import Planner, binding_of, overlaps_now
+from sinks.sql.catalog import SqlCatalog
+from sinks.sql.entitlements import SqlEntitlements
+from sinks.sql.intents import SqlIntentLedger
+from sinks.sql.queries import links_of, mirror_row, mirror_rows, next_offset, rows_where
 from sinks.sql.tables import account_bindings, audit, cursors, customer_column, mirror, processed_events
 
 Answer = TypeVar("Answer")
@@ -59,12 +64,32 @@ class SqlSideTables(ABC):
         an account may have years of them, and they decide no binding. `sent` is in the order of the numbers."""
         self._planner = Planner(timeline, overlaps)
 
+    @property
+    def bills(self) -> SqlBills:
+        """The bills in the same database."""
+        return SqlBills(self._run)
+
+    @property
+    def intents(self) -> SqlIntentLedger:
+        """The ledger of intents in the same database."""
+        return SqlIntentLedger(self._run)
+
+    @property
+    def catalog(self) -> SqlCatalog:
+        """The catalog in the same database."""
+        return SqlCatalog(self._run)
+
+    @property
+    def entitlements(self) -> SqlEntitlements:
+        """Overrides, and the versions of accounts' entitlements, in the same database."""
+        return SqlEntitlements(self._run)
+
     @abstractmethod
     async def _run(self, body: Callable[[Connection], Answer]) -> Answer:
         """Run a function in a transaction of its own."""
 
     async def position(self, partition: int) -> int | None:
-        return await self._run(lambda connection: step.next_offset(connection, partition))
+        return await self._run(lambda connection: next_offset(connection, step.READER, partition))
 
     async def unknown(self, event_ids: Sequence[str]) -> set[str]:
         def body(connection: Connection) -> set[str]:
@@ -123,6 +148,32 @@ class SqlSideTables(ABC):
             lambda connection: [HeldEvent(*row) for row in connection.execute(wanted.limit(limit)).all()]
         )
 
+    async def held_customers(self, limit: int = 1_000) -> Sequence[HeldCustomer]:
+        found, items = processed_events.c, mirror["subscription_items"].c
+        subscriptions, invoices = mirror["subscriptions"].c, mirror["invoices"].c
+        # The text is in the statement because PostgreSQL finds the partial index only then.
+        is_held = found.outcome == literal_column(f"'{Outcome.HELD}'")
+        held = select(found.customer_id).where(is_held).distinct().order_by(found.customer_id).limit(limit).subquery()
+        period_end_ms = (
+            select(func.min(items.period_end_ms))
+            .where(items.subscription_id == subscriptions.id, items.usage_type == "metered")
+            .where(subscriptions.customer_id == held.c.customer_id, subscriptions.ended_ms.is_(None))
+        )
+        finalizes_ms = select(func.min(invoices.finalizes_ms)).where(
+            invoices.customer_id == held.c.customer_id, invoices.status == "draft"
+        )
+        wanted = select(held.c.customer_id, period_end_ms.scalar_subquery(), finalizes_ms.scalar_subquery())
+        return await self._run(lambda connection: [HeldCustomer(*row) for row in connection.execute(wanted).all()])
+
+    async def ignored(self, canary: str = "", limit: int = 10_000) -> Mapping[str, int]:
+        found = processed_events.c
+        some = select(found.type).where(found.outcome == Outcome.IGNORED.value)
+        # "" is an event without a customer, not the canary.
+        some = some.where(found.customer_id != canary) if canary else some
+        counted = some.limit(limit).subquery()
+        wanted = select(counted.c.type, func.count()).group_by(counted.c.type)
+        return await self._run(lambda connection: {row[0]: row[1] for row in connection.execute(wanted)})
+
     async def due_bindings(self, limit: int = 500, *, account: str = "", after: str = "") -> Sequence[DueBinding]:
         due = account_bindings.c
         wanted = select(account_bindings).where(due.sent_ms.is_(None)).order_by(due.account, due.number).limit(limit)
@@ -149,24 +200,31 @@ class SqlSideTables(ABC):
         if marks:
             await self._run(lambda connection: connection.execute(update(table).where(is_due), marks))
 
+    async def overlaps(self, now_ms: int, limit: int = 1_000) -> Sequence[Overlap]:
+        return await self._run(lambda connection: overlaps_now(connection, self._planner, now_ms, limit))
+
     async def audit(self, account: str, limit: int = 1_000) -> Sequence[AuditRow]:
-        return await self._audited(audit.c.account == account, limit)
-
-    async def overlaps(self, limit: int = 1_000) -> Sequence[AuditRow]:
-        # The text is in the statement because PostgreSQL finds the partial index only then.
-        return await self._audited(audit.c.entity == literal_column(f"'{OVERLAP}'"), limit)
-
-    async def _audited(self, where: ColumnElement[bool], limit: int) -> Sequence[AuditRow]:
         row = audit.c
         wanted = select(
             row.account, row.seq, row.at_ms, row.actor, row.cause, row.entity, row.entity_id, row.before_json,
             row.after_json, row.reason,
-        ).where(where).order_by(row.account, row.seq).limit(limit)  # fmt: skip
+        ).where(row.account == account).order_by(row.account, row.seq).limit(limit)  # fmt: skip
         rows: Sequence[Any] = await self._run(lambda connection: connection.execute(wanted).all())
         return [AuditRow(*found) for found in rows]
 
     async def mirror(self) -> Mapping[str, Sequence[Row]]:
         return await self._run(mirror_rows)
+
+    async def mirrored(self, kind: ObjectKind, ids: Sequence[str]) -> Mapping[str, Sequence[Row]]:
+        places = [(TABLE_OF[kind], "id"), *([PARTS_OF[kind]] if kind in PARTS_OF else [])]
+
+        def body(connection: Connection) -> Mapping[str, Sequence[Row]]:
+            return {
+                name: [mirror_row(name, row) for row in rows_where(connection, mirror[name], column, ids)]
+                for name, column in places
+            }
+
+        return await self._run(body)
 
     async def counts(self) -> Mapping[str, int]:
         def body(connection: Connection) -> dict[str, int]:

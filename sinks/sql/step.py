@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
+from itertools import zip_longest
 from typing import Any, Final, NamedTuple
 
 from sqlalchemy import Connection, bindparam, delete, insert, or_, select, update
 
 from schemas.billing_events import ObjectKind, ObjectName, Via
-from schemas.errors import Fenced
 from schemas.log import BILLING_EVENTS_TOPIC
 from schemas.side_tables import (
     MIRROR_COLUMNS,
     PARTS_OF,
+    PERSONAL,
     TABLE_OF,
     WAITING,
     Arrived,
@@ -30,16 +31,19 @@ from sinks.sql.queries import (
     Values,
     chunks,
     insert_new,
+    links_of,
     lock_accounts,
     lock_customers,
     mirror_row,
+    move_position,
     rows_where,
     save_heads,
 )
-from sinks.sql.tables import account_customers, customer_column, mirror, positions, processed_events
+from sinks.sql.tables import account_customers, customer_column, mirror, processed_events
 
 READER: Final = BILLING_EVENTS_TOPIC
 STRIPE: Final = "stripe"
+MASK: Final = "(not kept)"
 
 # The rows of one object: by table, then by key.
 Rows = dict[str, dict[str, Values]]
@@ -72,7 +76,7 @@ def commit(connection: Connection, step: Step, planner: Planner) -> dict[str, Ou
     lock_customers(connection, concerned)
     account_of, names = _accounts(connection, concerned, step.now_ms)
     heads = lock_accounts(connection, names)
-    _move(connection, step)
+    move_position(connection, READER, step.partition, step.believed_offset, step.next_offset)
 
     processed = _processed(connection, [arrived.event.id for arrived in step.arrived])
     new: dict[str, Arrived] = {}
@@ -138,7 +142,7 @@ def _tables(kind: ObjectKind) -> tuple[str, ...]:
 
 def _rows(fetched: Fetched, stored: Stored) -> Rows:
     """The rows that the store will have. Of an object that is gone the own row stays, with `deleted` 1: a slower fetch
-    from before the deletion then finds that `fetch_seq` moved."""
+    from before the deletion then finds that `fetch_seq` moved. What names a person goes."""
     name, own = fetched.name, TABLE_OF[fetched.name.kind]
     for table, given in fetched.rows.items():
         if unknown := {column for row in given for column in row} - set(MIRROR_COLUMNS[table]):
@@ -148,7 +152,8 @@ def _rows(fetched: Fetched, stored: Stored) -> Rows:
         for table in _tables(name.kind)
     }
     if not rows[own]:
-        rows[own] = {name.id: {**mirror_row(own, stored.rows[own].get(name.id, {"id": name.id})), "deleted": 1}}
+        kept = mirror_row(own, stored.rows[own].get(name.id, {"id": name.id}))
+        rows[own] = {name.id: {**kept, **dict.fromkeys(PERSONAL & kept.keys()), "deleted": 1}}
     return rows
 
 
@@ -169,24 +174,22 @@ def _customers(arrived: Arrived, owners: Mapping[ObjectName, set[str]]) -> set[s
 
 
 def _accounts(connection: Connection, customers: set[str], now_ms: int) -> tuple[dict[str, str], set[str]]:
-    """The account of each customer that has one, and all accounts that ever had one of the customers."""
+    """The account of each customer that has one, and all accounts that ever had one of the customers.
+
+    A customer from whom the account was unlinked has none. One whom the account left for another customer stays the
+    account's: the last invoices bill the account's usage.
+    """
     rows = rows_where(connection, account_customers, "customer_id", customers)
+    names = {row["account"] for row in rows}
+    links = []
+    for own in links_of(connection, names).values():
+        for link, after in zip_longest(own, own[1:]):
+            was_unlinked = after is not None and not after.customer and after.starts_ms <= now_ms
+            if link.customer in customers and not was_unlinked:
+                links.append(link)
     # The last link that has started, or else the one that starts first.
-    rows.sort(key=lambda row: (row["starts_ms"] <= now_ms, abs(now_ms - row["starts_ms"]) * -1))
-    return {row["customer_id"]: row["account"] for row in rows}, {row["account"] for row in rows}
-
-
-def _move(connection: Connection, step: Step) -> None:
-    """Move the position. Raises `Fenced` if the position is not the believed one; a partition without one takes any."""
-    here = (positions.c.reader == READER) & (positions.c.log_partition == step.partition)
-    moved = update(positions).where(here, positions.c.next_offset == step.believed_offset)
-    if connection.execute(moved.values(next_offset=step.next_offset)).rowcount:
-        return
-    row = {"reader": READER, "log_partition": step.partition, "next_offset": step.next_offset}
-    if not insert_new(connection, positions, [row]):
-        raise Fenced(
-            f"partition {step.partition} of {READER}: another process moved the position from {step.believed_offset}"
-        )
+    links.sort(key=lambda link: (link.starts_ms <= now_ms, -abs(now_ms - link.starts_ms)))
+    return {link.customer: link.account for link in links}, names
 
 
 def _processed(connection: Connection, event_ids: Collection[str]) -> dict[str, Outcome]:
@@ -243,8 +246,14 @@ def _changes(before: Rows, after: Rows) -> tuple[dict[str, Any], dict[str, Any]]
             differ = {column for column in (was or now or {}) if not was or not now or was[column] != now[column]}
             for row, side in ((was, old), (now, new)):
                 if row is not None:
-                    side.setdefault(table, {})[key] = {column: row[column] for column in differ}
+                    side.setdefault(table, {})[key] = {column: _audited(column, row[column]) for column in differ}
     return old, new
+
+
+def _audited(column: str, value: object) -> object:
+    """The value of a column as the audit has it. The audit is a chain of hashes, of which nothing can be taken out
+    later, so what names a person never gets in."""
+    return MASK if column in PERSONAL and value is not None else value
 
 
 def _outcome(arrived: Arrived, account: str, customers: set[str], works: Sequence[Work], *, was_held: bool) -> Outcome:
@@ -381,10 +390,3 @@ def _replace_parts(connection: Connection, kind: ObjectKind, works: Sequence[Wor
         connection.execute(delete(mirror[part]).where(mirror[part].c[owner].in_(chunk)))
     for chunk in chunks([row for work in replaced for row in work.rows[part].values()]):
         connection.execute(insert(mirror[part]), chunk)
-
-
-def next_offset(connection: Connection, partition: int) -> int | None:
-    """The stored position of a partition."""
-    here = (positions.c.reader == READER) & (positions.c.log_partition == partition)
-    found: int | None = connection.execute(select(positions.c.next_offset).where(here)).scalar()
-    return found

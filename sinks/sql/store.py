@@ -17,7 +17,7 @@ from sqlalchemy.ext.asyncio import create_async_engine
 
 from schemas.errors import InvalidInput, Transient
 from schemas.side_tables import Overlaps, Timeline
-from sinks.sql.schema import migrate
+from sinks.sql.schema import check, migrate
 from sinks.sql.side_tables import SqlSideTables, no_overlaps
 
 Answer = TypeVar("Answer")
@@ -57,6 +57,7 @@ class PostgresSideTables(SqlSideTables):
         except (ArgumentError, ValueError) as error:
             raise InvalidInput("TIDEMARK_SQL_URL", "must be postgresql://USER:PASSWORD@HOST:PORT/DATABASE") from error
         self._where = f"PostgreSQL at {address.host or 'localhost'}:{address.port or 5432}"
+        self._database, self._user = address.database or address.username, address.username
         self._timeout_s = timeout_s
         timeout_ms = max(1, int(timeout_s * 1000))
         # The server ends what this process left behind, so a lost process holds no lock for longer.
@@ -77,6 +78,10 @@ class PostgresSideTables(SqlSideTables):
 
     async def migrate(self, scope: str, log_id: str) -> None:
         await self._run(lambda connection: migrate(connection, scope, log_id))
+
+    async def check(self, scope: str, log_id: str) -> None:
+        """Raise `OperatorNeeded` if the tables are not this version's, or of another scope or log. Writes nothing."""
+        await self._run(lambda connection: check(connection, scope, log_id))
 
     async def close(self) -> None:
         await self._engine.dispose()
@@ -100,7 +105,17 @@ class PostgresSideTables(SqlSideTables):
 
     def _transient(self, error: Exception) -> Transient:
         text = str(error.orig if isinstance(error, DBAPIError) else error) or f"no answer in {self._timeout_s:g} s"
-        return Transient(f"{self._where}: {text.strip()}; check that the server runs and has free disk and connections")
+        return Transient(f"{self._where}: {text.strip()}; {self._remedy(text)}")
+
+    def _remedy(self, text: str) -> str:
+        """What to do. A refused connection has no SQLSTATE, only PostgreSQL's words."""
+        if "password authentication failed" in text or "no password supplied" in text:
+            return f"correct the password of the user {self._user} in TIDEMARK_SQL_URL"
+        if "database" in text and "does not exist" in text:
+            return f"create the database {self._database}, or correct its name in TIDEMARK_SQL_URL"
+        if "role" in text and "does not exist" in text:
+            return f"create the user {self._user}, or correct its name in TIDEMARK_SQL_URL"
+        return "check that the server runs and has free disk and connections"
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""Reads the objects of Stripe's answers. Pure: no library, no network.
+"""Writes parts of requests and reads the objects of Stripe's answers. Pure: no library, no network.
 
 A proxy, a newer API version or a fault of Stripe can put anything into a field. A field of another type raises
 `Malformed`, and only what the object is about waits: one meter, one sum or one report.
@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from datetime import datetime
+from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Any, Final, NamedTuple
 
-from schemas.reports import MeterSummary, Rejection
+from schemas.reports import MeterEvent, MeterSummary, Rejection
 
 CUSTOMER_KEY: Final = "stripe_customer_id"
 VALUE_KEY: Final = "value"
@@ -34,6 +34,16 @@ class Meter(NamedTuple):
     event_name: str
     is_active: bool
     fault: str
+
+
+def payload_of(event: MeterEvent) -> dict[str, str]:
+    """The payload of a meter event, with the keys that the meters read."""
+    return {CUSTOMER_KEY: event.stripe_customer, VALUE_KEY: event.value}
+
+
+def rfc3339(instant_s: int) -> str:
+    """An instant in Unix seconds as API v2 has it."""
+    return f"{datetime.fromtimestamp(instant_s, UTC):%Y-%m-%dT%H:%M:%SZ}"
 
 
 def text_of(value: object, *path: str) -> str:

@@ -1,4 +1,4 @@
-"""Stripe's meters API v1 as `StripeMeters` and `StripeRejections`.
+"""Stripe's meters as `StripeMeters`, `StripeCatalog` and `StripeRejections`.
 
 The library's retries are off. The sender retries, because it knows when Stripe forgets an identifier.
 """
@@ -10,14 +10,13 @@ import contextlib
 import hashlib
 from collections import OrderedDict
 from collections.abc import Sequence
-from datetime import UTC, datetime
 from functools import partial
 from typing import Any, Final
 
 import stripe
 
 from schemas.errors import InvalidInput, OperatorNeeded
-from schemas.reports import MeterEvent, MeterSummary, Rejection, SendResult, SendStatus
+from schemas.reports import MeterEvent, MeterEventsApi, MeterSummary, Rejection, SendResult, SendStatus
 from sinks.stripe.answers import (
     CUSTOMER_KEY,
     NO_METER,
@@ -26,15 +25,19 @@ from sinks.stripe.answers import (
     Meter,
     account_of,
     meter_of,
+    payload_of,
     rejections_of,
+    rfc3339,
     rows_of,
     summary_of,
     text_of,
 )
 from sinks.stripe.connection import SHAPE_ERRORS, answer_of, connected, read
 from sinks.stripe.errors import Answer, classify
+from sinks.stripe.stream import MeterEventStream
 
-ERROR_REPORT: Final = "v1.billing.meter.error_report_triggered"
+# API v2's stream takes events of unknown meters, and Stripe reports those under a type of their own.
+ERROR_REPORTS: Final = ("v1.billing.meter.error_report_triggered", "v1.billing.meter.no_meter_found")
 PAGE_ROWS: Final = 100
 HOUR_S: Final = 3_600
 PAGES_MAX: Final = 100
@@ -46,13 +49,26 @@ class StripeClientMeters:
 
     `nonce` is a text of letters and digits that no other process uses. `api_base` is the URL of a simulator; None means
     Stripe. `timeout_s` bounds each call; Stripe may have executed a
-    call that timed out. Keys with the prefix `sk_live_` or `rk_live_` are of live mode.
+    call that timed out. Keys with the prefix `sk_live_` or `rk_live_` are of live mode. `api` takes the meter events.
+    Raises `InvalidInput` for a key that names no mode, and for the stream with a key of a sandbox.
     """
 
-    def __init__(self, api_key: str, api_base: str | None = None, *, nonce: str, timeout_s: float = 20.0) -> None:
+    def __init__(
+        self,
+        api_key: str,
+        api_base: str | None = None,
+        *,
+        nonce: str,
+        timeout_s: float = 20.0,
+        api: MeterEventsApi = MeterEventsApi.V1,
+    ) -> None:
         self._nonce = nonce
         self._stripe, self._transport = connected(api_key, api_base, timeout_s)
         self._livemode = "_live_" in api_key
+        self._api = api
+        if api is MeterEventsApi.STREAM and not self._livemode:
+            raise InvalidInput("TIDEMARK_STRIPE_METER_EVENTS", "use v1 or v2: a sandbox of Stripe has no stream")
+        self._stream = MeterEventStream(self._stripe) if api is MeterEventsApi.STREAM else None
         self._account = ""
         self._meters: dict[str, Meter] = {}
         self._listing = asyncio.Lock()
@@ -109,21 +125,18 @@ class StripeClientMeters:
         answers: Stripe would repeat "No active meter" or a 500 for a day, also after an operator has repaired the
         meter. A second key is harmless, because the identifier stays the same. The first key has no nonce, so two
         processes that send one event at once have the same key; a restart repeats at most this one stored answer. The
-        key begins with the identifier, because error reports may have the key in its place.
+        key begins with the identifier, because error reports may have the key in its place. API v2 has keys of its own.
+
+        The stream collects events that are sent at once (`sinks/stripe/stream.py`).
         """
-        digest = hashlib.sha256("\n".join(map(str, event)).encode()).hexdigest()[:16]
+        if self._stream is not None:
+            return await self._stream.send(event)
+        api = () if self._api is MeterEventsApi.V1 else (self._api,)
+        digest = hashlib.sha256("\n".join(map(str, (*event, *api))).encode()).hexdigest()[:16]
         stored = self._stored_errors.get(digest, 0)
         key = f"{event.identifier}.{digest}" + (f".{self._nonce}.{stored}" if stored else "")
         try:
-            taken = await self._stripe.v1.billing.meter_events.create_async(
-                {
-                    "event_name": event.event_name,
-                    "identifier": event.identifier,
-                    "payload": {CUSTOMER_KEY: event.stripe_customer, VALUE_KEY: event.value},
-                    "timestamp": event.timestamp_s,
-                },
-                {"idempotency_key": key},
-            )
+            taken = await self._create_event(event, key)
         except stripe.StripeError as error:
             answer = answer_of(error)
             if answer.is_stored:
@@ -137,6 +150,32 @@ class StripeClientMeters:
         if getattr(taken, "identifier", None) != event.identifier:
             return classify(Answer(200, "not an answer to this meter event", is_foreign=True), event.identifier)
         return SendResult(SendStatus.ACCEPTED)
+
+    async def _create_event(self, event: MeterEvent, key: str) -> object:
+        name, identifier, payload = event.event_name, event.identifier, payload_of(event)
+        if self._api is MeterEventsApi.V2:
+            return await self._stripe.v2.billing.meter_events.create_async(
+                {
+                    "event_name": name,
+                    "identifier": identifier,
+                    "payload": payload,
+                    "timestamp": rfc3339(event.timestamp_s),
+                },
+                {"idempotency_key": key},
+            )
+        return await self._stripe.v1.billing.meter_events.create_async(
+            {"event_name": name, "identifier": identifier, "payload": payload, "timestamp": event.timestamp_s},
+            {"idempotency_key": key},
+        )
+
+    async def cancel(self, event_name: str, identifier: str) -> None:
+        """See `StripeAdjustments`. The Idempotency-Key is made of the identifier, so a repetition is the same call."""
+        cancelled: Any = {"event_name": event_name, "type": "cancel", "cancel": {"identifier": identifier}}
+        options: Any = {"idempotency_key": f"cancel.{identifier}"}
+        await read(
+            lambda: self._stripe.v1.billing.meter_event_adjustments.create_async(cancelled, options),
+            lambda made: text_of(made, "status"),
+        )
 
     async def summary(self, event_name: str, stripe_customer: str, start_s: int, end_s: int) -> MeterSummary:
         """Stripe's sum over `[start_s, end_s)`: one row for a customer that Stripe knows, otherwise none.
@@ -174,10 +213,10 @@ class StripeClientMeters:
 
     async def rejections(self, since_ms: int) -> Sequence[Rejection]:
         """See `StripeRejections`. Raises `OperatorNeeded` if there are more than `PAGES_MAX` pages."""
-        moment = datetime.fromtimestamp(since_ms // 1_000, UTC)
+        since = rfc3339(since_ms // 1_000)
         events, url = await read(
             lambda: self._stripe.v2.core.events.list_async(
-                {"types": [ERROR_REPORT], "created": {"gte": f"{moment:%Y-%m-%dT%H:%M:%SZ}"}, "limit": PAGE_ROWS}
+                {"types": list(ERROR_REPORTS), "created": {"gte": since}, "limit": PAGE_ROWS}
             ),
             _reports_of,
         )

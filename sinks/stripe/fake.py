@@ -63,6 +63,7 @@ class FakeStripe:
     `lag_ms`: the time from receipt until summaries contain an event. `fault` gives the failure of each send,
     `read_fault` whether the read call of this name fails. `conflicts` counts overlapping sends for one meter and
     customer. `inactive` has the event names of deactivated meters, `priced` those of meters with an active price.
+    `is_stream`: takes events as API v2's stream does, which judges later and drops duplicates.
     """
 
     clock: Clock
@@ -74,6 +75,7 @@ class FakeStripe:
     events: list[HeldEvent] = field(default_factory=list)
     sends: list[MeterEvent] = field(default_factory=list)
     conflicts: int = 0
+    is_stream: bool = False
     key_is_valid: bool = True
     inactive: set[str] = field(default_factory=set)
     priced: set[str] = field(default_factory=set)
@@ -128,7 +130,7 @@ class FakeStripe:
         if not self.key_is_valid or fault is FakeFault.UNAUTHORIZED:
             return classify(Answer(401, "Invalid API Key provided"), event.identifier)
         queue = (event.event_name, event.stripe_customer)
-        if queue in self._running:
+        if queue in self._running and not self.is_stream:
             self.conflicts += 1
             return classify(Answer(409, "overlapping calls", "too_many_concurrent_requests"), event.identifier)
         self._running.add(queue)
@@ -141,6 +143,17 @@ class FakeStripe:
             status = 0 if fault is FakeFault.LOST_ANSWER else 500
             answer = Answer(status, "the answer was lost")
         return classify(answer, event.identifier) if answer.status != 200 else SendResult(SendStatus.ACCEPTED)
+
+    async def cancel(self, event_name: str, identifier: str) -> None:
+        """Take the newest event of the last 24 h with this identifier out of the sums."""
+        self._check_read(f"cancel {identifier}")
+        since_ms = self.clock.now_ms() - IDENTIFIER_WINDOW_MS
+        for stored in reversed(self.events):
+            event = stored.event
+            if (event.event_name, event.identifier) == (event_name, identifier) and stored.received_ms > since_ms:
+                self.events.remove(stored)
+                return
+        raise InvalidInput("cancel[identifier]", f"No meter event of the last 24 hours has it: {identifier}")
 
     async def summary(self, event_name: str, stripe_customer: str, start_s: int, end_s: int) -> MeterSummary:
         """The sum of the valid events older than the lag, computed as a double as at Stripe. Yields once."""
@@ -198,6 +211,22 @@ class FakeStripe:
 
     def _take(self, event: MeterEvent, fault: FakeFault | None) -> Answer:
         now_ms = self.clock.now_ms()
+        refusal = self._refusal(event, now_ms)
+        received_ms = self._identifiers.get(event.identifier)
+        is_duplicate = received_ms is not None and received_ms > now_ms - IDENTIFIER_WINDOW_MS
+        if is_duplicate and self.is_stream:
+            return Answer(200)
+        if refusal is not None and not self.is_stream:
+            return refusal
+        if is_duplicate:
+            return Answer(400, f"{DUPLICATE_PREFIX} {event.identifier}.")
+        code = "rejected" if fault is FakeFault.REJECTED else refusal.code or "no_meter" if refusal else ""
+        self._identifiers[event.identifier] = now_ms
+        self.events.append(HeldEvent(event, now_ms, code))
+        return Answer(200)
+
+    def _refusal(self, event: MeterEvent, now_ms: int) -> Answer | None:
+        """What is wrong with an event at first sight."""
         event_ms = event.timestamp_s * SECOND_MS
         if not now_ms - PAST_MAX_MS <= event_ms <= now_ms + FUTURE_MAX_MS:
             return Answer(400, "the timestamp is out of bounds", "timestamp_out_of_bounds")
@@ -205,12 +234,7 @@ class FakeStripe:
             return Answer(400, f"more than {VALUE_DIGITS_MAX} digits", "meter_event_value_too_many_digits")
         if event.event_name not in self._meters or event.event_name in self.inactive:
             return Answer(400, f"No active meter found for event name {event.event_name}.")
-        received_ms = self._identifiers.get(event.identifier)
-        if received_ms is not None and received_ms > now_ms - IDENTIFIER_WINDOW_MS:
-            return Answer(400, f"{DUPLICATE_PREFIX} {event.identifier}.")
-        self._identifiers[event.identifier] = now_ms
-        self.events.append(HeldEvent(event, now_ms, "rejected" if fault is FakeFault.REJECTED else ""))
-        return Answer(200)
+        return None
 
     def _judge(self, stored: HeldEvent) -> str:
         if stored.code:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import AsyncIterator, Mapping
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 from urllib.parse import quote
 
 from schemas.billing_events import MIRRORED_TYPES, ObjectKind, ObjectName
-from schemas.errors import InvalidInput, OperatorNeeded
+from schemas.errors import InvalidInput, OperatorNeeded, Transient
 from sinks.stripe.answers import Malformed
-from sinks.stripe.connection import connected, read
+from sinks.stripe.connection import SHAPE_ERRORS, connected, read
 
 PAGE_ROWS: Final = 100
 PART_PAGES_MAX: Final = 1_000
@@ -18,8 +18,11 @@ EVENT_PAGES_MAX: Final = 5_000
 # The most that Stripe takes (docs.stripe.com/api/events/list).
 TYPES_AT_ONCE_MAX: Final = 20
 BEAT: Final = "tidemark_beat"
+# Stripe allows 16 endpoints (docs.stripe.com/webhooks).
+ENDPOINT_PAGES_MAX: Final = 10
+ALL_TYPES: Final = "*"
 
-_PATHS: Final[Mapping[ObjectKind, str]] = {
+PATHS: Final[Mapping[ObjectKind, str]] = {
     ObjectKind.CUSTOMER: "/v1/customers",
     ObjectKind.SUBSCRIPTION: "/v1/subscriptions",
     ObjectKind.SCHEDULE: "/v1/subscription_schedules",
@@ -27,6 +30,15 @@ _PATHS: Final[Mapping[ObjectKind, str]] = {
 }
 # The nested list of an object, of which Stripe shows the first ten.
 _PARTS: Final[Mapping[ObjectKind, str]] = {ObjectKind.SUBSCRIPTION: "items", ObjectKind.INVOICE: "lines"}
+
+
+class WebhookEndpoint(NamedTuple):
+    """An endpoint to which Stripe delivers snapshot events. `missing` are the mirrored types that it does not get."""
+
+    id: str
+    url: str
+    is_enabled: bool
+    missing: tuple[str, ...]
 
 
 class StripeClientObjects:
@@ -38,17 +50,22 @@ class StripeClientObjects:
 
     async def fetch(self, name: ObjectName) -> dict[str, object] | None:
         """See `StripeObjects`. Costs one call, and one more per 100 parts beyond the first ten."""
-        path = f"{_PATHS[name.kind]}/{quote(name.id, safe='')}"
+        path = f"{PATHS[name.kind]}/{quote(name.id, safe='')}"
         try:
             found = await self._get(path)
         except InvalidInput as error:
             if error.field == "resource_missing":
                 return None
             raise
+        return await self._with_parts(name, found)
+
+    async def _with_parts(self, name: ObjectName, body: dict[str, Any]) -> dict[str, Any]:
+        """An object with all rows of its nested list."""
         part = _PARTS.get(name.kind)
-        if part and not found.get("deleted"):
-            found[part] = {**found[part], "data": await self._whole(name, path, found[part]), "has_more": False}
-        return found
+        if part and not body.get("deleted"):
+            path = f"{PATHS[name.kind]}/{quote(name.id, safe='')}"
+            body[part] = {**body[part], "data": await self._whole(name, path, body[part]), "has_more": False}
+        return body
 
     async def _whole(self, name: ObjectName, path: str, listed: Mapping[str, Any]) -> list[Any]:
         """All rows of a nested list. If Stripe shows a part only, the whole list is read: the part's order is not
@@ -86,12 +103,20 @@ class StripeClientObjects:
         options |= {"customer": customer} if customer else {}
         if kind is ObjectKind.SUBSCRIPTION:
             options["status"] = "all"
-        page = await self._get(_PATHS[kind], options)
+        page = await self._get(PATHS[kind], options)
         return [(ObjectName(kind, row["id"]), _customer(row)) for row in page["data"]]
 
     async def touch(self, customer: str, beat: str) -> None:
         """See `StripeObjects`. Costs one call."""
         await read(lambda: self._stripe.v1.customers.update_async(customer, {"metadata": {BEAT: beat}}), bool)
+
+    async def endpoints(self) -> list[WebhookEndpoint]:
+        """The webhook endpoints of the key's mode (docs.stripe.com/api/webhook_endpoints/list). Costs one call. Raises
+        `Refused` if the key may not read them, `Transient` if no answer came, `InvalidInput`."""
+        try:
+            return [_endpoint(row) async for row in self._rows("/v1/webhook_endpoints", {}, ENDPOINT_PAGES_MAX)]
+        except SHAPE_ERRORS as error:
+            raise Transient(f"not an answer of Stripe: {error}") from error
 
     async def close(self) -> None:
         """Close all connections. Safe to call twice."""
@@ -111,10 +136,11 @@ class StripeClientObjects:
 
     async def _get(self, path: str, options: Mapping[str, object] | None = None) -> dict[str, Any]:
         # The library would turn some texts into numbers; the mirror keeps what Stripe said.
-        return await read(lambda: self._stripe.raw_request_async("get", path, **(options or {})), _json)
+        return await read(lambda: self._stripe.raw_request_async("get", path, **(options or {})), json_of)
 
 
-def _json(response: Any) -> dict[str, Any]:
+def json_of(response: Any) -> dict[str, Any]:
+    """The JSON object of a raw response. Raises `Malformed` for another value."""
     document = json.loads(response.body)
     if not isinstance(document, dict):
         raise Malformed("not a JSON object")
@@ -129,3 +155,9 @@ def _created_s(event: Mapping[str, Any]) -> int:
 def _customer(row: Mapping[str, Any]) -> str:
     customer = row["id"] if row.get("object") == "customer" else row.get("customer")
     return customer if isinstance(customer, str) else ""
+
+
+def _endpoint(row: Mapping[str, Any]) -> WebhookEndpoint:
+    types = set(row["enabled_events"])
+    missing = () if ALL_TYPES in types else tuple(each for each in MIRRORED_TYPES if each not in types)
+    return WebhookEndpoint(str(row["id"]), str(row["url"]), row["status"] == "enabled", missing)

@@ -34,6 +34,12 @@ def _attach(mode: Mode, call: Call) -> Object:
     return _shown(mode.store.put({**body, "livemode": mode.livemode, "product": call.id}))
 
 
+def _list_attached(mode: Mode, call: Call) -> Object:
+    mode.fetch("product", call.id)
+    listed = page(mode, call, "product_feature", {"product": call.id})
+    return {**listed, "data": [_shown(body) for body in listed["data"]]}
+
+
 def _list_active(mode: Mode, call: Call) -> Object:
     mode.fetch("customer", call.params["customer"], param="customer")
     listed = page(mode, call, ACTIVE, {"customer": call.params["customer"]})
@@ -76,5 +82,6 @@ ROUTES = (
     Route("POST", "/v1/entitlements/features", _create, ("lookup_key", "metadata", "name")),
     *reads("/v1/entitlements/features/{id}", FEATURE, "lookup_key", label="feature"),
     Route("POST", "/v1/products/{product}/features", _attach, ("entitlement_feature",)),
+    Route("GET", "/v1/products/{product}/features", _list_attached, LIST),
     Route("GET", "/v1/entitlements/active_entitlements", _list_active, (*LIST, "customer")),
 )

@@ -257,6 +257,30 @@ async def test_reports_and_duplicates_are_removed_after_their_confirmation(rollu
     assert await rollup_store.outbox.duplicates(0, 10) == []
 
 
+@pytest.mark.parametrize("account", ODD_ACCOUNTS)
+async def test_reports_of_an_account_are_read_whole(rollup_store: LiveView, account: str) -> None:
+    """Whatever the accounts' names, and also of a bucket of flushes, which has a negative key."""
+    first = await started(rollup_store)
+    names = ["other", account, f"{account}2", f"2{account}", f"2\x1f{account}", "*"]
+    fields = {
+        f"{number}|m{meter}\x1f{name}": f"{meter}" for number in range(3) for meter in range(99) for name in names
+    }
+    for bucket_ms in (BUCKET, -BUCKET):
+        reports = {BucketField(bucket_ms, field): text for field, text in fields.items()}
+        commit = changes(5)._replace(reports=reports)
+        first = checkpoint(5) if bucket_ms < 0 else first
+        commit = commit._replace(checkpoint=checkpoint(6)) if bucket_ms < 0 else commit
+        await rollup_store.state.commit(0, first, commit)
+
+    for bucket_ms in (BUCKET, -BUCKET):
+        wanted = {field: text for field, text in fields.items() if field.split("\x1f", 1)[1] == account}
+        assert len(wanted) == 297
+        assert await rollup_store.reports.reports_of(0, bucket_ms, account) == (checkpoint(6), wanted)
+        assert await rollup_store.reports.reports_of(0, bucket_ms, "nobody") == (checkpoint(6), {})
+    assert (await rollup_store.reports.report_buckets(0))[1] == [-BUCKET, BUCKET]
+    assert await rollup_store.reports.reports_of(0, BUCKET + 1, account) == (checkpoint(6), {})
+
+
 async def test_report_that_has_changed_is_not_removed(rollup_store: LiveView) -> None:
     """A replica that was behind has taken over since the read: its entry was not published."""
     first = await started(rollup_store)

@@ -384,7 +384,9 @@ async def test_an_unlinked_account_belongs_to_nobody_until_the_next_link(side_ta
 
     await linked(side_tables, "other", "cus_1", starts_ms=MINUTE)
     await linked(side_tables, "acme", "cus_3", starts_ms=MINUTE)
-    assert await side_tables.links("acme") == [Link("acme", "cus_1", 100, MINUTE), Link("acme", "cus_3", MINUTE)]
+    nobody = Link("acme", "", MINUTE - 1, MINUTE)
+    after = [Link("acme", "cus_1", 100, MINUTE - 1), nobody, Link("acme", "cus_3", MINUTE)]
+    assert await side_tables.links("acme") == after
 
 
 async def test_an_account_without_a_link_is_not_unlinked(side_tables: SideTables) -> None:
@@ -479,6 +481,11 @@ async def test_the_mirrors_objects_are_read_page_by_page_and_counted(side_tables
             pages += page
         assert pages == [(invoice(number), f"cus_{number % 2}") for number in expected]
     assert [(subscription(), "")] == await side_tables.known(ObjectKind.SUBSCRIPTION)
+    found = await side_tables.mirrored(ObjectKind.INVOICE, ["in_2", "in_5", "in_unknown"])
+    assert {"invoices": ["in_2", "in_5"], "invoice_lines": ["il_2", "il_5"]} == {
+        name: sorted(str(row["id"]) for row in rows) for name, rows in found.items()
+    }
+    assert {"stripe_customers": []} == await side_tables.mirrored(ObjectKind.CUSTOMER, [])
     counts = await side_tables.counts()
     assert counts == {table: len(rows) for table, rows in (await side_tables.mirror()).items()}
     assert (7, 7, 1, 0) == tuple(

@@ -1,4 +1,5 @@
-"""What the sender relies on: the same tests for the fake, and for stripe-python over HTTP with the simulator."""
+"""What the sender relies on: the same tests for the fake, and for stripe-python over HTTP with the simulator, and for
+each API that takes meter events."""
 
 from __future__ import annotations
 
@@ -14,6 +15,7 @@ from schemas.clock import DAY_MS, HOUR_MS, MINUTE_MS
 from schemas.errors import InvalidInput, OperatorNeeded, Refused, Transient
 from schemas.reports import (
     MeterEvent,
+    MeterEventsApi,
     MeterSummary,
     OutcomeStatus,
     SendStatus,
@@ -32,11 +34,21 @@ NOW_MS = 1_795_262_400_000
 NOW_S = NOW_MS // 1_000
 LAG_MS = 30_000
 CUSTOMER = "cus_one"
+# Streams are of live mode only.
+KEYS = {MeterEventsApi.V1: TEST_KEY, MeterEventsApi.V2: TEST_KEY, MeterEventsApi.STREAM: "sk_live_tidemark"}
+PATHS = {
+    MeterEventsApi.V1: "/v1/billing/meter_events",
+    MeterEventsApi.V2: "/v2/billing/meter_events",
+    MeterEventsApi.STREAM: "/v2/billing/meter_event_stream",
+}
 
 
 @dataclass(slots=True)
 class World:
     """One Stripe, its clock, and the test's two controls: injected faults and a bad key."""
+
+    livemode: bool
+    is_stream: bool
 
     meters: StripeMeters
     rejections: StripeRejections
@@ -47,22 +59,24 @@ class World:
     add_price: Callable[[str], Awaitable[None]]
 
 
-@pytest_asyncio.fixture(params=["fake", "simulator"])
+@pytest_asyncio.fixture(params=["fake", "fake stream", *MeterEventsApi])
 async def world(request: pytest.FixtureRequest) -> AsyncIterator[World]:
-    """A Stripe with one customer and a lag of 30 s, of each kind."""
+    """A Stripe with one customer and a lag of 30 s, of each kind: the fake, or the simulator with an API."""
     clock = ManualClock(NOW_MS)
-    if request.param == "fake":
-        yield _fake(clock)
+    if request.param not in list(MeterEventsApi):
+        yield _fake(clock, is_stream="stream" in request.param)
         return
+    api: MeterEventsApi = request.param
+    is_stream = api is MeterEventsApi.STREAM
     settings = SimulatorSettings(
-        account="acct_memory", summary_lag_s=30, validation_window_s=10, validation_delay_s=5, hold_s=2
+        account="acct_memory", summary_lag_s=30, validation_window_s=10, validation_delay_s=5, hold_s=4
     )
     async with serve_simulator(clock, settings) as served:
-        served.simulator.create_customer(False, {}, CUSTOMER)
-        client = StripeClientMeters(TEST_KEY, served.url, timeout_s=0.5, nonce="test")
+        served.simulator.create_customer(is_stream, {}, CUSTOMER)
+        client = StripeClientMeters(KEYS[api], served.url, timeout_s=2, nonce="test", api=api)
 
         def fail_next(fault: FakeFault) -> None:
-            served.simulator.faults.add(Fault(_KINDS[fault]))
+            served.simulator.faults.add(Fault(_KINDS[fault], path=PATHS[api]))
 
         async def spoil_key() -> None:
             served.simulator.faults.add(Fault(FaultKind.UNAUTHORIZED, count=-1, path="/"))
@@ -80,7 +94,7 @@ async def world(request: pytest.FixtureRequest) -> AsyncIterator[World]:
                 {"product": product.id, "currency": "usd", "unit_amount": 5, "recurring": recurring}
             )
 
-        yield World(client, client, client, clock, fail_next, spoil_key, add_price)
+        yield World(is_stream, is_stream, client, client, client, clock, fail_next, spoil_key, add_price)
         await client.close()
 
 
@@ -96,8 +110,8 @@ _KINDS = {
 }
 
 
-def _fake(clock: ManualClock) -> World:
-    stripe = FakeStripe(clock, lag_ms=LAG_MS)
+def _fake(clock: ManualClock, *, is_stream: bool) -> World:
+    stripe = FakeStripe(clock, lag_ms=LAG_MS, is_stream=is_stream)
     stripe.add_customer(CUSTOMER)
     waiting: list[FakeFault] = []
     stripe.fault = lambda _event: waiting.pop(0) if waiting else None
@@ -108,7 +122,7 @@ def _fake(clock: ManualClock) -> World:
     async def add_price(event_name: str) -> None:
         stripe.priced.add(event_name)
 
-    return World(stripe, stripe, stripe, clock, waiting.append, spoil_key, add_price)
+    return World(False, is_stream, stripe, stripe, stripe, clock, waiting.append, spoil_key, add_price)
 
 
 def _event(identifier: str = "id-1", value: str = "1.25", **changes: object) -> MeterEvent:
@@ -121,9 +135,21 @@ async def _sum(world: World) -> MeterSummary:
     return await world.meters.summary("tokens", CUSTOMER, NOW_S - 40 * 86_400, NOW_S + 86_400)
 
 
+async def _assert_refused(world: World, event: MeterEvent, status: SendStatus) -> None:
+    """Stripe does not count the event: it says so by this answer, or after the stream has taken the event."""
+    answer = await world.meters.send(event)
+    if not world.is_stream:
+        assert answer.status is status
+        return
+    world.clock.advance(MINUTE_MS)
+    assert answer.status is SendStatus.ACCEPTED
+    rejected = await world.rejections.rejections(NOW_MS - HOUR_MS)
+    assert [row.identifiers for row in rejected] == [(event.identifier,)]
+
+
 async def test_identity_contains_mode_and_account(world: World) -> None:
     """Every identifier contains both, so they must come from the key and not from a setting."""
-    assert await world.meters.identity() == (False, "acct_memory")
+    assert await world.meters.identity() == (world.livemode, "acct_memory")
 
 
 async def test_meter_is_created_only_once_and_only_when_asked(world: World) -> None:
@@ -169,11 +195,12 @@ async def test_same_identifier_with_same_bytes_counts_once(world: World) -> None
 
 
 async def test_same_identifier_with_other_bytes_is_a_duplicate(world: World) -> None:
-    """The identifier decides, for any Idempotency-Key."""
+    """The identifier decides, for any Idempotency-Key. The stream does not say so."""
     await world.catalog.create_meter("tokens", "Tokens")
     await world.meters.send(_event())
+    expected = SendStatus.ACCEPTED if world.is_stream else SendStatus.DUPLICATE
 
-    assert (await world.meters.send(_event(value="7"))).status is SendStatus.DUPLICATE
+    assert (await world.meters.send(_event(value="7"))).status is expected
     assert (await _sum(world)).value == "1.25"
 
 
@@ -224,20 +251,33 @@ async def test_event_that_stripe_never_accepts_is_dead(world: World, event: Mete
     """Retries would block its send queue for ever."""
     await world.catalog.create_meter("tokens", "Tokens")
 
-    assert (await world.meters.send(event)).status is SendStatus.DEAD
+    await _assert_refused(world, event, SendStatus.DEAD)
 
 
-@pytest.mark.parametrize(("value", "status"), [("1234567.12345678", "accepted"), ("1234567.123456789", "dead")])
-async def test_value_has_at_most_fifteen_digits(world: World, value: str, status: str) -> None:
+async def test_value_has_at_most_fifteen_digits(world: World) -> None:
     """Therefore a longer value is split before it is published."""
     await world.catalog.create_meter("tokens", "Tokens")
 
-    assert (await world.meters.send(_event(value=value))).status == status
+    assert (await world.meters.send(_event(value="1234567.12345678"))).status is SendStatus.ACCEPTED
+    await _assert_refused(world, _event("id-2", "1234567.123456789"), SendStatus.DEAD)
+    assert (await _sum(world)).value == "1234567.12345678"
 
 
 async def test_event_of_an_unknown_meter_waits_for_the_meter(world: World) -> None:
     """An operator can make or reactivate the meter, and then Stripe takes the event."""
-    assert (await world.meters.send(_event(event_name="nobody"))).status is SendStatus.HOLD_METER
+    await _assert_refused(world, _event(event_name="nobody"), SendStatus.HOLD_METER)
+
+
+async def test_events_that_are_sent_at_once_are_all_counted(world: World) -> None:
+    """More than a call of the stream takes; the events of one customer are never sent at once otherwise."""
+    await world.catalog.create_meter("tokens", "Tokens")
+    at_once = 250 if world.is_stream else 1
+    for first in range(0, 250, at_once):
+        events = [_event(f"id-{number}", str(number)) for number in range(first, first + at_once)]
+        results = await asyncio.gather(*(world.meters.send(event) for event in events))
+        assert {result.status for result in results} == {SendStatus.ACCEPTED}
+
+    assert (await _sum(world)).value == "31125.0"
 
 
 async def test_bad_key_stops_the_sender_and_refuses_reads(world: World) -> None:
@@ -357,21 +397,23 @@ async def test_read_without_an_answer_is_transient() -> None:
         await meters.close()
 
 
-async def test_sender_over_http_delivers_each_intent_once_through_a_storm() -> None:
+@pytest.mark.parametrize("api", MeterEventsApi)
+async def test_sender_over_http_delivers_each_intent_once_through_a_storm(api: MeterEventsApi) -> None:
     """The processor, stripe-python and the simulator together, with every kind of unclear answer."""
+    livemode = api is MeterEventsApi.STREAM
     bench = await Bench().start()
     settings = SimulatorSettings(account="acct_memory", summary_lag_s=60, latency_s=0.002, hold_s=1)
     async with serve_simulator(bench.clock, settings) as served:
         for name in "abcd":
-            served.simulator.create_customer(False, {}, f"cus_{name}")
+            served.simulator.create_customer(livemode, {}, f"cus_{name}")
         for kind in (*_KINDS.values(), FaultKind.CONNECTION_DROPPED_AFTER_COMMIT):
             if kind not in (FaultKind.FORBIDDEN, FaultKind.REJECTED):
-                served.simulator.faults.add(Fault(kind, count=2, probability=0.5))
-        client = StripeClientMeters(TEST_KEY, served.url, timeout_s=0.3, nonce="test")
+                served.simulator.faults.add(Fault(kind, count=2, probability=0.5, path=PATHS[api]))
+        client = StripeClientMeters(KEYS[api], served.url, timeout_s=0.3, nonce="test", api=api)
         bench.meters = client
         await client.create_meter("tokens", "Tokens")
         await bench.restart()
-        intents = [make_intent(f"i{number}", "abcd"[number % 4], number + 1) for number in range(40)]
+        intents = [make_intent(f"i{number}", "abcd"[number % 4], number + 1, livemode=livemode) for number in range(40)]
         await bench.publish(*intents)
 
         await bench.settle(rounds=2_000, step_ms=1_000)

@@ -13,6 +13,7 @@ from schemas.control import (
     CloseRecord,
     ControlKind,
     DedupDecisionRecord,
+    FlushRecord,
     MeterSetRecord,
     RestatementRecord,
 )
@@ -71,6 +72,8 @@ def _tell(oracle: Oracle, secret: bytes, record: Record, version: int) -> int:
             oracle.bind(partition, account, binding.model_dump(mode="json"), at, record.offset, revision=revision)
         case [CloseRecord(account=account, revision=revision, instant_ms=instant_ms)]:
             oracle.close(partition, account, instant_ms, at, record.offset, revision=revision)
+        case [FlushRecord(account=account, revision=revision)]:
+            oracle.flush(partition, account, at, revision=revision)
         case [RestatementRecord(account=account, position=bound_at, begins=True)]:
             oracle.begin_restatement(partition, account, offset_of(bound_at), record.offset, at)
         case [RestatementRecord(account=account, position=bound_at, declined=declined)]:

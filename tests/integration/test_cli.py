@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,11 +15,11 @@ import pytest
 import yaml
 
 from oracle.rules import partition_of
-from pipeline.local.processes import free_port
-from pipeline.open import DEFAULT_METER_SET, open_base, open_clickhouse_store, open_live_view
+from pipeline.local.processes import LocalProcess, free_port, python
+from pipeline.open import DEFAULT_CATALOG, open_base, open_clickhouse_store, open_live_view
 from pipeline.settings import Settings, load_settings
 from schemas.log import EVENTS_TOPIC, INBOX_TOPIC
-from tests.integration.deployment import COMMAND_S, running_dev, tidemark, until
+from tests.integration.deployment import COMMAND_S, clean_environment, running_dev, tidemark, until
 
 
 class RunningDev(NamedTuple):
@@ -202,7 +203,7 @@ def test_usage_by_meter_answers_from_clickhouse(dev: RunningDev) -> None:
 
 def test_meter_set_changes_only_by_a_higher_version_and_never_redefines_a_meter(dev: RunningDev) -> None:
     """A meter's definition is what its past was counted by."""
-    shipped = yaml.safe_load(DEFAULT_METER_SET.read_text())
+    shipped = yaml.safe_load(DEFAULT_CATALOG.read_text())
     meter = {"slug": "exports", "event_type": "export.done", "aggregation": "count"}
     files = {
         "same_version": {**shipped, "meters": [*shipped["meters"], meter]},
@@ -218,7 +219,7 @@ def test_meter_set_changes_only_by_a_higher_version_and_never_redefines_a_meter(
     assert "meters.0.slug" in dev.run("meters", "check", "broken.yaml", code=2)
     assert "must be above 1" in dev.run("meters", "apply", "same_version.yaml", code=2)
     assert "api_requests" in dev.run("meters", "apply", "redefined.yaml", code=2)
-    assert "version 2 with 6 meters" in dev.run("meters", "apply", "next.yaml")
+    assert "version 2 with 7 meters" in dev.run("meters", "apply", "next.yaml")
     assert "api_requests: Stripe has the meter" in dev.run("meters", "apply", "--create-at-stripe", "next.yaml")
     dev.counted()
     assert dev.answer("meters", "show")["version"] == 2
@@ -254,6 +255,20 @@ def test_account_is_bound_shown_and_its_period_closed(dev: RunningDev) -> None:
     assert "too-late" in listed
     assert "bill it by hand" in listed
     assert "no RFC 3339 time" in dev.run("close-period", "closing", "yesterday", code=2)
+
+
+def test_account_flush_reports_usage_so_far_and_waits_until_it_is_settled(dev: RunningDev) -> None:
+    """A free account is settled without Stripe."""
+    dev.run("account", "bind", "flushed", "--free")
+    emit(dev, "flushed", "llm.completion", data='{"tokens":7,"model":"small"}')
+
+    flushed = dev.answer("account", "flush", "flushed", "--json")
+    assert (flushed["published"], flushed["settled"]) == (True, True)
+    (report,) = flushed["reports"]
+    assert (report["meter"], report["quantity"], report["status"]) == ("tokens", "7", "free")
+    assert report["timestamp"] < flushed["instant"]
+    assert dev.answer("account", "show", "flushed")["last_flush"] == flushed["instant"]
+    assert "nothing was counted since the last report" in dev.run("account", "flush", "flushed")
 
 
 def test_quarantined_event_is_listed_and_counted_after_its_redrive(dev: RunningDev) -> None:
@@ -294,16 +309,84 @@ def test_key_works_within_its_role_until_it_is_revoked(dev: RunningDev) -> None:
     assert status("/v1/accounts/twice/usage") == 401
 
 
+def test_an_account_is_linked_over_http_as_by_the_command(dev: RunningDev) -> None:
+    """The gateway opens PostgreSQL and Stripe with its first link, and waits for the mirror."""
+    stripe = {"Authorization": f"Bearer {dev.environment['TIDEMARK_STRIPE_API_KEY']}"}
+    made = httpx.post(f"{dev.environment['TIDEMARK_STRIPE_API_BASE']}/v1/customers", headers=stripe, timeout=30).json()
+    key = {"Authorization": f"Bearer {dev.run('key', 'create', '--role', 'admin').split()[0]}"}
+    url, body = f"{dev.gateway_url}/v1/accounts/signed%2Fup", {"stripe_customer": made["id"]}
+    answers = [httpx.put(url, headers=key, json=body, timeout=90) for _ in range(2)]
+    answers.append(httpx.get(url, headers=key, timeout=30))
+    link = {"stripe_customer": made["id"], "from": "1970-01-01T00:00:00Z", "to": None}
+    wanted = {"account": "signed/up", "stripe_customer": made["id"], "links": [link]}
+    assert [(answer.status_code, answer.json()) for answer in answers] == [(200, wanted)] * 3
+    dev.run("account", "link", "signed/up", "--customer", made["id"])
+    causes = [json.loads(line)["cause"] for line in dev.run("billing", "audit", "signed/up", "--json").splitlines()]
+    assert causes.count("account link") == 1
+    unknown = httpx.put(url, headers=key, json={"stripe_customer": "cus_unknown"}, timeout=90)
+    assert (unknown.status_code, unknown.json()["error"]["field"]) == (400, "stripe_customer")
+
+
 def test_reconcile_and_doctor_find_nothing_wrong(dev: RunningDev) -> None:
     """Both exit 0 on a healthy deployment, for scripts."""
     emit(dev, "healthy", "api.request")
     dev.counted()
 
-    report = dev.answer("reconcile", "--json")
+    report = dev.answer("reconcile", "--json", "--html", "report.html")
     assert report["verdict"] in ("equal", "incomplete")
     assert report["differences"] == 0
-    assert "Verdict" in dev.run("reconcile")
+    assert "Verdict" in dev.run("reconcile", "--no-record")
+    assert "<h1>" in (dev.folder / "report.html").read_text()
     findings = dev.answer("doctor", "--json")
     assert {"meter_set", "log", "rollup", "clickhouse", "stripe"} <= {finding["what"] for finding in findings}
     assert all(finding["status"] != "wrong" for finding in findings), findings
     assert all(finding["remedy"] for finding in findings if finding["status"] == "note")
+
+
+def test_a_repair_says_that_there_is_nothing_to_do_and_asks_who_repairs(dev: RunningDev) -> None:
+    """The plan comes first, and needs nobody's name."""
+    assert "--actor" in dev.run("reconcile", "--repair", "--yes", "--reason", "x", code=2)
+    assert "nothing to repair\n" == dev.run("reconcile", "--repair")
+
+
+def test_the_auditor_runs_once_keeps_its_run_and_shows_it(dev: RunningDev) -> None:
+    """A real process beside the roles. A second one sees that the night's run was made."""
+    runs: set[str] = set()
+    for log in ("auditor.log", "auditor-again.log"):
+        port = free_port()
+        variables = {**dev.environment, "TIDEMARK_METRICS_PORT": str(port)}
+        process = LocalProcess(
+            "auditor", python("pipeline.cli", "auditor"), dev.folder / log,
+            environment=clean_environment(**variables), cwd=dev.folder,
+        )  # fmt: skip
+        process.start()
+        try:
+            ran = asyncio.run(audited(f"http://127.0.0.1:{port}"))
+            gauges = httpx.get(f"http://127.0.0.1:{port}/metrics", timeout=10).text
+            process.signal(signal.SIGTERM)
+            assert process.wait(30) == 0, process.output()
+        finally:
+            process.kill()
+        assert ran["role"] == "auditor"
+        assert ran["verdict"] in ("equal", "incomplete")
+        assert f'tidemark_reconcile_verdict{{verdict="{ran["verdict"]}"}} 1.0' in gauges
+        runs.add(ran["run"])
+    assert len(runs) == 1
+
+
+async def audited(url: str) -> dict[str, Any]:
+    """The auditor's last run, once it has ended and the process shows its gauges."""
+    found: dict[str, Any] = {}
+
+    async def ended() -> bool:
+        async with httpx.AsyncClient(timeout=10) as client:
+            try:
+                ready = await client.get(f"{url}/readyz")
+                shown = await client.get(f"{url}/metrics")
+            except httpx.TransportError:
+                return False
+        found.update(ready.json().get("last_run") or {})
+        return found.get("verdict", "running") != "running" and "tidemark_reconcile_verdict" in shown.text
+
+    await until(ended, "the auditor's run")
+    return found

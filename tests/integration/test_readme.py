@@ -10,7 +10,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import httpx
 import pytest
@@ -116,6 +116,54 @@ def test_the_readme_gives_the_answers_it_prints(dev: RunningDev) -> None:
     assert expected == {name: "…" if expected[name] == "…" else value for name, value in answer.items()}
     assert printed("sql") == run(dev, sql)
     assert "Verdict: " in run(dev, reconcile)
+
+
+def _stripe(dev: RunningDev, method: str, path: str, **form: str) -> Any:
+    """What a checkout does at Stripe."""
+    environment = json.loads((dev.folder / ".tidemark" / "dev.json").read_text())["environment"]
+    headers = {"authorization": f"Bearer {environment['TIDEMARK_STRIPE_API_KEY']}"}
+    base = environment["TIDEMARK_STRIPE_API_BASE"]
+    passed = {"params" if method == "GET" else "data": form}
+    answer = httpx.request(method, f"{base}{path}", headers=headers, **passed)  # type: ignore[arg-type]  # one of them
+    assert 200 == answer.status_code, answer.text
+    return answer.json()
+
+
+def _sign_up(dev: RunningDev, lookup_key: str) -> str:
+    """A customer who buys a price; returns what one unit costs."""
+    (price,) = _stripe(dev, "GET", "/v1/prices", **{"lookup_keys[0]": lookup_key})["data"]
+    customer = _stripe(dev, "POST", "/v1/customers", name="Bar")["id"]
+    subscription = {"customer": customer, "items[0][price]": price["id"], "trial_period_days": "14"}
+    _stripe(dev, "POST", "/v1/subscriptions", **subscription)
+    return str(price["unit_amount_decimal"])
+
+
+def _await_versions(dev: RunningDev, line: str) -> str:
+    """What `catalog show --versions` prints once the mirror has the subscription."""
+    deadline = time.monotonic() + COUNTED_S
+    while line not in (shown := run(dev, ".venv/bin/tidemark catalog show --versions")):
+        assert time.monotonic() < deadline, shown
+        time.sleep(0.2)
+    return shown
+
+
+@pytest.mark.timeout(240)
+@pytest.mark.parametrize("dev", [()], ids=["embedded"], indirect=True)
+def test_another_price_is_for_new_customers_and_the_old_ones_keep_theirs(dev: RunningDev) -> None:
+    """The commands of "Change your pricing", with a customer who signs up before the change, and one after it."""
+    first, second = (block for block in commands("sh") if "catalog plan" in block)
+    run(dev, first)
+    key = "tm.professional.v{}.location.month.usd"
+    assert "14900" == _sign_up(dev, key.format(1))
+    _await_versions(dev, "professional@1  open    1 subscription\n")
+
+    assert run(dev, second).endswith(printed("versions"))
+    assert "15900" == _sign_up(dev, key.format(2))
+
+    shown = _await_versions(dev, "professional@2  open    1 subscription\n")
+    assert "professional@1  closed  1 subscription\n" in shown
+    assert ": hosting costs more\n" in run(dev, ".venv/bin/tidemark catalog show --history")
+    assert "no drift\n" == run(dev, ".venv/bin/tidemark catalog drift")
 
 
 def test_the_readmes_python_is_right() -> None:

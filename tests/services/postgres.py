@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Final
 
@@ -66,7 +67,16 @@ async def side_tables(request: pytest.FixtureRequest) -> AsyncIterator[SideTable
 
     A database for each of the many tests takes three times as long.
     """
-    if request.param == "fake":
+    async with opened_tables(request, is_fake=request.param == "fake") as tables:
+        yield tables
+
+
+@asynccontextmanager
+async def opened_tables(
+    request: pytest.FixtureRequest, *, is_fake: bool
+) -> AsyncIterator[FakeSideTables | PostgresSideTables]:
+    """As `side_tables`."""
+    if is_fake:
         fake = FakeSideTables(last_link_pays)
         await fake.migrate(SCOPE, LOG_ID)
         yield fake

@@ -14,11 +14,14 @@ import pipeline.rollup.relays
 import sinks.stripe.fake
 from aggregators.codec import ReportKey, parse_report_text, parse_value, report_field, report_text
 from pipeline.billing.lookup import LookupResult, Presence
+from pipeline.billing.partition import ReportPartition
 from pipeline.billing.redrive import Redriver
 from pipeline.rollup.relays import ReportRelay
+from schemas.log import REPORTS_TOPIC
 from schemas.periods import AccountState
 from schemas.reports import Intent, SendResult, SendStatus
 from schemas.rollup import BucketField, TotalKey
+from sinks.sql.fake_intents import FakeIntentLedger
 from tests.simulation.mutant import Method, Mutant, inner
 
 
@@ -83,7 +86,46 @@ def _always(result: LookupResult) -> Any:
     return look
 
 
+def _position_first(original: Method) -> Method:
+    class Split:
+        def __init__(self, ledger: Any) -> None:
+            self._ledger = ledger
+
+        async def apply(self, partition: int, believed_offset: int | None, next_offset: int, entries: Any) -> Any:
+            await self._ledger.apply(partition, believed_offset, next_offset, [])
+            return await self._ledger.apply(partition, next_offset, next_offset, entries)
+
+    async def apply(self: ReportPartition, records: Any) -> None:
+        ledger = self._ledger
+        with patch.object(self, "_ledger", Split(ledger)):
+            await original(self, records)
+
+    return apply
+
+
+def _any_position(original: Method) -> Method:
+    async def apply(self: FakeIntentLedger, partition: int, believed_offset: int | None, *others: Any) -> Any:
+        if partition not in self.positions and believed_offset is not None:
+            self.positions[partition] = believed_offset
+        return await original(self, partition, believed_offset, *others)
+
+    return apply
+
+
+def _begins_at_the_end(original: Method) -> Method:
+    async def begin(self: ReportPartition, now_ms: int) -> int:
+        start: int = await original(self, now_ms)
+        if self._believed_offset is None:
+            start = self.next_offset = (await self._log.bounds(REPORTS_TOPIC, self.number)).next
+        return start
+
+    return begin
+
+
 BILLING: Final = (
+    Mutant("the position of the ledger is written before the intents", ReportPartition, "apply", _position_first),
+    Mutant("a ledger that was emptied is trusted", FakeIntentLedger, "apply", _any_position),
+    Mutant("a ledger that is empty begins at the log's end", ReportPartition, "begin", _begins_at_the_end),
     Mutant("delta sampled at publishing", ReportRelay, "relay", _delta_at_publishing),
     Mutant(
         "a period ends where its last event thought", pipeline.rollup.relays, "intent_of",

@@ -38,6 +38,7 @@ from sinks.clickhouse.fake import FakeClickHouse
 from sinks.redis.fake import FakeOutbox, FakeServer
 from tests.simulation.billing_mutants import BILLING
 from tests.simulation.binding_mutants import BINDINGS
+from tests.simulation.flush_mutants import FLUSHES
 from tests.simulation.late_binding_mutants import LATE_BINDINGS
 from tests.simulation.mirror_mutants import MIRROR
 from tests.simulation.mutant import RUNS_MAX, Method, Mutant, inner, runs_to_catch
@@ -337,6 +338,7 @@ MUTANTS: Final = (
     *BILLING,
     *BINDINGS,
     *LATE_BINDINGS,
+    *FLUSHES,
     *MIRROR,
 )  # fmt: skip
 

@@ -30,6 +30,7 @@ from schemas.reports import Attempt, Intent, MeterEvent, OutcomeStatus, ReportOu
 from schemas.rollup import Checkpoint, TotalKey
 from sinks.clickhouse.fake import FakeClickHouse
 from sinks.redis.fake import FakeLiveView
+from sinks.sql.fake_intents import FakeIntentLedger
 from sinks.stripe.fake import FakeStripe
 from tests.traffic.generate import rfc3339
 from tests.worlds.deployment import SECRET, World, hourly_relay
@@ -76,7 +77,8 @@ class Deployment:
         self.views = Views(self.store, self.clickhouse, self.clickhouse, self.log, self.stripe, rejecting)
         self.policy = ReconcilePolicy(archive_wait_s=1.0, totals_per_read=3)
         payers = BindingResolver(self.store.accounts, self.world.partitions)
-        self._sender = StripeSender(self.log, self.stripe, payers, self.clock, random.Random(1))
+        self.ledger, rng = FakeIntentLedger(), random.Random(1)
+        self._sender = StripeSender(self.log, self.ledger, self.stripe, payers, self.clock, rng)
         self.rollup_settings = RollupSettings()
         self._reports_read_to: dict[int, int] = {}
         self._events = 0

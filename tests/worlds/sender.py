@@ -11,10 +11,12 @@ from aggregators.report_records import parse_entries
 from pipeline.billing.policy import SenderPolicy
 from pipeline.billing.sender import StripeSender
 from pipeline.logs.fake import FakeLog
+from schemas.bills import Closings
 from schemas.clock import HOUR_MS, MINUTE_MS
 from schemas.log import REPORTS_TOPIC, Headers, TopicSpec
 from schemas.periods import Billing
 from schemas.reports import Intent, Payer, ReportEntry, ReportOutcome, StripeMeters
+from sinks.sql.fake_intents import FakeIntentLedger
 from sinks.stripe.fake import FakeStripe
 from tests.worlds.clock import ManualClock
 
@@ -22,7 +24,9 @@ PERIOD_START_MS = 1_793_491_200_000  # 2026-11-01
 PERIOD_END_MS = 1_796_083_200_000  # 2026-12-01
 NOW_MS = 1_795_262_400_000  # 2026-11-21T12:00:00Z
 ACCOUNT = "acct_memory"
-POLICY = SenderPolicy(settle_ms=10 * MINUTE_MS, hold_retry_ms=MINUTE_MS, look_retry_ms=15 * MINUTE_MS)
+POLICY = SenderPolicy(
+    settle_ms=10 * MINUTE_MS, hold_retry_ms=MINUTE_MS, look_retry_ms=15 * MINUTE_MS, count_interval_ms=0
+)
 
 
 class Crash(Exception):
@@ -70,7 +74,9 @@ class Bench:
         self.clock = ManualClock(NOW_MS)
         self.log = CrashingLog(self.clock)
         self.stripe = FakeStripe(self.clock, lag_ms=MINUTE_MS)
+        self.ledger = FakeIntentLedger()
         self.meters: StripeMeters | None = None
+        self.closings: Closings | None = None
         self.billing: dict[str, tuple[Billing, str]] = {}
         self.asked: list[tuple[str, int]] = []
         self.replaced: set[str] = set()
@@ -100,7 +106,8 @@ class Bench:
     def new_sender(self) -> StripeSender:
         """Another sender process; it talks to `meters` if given, otherwise to the fake."""
         meters = self.meters or self.stripe
-        return StripeSender(self.log, meters, self.resolve, self.clock, random.Random(7), self.policy)
+        rng = random.Random(7)
+        return StripeSender(self.log, self.ledger, meters, self.resolve, self.clock, rng, self.policy, self.closings)
 
     async def assign(self) -> None:
         """Asks the sender for its start, as the runner does."""

@@ -9,7 +9,8 @@ import pytest
 
 from aggregators.access import decide, fallback
 from schemas.access import Decision, Reason, Standing, Usage
-from schemas.entitlements import UNLIMITED, Feature, FeatureType, Grant, Merge, Operation, Resolved, SourceKind, Value
+from schemas.catalog import FeatureType, Merge
+from schemas.entitlements import UNLIMITED, Feature, Grant, Operation, Resolved, SourceKind, Value
 
 FLAG = Feature("pos", FeatureType.FLAG, Merge.ANY)
 CALLS = Feature("api_calls", FeatureType.LIMIT, Merge.SUM)

@@ -9,18 +9,8 @@ from typing import Any
 import pytest
 
 from aggregators.entitlements import at_instant, inputs_sha256, next_change_ms, resolve, segment_at, sources_of
-from schemas.entitlements import (
-    UNLIMITED,
-    Entitled,
-    Feature,
-    FeatureType,
-    Grant,
-    Merge,
-    Operation,
-    SourceKind,
-    Span,
-    Value,
-)
+from schemas.catalog import FeatureType, Merge
+from schemas.entitlements import UNLIMITED, Entitled, Feature, Grant, Operation, SourceKind, Span, Value
 
 FLAG = Feature("pos", FeatureType.FLAG, Merge.ANY)
 CALLS = Feature("api_calls", FeatureType.LIMIT, Merge.SUM)

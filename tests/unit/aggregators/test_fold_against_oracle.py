@@ -8,11 +8,11 @@ from typing import Any, Final, NamedTuple
 
 import pytest
 
-from aggregators.codec import parse_cell_field, parse_cell_text, parse_value
+from aggregators.codec import parse_cell_field, parse_cell_text, parse_report_field, parse_report_text, parse_value
 from oracle.model import Oracle, Place
 from oracle.rules import RejectedError, decode, partition_of, time_us_of
 from pipeline.rollup.processor import RollupSettings
-from schemas.control import BindingRecord, CloseRecord, DedupDecision, DedupDecisionRecord
+from schemas.control import BindingRecord, CloseRecord, DedupDecision, DedupDecisionRecord, FlushRecord
 from schemas.log import EVENTS_TOPIC, REJECTED_TOPIC
 from schemas.periods import Billing, Binding, Interval
 from sinks.redis.fake import FakeLiveView
@@ -68,7 +68,7 @@ async def _loaded(
     for record in sent:
         world.clock.ms = max(world.clock.ms, record.sent_ms)
         if controls and chance.random() < 0.2:
-            await _bind_or_close(world, oracle, chance)
+            await _bind_close_or_flush(world, oracle, chance)
         offset = await world.log.append(
             EVENTS_TOPIC, record.partition, record.value, key=record.key, headers=tuple(record.headers)
         )
@@ -154,10 +154,14 @@ async def _give_all_a_payer(world: World, oracle: Oracle) -> None:
         oracle.bind(partition, account, free.model_dump(mode="json"), world.clock.ms)
 
 
-async def _bind_or_close(world: World, oracle: Oracle, chance: random.Random) -> None:
-    """Gives one account another anchor, possibly within an hour, or closes one of its periods."""
+async def _bind_close_or_flush(world: World, oracle: Oracle, chance: random.Random) -> None:
+    """Gives one account another anchor, possibly within an hour, closes one of its periods, or flushes it."""
     account, now_ms = account_name(chance.randrange(20)), world.clock.ms
     partition = partition_of(account, PARTITIONS)
+    if chance.random() < 0.3:
+        await world.control(partition, FlushRecord(account=account, revision=world.revision(account) + 1))
+        oracle.flush(partition, account, now_ms)
+        return
     if chance.random() < 0.2:
         instant_ms = now_ms - chance.randrange(-2, 3) * 86_400_000
         closed = CloseRecord(account=account, revision=world.revision(account) + 1, instant_ms=instant_ms)
@@ -174,6 +178,19 @@ async def _bind_or_close(world: World, oracle: Oracle, chance: random.Random) ->
     bound = BindingRecord(account=account, revision=world.revision(account) + 1, binding=binding)
     await world.control(partition, bound)
     oracle.bind(partition, account, binding.model_dump(mode="json"), now_ms)
+
+
+def _reported(store: FakeLiveView, account: str, before_ms: int) -> dict[tuple[str, int], int]:
+    """The changes of an account's totals in the report buckets that begin before an instant."""
+    reported: dict[tuple[str, int], int] = {}
+    for partition in store.server.partitions.values():
+        for (bucket_ms, field), text in partition.reports.items():
+            # A negative key is of the flushes themselves.
+            if not 0 <= bucket_ms < before_ms or (key := parse_report_field(field)).account != account:
+                continue
+            name, value = (key.meter, key.period_start_ms), parse_report_text(text)
+            reported[name] = reported.get(name, 0) + value.current_minor - value.base_minor
+    return {name: minor for name, minor in reported.items() if minor}
 
 
 def _totals(store: FakeLiveView) -> dict[tuple[str, str, int], int]:
@@ -231,6 +248,10 @@ def _assert_equal(world: World, oracle: Oracle) -> None:
         if value
     }
     assert cells == {key: value for key, value in _cells(store).items() if value}
+    if any(key.bucket_ms >= 0 for stored in store.server.partitions.values() for key in stored.reports):
+        for (account, instant_ms), flushed in oracle.flushed.items():
+            expected = {(meter, period[0]): minor for (_, meter, period), minor in flushed.items() if minor}
+            assert expected == _reported(store, account, instant_ms)
 
 
 @pytest.mark.parametrize("traffic", [LONG, SHORT, REPORTED], ids=["marks live", "marks expire", "reports every minute"])

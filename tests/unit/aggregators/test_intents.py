@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from aggregators.codec import ReportKey, ReportValue, report_text
 from aggregators.intents import PARTS_MAX, intent_of, parts_of
 from aggregators.quantities import decimal_text
-from schemas.clock import DAY_MS, HOUR_MS, MINUTE_MS
+from schemas.clock import DAY_MS, HOUR_MS, MINUTE_MS, SECOND_MS
 from schemas.periods import AccountState, Binding
 from schemas.reports import Intent
 from schemas.rollup import Checkpoint, Counters
@@ -71,6 +71,27 @@ def test_the_same_change_is_the_same_intent_whichever_process_folded_it() -> Non
 def test_every_part_of_an_entry_makes_another_identifier(changes: dict[str, Any]) -> None:
     """Stripe would take two changes with one identifier for one."""
     assert intent().identifier != intent(**changes).identifier
+
+
+@pytest.mark.parametrize(
+    ("end_ms", "expected_ms"),
+    [
+        pytest.param(DAY_MS + HOUR_MS, DAY_MS + HOUR_MS - SECOND_MS, id="a bucket that ends by itself"),
+        pytest.param(DAY_MS + HOUR_MS + 1, DAY_MS + HOUR_MS - SECOND_MS, id="flushed within a second"),
+        pytest.param(DAY_MS + HOUR_MS + 999, DAY_MS + HOUR_MS - SECOND_MS, id="flushed late in a second"),
+        pytest.param(DAY_MS, DAY_MS + MINUTE_MS - SECOND_MS, id="of a period that begins later"),
+        pytest.param(DAY_MS + 500, DAY_MS, id="flushed in the first second of the period"),
+        pytest.param(DAY_MS + 30_500, DAY_MS + 29_000, id="flushed in the first minute of the period"),
+        pytest.param(DAY_MS + MINUTE_MS, DAY_MS + MINUTE_MS - SECOND_MS, id="flushed after the first minute"),
+        pytest.param(40 * DAY_MS, 30 * DAY_MS - SECOND_MS, id="after the end of the period"),
+    ],
+)
+def test_instant_lies_before_the_second_in_which_the_bucket_ends(end_ms: int, expected_ms: int) -> None:
+    """A price that is swapped after a flush, in the same second, is valid from the start of that second."""
+    period = {"period_start_ms": DAY_MS, "period_end_ms": 30 * DAY_MS}
+    ended = intent().model_copy(update={**period, "bucket_start_ms": end_ms - 7, "bucket_end_ms": end_ms})
+
+    assert ended.instant_ms == expected_ms
 
 
 @pytest.mark.parametrize(

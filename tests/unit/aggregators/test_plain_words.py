@@ -221,7 +221,7 @@ def test_a_meter_set_is_refused_in_plain_words(tmp_path: Path, document: object,
     with pytest.raises(InvalidInput) as refused:
         read_meter_set(path)
 
-    assert str(refused.value) == f"meters.yaml: {message}"
+    assert str(refused.value) == f"meters.yaml line 1: {message}"
 
 
 @pytest.mark.parametrize("value", HOSTILE, ids=repr)

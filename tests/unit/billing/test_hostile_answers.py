@@ -8,7 +8,7 @@ import httpx
 import pytest
 import pytest_asyncio
 
-from pipeline.billing.ledger import Hold
+from pipeline.billing.window import Hold
 from schemas.clock import DAY_MS, HOUR_MS, MINUTE_MS
 from schemas.errors import OperatorNeeded
 from schemas.periods import Billing

@@ -33,7 +33,7 @@ async def dead_letters(*names: str, fault: FakeFault = FakeFault.BAD_REQUEST, **
 
 
 async def redrive(bench: Bench, *identifiers: str) -> list[Redriven]:
-    redriver = Redriver(bench.log, bench.stripe, bench.stripe, bench.clock)
+    redriver = Redriver(bench.log, bench.ledger, bench.stripe, bench.stripe, bench.clock)
     return await redriver.redrive(identifiers, "ada", REASON)
 
 
@@ -133,17 +133,17 @@ async def test_report_that_stripe_accepted_and_rejected_later_is_redriven() -> N
     await bench.publish(make_intent("before", bucket=3), make_intent("lost"), make_intent("other", delta=7, bucket=1))
     await bench.settle()
     bench.clock.advance(8 * HOUR_MS)
-    failed = await failed_intents(bench.log, await bench.stripe.rejections(0))
+    failed = await failed_intents(bench.ledger, await bench.stripe.rejections(0))
 
     (result,) = await redrive(bench, "lost")
     await bench.settle()
 
-    assert [(each.reported.intent.identifier, each.detail) for each in failed] == [
+    assert [(each.known.intent.identifier, each.detail) for each in failed] == [
         ("lost", "accepted, then rejected by Stripe: rejected")
     ]
     assert result.is_new, result.refused
     assert bench.counted() == {"before": 1, "other": 1, "lost-r1": 1}
-    assert await failed_intents(bench.log, await bench.stripe.rejections(0)) == []
+    assert await failed_intents(bench.ledger, await bench.stripe.rejections(0)) == []
 
 
 async def test_accepted_report_is_refused_even_if_stripe_rejected_another_one_of_the_meter() -> None:
@@ -221,7 +221,7 @@ async def test_key_of_another_account_and_a_redrive_without_a_reason_are_refused
     """The sum of another account would be zero."""
     bench = await dead_letters("bad")
     with pytest.raises(InvalidInput, match="--reason"):
-        await Redriver(bench.log, bench.stripe, bench.stripe, bench.clock).redrive(["bad"], "ada", " ")
+        await Redriver(bench.log, bench.ledger, bench.stripe, bench.stripe, bench.clock).redrive(["bad"], "ada", " ")
     bench.stripe.account = "acct_other"
 
     with pytest.raises(OperatorNeeded, match="TIDEMARK_STRIPE_API_KEY"):
@@ -230,19 +230,19 @@ async def test_key_of_another_account_and_a_redrive_without_a_reason_are_refused
 
 @pytest.mark.parametrize(
     ("account", "limit", "expected"),
-    [(None, 9, ["bad", "worse"]), ("b", 9, []), (None, 1, ["worse"])],
+    [("", 9, ["bad", "worse"]), ("b", 9, []), ("", 1, ["worse"])],
     ids=["all", "of an account", "newest"],
 )
-async def test_list_has_what_stripe_does_not_bill(account: str | None, limit: int, expected: Sequence[str]) -> None:
+async def test_list_has_what_stripe_does_not_bill(account: str, limit: int, expected: Sequence[str]) -> None:
     """Settled and redriven reports are not in it."""
     bench = await dead_letters("bad", "worse", "redriven")
     await bench.publish(make_intent("good", "b"))
     await redrive(bench, "redriven")
     await bench.settle()
 
-    failed = await failed_intents(bench.log, (), account, limit)
+    failed = await failed_intents(bench.ledger, (), account, limit)
 
-    assert [each.reported.intent.identifier for each in failed] == expected
+    assert [each.known.intent.identifier for each in failed] == expected
 
 
 def test_revisions_have_identifiers_of_their_own() -> None:

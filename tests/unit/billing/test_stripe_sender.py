@@ -9,10 +9,9 @@ from typing import Any
 
 import pytest
 
-from pipeline.billing.ledger import ReportLedger
 from schemas.clock import DAY_MS, HOUR_MS, MINUTE_MS
 from schemas.errors import OperatorNeeded
-from schemas.log import REPORTS_TOPIC, Bounds, Record
+from schemas.log import Bounds
 from schemas.periods import Billing
 from schemas.reports import MeterEvent, OutcomeStatus, SendResult
 from sinks.stripe.fake import FakeFault, FakeStripe
@@ -38,7 +37,7 @@ async def test_intent_becomes_one_event_and_one_outcome() -> None:
     assert [stored.event for stored in bench.stripe.events] == [expected]
     kinds = [entry.kind for entry in await bench.entries()]
     assert kinds == ["intent", "attempt", "outcome"]
-    assert bench.sender.low_watermark(0) == 3
+    assert await bench.ledger.position(0) == 3
 
 
 async def test_intents_on_hold_block_no_others() -> None:
@@ -198,7 +197,7 @@ async def test_free_account_is_settled_without_a_call() -> None:
 
 
 async def test_unmapped_intent_is_on_hold_counted_and_sent_once_mapped() -> None:
-    """The intent blocks no other, the alarm knows the deadline, and the low watermark stays at the intent."""
+    """The intent blocks no other, the alarm knows the deadline, and the ledger names the hold."""
     bench = await Bench().start()
     bench.billing["a"] = (Billing.UNMAPPED, "")
     await bench.publish(make_intent("held"), make_intent("other", "b"))
@@ -207,7 +206,6 @@ async def test_unmapped_intent_is_on_hold_counted_and_sent_once_mapped() -> None
 
     assert (status.pending, status.held) == (1, {"unmapped": 1})
     assert status.held_deadline_ms == PERIOD_END_MS + 35 * DAY_MS
-    assert status.low_watermarks == {0: 0}
     assert bench.counted() == {"other": 1}
 
     bench.billing["a"] = (Billing.MAPPED, "cus_a")
@@ -285,15 +283,21 @@ async def test_meter_that_stripe_does_not_have_holds_its_reports_and_is_not_crea
     assert bench.counted() == {"sent": 1, "held": 1}
 
 
-async def test_unresolved_intents_are_bounded() -> None:
-    """At the limit the sender stops and names the remedy instead of filling the memory."""
-    ledger = ReportLedger(pending_max=2)
-    record = Record(REPORTS_TOPIC, 0, 0, NOW_MS, None, None)
-    for number in range(2):
-        ledger.apply(record._replace(offset=number, value=make_intent(f"i{number}").model_dump_json().encode()))
+async def test_more_intents_than_the_window_has_room_for_are_all_sent() -> None:
+    """Memory is bounded by the window, not by the pending intents. Those that wait make room for the others."""
+    bench = await Bench(policy=dataclasses.replace(POLICY, window_max=5)).start()
+    bench.billing["b"] = (Billing.UNMAPPED, "")
+    await bench.publish(*(make_intent(f"held {number}", "b", bucket=number) for number in range(20)))
+    await bench.publish(*(make_intent(f"sent {number}", bucket=number) for number in range(20)))
 
-    with pytest.raises(OperatorNeeded, match="unmapped"):
-        ledger.apply(record._replace(offset=2, value=make_intent("i2").model_dump_json().encode()))
+    windows = []
+    for _ in range(60):
+        await bench.pump()
+        windows.append(len(bench.sender._partitions[0].window))
+
+    assert max(windows) <= 5
+    assert bench.counted() == {f"sent {number}": 1 for number in range(20)}
+    assert bench.sender.status().held == {"unmapped": 20}
 
 
 async def test_end_of_a_partition_without_records_at_its_last_offsets_is_noticed() -> None:

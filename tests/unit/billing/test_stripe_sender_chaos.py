@@ -91,7 +91,7 @@ class Chaos:
                 offsets[partition] = records[-1].next_offset
             else:
                 await sender.idle(partition)
-        except Crash:
+        except (Crash, Transient):
             return False
         return True
 

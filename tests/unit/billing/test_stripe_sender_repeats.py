@@ -1,8 +1,6 @@
-"""Intents that a rebuild or a retry publishes again, after the sender may have forgotten them."""
+"""Intents that a rebuild or a retry publishes again, long after they were settled."""
 
 from __future__ import annotations
-
-from unittest.mock import patch
 
 from schemas.clock import DAY_MS
 from schemas.reports import OutcomeStatus
@@ -25,8 +23,8 @@ async def test_republished_intents_are_not_sent_again() -> None:
     assert bench.counted() == {intent.identifier: 1 for intent in intents}
 
 
-async def test_intent_that_is_published_again_after_its_identifier_was_forgotten_is_no_dead_letter() -> None:
-    """The sender forgets intents that are too old for Stripe. A dead letter would be billed again by hand."""
+async def test_intent_that_is_published_again_when_it_is_too_old_for_stripe_is_no_dead_letter() -> None:
+    """A dead letter would be billed again by hand."""
     bench = await Bench().start()
     settled = [make_intent(f"i{number}", bucket=number) for number in range(5)]
     await bench.publish(*settled, make_intent("bad", bucket=6))
@@ -34,14 +32,11 @@ async def test_intent_that_is_published_again_after_its_identifier_was_forgotten
     await bench.settle()
     bench.clock.advance(50 * DAY_MS)
     await bench.pump(3)
-    assert bench.sender.status().settled == 0
     before = await bench.entries()
     again = [*settled, make_intent("bad", bucket=6)]
-    with patch.object(bench.log, "read", wraps=bench.log.read) as reads:
-        for intent in again:
-            await bench.publish(intent)
-            await bench.pump()
-    assert [call.args[2] for call in reads.call_args_list].count(0) == 1
+    for intent in again:
+        await bench.publish(intent)
+        await bench.pump()
     assert await bench.entries() == before + again
     assert bench.sender.status().pending == 0
 
@@ -53,10 +48,9 @@ async def test_intent_that_is_published_again_after_its_identifier_was_forgotten
 
     bench.clock.advance(DAY_MS)
     await bench.pump(3)
-    assert bench.sender.status().settled == 0
 
 
-async def test_identifiers_that_a_wrong_clock_forgot_are_not_sent_again() -> None:
+async def test_intents_of_before_a_wrong_clock_are_not_sent_again() -> None:
     """The clock was two months ahead for a while. A rebuild then publishes intents that Stripe would still accept."""
     bench = await Bench().start()
     await bench.publish(make_intent("one"))
@@ -81,7 +75,6 @@ async def test_intent_that_is_published_again_with_a_longer_period_is_not_sent_a
     while bench.clock.now_ms() < cut_ms + 38 * DAY_MS:
         bench.clock.advance(DAY_MS)
         await bench.pump()
-    assert bench.sender.status().settled == 0
 
     await bench.publish(make_intent("one", period_end_ms=PERIOD_END_MS))
     await bench.settle()

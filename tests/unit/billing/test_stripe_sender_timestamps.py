@@ -56,9 +56,8 @@ async def test_timestamp_lies_in_the_period_and_in_what_stripe_accepts(
 async def test_a_clock_that_is_minutes_ahead_sends_nothing_that_stripe_refuses() -> None:
     """Usage is carried into a period that is about to begin. Stripe accepts five minutes of clock difference."""
     bench = await Bench().start()
-    bench.sender = StripeSender(
-        bench.log, bench.stripe, bench.resolve, AheadClock(bench.clock, 4 * MINUTE_MS), random.Random(7), bench.policy
-    )
+    ahead, rng = AheadClock(bench.clock, 4 * MINUTE_MS), random.Random(7)
+    bench.sender = StripeSender(bench.log, bench.ledger, bench.stripe, bench.resolve, ahead, rng, bench.policy)
     await bench.assign()
     begins_ms = NOW_MS + 8 * MINUTE_MS
     await bench.publish(make_intent("ahead", period_start_ms=begins_ms, bucket_end_ms=NOW_MS))

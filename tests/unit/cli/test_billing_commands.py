@@ -13,7 +13,7 @@ from click.testing import CliRunner
 from pipeline.billing.sender import StripeSender
 from pipeline.cli import cli
 from pipeline.clock import ScaledClock, SystemClock
-from pipeline.open import open_base
+from pipeline.open import open_base, open_side_tables
 from pipeline.settings import load_settings
 from schemas.clock import HOUR_MS, MINUTE_MS
 from schemas.errors import InvalidInput
@@ -30,7 +30,7 @@ from tests.worlds.sender import ACCOUNT, NOW_MS, make_intent
 class Command:
     """The command line of a deployment at the simulated instant of `clock`."""
 
-    def __init__(self, folder: Path, stripe_url: str, clock: ManualClock) -> None:
+    def __init__(self, folder: Path, stripe_url: str, clock: ManualClock, sql_url: str = "pgserver://none") -> None:
         self._clock = clock
         self.environment = {
             "TIDEMARK_LOG_URL": f"embedded://{folder / 'log.db'}",
@@ -39,6 +39,7 @@ class Command:
             "TIDEMARK_STRIPE_API_KEY": TEST_KEY,
             "TIDEMARK_STRIPE_API_BASE": stripe_url,
             "TIDEMARK_STRIPE_ACCOUNT": ACCOUNT,
+            "TIDEMARK_SQL_URL": sql_url,
             "TIDEMARK_DATA_DIR": str(folder),
         }
 
@@ -59,17 +60,20 @@ async def payer(intent: Intent, instant_ms: int) -> Payer:
     return Payer(Billing.MAPPED, "cus_new", max(intent.period_end_ms, instant_ms))
 
 
-async def test_report_of_a_customer_that_stripe_rejected_comes_back_once_the_customer_exists(tmp_path: Path) -> None:
+async def test_report_of_a_customer_that_stripe_rejected_comes_back_once_the_customer_exists(
+    tmp_path: Path, postgres_url: str
+) -> None:
     """Stripe answers 200 before it looks for the customer, and keeps the identifier of the event that it rejects: sent
     again under it, the event was a duplicate, and the usage was never billed."""
     clock = ManualClock(NOW_MS)
     settings = SimulatorSettings(account=ACCOUNT, summary_lag_s=60)
     async with serve_simulator(clock, settings) as served:
-        command = Command(tmp_path, served.url, clock)
+        command = Command(tmp_path, served.url, clock, postgres_url)
         base = await open_base(load_settings(**command.settings()))
         meters = StripeClientMeters(TEST_KEY, served.url, nonce="test")
         await meters.create_meter("tokens", "Tokens")
-        sender = StripeSender(base.log, meters, payer, clock, random.Random(1))
+        tables = await open_side_tables(base)
+        sender = StripeSender(base.log, tables.intents, meters, payer, clock, random.Random(1))
 
         async def send() -> None:
             offset = await sender.start_offset(0) or 0
@@ -98,6 +102,7 @@ async def test_report_of_a_customer_that_stripe_rejected_comes_back_once_the_cus
         emptied = await command.run("list")
         refused = await command.run("redrive", "tm_1", "--reason", "once more", "--yes")
         await meters.close()
+        await tables.close()
         await base.log.close()
 
     row = json.loads(listed)
@@ -135,3 +140,30 @@ async def test_redrive_asks_before_anything_is_billed(tmp_path: Path) -> None:
 
     with pytest.raises(InvalidInput, match="--yes"):
         await command.run("redrive", "tm_1", "--reason", "test")
+
+
+async def test_held_reports_are_listed_and_counted(tmp_path: Path, postgres_url: str) -> None:
+    """An operator sees which reports wait, and why, without reading the topic."""
+    command = Command(tmp_path, "http://127.0.0.1:9", ManualClock(NOW_MS), postgres_url)
+    base = await open_base(load_settings(**command.settings()))
+    tables = await open_side_tables(base)
+    intents = [make_intent("tm_1"), make_intent("tm_2", bucket=1), make_intent("tm_3", "b"), make_intent("tm_4")]
+    for intent in (*intents, make_intent("tm_5")):
+        await base.log.append(REPORTS_TOPIC, 0, intent.model_dump_json().encode())
+    await tables.intents.apply(0, None, 4, list(enumerate(intents)))
+    held = await tables.intents.found(["tm_1", "tm_2", "tm_3"])
+    await tables.intents.waits(0, [each._replace(hold="unmapped", detail="bind it") for each in held])
+    await tables.close()
+    await base.log.close()
+
+    _, listed = await command.run("list", "--held", "--account", "a", "--json")
+    _, counted = await command.run("status", "--json")
+    _, shown = await command.run("status")
+
+    rows = [json.loads(line) for line in listed.splitlines()]
+    assert [(row["identifier"], row["detail"]) for row in rows] == [
+        ("tm_2", "unmapped: bind it"), ("tm_1", "unmapped: bind it"),
+    ]  # fmt: skip
+    status = json.loads(counted)
+    assert (status["pending"], status["unread_reports"]) == ({"": 1, "unmapped": 3}, 1)
+    assert "reports without an outcome: 1 to be sent, 3 unmapped; not read yet: 1 records" in shown

@@ -13,7 +13,7 @@ import pytest
 
 from pipeline.cli import cli
 from pipeline.local.processes import python
-from pipeline.open import DEFAULT_METER_SET, open_base
+from pipeline.open import DEFAULT_CATALOG, open_base
 from pipeline.settings import load_settings
 from tests.documents import EXITS_WITH_1, leaves
 from tests.unit.cli.command_lines import ROLES, hostile, problems, run, valid
@@ -66,7 +66,7 @@ def test_hostile_value_of_an_option_is_one_line(
             arguments += ["--meter", "tokens"]
         for other in command.params:
             if other.required and other is not parameter:
-                arguments += valid(other, DEFAULT_METER_SET)
+                arguments += valid(other, DEFAULT_CATALOG)
         arguments += [value] if isinstance(parameter, click.Argument) else [parameter.opts[0], value]
         if any("--yes" in other.opts for other in command.params):
             arguments.append("--yes")
@@ -115,7 +115,8 @@ SETTINGS = {
     "GATEWAY_URL": ("x", "http://", "http://127.0.0.1:99999", "http://[", "ftp://x", "http://a b", CLOSED, "http://x\n"),
     "API_KEY": ("é", "a\nb", " ", "x" * 100_000),
     "PARTITIONS": ("", "0", "-1", "x", "1e3", "NaN", "9" * 30),
-    "STRIPE_RATE_PER_S": ("", "0", "-1", "x", "nan", "inf", "1e999"),
+    "STRIPE_RATE_PER_S": ("", "0", "-1", "x", "nan", "inf", "1e999", "1001"),
+    "STRIPE_METER_EVENTS": ("", "v3", "V1"),
     "TICK_INTERVAL_S": ("", "0", "nan", "-5"),
     "RELAY_INTERVAL_S": ("nan",),
     "SESSION_TIMEOUT_S": ("nan",),
@@ -125,7 +126,7 @@ SETTINGS = {
 LINES = (
     ["doctor"], ["account", "show", "x"], ["account", "bind", "x", "--free"], ["quarantine", "list"],
     ["usage", "--account", "x"], ["emit", "x", "--account", "y"], ["key", "create", "--role", "read"],
-    ["key", "revoke", "x"], ["meters", "show"], ["meters", "apply", str(DEFAULT_METER_SET)], ["reconcile"],
+    ["key", "revoke", "x"], ["meters", "show"], ["meters", "apply", str(DEFAULT_CATALOG)], ["reconcile"],
 )  # fmt: skip
 
 
@@ -139,7 +140,7 @@ def test_hostile_setting_is_one_line(folder: Path, setting: str, monkeypatch: py
             result = run(line)
             found += [(value[:20], line[:2], problem) for problem in problems(result)]
             if (
-                setting in ("PARTITIONS", "STRIPE_RATE_PER_S", "TICK_INTERVAL_S", "GATEWAY_PORT")
+                setting in ("PARTITIONS", "STRIPE_RATE_PER_S", "STRIPE_METER_EVENTS", "TICK_INTERVAL_S", "GATEWAY_PORT")
                 and line[0] == "doctor"
             ):
                 assert (result.code, f"TIDEMARK_{setting}: " in result.err) == (2, True), value

@@ -7,6 +7,8 @@ from typing import Any
 import pytest
 
 from pipeline.commands.operations import meter_set_plan
+from schemas.aggregations import Aggregation
+from schemas.errors import InvalidInput
 from schemas.meters import MeterSet
 
 API = {"slug": "api", "event_type": "api", "aggregation": "count", "stripe_event_name": "api_calls"}
@@ -53,3 +55,13 @@ def test_what_changes_is_said_and_what_ends_is_asked(
     plan = meter_set_plan(meter_set(API, SEATS), meter_set(*meters, version=2, **policy))
 
     assert (plan.lines, plan.is_final) == (lines, is_final)
+
+
+@pytest.mark.parametrize("aggregation", [each for each in Aggregation if not each.rule.additive])
+def test_total_that_is_no_sum_goes_to_no_other_stripe_meter(aggregation: Aggregation) -> None:
+    """10 seats are at the first Stripe meter. With 4 seats the second one would get -6, and the first would bill 10."""
+    seats = {**SEATS, "aggregation": aggregation.value, "stripe_event_name": "seats"}
+
+    with pytest.raises(InvalidInput, match=r"seats\.stripe_event_name: cannot change from seats to places") as raised:
+        meter_set_plan(meter_set(seats), meter_set({**seats, "stripe_event_name": "places"}, version=2))
+    assert "add a meter under another slug" in str(raised.value)

@@ -105,15 +105,21 @@ EXAMPLES = {
     ("account", "bind"): ["acme", "--free"], ("account", "show"): ["acme"],
     ("account", "link"): ["acme", "--customer", "cus_1"], ("billing", "audit"): ["acme"],
     ("account", "link-all"): ["/dev/null"],
-    ("account", "unlink"): ["acme", "--reason", "wrong"],
+    ("account", "override"): ["acme", "api_calls", "--add", "5", "--reason", "a gift"],
+    ("account", "overrides"): ["acme"], ("account", "revoke"): ["acme", "1", "--reason", "a mistake"],
+    ("check",): ["acme", "api_calls"],
+    ("account", "unlink"): ["acme", "--reason", "wrong"], ("account", "flush"): ["acme"],
     ("close-period",): CLOSING[1:],
-    ("meters", "apply"): ["schemas/meters.default.yaml"], ("emit",): ["call", "--account", "acme"],
+    ("catalog", "plan"): ["schemas/catalog.default.yaml"],
+    ("catalog", "apply"): ["schemas/catalog.default.yaml", "--reason", "because"],
+    ("meters", "apply"): ["schemas/catalog.default.yaml"], ("emit",): ["call", "--account", "acme"],
     ("usage",): ["--account", "acme"], ("top",): ["--meter", "tokens"], ("key", "create"): ["--role", "read"],
     ("key", "revoke"): ["id"], ("billing", "redrive"): ["tm_1", "--reason", "corrected"],
     ("periods",): ["--account", "a", "--meter", "m", "--from", "2026-11-01T00:00:00Z", "--to", "2026-12-01T00:00:00Z"],
 }  # fmt: skip
 WITHOUT_DEPLOYMENT = {
-    ("dev",), ("stripe-simulator",), ("meters", "check"), ("meters", "schema"), *((role,) for role in ROLES)
+    ("dev",), ("stripe-simulator",), ("meters", "check"), ("meters", "schema"),
+    ("catalog", "schema"), ("catalog", "example"), *((role,) for role in ROLES)
 }  # fmt: skip
 
 

@@ -243,7 +243,9 @@ def test_every_alert_uses_metrics_that_exist_and_links_a_page_that_exists() -> N
         used = set(re.findall(r"tidemark_\w+", rule["expr"]))
         assert used <= known, rule["alert"]
         assert used or "up{" in rule["expr"]
-        assert (ROOT / rule["annotations"]["runbook"]).is_file(), rule["annotations"]["runbook"]
+        page = ROOT / rule["annotations"]["runbook"]
+        assert page.is_file(), page
+        assert f"`{rule['alert']}`" in page.read_text(), f"{page.name} does not say what {rule['alert']} means"
         assert rule["labels"]["severity"] in ("page", "ticket")
 
 

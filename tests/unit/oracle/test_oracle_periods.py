@@ -158,3 +158,17 @@ def test_binding_of_an_account_that_had_a_payer_is_not_late(billing: str) -> Non
 
     assert oracle.period("a", NOON) == (MARCH, REACH)
     assert feed(oracle, event()) == ["counted"]
+
+
+def test_flush_notes_the_totals_before_it_and_no_bucket_is_empty() -> None:
+    """A report bucket is an hour by default. A flush that comes again, or at the end of the bucket, notes nothing."""
+    oracle = Oracle(METER_SET)
+    for number, at in enumerate((NOON, NOON, NOON + 1, NOON + HOUR - 1, NOON + HOUR - 1)):
+        feed(oracle, event({"gigabytes": number + 1}, id=str(number)), at=at)
+        oracle.flush(0, "a", at, revision=number + 1)
+        oracle.flush(0, "a", at, revision=1)
+
+    peaks = {instant: values["a", "storage_gb", (MARCH, APRIL)] for (_, instant), values in oracle.flushed.items()}
+    unit = peaks[NOON + 1]
+    assert peaks == {NOON + 1: unit, NOON + 2: 2 * unit, NOON + 3: 3 * unit, NOON + HOUR - 1: 4 * unit}
+    assert oracle.accounts.repeated == {"a": 5}

@@ -6,11 +6,16 @@ import copy
 
 import pytest
 
+from aggregators.partitioning import partition_of
+from schemas.clock import DAY_MS
+from schemas.control import FlushRecord
 from schemas.errors import Fenced, OperatorNeeded
 from schemas.log import EVENTS_TOPIC, REJECTED_TOPIC, Record
+from schemas.reports import Intent
+from tests.traffic.generate import account_name
 from tests.worlds.crashing import Crash
 from tests.worlds.deployment import hourly_relay
-from tests.worlds.rebuild import LIMITS, PARTITIONS, RebuildWorld
+from tests.worlds.rebuild import LIMITS, PARTITIONS, REPORTED, RebuildWorld
 
 
 async def test_rebuilt_view_equals_the_one_it_replaces() -> None:
@@ -188,3 +193,41 @@ async def test_abandoned_rebuild_keeps_the_live_view() -> None:
     await world.assert_equal()
     assert await world.rebuild().run() >= 2
     await world.assert_equal()
+
+
+async def _flush_all(world: RebuildWorld, revision: int) -> None:
+    """Flush every account of the traffic."""
+    for name in map(account_name, range(12)):
+        await world.world.control(partition_of(name, PARTITIONS), FlushRecord(account=name, revision=revision))
+
+
+@pytest.mark.parametrize("is_lost", [False, True], ids=["beside a live view", "of a lost view"])
+async def test_rebuild_over_flushes_makes_the_same_intents(is_lost: bool) -> None:
+    """Also those of flushes in the open report bucket, a day, which the new view publishes once more."""
+    world = RebuildWorld()
+    policy = REPORTED.policy.model_copy(update={"report_interval_ms": DAY_MS})
+    await world.world.start(REPORTED.model_copy(update={"policy": policy}))
+    for revision in range(1, 6):
+        await world.feed(0.15)
+        await _flush_all(world, revision)
+        await world.feed(0.03)
+        await world.work()
+    before = set(await world.identifiers())
+    ends = {Intent.model_validate_json(value or b"").bucket_end_ms for value in before}
+    assert len(ends) == 5
+
+    if is_lost:
+        world.live.server.empty()
+    await world.rebuild().run()
+    await world.work()
+
+    assert set(await world.identifiers()) == before
+    await world.assert_equal()
+    left = [key.bucket_ms for stored in world.live.server.partitions.values() for key in stored.reports]
+    assert min(left) >= 0, "each flush was seen"
+    await world.feed(0.1)
+    world.clock.ms += DAY_MS
+    await world.tick()
+    await world.work()
+    intents = [Intent.model_validate_json(value or b"") for value in set(await world.identifiers())]
+    assert len({intent.identifier for intent in intents}) == len(intents) > len(before)

@@ -39,7 +39,8 @@ async def test_views_that_agree_are_equal_and_everything_is_compared() -> None:
     assert report.verdict is Verdict.EQUAL
     assert report.rows == ()
     assert {s.pair: s.compared for s in report.summaries} == {
-        Pair.REDIS: 20, Pair.HOURLY: 64, Pair.INTENTS: 16, Pair.STRIPE: 16, Pair.COUNTERS: 4, Pair.DUPLICATES: 0,
+        Pair.REDIS: 20, Pair.HOURLY: 64, Pair.INTENTS: 16, Pair.STRIPE: 16, Pair.INVOICES: 0, Pair.MIRROR: 0,
+        Pair.COUNTERS: 4, Pair.DUPLICATES: 0,
     }  # fmt: skip
     assert all(s.equal == s.compared for s in report.summaries)
 
@@ -332,10 +333,10 @@ async def test_a_dead_letter_that_was_redriven_is_no_drift() -> None:
     await deployment.traffic(1)
     await deployment.settle()
     deployment.stripe.fault = lambda _event: None
-    failed = await failed_intents(deployment.log, ())
-    redriver = Redriver(deployment.log, deployment.stripe, deployment.stripe, deployment.clock)
+    failed = await failed_intents(deployment.ledger, ())
+    redriver = Redriver(deployment.log, deployment.ledger, deployment.stripe, deployment.stripe, deployment.clock)
 
-    await redriver.redrive([each.reported.intent.identifier for each in failed], "ada", "the meter is corrected")
+    await redriver.redrive([each.known.intent.identifier for each in failed], "ada", "the meter is corrected")
     await deployment.settle()
     report = await deployment.reconcile()
 

@@ -361,7 +361,8 @@ async def test_no_difference_is_invented(data: st.DataObject) -> None:
 
 
 def test_the_recount_shares_no_code_with_the_fold() -> None:
-    """The recount may share only the texts of stored values and the report records, or both could share an error."""
+    """The recount may share only the texts of stored values and the report records, or both could share an error. The
+    rating of prices is checked against the amounts of Stripe's invoices."""
     imported = {
         node.module
         for path in Path(reconciler.__path__[0]).glob("*.py")
@@ -375,6 +376,7 @@ def test_the_recount_shares_no_code_with_the_fold() -> None:
     assert {module for module in imported if module.split(".")[0] in ours} == {
         "aggregators.codec",
         "aggregators.quantities",
+        "aggregators.rating",
         "aggregators.report_records",
         "aggregators.stripe_sums",
     }

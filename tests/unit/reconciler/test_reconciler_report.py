@@ -137,7 +137,7 @@ def test_json_contains_everything_that_the_table_shows() -> None:
     assert body["rows"][0] == {
         "pair": "redis", "cause": "extra", "partition": 0, "account": "ada", "meter": "gigabytes", "hour_ms": None,
         "dimensions": "", "stripe_customer": "", "expected": "1.25", "found": "1.5", "detail": "what it is",
-        "period_start_ms": NOVEMBER_MS, "period_end_ms": DECEMBER_MS,
+        "period_start_ms": NOVEMBER_MS, "period_end_ms": DECEMBER_MS, "event_name": "", "items": "", "invoices": "",
     }  # fmt: skip
 
 

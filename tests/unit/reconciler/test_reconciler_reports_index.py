@@ -7,7 +7,6 @@ from collections.abc import Sequence
 import pytest
 
 from aggregators.report_records import parse_entries
-from pipeline.billing.ledger import ReportLedger
 from reconciler.causes import Cause, Pair
 from schemas.clock import DAY_MS, HOUR_MS
 from schemas.log import REPORTS_TOPIC
@@ -52,15 +51,15 @@ async def test_the_attempt_in_force_is_that_of_the_sender(
     deployment = await Deployment().start()
     for entry in (INTENT, *entries):
         await deployment.log.append(REPORTS_TOPIC, 0, entry.model_dump_json().encode())
-    ledger = ReportLedger()
-    for record in await deployment.log.read(REPORTS_TOPIC, 0, 0):
-        ledger.apply(record)
+    ledger = deployment.ledger
+    await ledger.apply(0, None, 1, list(enumerate((INTENT, *entries))))
 
     (reported,) = await all_reported(deployment)
 
     assert reported.attempt is not None
     assert reported.attempt.attempted_at_ms == in_force * HOUR_MS
-    assert [each.attempt for each in ledger.pending()] == ([] if ACCEPTED in entries else [reported.attempt])
+    (known,) = await ledger.found([INTENT.identifier])
+    assert known.attempt == reported.attempt
 
 
 FOREIGN = [

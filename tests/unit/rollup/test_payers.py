@@ -151,6 +151,36 @@ async def test_usage_from_before_the_change_that_arrives_later_is_billed_to_who_
 
 
 @pytest.mark.parametrize(
+    ("meter", "first", "late", "after", "expected"),
+    [
+        pytest.param("seats", {"seats": 10}, {"seats": 99}, {"seats": 4}, {"cus_old": 99, "cus_new": 4}, id="latest"),
+        pytest.param("peak", {"gb": "10"}, {"gb": "99"}, {"gb": "4"}, {"cus_old": 99, "cus_new": 4}, id="max"),
+        pytest.param("low", {"gb": "10"}, {"gb": "9"}, {"gb": "99"}, {"cus_old": 9, "cus_new": 99}, id="min"),
+        pytest.param(
+            "users", {"user": "ann"}, {"user": "bob"}, {"user": "bob"}, {"cus_old": 2, "cus_new": 1}, id="unique"
+        ),
+        pytest.param("gigabytes", {"gb": "10"}, {"gb": "99"}, {"gb": "4"}, {"cus_old": 109, "cus_new": 4}, id="sum"),
+    ],
+)
+async def test_late_usage_from_before_the_change_changes_the_total_of_who_paid_then(
+    meter: str, first: dict[str, Any], late: dict[str, Any], after: dict[str, Any], expected: dict[str, int]
+) -> None:
+    """10 units, another customer, 4 units, and then 99 units from before the change: none of those is the new
+    customer's."""
+    world = await deployment()
+    kind = "seats" if meter == "seats" else "request"
+    await bound(world, "cus_old")
+    await request(world, TEN + 5 * MINUTE_MS, type_=kind, **first)
+    await until(world, TEN_FORTY)
+    await bound(world, "cus_new")
+    await request(world, TEN + 65 * MINUTE_MS, type_=kind, **after)
+    await until(world, TEN + 70 * MINUTE_MS)
+    await request(world, TEN + 20 * MINUTE_MS, type_=kind, **late)
+
+    assert await sent(world, meter) == expected
+
+
+@pytest.mark.parametrize(
     ("before", "expected"),
     [
         pytest.param("cus_old", {"cus_old": 1, "cus_new": 1}, id="another customer"),

@@ -8,7 +8,16 @@ from typing import Any, cast
 import msgspec
 import pytest
 
-from aggregators.codec import ReportKey, ReportValue, report_field, report_text
+from aggregators.codec import (
+    FLUSH_TEXT,
+    FlushKey,
+    ReportKey,
+    ReportValue,
+    flush_field,
+    flushes_bucket_ms,
+    report_field,
+    report_text,
+)
 from pipeline.logs.fake import FakeLog
 from pipeline.rollup.relays import ReportRelay
 from schemas.clock import HOUR_MS
@@ -116,3 +125,58 @@ async def test_entry_of_an_open_bucket_is_kept_when_a_replica_takes_over(
     assert await deltas(log) == published
     _, entries = await store.reports.reports(0, BUCKET, 10)
     assert entries == {FIELD: report_text(ReportValue(0, 1, 30 * 24 * HOUR_MS, 0, "tokens"))}
+
+
+FLUSHED_MS = BUCKET + 4
+FLUSHES = flushes_bucket_ms(BUCKET + HOUR_MS)
+FLUSH = flush_field(FlushKey(BUCKET, FLUSHED_MS, "acme"))
+
+
+async def flushed(store: FailingOver) -> None:
+    """One unit (`keep` saves it), a second one, a flush, and a third unit behind it; the bucket is still open."""
+    await store.state.create_checkpoint(0, OPEN)
+    believed = OPEN
+    for number, (bucket_ms, base, total) in enumerate([(BUCKET, 0, 1), (BUCKET, 0, 2), (FLUSHED_MS, 2, 3)]):
+        after = msgspec.structs.replace(believed, next_offset=believed.next_offset + 1, stream_time_ms=FLUSHED_MS)
+        reports = {BucketField(bucket_ms, FIELD): report_text(ReportValue(base, total, 30 * 24 * HOUR_MS, 0, "tokens"))}
+        if bucket_ms == FLUSHED_MS:
+            reports[BucketField(FLUSHES, FLUSH)] = FLUSH_TEXT
+        await store.state.commit(0, believed, Changes(checkpoint=after, reports=reports))
+        if number == 0:
+            store.keep()
+        believed = after
+
+
+async def test_flushed_entry_is_published_at_once_with_its_own_end(log: FakeLog) -> None:
+    store = FailingOver(ManualClock(0))
+    await flushed(store)
+
+    assert await store.relay(log).relay(0) == 1
+    (record,) = await log.read(REPORTS_TOPIC, 0, 0, 100)
+    intent = Intent.model_validate_json(record.value or b"")
+    assert (intent.bucket_start_ms, intent.bucket_end_ms, intent.delta_minor) == (BUCKET, FLUSHED_MS, 2)
+    assert (await store.reports.report_buckets(0))[1] == [FLUSHED_MS]
+    assert await store.relay(log).relay(0) == 0
+
+
+@pytest.mark.parametrize(
+    ("after", "published"), [("reports", []), ("reports_of", []), ("accounts", [2]), ("confirm_reports", [2])]
+)
+async def test_flushed_entry_is_kept_when_a_replica_takes_over(log: FakeLog, after: str, published: list[int]) -> None:
+    """The replica has one unit and no flush. When it has caught up, the relay publishes the same intent, once more if
+    need be."""
+    store = FailingOver(ManualClock(0))
+    await flushed(store)
+    caught_up = store.copy()
+    store.after = after
+
+    await store.relay(log).relay(0)
+
+    assert await deltas(log) == published
+    _, entries = await store.reports.reports(0, BUCKET, 10)
+    assert entries == {FIELD: report_text(ReportValue(0, 1, 30 * 24 * HOUR_MS, 0, "tokens"))}
+    store.restore(caught_up)
+    await store.relay(log).relay(0)
+    records = await log.read(REPORTS_TOPIC, 0, 0, 100)
+    assert len({record.value for record in records}) == 1
+    assert await deltas(log) == [*published, 2]

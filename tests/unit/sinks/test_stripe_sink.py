@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
+
 import httpx
 import pytest
 
 from schemas.errors import InvalidInput, Transient
-from schemas.reports import MeterEvent, SendStatus
+from schemas.reports import MeterEvent, MeterEventsApi, SendStatus
 from sinks.stripe.client import StripeClientMeters
 from sinks.stripe.errors import Answer, classify
 
@@ -162,6 +164,32 @@ async def test_every_key_of_an_event_begins_with_its_identifier() -> None:
     await meters.close()
 
     assert len(set(keys)) == 3
+    assert {key.partition(".")[0] for key in keys} == {EVENT.identifier}
+
+
+async def test_api_v2_gets_the_event_as_json_under_a_key_of_its_own() -> None:
+    """Stripe refuses a key that came with another request, and a deployment may change the API between two tries."""
+    requests: list[httpx.Request] = []
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        requests.append(request)
+        return httpx.Response(200, content=b'{"object": "v2.billing.meter_event", "identifier": "id-1"}')
+
+    for api in (MeterEventsApi.V1, MeterEventsApi.V2):
+        meters = StripeClientMeters("sk_test_x", "http://127.0.0.1:9", nonce="test", api=api)
+        meters._transport._client = httpx.AsyncClient(transport=httpx.MockTransport(answer))
+        assert (await meters.send(EVENT)).status is SendStatus.ACCEPTED
+        await meters.close()
+
+    assert [request.url.path for request in requests] == ["/v1/billing/meter_events", "/v2/billing/meter_events"]
+    assert json.loads(requests[1].content) == {
+        "event_name": "tokens",
+        "identifier": "id-1",
+        "payload": {"stripe_customer_id": "cus_one", "value": "1.25"},
+        "timestamp": "2026-11-21T12:00:00Z",
+    }
+    keys = [request.headers["idempotency-key"] for request in requests]
+    assert keys[0] != keys[1]
     assert {key.partition(".")[0] for key in keys} == {EVENT.identifier}
 
 

@@ -69,6 +69,36 @@ async def due(world: BillingWorld) -> list[tuple[Billing, str]]:
     return [(one.binding.billing, one.binding.stripe_customer) for one in await world.tables.due_bindings()]
 
 
+NAMES = {
+    "empty": ("", "cus_1", "account"),
+    "too long": ("x" * 257, "cus_1", "account"),
+    "NUL": ("a\0b", "cus_1", "account"),
+    "half of a pair": ("\ud800", "cus_1", "account"),
+    "no customer": (ACME, "", "customer"),
+    "another object": (ACME, "sub_1", "customer"),
+    "a path": (ACME, "cus_1/../../account", "customer"),
+    "a line's end": (ACME, "cus_1\n", "customer"),
+    "a long customer": (ACME, "cus_" + "x" * 252, "customer"),
+}
+
+
+@pytest.mark.parametrize(("account", "customer", "field"), NAMES.values(), ids=NAMES)
+async def test_a_name_that_cannot_be_is_refused_before_stripe_is_asked(
+    world: BillingWorld, account: str, customer: str, field: str
+) -> None:
+    """PostgreSQL would refuse some of them with an error of its own, and take a name that no event can have."""
+
+    async def asked(_name: object) -> None:
+        raise AssertionError("Stripe was asked")
+
+    world.stripe.fetch = asked  # type: ignore[assignment,method-assign,unused-ignore]  # a test replaces it
+    with pytest.raises(InvalidInput) as refused:
+        await link_customers(parts_of(world), [Wish(account, customer, None, "ada", "")], "first")
+    assert refused.value.field == field
+    assert refused.value.message.isprintable()
+    assert len(refused.value.message) < 200
+
+
 @pytest.mark.parametrize("is_known", [False, True], ids=["unknown customer", "unknown subscription"])
 async def test_a_customer_who_pays_is_never_free_because_the_mirror_knows_too_little(
     world: BillingWorld, *, is_known: bool

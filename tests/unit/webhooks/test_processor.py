@@ -21,7 +21,7 @@ from schemas.billing_events import MIRRORED_TYPES, VIA_HEADER, ObjectKind, Objec
 from schemas.errors import Fenced, OperatorNeeded, Refused, Transient
 from schemas.log import BILLING_EVENTS_TOPIC, REJECTED_TOPIC, Bounds, Log, Record
 from schemas.periods import Billing
-from schemas.side_tables import Outcome, Stale, Step
+from schemas.side_tables import OVERLAP, Outcome, Stale, Step
 from tests.worlds.billing import BillingWorld
 from tests.worlds.reconciler import START_MS
 
@@ -537,12 +537,33 @@ async def test_two_subscriptions_that_bill_one_meter_are_shown_once(signed: Sign
     await signed.world.deliver(signed.stripe.happened()[-1:])
     await signed.world.process()
 
-    (row,) = await signed.world.tables.overlaps()
-    assert (row.account, row.entity_id) == (ACME, f"{signed.subscription} {second}")
+    (row,) = [row for row in await signed.world.tables.audit(ACME) if row.entity == OVERLAP]
+    assert row.entity_id == f"{signed.subscription} {second}"
     assert row.reason.endswith(f"{signed.subscription} is followed")
-    assert row in await signed.world.tables.audit(ACME)
+    (overlap,) = await signed.world.tables.overlaps(signed.world.clock.now_ms())
+    assert (overlap.customer, overlap.other, overlap.reason) == (signed.customer, second, row.reason)
     bindings = [due.binding for due in await signed.world.tables.due_bindings()]
     assert [binding.anchor_ms for binding in bindings if binding.billing is Billing.MAPPED] == [START_MS]
+
+
+@pytest.mark.parametrize("by", ["cancelling one", "unlinking"])
+async def test_an_overlap_that_is_over_is_counted_no_more(signed: SignedUp, by: str) -> None:
+    """The alert ends when somebody has cancelled one of the two, and the audit keeps that there was an overlap."""
+    item = (signed.stripe.read(ObjectName(ObjectKind.SUBSCRIPTION, signed.subscription)) or {})["items"]["data"][0]
+    second = signed.stripe.subscribe(signed.customer, item["price"]["id"])
+    await signed.world.deliver(signed.stripe.happened())
+    await signed.world.process()
+    assert len(await signed.world.tables.overlaps(signed.world.clock.now_ms())) == 1
+    signed.world.clock.advance(60_000)
+    if by == "unlinking":
+        await signed.world.tables.unlink(ACME, "ada", "wrong", signed.world.clock.now_ms())
+    else:
+        before = signed.stripe.happened()
+        signed.stripe.cancel(second)
+        await signed.world.deliver(signed.stripe.happened()[len(before) :])
+        await signed.world.process()
+    assert await signed.world.tables.overlaps(signed.world.clock.now_ms()) == []
+    assert [row.entity for row in await signed.world.tables.audit(ACME)].count(OVERLAP) == 1
 
 
 class Gate:

@@ -1,0 +1,274 @@
+"""Derives the grants of an account: from its subscriptions, the plan versions that their prices name, and what people
+granted.
+
+A subscription gives by its status: `active`, `trialing` and `past_due` give their plans; `unpaid` takes them away and
+leaves the fallback plan; `paused`, `incomplete` and `incomplete_expired` give nothing; `canceled` gave until its end. A
+price that the catalog never made gives nothing, and is named.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from decimal import Decimal
+from typing import Final, NamedTuple
+
+import msgspec
+
+from aggregators.entitlement_codec import encode
+from aggregators.entitlements import inputs_sha256, resolve
+from schemas.catalog import QUANTITY, UNLIMITED, Add, AddOn, Catalog, FeatureType, GrantValue, Merge, Plan, PlanId
+from schemas.catalog_changes import Pin
+from schemas.entitlements import (
+    UNLIMITED as TOP,
+)
+from schemas.entitlements import (
+    Computed,
+    Entitled,
+    Feature,
+    Grant,
+    Operation,
+    Resolver,
+    SourceKind,
+    Span,
+    Value,
+)
+from schemas.periods import INSTANT_MIN_MS
+from schemas.side_tables import Link, Row
+
+_GIVING: Final = frozenset({"active", "trialing", "past_due", "canceled"})
+_COMING: Final = frozenset({"active", "not_started"})
+# The included quantity of a meter resolves like a limit, under a name that no feature has.
+INCLUDED: Final = "included:"
+# Seats are bought by number, so a plan whose seats are paid gives as many as are wanted.
+_SEATS_MAX: Final = 10**9
+
+
+class Commerce(NamedTuple):
+    """What the business sells: the active catalog, the terms of every version that was ever sold, and what each price
+    is the price of, by price id."""
+
+    catalog: Catalog
+    sold: Mapping[PlanId, Plan | AddOn]
+    pins: Mapping[str, Pin]
+
+
+class Granted(NamedTuple):
+    """The inputs of `aggregators.entitlements`. `unknown_prices`: prices in force that the catalog never made."""
+
+    features: tuple[Feature, ...]
+    entitled: Entitled
+    unknown_prices: tuple[str, ...]
+
+
+class _Bought(NamedTuple):
+    """Prices with their quantities that one subscription has over a span."""
+
+    subscription: str
+    span: Span
+    quantities: Sequence[tuple[str, int | None]]
+
+
+@dataclass(slots=True)
+class _Collected:
+    grants: list[Grant] = field(default_factory=list)
+    plans: list[Span] = field(default_factory=list)
+    downgraded: list[Span] = field(default_factory=list)
+    unknown: set[str] = field(default_factory=set)
+
+
+def granted(
+    commerce: Commerce, links: Iterable[Link], mirror: Mapping[str, Sequence[Row]], people: Iterable[Grant]
+) -> Granted:
+    """What an account is granted. `mirror` has the rows of the account's customers; `people` are the overrides and
+    contracts of the account. Equal inputs give an equal answer, whatever the time is."""
+    collected = _Collected(grants=list(people))
+    everywhere = Span(INSTANT_MIN_MS)
+    default, fallback = commerce.catalog.defaults.plan, commerce.catalog.dunning.fallback_plan
+    for kind, name in ((SourceKind.DEFAULT, default), (SourceKind.FALLBACK, fallback)):
+        if name is not None:
+            plan = commerce.catalog.plans[name]
+            collected.grants += _plan_grants(kind, PlanId(name, plan.version), plan, everywhere, {}, 0)
+    for link in links:
+        for row in mirror.get("subscriptions", ()):
+            if link.customer and row["customer_id"] == link.customer:
+                _subscription(commerce, link, row, mirror, collected)
+    entitled = Entitled(tuple(collected.grants), plans=tuple(collected.plans), downgraded=tuple(collected.downgraded))
+    return Granted(features_of(commerce), entitled, tuple(sorted(collected.unknown)))
+
+
+def features_of(commerce: Commerce) -> tuple[Feature, ...]:
+    """The features of the active catalog, and the included quantity of each meter that is sold."""
+    found = [Feature(name, each.type, each.merged_by) for name, each in sorted(commerce.catalog.features.items())]
+    meters = {
+        line.meter for sold in commerce.sold.values() if isinstance(sold, Plan) for line in sold.prices if line.meter
+    }
+    return (*found, *(Feature(f"{INCLUDED}{meter}", FeatureType.LIMIT, Merge.SUM) for meter in sorted(meters)))
+
+
+def _subscription(
+    commerce: Commerce, link: Link, row: Row, mirror: Mapping[str, Sequence[Row]], collected: _Collected
+) -> None:
+    """Add what one subscription gives while the link holds."""
+    status, subscription = row["status"], str(row["id"])
+    starts_ms = max(_ms(row["start_ms"]) or INSTANT_MIN_MS, link.starts_ms)
+    ends_ms = _first(_ms(row["ended_ms"]), _ms(row["cancel_at_ms"]), link.ends_ms)
+    if row["deleted"] or (ends_ms is not None and ends_ms <= starts_ms):
+        return
+    if status == "unpaid":
+        collected.downgraded.append(Span(starts_ms, ends_ms))
+    if status not in _GIVING and status != "unpaid":
+        return
+    for bought in _bought(subscription, Span(starts_ms, ends_ms), mirror):
+        quantities: dict[PlanId, dict[str, int | None]] = {}
+        for price, quantity in bought.quantities:
+            pin = commerce.pins.get(price)
+            if pin is None or pin.plan not in commerce.sold:
+                collected.unknown.add(price)
+            else:
+                quantities.setdefault(pin.plan, {})[pin.component] = quantity
+        for plan, by_component in quantities.items():
+            sold, source = commerce.sold[plan], subscription
+            if isinstance(sold, AddOn):
+                collected.grants += _addon_grants(plan, sold, bought.span, by_component, source)
+                continue
+            collected.plans.append(bought.span)
+            collected.grants += _plan_grants(SourceKind.PLAN, plan, sold, bought.span, by_component, sold.rank, source)
+            trial_end_ms = _first(_ms(row["trial_end_ms"]), bought.span.ends_ms)
+            if sold.trial and row["trial_end_ms"] is not None and trial_end_ms and trial_end_ms > bought.span.starts_ms:
+                trial = Span(bought.span.starts_ms, trial_end_ms)
+                for name, value in sold.trial.grants.items():
+                    yielded = _grant(SourceKind.TRIAL, plan, name, value, trial, None, 0, source)
+                    collected.grants.append(yielded)
+
+
+def _bought(subscription: str, span: Span, mirror: Mapping[str, Sequence[Row]]) -> Iterator[_Bought]:
+    """What a subscription has now, and what its schedule's later phases bring."""
+    phases = [
+        phase
+        for schedule in mirror.get("subscription_schedules", ())
+        if schedule["subscription_id"] == subscription and schedule["status"] in _COMING and not schedule["deleted"]
+        for phase in json.loads(str(schedule["phases_json"]))
+    ]
+    items = [row for row in mirror.get("subscription_items", ()) if row["subscription_id"] == subscription]
+    # The items are those of the phase that their period lies in.
+    shown_ms = max((_ms(row["period_start_ms"]) or 0 for row in items), default=0)
+    coming = [phase for phase in phases if phase["start_ms"] > shown_ms and phase["start_ms"] > span.starts_ms]
+    ends_ms = _first(span.ends_ms, *(phase["start_ms"] for phase in coming))
+    yield _Bought(
+        subscription, Span(span.starts_ms, ends_ms), [(str(row["price_id"]), _int(row["quantity"])) for row in items]
+    )
+    for number, phase in enumerate(coming):
+        phase_ends_ms = _first(span.ends_ms, *(after["start_ms"] for after in coming[number + 1 :]))
+        if phase_ends_ms is None or phase["start_ms"] < phase_ends_ms:
+            prices = [(item["price"], item["quantity"]) for item in phase["prices"]]
+            yield _Bought(subscription, Span(phase["start_ms"], phase_ends_ms), prices)
+
+
+def _plan_grants(
+    kind: SourceKind,
+    plan: PlanId,
+    sold: Plan,
+    span: Span,
+    quantities: Mapping[str, int | None],
+    rank: int,
+    cause: str = "",
+) -> Iterator[Grant]:
+    paid = {line.quantity: quantities.get(line.component) for line in sold.prices if line.quantity}
+    for name, value in sold.grants.items():
+        yield _grant(kind, plan, name, value, span, paid.get(name), rank, cause)
+    for line in sold.prices:
+        if line.meter:
+            quantity = Decimal(sold.included.meters.get(line.meter, 0))
+            yield Grant(
+                f"{INCLUDED}{line.meter}", kind, str(plan), Operation.SET, quantity, *span, rank=rank, cause=cause
+            )
+
+
+def _addon_grants(
+    plan: PlanId, sold: AddOn, span: Span, quantities: Mapping[str, int | None], cause: str
+) -> Iterator[Grant]:
+    times = sum(quantity or 1 for quantity in quantities.values())
+    for name, value in sold.grants.items():
+        grant = _grant(SourceKind.ADDON, plan, name, value, span, times, 0, cause)
+        if grant.operation is Operation.ADD and isinstance(grant.value, Decimal):
+            grant = grant._replace(value=grant.value * times)
+        elif grant.operation is Operation.SET and not isinstance(grant.value, str):
+            # An add-on gives at least what it says, and takes nothing.
+            grant = grant._replace(operation=Operation.AT_LEAST)
+        yield grant
+
+
+def _grant(
+    kind: SourceKind,
+    plan: PlanId,
+    feature: str,
+    value: GrantValue,
+    span: Span,
+    paid: int | None,
+    rank: int,
+    cause: str,
+) -> Grant:
+    operation, exact = meaning(value, paid)
+    return Grant(feature, kind, str(plan), operation, exact, *span, rank=rank, cause=cause)
+
+
+def meaning(value: GrantValue, paid: int | None = None) -> tuple[Operation, Value]:
+    """What a grant of the catalog does, and with which value. `paid` is the paid quantity of seats."""
+    if isinstance(value, Add):
+        return Operation.ADD, Decimal(value.add)
+    if isinstance(value, bool):
+        return Operation.SET, value
+    if isinstance(value, int):
+        return Operation.SET, Decimal(value)
+    if isinstance(value, dict):
+        return Operation.SET, msgspec.json.encode(value, order="sorted").decode()
+    if value == QUANTITY:
+        return Operation.SET, Decimal(paid or 0)
+    return Operation.SET, TOP if value == UNLIMITED else value
+
+
+def _ms(value: str | int | None) -> int | None:
+    return None if value is None else int(value)
+
+
+_int = _ms
+
+
+def _first(*instants: int | None) -> int | None:
+    return min((instant for instant in instants if instant is not None), default=None)
+
+
+def resolver_of(commerce: Commerce) -> Resolver:
+    """The function that computes an account's entitlements by a catalog."""
+
+    def resolved(links: Iterable[Link], mirror: Mapping[str, Sequence[Row]], people: Iterable[Grant]) -> Computed:
+        found = granted(commerce, links, mirror, people)
+        segments = encode(resolve(found.features, found.entitled))
+        return Computed(inputs_sha256(found.features, found.entitled), segments, found.unknown_prices)
+
+    return resolved
+
+
+def upgrade_for(commerce: Commerce, feature: str, wanted: Decimal, plan: str = "") -> str:
+    """The first add-on for `plan`, or else the lowest plan, that gives the feature, or a limit of `wanted`; "" if none
+    does. Both are named with their versions."""
+    offers: list[tuple[int, str, PlanId, Mapping[str, GrantValue]]] = [
+        (each.rank, name, PlanId(name, each.version), each.grants) for name, each in commerce.catalog.plans.items()
+    ]
+    offers += [
+        (-1, name, PlanId(name, each.version), each.grants)
+        for name, each in commerce.catalog.addons.items()
+        if plan in each.plans
+    ]
+    for _, _, offer, grants in sorted(offers, key=lambda offered: offered[:2]):
+        if feature in grants and _allows(*meaning(grants[feature], paid=_SEATS_MAX), wanted):
+            return str(offer)
+    return ""
+
+
+def _allows(operation: Operation, value: Value, wanted: Decimal) -> bool:
+    if isinstance(value, Decimal):
+        return operation is Operation.ADD or value >= wanted
+    return value is not False

@@ -1,0 +1,106 @@
+"""Reads a catalog file: YAML, the form of each field, `extends`, and the rules that no single field can break.
+
+Every problem has its line and field, and all are found at once, as far as each stage can be understood.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Final, NamedTuple
+
+from pydantic import ValidationError
+
+from aggregators.catalog_rules import broken_rules
+from aggregators.yaml_lines import Path, Unreadable, read_yaml
+from schemas.catalog import AddOn, Catalog, Plan, PlanId
+from schemas.validation import problems
+
+_MERGED: Final = ("grants", "over_limit", "spend_cap")
+_INHERITED: Final = ("usage_interval", "prices", "included", "trial", "credits")
+
+
+class CatalogProblem(NamedTuple):
+    """What is wrong with a catalog file, and where."""
+
+    line: int
+    field: str
+    message: str
+
+
+def read_catalog(
+    content: bytes, known: Mapping[PlanId, Plan | AddOn]
+) -> tuple[Catalog | None, tuple[CatalogProblem, ...]]:
+    """The catalog of a file with all plans complete, or None and what is wrong, by line.
+
+    `known` are the versions that were applied before; `extends` may name one of them, or a plan of the file.
+    """
+    try:
+        document = read_yaml(content)
+    except Unreadable as error:
+        return None, (CatalogProblem(error.line, _field(error.path), error.message),)
+    try:
+        written = Catalog.model_validate(document.value)
+    except ValidationError as error:
+        found = [
+            (tuple(detail["loc"]), problem.message)
+            for detail, problem in zip(error.errors(include_url=False), problems(error), strict=True)
+        ]
+        return None, _sorted(CatalogProblem(document.line(path), _field(path), message) for path, message in found)
+    catalog, broken = _complete(written, known)
+    broken += broken_rules(catalog)
+    if broken:
+        return None, _sorted(CatalogProblem(document.line(path), _field(path), message) for path, message in broken)
+    return catalog, ()
+
+
+def _field(path: Path) -> str:
+    return ".".join(str(part) for part in path if part != "[key]") or "catalog"
+
+
+def _sorted(found: Iterable[CatalogProblem]) -> tuple[CatalogProblem, ...]:
+    return tuple(sorted(set(found)))
+
+
+def _complete(written: Catalog, known: Mapping[PlanId, Plan | AddOn]) -> tuple[Catalog, list[tuple[Path, str]]]:
+    """The catalog with what its plans inherit. A plan whose `extends` cannot be followed stays as it is."""
+    broken: list[tuple[Path, str]] = []
+    plans = {name: _whole(written, name, known, (), broken) for name in written.plans}
+    return written.model_copy(update={"plans": plans}), broken
+
+
+def _whole(
+    written: Catalog,
+    name: str,
+    known: Mapping[PlanId, Plan | AddOn],
+    heirs: tuple[str, ...],
+    broken: list[tuple[Path, str]],
+) -> Plan:
+    plan = written.plans[name]
+    if plan.extends is None:
+        return plan
+    base_name, _, version = plan.extends.partition("@")
+    base_id = PlanId(base_name, int(version))
+    of_file = written.plans.get(base_name)
+    base: Plan | AddOn | None
+    if of_file is not None and of_file.version == base_id.version:
+        if base_name in (*heirs, name):
+            broken.append((("plans", name, "extends"), f"{base_id} extends {name} in turn: one must stand alone"))
+            return plan
+        base = _whole(written, base_name, known, (*heirs, name), broken)
+    else:
+        base = known.get(base_id)
+    if not isinstance(base, Plan):
+        have = sorted(str(each) for each in known if each.name == base_name)
+        have += [f"{base_name}@{of_file.version}"] if of_file and f"{base_name}@{of_file.version}" not in have else []
+        names = f"there are {', '.join(have)}" if have else f"there is no plan {base_name}"
+        broken.append((("plans", name, "extends"), f"there is no {base_id}, neither here nor applied: {names}"))
+        return plan
+    return _extended(base, plan)
+
+
+def _extended(base: Plan, plan: Plan) -> Plan:
+    """A plan with what it inherits: whole fields, and of maps the entries that it does not name."""
+    own = plan.model_fields_set
+    inherited = {field: getattr(base, field) for field in _INHERITED if field not in own}
+    merged = {field: {**getattr(base, field), **getattr(plan, field)} for field in _MERGED}
+    return plan.model_copy(update=inherited | merged)

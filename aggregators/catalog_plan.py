@@ -1,0 +1,390 @@
+"""What an application of a catalog will do: the difference of the file, SQL and Stripe. Nothing else decides it.
+
+A price is never changed at Stripe. Other terms are another version of the plan, with prices of its own; who has the old
+version keeps it. The actions come in the order in which they are executed, so that nobody can buy half a plan: what is
+sold changes in SQL after everything is at Stripe.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from decimal import Decimal, localcontext
+from hashlib import sha256
+from typing import Any, Final, NamedTuple
+
+from aggregators.catalog_prices import prices_of, product_id
+from schemas.catalog import UNLIMITED, VERSIONED, Add, AddOn, Catalog, GrantValue, Plan, PlanId, Price
+from schemas.catalog_changes import (
+    Action,
+    AtStripe,
+    CatalogKind,
+    CatalogPlan,
+    KnownPlan,
+    PlanState,
+    Standing,
+    StripeProduct,
+    StripeRecord,
+    Verb,
+)
+
+OURS: Final = "tm."
+# What an action is about that SQL alone does, in the transaction that makes the catalog active.
+IN_SQL: Final = "plan"
+
+
+class Wanted(NamedTuple):
+    """What Stripe must have for a catalog. `features` are by product, of which only a plan's first one has any."""
+
+    products: Mapping[str, tuple[StripeProduct, PlanId, str]]
+    features: Mapping[str, str]
+    attached: Mapping[str, frozenset[str]]
+    prices: Mapping[str, Price]
+    meters: Mapping[str, str]
+
+
+class World(NamedTuple):
+    """What a plan is made from, besides the file. `usage` has the subscriptions by price id."""
+
+    standing: Standing
+    stripe: AtStripe
+    usage: Mapping[str, frozenset[str]]
+
+
+def catalog_hash(catalog: Catalog) -> str:
+    """The hash by which a catalog is recognised."""
+    return sha256(catalog.model_dump_json().encode()).hexdigest()
+
+
+def wanted(catalog: Catalog) -> Wanted:
+    """The objects that Stripe must have."""
+    products: dict[str, tuple[StripeProduct, PlanId, str]] = {}
+    attached: dict[str, frozenset[str]] = {}
+    prices: dict[str, Price] = {}
+    for plan, sold in catalog.sold().items():
+        own = prices_of(catalog, plan, sold)
+        prices |= {price.key: price for price in own}
+        components = dict.fromkeys(price.component for price in own)
+        for component in components:
+            name = _product_name(plan, sold, component)
+            product = StripeProduct(
+                product_id(plan, component), name, sold.description, catalog.defaults.tax_code or ""
+            )
+            products[product.id] = (product, plan, component)
+        if components:
+            attached[product_id(plan, next(iter(components)))] = _flags(catalog, sold)
+    features = {
+        feature.stripe_feature: feature.description or name
+        for name, feature in catalog.features.items()
+        if feature.stripe_feature
+    }
+    meters = {meter.stripe_event_name: meter.slug for meter in catalog.meters if meter.stripe_event_name}
+    return Wanted(products, features, attached, prices, meters)
+
+
+def _product_name(plan: PlanId, sold: Plan | AddOn, component: str) -> str:
+    """What an invoice shows: the plan, and the component if the plan has several."""
+    name = sold.name or plan.name.replace("_", " ").capitalize()
+    if isinstance(sold, AddOn) or len(sold.prices) == 1:
+        return name
+    own = next(line.name for line in sold.prices if line.component == component)
+    return f"{name}: {own or component.replace('_', ' ')}"
+
+
+def _flags(catalog: Catalog, sold: Plan | AddOn) -> frozenset[str]:
+    return frozenset(
+        feature.stripe_feature
+        for name, feature in catalog.features.items()
+        if feature.stripe_feature and sold.grants.get(name) is True
+    )
+
+
+def unread_products(catalog: Catalog, stripe: AtStripe, standing: Standing) -> list[str]:
+    """The products whose attached features must be read: those that exist, and were not applied with these grants."""
+    done = {
+        product_id(plan, component)
+        for plan, sold in catalog.sold().items()
+        if (known := standing.plans.get(plan)) and known.sold.grants == sold.grants
+        for component in dict.fromkeys(price.component for price in prices_of(catalog, plan, sold))
+    }
+    found = wanted(catalog).attached
+    return [product for product, features in found.items() if features and product in stripe.products.keys() - done]
+
+
+def plan_catalog(catalog: Catalog, world: World, *, in_place: bool = False) -> CatalogPlan:
+    """The plan, without the actions and refusals of the meter set, which the log decides."""
+    digest = catalog_hash(catalog)
+    want, touched = wanted(catalog), touched_by(world)
+    refusals = [
+        *_version(catalog, digest, world.standing), *_terms_kept(catalog, world.standing, in_place=in_place),
+        *_still_granted(catalog, world.standing), *_unlike(want, world),
+    ]  # fmt: skip
+    states = states_after(catalog, world)
+    actions = [*_at_stripe(want, world), *_states(catalog, states, world), *_archives(states, world)]
+    return CatalogPlan(
+        catalog, digest, world.standing.sha256, world.standing.applying, in_place, actions, refusals,
+        drift_of(world), {str(plan): count for plan, count in sorted(touched.items())},
+    )  # fmt: skip
+
+
+def states_after(catalog: Catalog, world: World) -> dict[PlanId, KnownPlan]:
+    """Every version, with its state after the application."""
+    touched, sold = touched_by(world), catalog.sold()
+    after = {plan: KnownPlan(each, PlanState.OPEN) for plan, each in sold.items()}
+    for plan, known in world.standing.plans.items():
+        if plan not in sold:
+            is_kept = touched.get(plan, 0) > 0
+            after[plan] = KnownPlan(known.sold, PlanState.CLOSED if is_kept else PlanState.RETIRED)
+    return after
+
+
+def records_of(catalog: Catalog, stripe: AtStripe) -> list[StripeRecord]:
+    """Which object at Stripe each key names, once all of them exist."""
+    want = wanted(catalog)
+    by_key = {price.key: price.id for price in stripe.prices.values() if price.key}
+    return [
+        *(StripeRecord(name, CatalogKind.METER, stripe.meters[name].id) for name in want.meters),
+        *(StripeRecord(key, CatalogKind.FEATURE, stripe.features[key].id) for key in want.features),
+        *(StripeRecord(key, CatalogKind.PRODUCT, key, plan, part) for key, (_, plan, part) in want.products.items()),
+        *(
+            StripeRecord(
+                key, CatalogKind.PRICE, by_key[key], price.plan, price.component, price.terms.interval,
+                price.terms.currency,
+            )
+            for key, price in want.prices.items()
+        ),
+    ]  # fmt: skip
+
+
+def touched_by(world: World) -> dict[PlanId, int]:
+    """How many subscriptions have each version."""
+    touched: dict[PlanId, set[str]] = {}
+    for price, pin in world.standing.pins().items():
+        if subscriptions := world.usage.get(price):
+            touched.setdefault(pin.plan, set()).update(subscriptions)
+    return {plan: len(subscriptions) for plan, subscriptions in touched.items()}
+
+
+def _version(catalog: Catalog, digest: str, standing: Standing) -> Iterator[str]:
+    if standing.catalog and digest != standing.sha256 and catalog.version <= standing.catalog.version:
+        yield f"version: must be above {standing.catalog.version}, the version that is active"
+    for plan in catalog.sold():
+        newest = max((known.version for known in standing.plans if known.name == plan.name), default=0)
+        if plan.version < newest:
+            yield f"{plan}: version {newest} was applied already, so the version must be {newest} or above"
+
+
+def _terms_kept(catalog: Catalog, standing: Standing, *, in_place: bool) -> Iterator[str]:
+    """A version's terms are those of its customers, so they stay."""
+    for plan, sold in catalog.sold().items():
+        known = standing.plans.get(plan)
+        if known is None:
+            continue
+        if type(known.sold) is not type(sold):
+            yield f"{plan}: was {'a plan' if isinstance(known.sold, Plan) else 'an add-on'}; take another name"
+            continue
+        changed = [field for field in VERSIONED if _bought(known.sold, field) != _bought(sold, field)]
+        if changed == ["grants"]:
+            lower = _lower(known.sold.grants, sold.grants)
+            if in_place and not lower:
+                continue
+            hint = "add --in-place, for nobody loses anything, or" if not lower else f"{', '.join(lower)} would fall:"
+            yield f"{plan}: grants were applied otherwise; {hint} raise the version to {plan.version + 1}"
+        elif changed:
+            yield f"{plan}: {', '.join(changed)} were applied otherwise; raise the version to {plan.version + 1}"
+
+
+def _bought(sold: Plan | AddOn, field: str) -> object:
+    """A field without the names that people see."""
+    value = getattr(sold, field, None)
+    return [line.model_copy(update={"name": ""}) for line in value or ()] if field == "prices" else value
+
+
+def _lower(before: Mapping[str, GrantValue], after: Mapping[str, GrantValue]) -> list[str]:
+    """The grants that fall, or of which nobody can say that they do not."""
+    return [name for name, value in before.items() if not _is_kept(value, after.get(name))]
+
+
+def _is_kept(before: GrantValue, after: GrantValue | None) -> bool:
+    if after in (before, UNLIMITED) or before is False:
+        return True
+    if isinstance(before, Add) and isinstance(after, Add):
+        return after.add >= before.add
+    is_number = [isinstance(each, int) and not isinstance(each, bool) for each in (before, after)]
+    return all(is_number) and after >= before  # type: ignore[operator]  # both are numbers
+
+
+def _still_granted(catalog: Catalog, standing: Standing) -> Iterator[str]:
+    """Who keeps a version keeps what it grants and counts, so the catalog must still know those words."""
+    meters = {meter.slug for meter in catalog.meters}
+    before = standing.catalog.features if standing.catalog else {}
+    for plan, known in standing.plans.items():
+        if known.state is PlanState.RETIRED:
+            continue
+        for name in known.sold.grants:
+            feature = catalog.features.get(name)
+            if feature is None or (name in before and before[name].type is not feature.type):
+                yield f"features.{name}: {plan} grants it, so it must stay with its type"
+        for line in known.sold.prices if isinstance(known.sold, Plan) else ():
+            if line.meter and line.meter not in meters:
+                yield f"meters: {plan} bills {line.meter}, so the meter must stay"
+
+
+def _unlike(want: Wanted, world: World) -> Iterator[str]:
+    """Prices and meters at Stripe that are not what the catalog says, and cannot be made so."""
+    by_key = {price.key: price for price in world.stripe.prices.values() if price.key}
+    for key, price in want.prices.items():
+        found, record = by_key.get(key), world.standing.records.get((CatalogKind.PRICE, key))
+        if found and found.terms != price.terms:
+            yield (
+                f"{key}: Stripe's price {found.id} has {_differences(found.terms, price.terms)}; a price never "
+                f"changes: raise the version of {price.plan.name} to {price.plan.version + 1}"
+            )
+        elif record and (found is None or found.id != record.stripe_id):
+            moved = f"names {found.id} at Stripe" if found else "names no price at Stripe"
+            yield (
+                f"{key}: {moved}, and was {record.stripe_id}: give {record.stripe_id} its lookup key again, or raise "
+                f"the version of {price.plan.name} to {price.plan.version + 1}"
+            )
+    for event_name in want.meters:
+        if (meter := world.stripe.meters.get(event_name)) and meter.fault:
+            yield f"meters: {meter.fault}"
+
+
+def _differences(found: Any, terms: Any) -> str:
+    return ", ".join(
+        f"{field} {getattr(found, field)!s}, not {getattr(terms, field)!s}"
+        for field in terms._fields
+        if getattr(found, field) != getattr(terms, field)
+    )
+
+
+def _at_stripe(want: Wanted, world: World) -> Iterator[Action]:
+    """The creations and changes in the order meters, products, features, prices."""
+    stripe = world.stripe
+    for event_name, slug in want.meters.items():
+        if event_name not in stripe.meters:
+            yield Action(Verb.CREATE, CatalogKind.METER, event_name, f"for the meter {slug}")
+    for key, (product, _, _) in want.products.items():
+        if (found := stripe.products.get(key)) is None:
+            yield Action(Verb.CREATE, CatalogKind.PRODUCT, key, product.name)
+        elif found != product:
+            note = "; the tax code changes the tax of future invoices" if found.tax_code != product.tax_code else ""
+            yield Action(Verb.UPDATE, CatalogKind.PRODUCT, key, f"{_differences(found, product)}{note}")
+    for key, name in want.features.items():
+        if key not in stripe.features:
+            yield Action(Verb.CREATE, CatalogKind.FEATURE, key, name)
+    for product_key, features in want.attached.items():
+        if product_key in stripe.products and product_key not in stripe.attached:
+            continue
+        for feature in sorted(features - stripe.attached.get(product_key, frozenset())):
+            yield Action(Verb.ATTACH, CatalogKind.FEATURE, f"{feature} {product_key}")
+    by_key = {price.key: price for price in stripe.prices.values() if price.key}
+    for key, price in want.prices.items():
+        if (at_stripe := by_key.get(key)) is None:
+            yield Action(Verb.CREATE, CatalogKind.PRICE, key, amounts_text(price))
+        elif not at_stripe.is_active:
+            yield Action(Verb.UPDATE, CatalogKind.PRICE, key, "active again")
+
+
+def amounts_text(price: Price) -> str:
+    """What a price costs, for people, in major units."""
+    terms = price.terms
+    package = f" for each {terms.package}" if terms.package > 1 else ""
+    if not terms.tiers:
+        return f"{_major(terms.unit_minor or '0', price.exponent)} {terms.currency}{package}"
+    steps = (
+        f"{f'{_major(tier.flat_minor, price.exponent)} and ' if tier.flat_minor != '0' else ''}"
+        f"{_major(tier.unit_minor, price.exponent)} {f'up to {tier.up_to}' if tier.up_to else 'beyond'}"
+        for tier in terms.tiers
+    )
+    return f"{terms.currency}, {terms.mode}: {', '.join(steps)}"
+
+
+def _major(minor: str, exponent: int) -> str:
+    """An amount in major units, with at least the currency's decimals."""
+    with localcontext(prec=60):
+        major = Decimal(minor).scaleb(-exponent)
+        return f"{max(major.normalize(), major.quantize(Decimal(1).scaleb(-exponent)), key=_places):f}"
+
+
+def _places(number: Decimal) -> int:
+    return -int(number.as_tuple().exponent)
+
+
+def _states(catalog: Catalog, states: Mapping[PlanId, KnownPlan], world: World) -> Iterator[Action]:
+    known, sold = world.standing.plans, catalog.sold()
+    for plan in sold:
+        if plan not in known or known[plan].state is not PlanState.OPEN:
+            yield Action(Verb.OPEN, IN_SQL, str(plan), "sold from now on")
+        elif known[plan].sold != sold[plan]:
+            yield Action(Verb.UPDATE, IN_SQL, str(plan), "within the version")
+    for plan, after in states.items():
+        if plan in sold or known[plan].state is after.state:
+            continue
+        if after.state is PlanState.CLOSED:
+            yield Action(Verb.CLOSE, IN_SQL, str(plan), "sold no more, kept by its subscriptions")
+        else:
+            yield Action(Verb.RETIRE, IN_SQL, str(plan), "no subscription has it; its prices are archived")
+
+
+def _archives(states: Mapping[PlanId, KnownPlan], world: World) -> Iterator[Action]:
+    for record in world.standing.records.values():
+        if record.plan is None or states[record.plan].state is not PlanState.RETIRED:
+            continue
+        at_stripe = {CatalogKind.PRICE: world.stripe.prices, CatalogKind.PRODUCT: world.stripe.products}
+        found: Any = at_stripe[record.kind].get(record.stripe_id)
+        if found and found.is_active:
+            yield Action(Verb.ARCHIVE, record.kind, record.key)
+
+
+def drift_of(world: World) -> list[str]:
+    """What Stripe has otherwise than it was applied, and what is sold there past the catalog."""
+    standing, stripe, found = world.standing, world.stripe, list[str]()
+    touched = touched_by(world)
+    want = wanted(standing.catalog) if standing.catalog else None
+    for (_, key), record in standing.records.items():
+        is_live = record.plan is None or standing.plans[record.plan].state is not PlanState.RETIRED
+        if record.kind is CatalogKind.PRICE:
+            price = stripe.prices.get(record.stripe_id)
+            if price is None:
+                found.append(f"price {record.stripe_id} ({key}) is not at Stripe")
+            elif price.key != key:
+                found.append(f"price {record.stripe_id} has the lookup key {price.key or 'none'}, and had {key}")
+            elif is_live and not price.is_active:
+                users = touched.get(record.plan, 0) if record.plan else 0
+                found.append(f"price {record.stripe_id} ({key}) is archived; {users} subscriptions have its plan")
+            elif want and key in want.prices and price.terms != want.prices[key].terms:
+                found.append(
+                    f"price {record.stripe_id} ({key}) has {_differences(price.terms, want.prices[key].terms)}"
+                )
+        elif record.kind is CatalogKind.PRODUCT:
+            product = stripe.products.get(key)
+            if product is None:
+                found.append(f"product {key} is not at Stripe")
+            elif want and key in want.products and product != want.products[key][0]:
+                found.append(f"product {key} has {_differences(product, want.products[key][0])}")
+        elif record.kind is CatalogKind.METER:
+            meter = stripe.meters.get(key)
+            if meter is None or meter.fault:
+                found.append(f"meter {key}: {meter.fault if meter else 'is not at Stripe'}")
+        elif key not in stripe.features:
+            found.append(f"feature {key} is not at Stripe")
+    if want:
+        found += [
+            f"product {product} has the features {', '.join(sorted(stripe.attached[product])) or 'none'}, not "
+            f"{', '.join(sorted(features)) or 'none'}"
+            for product, features in want.attached.items()
+            if product in stripe.attached and stripe.attached[product] != features
+        ]
+    pins = standing.pins()
+    found += [
+        f"price {price} is in {len(subscriptions)} subscriptions and no plan of the catalog has it"
+        for price, subscriptions in sorted(world.usage.items())
+        if price not in pins
+    ]
+    found += [
+        f"price {price.id} has the lookup key {price.key} and was never applied"
+        for price in stripe.prices.values()
+        if price.key.startswith(OURS) and price.id not in pins and price.is_active
+    ]
+    return found

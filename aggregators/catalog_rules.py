@@ -1,0 +1,284 @@
+"""The rules of a catalog that no single field can break. Each finding has the path of its field."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Final
+
+from aggregators.catalog_prices import amounts_of, metered_currencies, minor_text
+from aggregators.mirror import currency_exponent
+from aggregators.yaml_lines import Path
+from schemas.catalog import (
+    QUANTITY,
+    UNLIMITED,
+    Add,
+    AddOn,
+    Amounts,
+    Catalog,
+    FeatureType,
+    GrantValue,
+    Merge,
+    Plan,
+    PriceLine,
+    TierLine,
+)
+
+Found = tuple[Path, str]
+
+_MERGES: Final = {
+    FeatureType.FLAG: (Merge.ANY,), FeatureType.CONFIG: (Merge.FIRST,),
+    FeatureType.LIMIT: (Merge.MAX, Merge.SUM), FeatureType.SEAT: (Merge.MAX, Merge.SUM),
+}  # fmt: skip
+_FORMS: Final = {
+    FeatureType.FLAG: "true or false",
+    FeatureType.LIMIT: "a number, unlimited or {add: NUMBER}",
+    FeatureType.SEAT: "a number, unlimited, quantity or {add: NUMBER}",
+    FeatureType.CONFIG: "a map of settings",
+}
+
+
+def broken_rules(catalog: Catalog) -> list[Found]:
+    """Everything that contradicts something else in the catalog."""
+    found = [*_currencies(catalog), *_features(catalog), *_references(catalog), *_pools(catalog), *_twice(catalog)]
+    for name, plan in catalog.plans.items():
+        path: Path = ("plans", name)
+        found += _plan_references(catalog, path, plan)
+        found += _grants(catalog, (*path, "grants"), plan.grants, plan)
+        if plan.trial:
+            found += _grants(catalog, (*path, "trial", "grants"), plan.trial.grants, plan)
+        found += _limits(catalog, path, plan)
+        found += _intervals(path, plan)
+        found += _sale(path, plan)
+        for index, line in enumerate(plan.prices):
+            here = (*path, "prices", index)
+            found += _metered(catalog, here, line, plan) if line.meter else _licensed(catalog, here, line)
+            for within, amounts in amounts_of(line):
+                found += _amounts(catalog, (*here, *within), amounts)
+    for name, addon in catalog.addons.items():
+        found += _addon(catalog, ("addons", name), addon)
+    return found
+
+
+def _currencies(catalog: Catalog) -> Iterator[Found]:
+    for currency, exponent in catalog.currencies.items():
+        if exponent != currency_exponent(currency):
+            at_stripe = currency_exponent(currency)
+            yield ("currencies", currency), f"Stripe counts {currency} with {at_stripe} decimals, not {exponent}"
+
+
+def _features(catalog: Catalog) -> Iterator[Found]:
+    meters = {meter.slug for meter in catalog.meters}
+    for name, feature in catalog.features.items():
+        path: Path = ("features", name)
+        if feature.merged_by not in _MERGES[feature.type]:
+            words = " or ".join(_MERGES[feature.type])
+            yield path, f"merge: say what two subscriptions give together; a {feature.type} takes {words}"
+        if (feature.type is FeatureType.LIMIT) != (feature.meter is not None):
+            yield path, "a limit needs the meter that it limits, and no other feature has one"
+        elif feature.meter and feature.meter not in meters:
+            yield (*path, "meter"), f"there is no meter {feature.meter}"
+        if feature.stripe_feature and feature.type is not FeatureType.FLAG:
+            yield (*path, "stripe_feature"), "only a flag can be a feature at Stripe"
+
+
+def _references(catalog: Catalog) -> Iterator[Found]:
+    default, fallback = catalog.defaults.plan, catalog.dunning.fallback_plan
+    for path, name in ((("defaults", "plan"), default), (("dunning", "fallback_plan"), fallback)):
+        plan = catalog.plans.get(name or "")
+        if name and plan is None:
+            yield path, f"there is no plan {name}"
+        elif plan and plan.prices:
+            yield path, f"{name} has prices: an account without a subscription can only have a plan with `prices: none`"
+
+
+def _pools(catalog: Catalog) -> Iterator[Found]:
+    meters = {meter.slug for meter in catalog.meters}
+    modes: dict[str, tuple[str, str]] = {}
+    for name, pool in catalog.credit_pools.items():
+        path: Path = ("credit_pools", name)
+        for meter in pool.covers:
+            other, mode = modes.setdefault(meter, (name, pool.mode))
+            if meter not in meters:
+                yield (*path, "covers", meter), f"there is no meter {meter}"
+            elif mode != pool.mode:
+                both = "a pool of ours and a credit grant of Stripe would both pay for the same usage"
+                yield (*path, "covers", meter), f"{other} pays for {meter} in mode {mode}: {both}"
+        for pack_name, pack in pool.packs.items():
+            yield from _amounts(catalog, (*path, "packs", pack_name), dict(pack.amounts))
+        if pool.top_up and pool.top_up.pack not in pool.packs:
+            yield (*path, "top_up", "pack"), f"the pool has no pack {pool.top_up.pack}"
+
+
+def _twice(catalog: Catalog) -> Iterator[Found]:
+    """A price is that of one component of one plan: its lookup key, `tm.PLAN.vVERSION.COMPONENT…`, says of which."""
+    for name, plan in catalog.plans.items():
+        seen: set[str] = set()
+        for index, line in enumerate(plan.prices):
+            if line.component in seen:
+                yield (
+                    ("plans", name, "prices", index),
+                    f"the plan has a component {line.component} already: its prices could not be told apart",
+                )
+            seen.add(line.component)
+    for name in sorted(catalog.plans.keys() & catalog.addons.keys()):
+        yield ("addons", name), f"a plan is called {name} too: their prices could not be told apart"
+
+
+def _offers(line: PriceLine) -> set[tuple[str, str]]:
+    return {(interval.value, currency) for interval, amounts in line.amounts() for currency in amounts}
+
+
+def _amounts(catalog: Catalog, path: Path, amounts: Amounts) -> Iterator[Found]:
+    for currency, amount in amounts.items():
+        if currency not in catalog.currencies:
+            yield (*path, currency), f"currencies does not have {currency}: add it with its number of decimals"
+            continue
+        try:
+            minor_text(amount, catalog.currencies[currency])
+        except ValueError as error:
+            yield (*path, currency), str(error)
+
+
+def _plan_references(catalog: Catalog, path: Path, plan: Plan) -> Iterator[Found]:
+    metered = {line.meter for line in plan.prices if line.meter}
+    for field, names, known, what in (
+        ("over_limit", plan.over_limit, catalog.features, "feature"),
+        ("spend_cap", plan.spend_cap, metered, "metered component of the plan for"),
+        ("included", plan.included.meters, metered, "metered component of the plan for"),
+    ):
+        for name in names:
+            if name not in known:
+                yield (*path, field, name), f"there is no {what} {name}"
+    for meter, amounts in plan.spend_cap.items():
+        yield from _amounts(catalog, (*path, "spend_cap", meter), amounts)
+    for index, credit in enumerate(plan.credits):
+        if credit.pool not in catalog.credit_pools:
+            yield (*path, "credits", index, "pool"), f"there is no credit pool {credit.pool}"
+    if plan.trial and metered and "pause" in (plan.trial.ends.no_card, plan.trial.ends.card):
+        yield (*path, "trial", "ends"), "Stripe cannot pause a subscription with metered components at a trial's end"
+
+
+def _grants(catalog: Catalog, path: Path, grants: dict[str, GrantValue], plan: Plan | None) -> Iterator[Found]:
+    paid = {line.quantity for line in plan.prices} if plan else set()
+    for name, value in grants.items():
+        feature = catalog.features.get(name)
+        if feature is None:
+            yield (*path, name), f"there is no feature {name}"
+            continue
+        if not _fits(feature.type, value):
+            yield (*path, name), f"{name} is a {feature.type}: grant {_FORMS[feature.type]}"
+        elif value == QUANTITY and feature.type is FeatureType.SEAT and name not in paid:
+            yield (*path, name), f"no component of the plan has `quantity: {name}`, so no quantity is paid"
+
+
+def _fits(kind: FeatureType, value: GrantValue) -> bool:
+    if kind is FeatureType.FLAG:
+        return isinstance(value, bool)
+    if kind is FeatureType.CONFIG:
+        return isinstance(value, dict)
+    is_number = (isinstance(value, int) and not isinstance(value, bool)) or isinstance(value, Add)
+    return is_number or value == UNLIMITED or (value == QUANTITY and kind is FeatureType.SEAT)
+
+
+def _limits(catalog: Catalog, path: Path, plan: Plan) -> Iterator[Found]:
+    """What is included is paid with the base price, so a limit below it would take away what was paid."""
+    paid = {line.quantity: line.included for line in plan.prices if line.quantity and line.included}
+    for name, value in plan.grants.items():
+        feature = catalog.features.get(name)
+        included = (plan.included.meters.get(feature.meter or "") or paid.get(name)) if feature else None
+        if included and isinstance(value, int) and not isinstance(value, bool) and value < included:
+            yield (*path, "grants", name), f"the limit {value} is below the {included} that the price includes"
+
+
+def _intervals(path: Path, plan: Plan) -> Iterator[Found]:
+    """An account has one billing period for usage."""
+    named = {plan.usage_interval} - {None}
+    for index, line in enumerate(plan.prices):
+        if line.meter:
+            named |= {interval for interval, _ in line.amounts()}
+            if len(named) > 1:
+                words = " and ".join(sorted(str(each) for each in named))
+                yield (*path, "prices", index), f"usage is billed by {words}: a plan has one usage interval"
+                return
+
+
+def _sale(path: Path, plan: Plan) -> Iterator[Found]:
+    """Whoever buys a plan buys all its components, in one interval and currency."""
+    licensed = [(index, line) for index, line in enumerate(plan.prices) if not line.meter]
+    offers = _offers(licensed[0][1]) if licensed else set()
+    for index, line in licensed[1:]:
+        if missing := sorted(_words(offers ^ _offers(line))):
+            both = f"{line.component} and {licensed[0][1].component} differ in {', '.join(missing)}"
+            yield (*path, "prices", index), f"{both}: nobody could buy the plan so"
+    currencies = {currency for _, currency in offers}
+    for index, line in enumerate(plan.prices):
+        if line.meter and (missing := sorted(currencies - set(metered_currencies(line)))):
+            yield (*path, "prices", index), f"the component has no price in {', '.join(missing)}, which others have"
+
+
+def _words(offers: set[tuple[str, str]]) -> Sequence[str]:
+    return [f"{interval} {currency}" for interval, currency in offers]
+
+
+def _licensed(catalog: Catalog, path: Path, line: PriceLine) -> Iterator[Found]:
+    if line.tiers or line.unit:
+        yield path, "only a component with a meter has a unit and tiers"
+    elif not any(True for _ in line.amounts()):
+        yield path, "the component has no price: give month or year, each with its currencies"
+    if line.quantity:
+        feature = catalog.features.get(line.quantity)
+        if feature is None or feature.type is not FeatureType.SEAT:
+            yield (*path, "quantity"), f"there is no feature {line.quantity} of type seat"
+    elif line.included:
+        yield (*path, "included"), "only a component with a quantity includes some of it"
+    if line.package and line.included:
+        yield (*path, "package"), "Stripe cannot bill packages and tiers, which `included` needs, in one price"
+
+
+def _metered(catalog: Catalog, path: Path, line: PriceLine, plan: Plan) -> Iterator[Found]:
+    meter = next((each for each in catalog.meters if each.slug == line.meter), None)
+    included = plan.included.meters.get(line.meter or "")
+    if meter is None:
+        yield (*path, "meter"), f"there is no meter {line.meter}"
+    elif line.unit != meter.unit:
+        yield (*path, "unit"), f"the price is for {line.unit or 'no unit'}, and the meter counts {meter.unit}"
+    elif not meter.stripe_event_name:
+        yield (*path, "meter"), f"{meter.slug} is not reported to Stripe: give it a stripe_event_name"
+    if line.quantity or line.included:
+        yield path, "usage is not paid ahead: a metered component has no quantity, and the plan says what is included"
+    if line.package and (line.tiers or included):
+        yield (*path, "package"), "Stripe cannot bill packages and tiers, which `included` needs, in one price"
+    intervals = sum(1 for _ in line.amounts())
+    if line.tiers and intervals:
+        yield path, "give the amounts in tiers or by interval, not both"
+    elif line.tiers:
+        yield from _tiers((*path, "tiers"), line.tiers, included)
+    elif not intervals:
+        yield path, "the component has no price: give month: {usd: …} or tiers"
+
+
+def _tiers(path: Path, tiers: Sequence[TierLine], included: int | None) -> Iterator[Found]:
+    bounds = [included if tier.up_to == "included" else tier.up_to for tier in tiers]
+    numbers = [bound for bound in bounds[:-1] if isinstance(bound, int)]
+    if bounds[-1] != "inf" or len(numbers) != len(tiers) - 1 or numbers != sorted(set(numbers)):
+        yield path, "up_to must rise from tier to tier, and the last one alone is inf"
+    currencies = tiers[-1].price.keys() | tiers[-1].flat.keys()
+    for index, tier in enumerate(tiers):
+        if tier.price.keys() | tier.flat.keys() != currencies:
+            yield (*path, index), f"all tiers have a price in the same currencies: {', '.join(sorted(currencies))}"
+    is_free = not any(amount.strip("0.") for amount in (*tiers[0].price.values(), *tiers[0].flat.values()))
+    if tiers[0].up_to == "included" and not included:
+        yield (*path, 0), "the plan includes nothing of the meter: give included: {METER: QUANTITY}"
+    elif included and (bounds[0] != included or not is_free):
+        yield (*path, 0), f"the plan includes {included}: the first tier must end there and cost 0"
+
+
+def _addon(catalog: Catalog, path: Path, addon: AddOn) -> Iterator[Found]:
+    for index, plan in enumerate(addon.plans):
+        if plan not in catalog.plans:
+            yield (*path, "for", index), f"there is no plan {plan}"
+    if not any(True for _ in addon.price.amounts()):
+        yield (*path, "price"), "the add-on has no price: give month or year, each with its currencies"
+    for interval, amounts in addon.price.amounts():
+        yield from _amounts(catalog, (*path, "price", interval.value), amounts)
+    yield from _grants(catalog, (*path, "grants"), addon.grants, None)

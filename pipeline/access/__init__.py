@@ -1,0 +1,1 @@
+"""What accounts may do: computed when something happens to an account, and answered from memory."""

@@ -1,0 +1,199 @@
+"""Repairs what a reconciliation has found at Stripe: first a plan, then, if a person says so, its steps.
+
+A step is done once: a redrive is a record of the log, and a cancellation has a row that says that it was done. What
+cannot be done safely is a step by hand, with what to do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from enum import StrEnum
+from typing import Final, NamedTuple
+
+from aggregators.quantities import decimal_text
+from aggregators.report_records import ReportedIntent
+from aggregators.stripe_sums import SCALE_MAX, units_of
+from pipeline.billing.redrive import Failed, Redriver
+from reconciler.causes import Cause, Pair
+from reconciler.report import Report, Row, instant_text
+from schemas.clock import HOUR_MS, SECOND_MS, Clock
+from schemas.errors import InvalidInput, Refused
+from schemas.reconciliation import ReconciliationRecords, RepairRow
+from schemas.reports import OutcomeStatus, StripeAdjustments
+
+# Stripe cancels events that it received within 24 h; an hour less leaves room for clocks and slow calls.
+CANCEL_WITHIN_MS: Final = 23 * HOUR_MS
+BEGUN: Final = "begun"
+DONE: Final = "done"
+_NOT_SENT: Final = frozenset({OutcomeStatus.FREE, OutcomeStatus.REPLACED, OutcomeStatus.LATE})
+
+
+class RepairKind(StrEnum):
+    """`REDRIVE`: send a rejected report again. `CANCEL`: take an event of ours back that Stripe counts too much.
+    `INVOICE_ITEM`: the period-close controller of the sink bills it. `BY_HAND`: a person must act at Stripe."""
+
+    REDRIVE = "redrive"
+    CANCEL = "cancel"
+    INVOICE_ITEM = "invoice_item"
+    BY_HAND = "by_hand"
+
+
+class RepairStep(NamedTuple):
+    """One step of a plan; `text` says what is done and why. Only a redrive and a cancellation have an identifier."""
+
+    kind: RepairKind
+    event_name: str
+    stripe_customer: str
+    quantity: str
+    text: str
+    identifier: str = ""
+
+    @property
+    def name(self) -> str:
+        """Identifies the step, also in a later plan."""
+        return f"{self.kind}:{self.identifier}"
+
+    @property
+    def is_executable(self) -> bool:
+        """Whether `execute` does it."""
+        return self.kind in (RepairKind.REDRIVE, RepairKind.CANCEL)
+
+
+class Repaired(NamedTuple):
+    """What became of a step: `ok` is False if it was refused or failed, and may be tried again."""
+
+    step: RepairStep
+    ok: bool
+    result: str
+
+
+def plan_of(
+    report: Report, failed: Iterable[Failed], reported: Iterable[ReportedIntent], now_ms: int
+) -> list[RepairStep]:
+    """The steps that repair the report's drift between intents, Stripe, invoices and the mirror."""
+    steps = [_redriven(each) for each in failed]
+    ours = list(reported)
+    for row in report.rows:
+        if not row.cause.is_drift:
+            continue
+        if row.pair is Pair.INVOICES and row.cause is Cause.UNBILLED:
+            steps.append(_unbilled(row))
+        elif row.pair is Pair.STRIPE and row.cause is Cause.EXTRA:
+            steps.append(_extra(row, ours, now_ms))
+        elif row.cause is not Cause.REJECTED_BY_STRIPE:
+            steps.append(RepairStep(RepairKind.BY_HAND, row.event_name, row.stripe_customer, "", _by_hand(row)))
+    return steps
+
+
+def _redriven(failed: Failed) -> RepairStep:
+    intent, customer = failed.known.intent, failed.known.stripe_customer
+    quantity = decimal_text(intent.delta_minor, intent.scale)
+    text = (
+        f"send {quantity} {intent.meter} of {intent.account} at {instant_text(intent.instant_ms)} again, under a new "
+        f"identifier: {failed.detail}"
+    )
+    return RepairStep(RepairKind.REDRIVE, intent.event_name, customer, quantity, text, intent.identifier)
+
+
+def _unbilled(row: Row) -> RepairStep:
+    text = (
+        f"an invoice item for {row.meter or row.event_name} of {row.stripe_customer}, {_when(row)}, from "
+        f"{row.found} to {row.expected}: the sink makes it by itself"
+    )
+    return RepairStep(RepairKind.INVOICE_ITEM, row.event_name, row.stripe_customer, row.expected, text)
+
+
+def _extra(row: Row, ours: Iterable[ReportedIntent], now_ms: int) -> RepairStep:
+    """Cancel the one event of ours that Stripe should not have and that explains the surplus. Stripe lists no meter
+    events, so an event of another sender is unknown here."""
+    surplus = int(units_of(row.found) - units_of(row.expected))
+    found = [each for each in ours if _is_surplus(each, row, surplus, now_ms)]
+    quantity = decimal_text(surplus, SCALE_MAX)
+    if len(found) == 1:
+        identifier = found[0].intent.identifier
+        text = f"cancel the meter event {identifier} of {row.stripe_customer}: Stripe counts {quantity} too much"
+        return RepairStep(RepairKind.CANCEL, row.event_name, row.stripe_customer, quantity, text, identifier)
+    text = (
+        f"Stripe counts {quantity} {row.event_name} of {row.stripe_customer} too much, {_when(row)}, and no event of "
+        "ours of the last day explains it: find the other sender, cancel its event at Stripe within 24 h, or credit "
+        "the quantity on the invoice"
+    )
+    return RepairStep(RepairKind.BY_HAND, row.event_name, row.stripe_customer, quantity, text)
+
+
+def _is_surplus(reported: ReportedIntent, row: Row, surplus: int, now_ms: int) -> bool:
+    intent, attempt, outcome = reported.intent, reported.attempt, reported.outcome
+    if attempt is None or row.period is None:
+        return False
+    is_ours = (intent.event_name, attempt.stripe_customer) == (row.event_name, row.stripe_customer)
+    is_unwanted = reported.redrive is not None or (outcome is not None and outcome.status in _NOT_SENT)
+    is_inside = row.period.start_ms <= attempt.timestamp_s * SECOND_MS < row.period.end_ms
+    is_fresh = attempt.attempted_at_ms > now_ms - CANCEL_WITHIN_MS
+    is_all = intent.delta_minor * int(10 ** (SCALE_MAX - intent.scale)) == surplus
+    return is_ours and is_unwanted and is_inside and is_fresh and is_all
+
+
+def _by_hand(row: Row) -> str:
+    where = " ".join(part for part in (row.account, row.stripe_customer, row.meter, _when(row)) if part)
+    return f"{row.cause.value}, {row.pair.value}{', ' + where if where else ''}: {row.detail}"
+
+
+def _when(row: Row) -> str:
+    return f"{instant_text(row.period.start_ms)} to {instant_text(row.period.end_ms)}" if row.period else ""
+
+
+async def execute(
+    steps: Sequence[RepairStep],
+    redriver: Redriver,
+    adjustments: StripeAdjustments,
+    records: ReconciliationRecords,
+    clock: Clock,
+    actor: str,
+    reason: str,
+) -> list[Repaired]:
+    """Do the executable steps. Each has rows in the records, with actor and reason, before and after it is done.
+
+    Raises `InvalidInput` without an actor or a reason, and `Transient` if a store or Stripe does not answer; the same
+    call again does what is left.
+    """
+    if not actor.strip() or not reason.strip():
+        raise InvalidInput("--reason", "say who repairs, and why: the records keep both")
+
+    async def note(step: RepairStep, result: str) -> None:
+        await records.note_repair(
+            RepairRow(
+                step.name, step.kind, step.identifier, step.event_name, step.stripe_customer, step.quantity, actor,
+                reason, clock.now_ms(), result,
+            )
+        )  # fmt: skip
+
+    repaired = [await _cancel(step, adjustments, records, note) for step in steps if step.kind is RepairKind.CANCEL]
+    redrives = [step for step in steps if step.kind is RepairKind.REDRIVE]
+    if redrives:
+        for step in redrives:
+            await note(step, BEGUN)
+        results = await redriver.redrive([step.identifier for step in redrives], actor, reason)
+        for step, result in zip(redrives, results, strict=True):
+            text = f"refused: {result.refused}" if result.refused else f"{DONE}: as {result.successor}"
+            await note(step, text)
+            repaired.append(Repaired(step, not result.refused, text))
+    return repaired
+
+
+async def _cancel(
+    step: RepairStep,
+    adjustments: StripeAdjustments,
+    records: ReconciliationRecords,
+    note: Callable[[RepairStep, str], Awaitable[None]],
+) -> Repaired:
+    before = await records.repair(step.name)
+    if before is not None and before.result == DONE:
+        return Repaired(step, True, f"done already, by {before.actor}; Stripe's sum shows it within the hour")
+    await note(step, BEGUN)
+    try:
+        await adjustments.cancel(step.event_name, step.identifier)
+    except (InvalidInput, Refused) as error:
+        await note(step, f"refused: {error}")
+        return Repaired(step, False, f"refused: {error}")
+    await note(step, DONE)
+    return Repaired(step, True, DONE)

@@ -1,0 +1,154 @@
+"""Commands about what accounts may do, for operators and developers."""
+
+from __future__ import annotations
+
+import json
+from asyncio import run
+from decimal import Decimal
+from typing import TYPE_CHECKING
+
+import click
+
+from pipeline.cli.context import settings
+from pipeline.cli.operate import account, account_name, instant_ms, user
+from schemas.errors import InvalidInput
+
+if TYPE_CHECKING:
+    from schemas.entitlements import Override
+
+_OPERATIONS = ("set", "add", "at_least", "at_most")
+
+
+@click.command("check")
+@click.argument("name", metavar="ACCOUNT")
+@click.argument("feature")
+@click.option("--quantity", default="1", show_default=True, help="How much more.")
+@click.option("--used", default=None, help="Of seats: how many are taken.")
+@click.option("--json", "as_json", is_flag=True, help="Print the answer of POST /v1/access/check.")
+def check(name: str, feature: str, quantity: str, used: str | None, as_json: bool) -> None:
+    """Ask whether ACCOUNT may use more of FEATURE, and why. Exit code 1 if it may not."""
+    from pipeline.commands import access
+    from pipeline.http.access import access_answer
+
+    checked = account_name(name)
+    taken = None if used is None else _quantity("--used", used)
+    found = run(access.check(settings(), checked, feature, _quantity("--quantity", quantity), taken))
+    answer = access_answer(checked, found)
+    if as_json:
+        click.echo(answer.model_dump_json(exclude_unset=True))
+    else:
+        click.echo(f"{'yes' if answer.allowed else 'no'}: {answer.reason}")
+        if answer.limit:
+            click.echo(f"{answer.used} of {answer.limit} used, {answer.remaining} left")
+        for give in answer.gives:
+            click.echo(f"{give.source} {give.id}: {give.does} {give.value}")
+        if answer.upgrade:
+            click.echo(f"{answer.upgrade} would allow it")
+    raise SystemExit(0 if answer.allowed else 1)
+
+
+@account.command("override")
+@click.argument("name")
+@click.argument("feature")
+@click.option("--set", "value_set", default=None, help="A number, unlimited, true, false, or the JSON of a config.")
+@click.option("--add", default=None, help="So much more than the plan gives.")
+@click.option("--at-least", default=None, help="A lower bound.")
+@click.option("--at-most", default=None, help="An upper bound.")
+@click.option("--deny", is_flag=True, help="Take the feature away.")
+@click.option("--until", default=None, help="Until when, such as 2027-01-01T00:00:00Z; for ever if unset.")
+@click.option("--contract", is_flag=True, help="A term of a contract: an override stands above it.")
+@click.option("--by", default=None, help="Who grants it; the user of this machine if unset.")
+@click.option("--reason", required=True, help="Why, for the audit.")
+def account_override(
+    name: str,
+    feature: str,
+    value_set: str | None,
+    add: str | None,
+    at_least: str | None,
+    at_most: str | None,
+    deny: bool,
+    until: str | None,
+    contract: bool,
+    by: str | None,
+    reason: str,
+) -> None:
+    """Grant FEATURE to account NAME beside its plan, or take it away. The same grant again changes nothing."""
+    from pipeline.commands import access
+    from schemas.entitlements import Operation
+
+    given = dict(zip(_OPERATIONS, (value_set, add, at_least, at_most), strict=True))
+    chosen = [(operation, value) for operation, value in given.items() if value is not None]
+    chosen += [("deny", "")] if deny else []
+    if len(chosen) != 1:
+        raise InvalidInput("--set", "give one of --set, --add, --at-least, --at-most and --deny")
+    ((operation, value),) = chosen
+    ends_ms = None if until is None else instant_ms("--until", until)
+    wish = access.Wish(
+        account_name(name), feature, Operation(operation), value, ends_ms, by or user(), reason, contract
+    )
+    _show(run(access.override(settings(), wish)))
+
+
+@account.command("revoke")
+@click.argument("name")
+@click.argument("number", type=click.IntRange(1))
+@click.option("--by", default=None, help="Who takes it back; the user of this machine if unset.")
+@click.option("--reason", required=True, help="Why, for the audit.")
+def account_revoke(name: str, number: int, by: str | None, reason: str) -> None:
+    """Take back override NUMBER of account NAME. The same again changes nothing."""
+    from pipeline.commands import access
+
+    _show(run(access.revoke(settings(), account_name(name), number, by or user(), reason)))
+
+
+@account.command("overrides")
+@click.argument("name")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def account_overrides(name: str, as_json: bool) -> None:
+    """Show what people granted to account NAME, also what was taken back."""
+    from pipeline.commands import access
+
+    found = run(access.overrides(settings(), account_name(name)))
+    if as_json:
+        click.echo(json.dumps([_document(made) for made in found]))
+        return
+    for made in found:
+        _show(made)
+    if not found:
+        click.echo("nothing was granted to this account by a person")
+
+
+def _show(made: Override) -> None:
+    from aggregators.instants import format_instant_ms
+    from pipeline.http.access import text_of
+
+    grant = made.grant
+    until = "" if grant.ends_ms is None else f" until {format_instant_ms(grant.ends_ms)}"
+    gone = "" if made.revoked_ms is None else f", taken back {format_instant_ms(made.revoked_ms)}"
+    does = grant.operation.value if grant.operation == "deny" else f"{grant.operation.value} {text_of(grant.value)}"
+    click.echo(f"{made.number}: {grant.kind} {grant.feature} {does}{until}, by {made.actor}: {grant.reason}{gone}")
+
+
+def _document(made: Override) -> dict[str, object]:
+    from aggregators.instants import format_instant_ms
+    from pipeline.http.access import text_of
+
+    grant = made.grant
+    return {
+        "number": made.number,
+        "kind": grant.kind.value,
+        "feature": grant.feature,
+        "does": grant.operation.value,
+        "value": text_of(grant.value),
+        "from": format_instant_ms(grant.starts_ms),
+        "until": None if grant.ends_ms is None else format_instant_ms(grant.ends_ms),
+        "by": made.actor,
+        "reason": grant.reason,
+        "revoked": None if made.revoked_ms is None else format_instant_ms(made.revoked_ms),
+    }
+
+
+def _quantity(option: str, text: str) -> Decimal:
+    from pipeline.http.access import quantity_of
+
+    return quantity_of(option, text)

@@ -1,0 +1,124 @@
+"""Commands about the catalog, for operators: what is sold, at which prices, and what a plan allows."""
+
+from __future__ import annotations
+
+import json
+from asyncio import run
+from pathlib import Path
+from typing import Final
+
+import click
+
+from pipeline.cli.context import EXIT_FAILURE, confirm, settings
+from pipeline.cli.operate import user
+from schemas.errors import InvalidInput
+
+_FILE: Final = click.Path(exists=True, dir_okay=False, path_type=Path)
+_JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+
+
+@click.group()
+def catalog() -> None:
+    """Plan and apply what is sold: plans, prices, features and meters in one file."""
+
+
+@catalog.command("schema")
+def catalog_schema() -> None:
+    """Print the JSON Schema of a catalog file."""
+    from schemas.catalog import Catalog
+
+    click.echo(json.dumps(Catalog.model_json_schema(), indent=2))
+
+
+@catalog.command("example")
+def catalog_example() -> None:
+    """Print the catalog that ships, to begin with."""
+    from pipeline.open import DEFAULT_CATALOG
+
+    click.echo(DEFAULT_CATALOG.read_text(), nl=False)
+
+
+@catalog.command("plan")
+@click.argument("file", type=_FILE)
+@click.option("--out", type=click.Path(dir_okay=False, path_type=Path), help="Write the plan here, to apply it.")
+@click.option("--in-place", is_flag=True, help="Let grants of a version change if none falls.")
+@_JSON
+def catalog_plan(file: Path, out: Path | None, in_place: bool, as_json: bool) -> None:
+    """Compare FILE with what was applied and with Stripe, and print what would change. Changes nothing.
+
+    Prints every line of FILE that is wrong, and exits with 2, also if the change is refused.
+    """
+    from pipeline.commands.catalog import plan_document, plan_file, plan_lines, save_plan
+
+    plan, problems = run(plan_file(settings(), file, in_place=in_place))
+    if plan is None:
+        if as_json:
+            click.echo(json.dumps({"problems": [problem._asdict() for problem in problems]}))
+        else:
+            for line, field, message in problems:
+                click.echo(f"{file.name}:{line}: {field}: {message}")
+        raise InvalidInput(file.name, f"{len(problems)} problems; nothing is planned until they are corrected")
+    click.echo(json.dumps(plan_document(plan)) if as_json else "\n".join(plan_lines(plan)))
+    if plan.refusals:
+        raise InvalidInput(file.name, f"{len(plan.refusals)} refusals; see above")
+    if out:
+        save_plan(plan, out)
+
+
+@catalog.command("apply")
+@click.argument("plan_path", metavar="PLAN", type=_FILE)
+@click.option("--reason", required=True, help="Why; the audit keeps it.")
+@click.option("--by", help="Who; the user of this machine if unset. The audit keeps it.")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+def catalog_apply(plan_path: Path, reason: str, by: str | None, yes: bool) -> None:
+    """Do exactly what PLAN says, a file that `catalog plan --out` wrote. Refuses if anything has changed since.
+
+    Repeat the command after an error: what was done is not done again. What is sold changes at the end, at once.
+    """
+    from pipeline.commands.catalog import apply_file, load_plan
+
+    deployment, plan, actor = settings(), load_plan(plan_path), by or user()
+    if plan.is_final:
+        confirm("Apply? Usage until the next meter set is counted and reported so", yes=yes)
+    if run(apply_file(deployment, plan, actor, reason, click.echo)):
+        click.echo(f"catalog version {plan.catalog.version} is active")
+    else:
+        click.echo(f"catalog version {plan.catalog.version} is active already; nothing to do")
+
+
+@catalog.command("drift")
+@_JSON
+def catalog_drift(as_json: bool) -> None:
+    """Print what Stripe has otherwise than it was applied. Exits 1 if there is anything."""
+    from pipeline.commands.catalog import find_drift
+
+    found = run(find_drift(settings()))
+    click.echo(json.dumps(found) if as_json else "\n".join(found) or "no drift")
+    raise SystemExit(EXIT_FAILURE if found else 0)
+
+
+@catalog.command("show")
+@click.option(
+    "--versions", is_flag=True, help="Print every version of every plan instead, its state, and how many have it."
+)
+@click.option("--history", is_flag=True, help="Print who applied which catalog instead, when and why.")
+def catalog_show(versions: bool, history: bool) -> None:
+    """Print the active catalog, with what its plans inherit."""
+    from aggregators.instants import format_instant_ms
+    from pipeline.commands import catalog as commands
+    from pipeline.commands.catalog import count_text, show
+
+    if history:
+        for row in run(commands.history(settings())):
+            click.echo(f"version {row.entity_id}  {format_instant_ms(row.at_ms)}  {row.actor}: {row.reason}")
+        return
+    standing, touched = run(show(settings()))
+    if standing.catalog is None:
+        click.echo("no catalog has been applied")
+    elif versions:
+        width = max(len(str(plan)) for plan in standing.plans)
+        for plan, known in sorted(standing.plans.items()):
+            users = f"  {count_text(touched[plan])}" if plan in touched else ""
+            click.echo(f"{plan!s:{width}}  {known.state:6}{users}".rstrip())
+    else:
+        click.echo(standing.catalog.model_dump_json(indent=2, exclude_defaults=True))

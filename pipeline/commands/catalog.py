@@ -1,0 +1,323 @@
+"""The commands about the catalog: plan a change, apply exactly that plan, and find what Stripe has otherwise."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from functools import partial
+from hashlib import sha256
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+from pydantic import TypeAdapter, ValidationError
+
+from aggregators.catalog import CatalogProblem, read_catalog
+from aggregators.catalog_plan import (
+    IN_SQL,
+    World,
+    drift_of,
+    plan_catalog,
+    records_of,
+    states_after,
+    touched_by,
+    unread_products,
+    wanted,
+)
+from pipeline.commands.operations import checked_meter_set
+from pipeline.open import (
+    apply_meter_set,
+    meter_set_in_force,
+    open_base,
+    open_side_tables,
+    open_stripe,
+    open_stripe_catalog,
+    read_bytes,
+    succeeding,
+)
+from pipeline.settings import Settings
+from schemas.catalog import Catalog, PlanId
+from schemas.catalog_changes import (
+    NO_ACCOUNT,
+    Action,
+    AtStripe,
+    CatalogKind,
+    CatalogObjects,
+    CatalogPlan,
+    CatalogStore,
+    Standing,
+    Verb,
+)
+from schemas.clock import Clock
+from schemas.errors import InvalidInput
+from schemas.meters import MeterSet
+from schemas.reports import StripeCatalog
+from schemas.side_tables import AuditRow
+
+PLAN_BYTES_MAX: Final = 64 << 20
+_PLAN: Final = TypeAdapter(CatalogPlan)
+
+Told = Callable[[str], None]
+
+
+class Parts(NamedTuple):
+    """What a plan and its application need. `meter_set` reads the meter set in force, and `apply_meter_set` appends
+    another one to the log."""
+
+    clock: Clock
+    store: CatalogStore
+    objects: CatalogObjects
+    meters: StripeCatalog
+    meter_set: Callable[[], Awaitable[MeterSet | None]]
+    apply_meter_set: Callable[[MeterSet], Awaitable[None]]
+
+
+class Checked(NamedTuple):
+    """A plan, or what is wrong with the file."""
+
+    plan: CatalogPlan | None
+    problems: Sequence[CatalogProblem]
+
+
+@contextlib.asynccontextmanager
+async def _opened(settings: Settings) -> AsyncIterator[Parts]:
+    base = await open_base(settings, create=False)
+    async with contextlib.AsyncExitStack() as stack:
+        stack.push_async_callback(base.log.close)
+        objects = await open_stripe_catalog(base)
+        stack.push_async_callback(objects.close)
+        meters = open_stripe(settings)
+        assert meters is not None, "open_stripe_catalog raises without a key"  # noqa: S101  # for the type checker
+        stack.push_async_callback(meters.close)
+        tables = await open_side_tables(base)
+        stack.push_async_callback(tables.close)
+        yield Parts(
+            base.clock,
+            tables.catalog,
+            objects,
+            meters,
+            partial(meter_set_in_force, settings),
+            partial(apply_meter_set, base),
+        )
+
+
+async def plan_file(settings: Settings, path: Path, *, in_place: bool = False) -> Checked:
+    """Compare a catalog file with SQL, Stripe and the log. Writes nothing."""
+    async with _opened(settings) as parts:
+        return await plan_content(parts, read_bytes(path), in_place=in_place)
+
+
+async def plan_content(parts: Parts, content: bytes, *, in_place: bool = False) -> Checked:
+    """The plan of a file's bytes."""
+    catalog, problems = read_catalog(content, (await parts.store.standing()).sold())
+    if catalog is None:
+        return Checked(None, problems)
+    plan, _, _ = await _planned(parts, catalog, in_place=in_place)
+    return Checked(plan, ())
+
+
+async def apply_file(settings: Settings, saved: CatalogPlan, actor: str, reason: str, told: Told) -> bool:
+    """Execute a plan; see `apply_plan`."""
+    async with _opened(settings) as parts:
+        return await apply_plan(parts, saved, actor, reason, told)
+
+
+async def apply_plan(parts: Parts, saved: CatalogPlan, actor: str, reason: str, told: Told) -> bool:
+    """Execute a plan; whether there was anything to do. What was done already is not done again.
+
+    Safe to repeat after a crash or an error at any place. Raises `InvalidInput` if more or other things would have to
+    be done than the plan says, because the world has changed since.
+    """
+    plan, world, meter_set = await _planned(parts, saved.catalog, in_place=saved.in_place)
+    _check_unchanged(saved, plan, world.standing)
+    if world.standing.sha256 == saved.sha256 and not plan.actions:
+        return False
+    await parts.store.begin_catalog(saved, actor, reason, parts.clock.now_ms())
+    steps = _Steps(parts, plan.catalog, world, meter_set)
+    for action in plan.actions:
+        if action.what != IN_SQL and action.verb is not Verb.ARCHIVE:
+            await steps.take(action)
+            told(action_text(action))
+    # Read once more, so that the rows name what Stripe holds now.
+    records = records_of(saved.catalog, await parts.objects.read())
+    await parts.store.activate_catalog(saved, states_after(saved.catalog, world), records, parts.clock.now_ms())
+    for action in plan.actions:
+        if action.verb is Verb.ARCHIVE:
+            await steps.take(action)
+        if action.verb is Verb.ARCHIVE or action.what == IN_SQL:
+            told(action_text(action))
+    return True
+
+
+async def find_drift(settings: Settings) -> list[str]:
+    """What Stripe has otherwise than it was applied."""
+    async with _opened(settings) as parts:
+        world = await _world(parts)
+        if world.standing.catalog is None:
+            raise InvalidInput("catalog", "none has been applied: tidemark catalog plan FILE --out PLAN")
+        products = [product for product in wanted(world.standing.catalog).attached if product in world.stripe.products]
+        return drift_of(await _with_features(parts, world, products))
+
+
+async def show(settings: Settings) -> tuple[Standing, Mapping[PlanId, int]]:
+    """What SQL holds of the catalog, and how many subscriptions of the mirror have each version."""
+    base = await open_base(settings, create=False)
+    async with contextlib.AsyncExitStack() as stack:
+        stack.push_async_callback(base.log.close)
+        tables = await open_side_tables(base)
+        stack.push_async_callback(tables.close)
+        standing = await tables.catalog.standing()
+        return standing, touched_by(World(standing, AtStripe(), await tables.catalog.subscriptions_by_price()))
+
+
+async def history(settings: Settings) -> Sequence[AuditRow]:
+    """Who applied which catalog, when and why, oldest first."""
+    base = await open_base(settings, create=False)
+    async with contextlib.AsyncExitStack() as stack:
+        stack.push_async_callback(base.log.close)
+        tables = await open_side_tables(base)
+        stack.push_async_callback(tables.close)
+        return await tables.audit(NO_ACCOUNT)
+
+
+async def _world(parts: Parts) -> World:
+    return World(await parts.store.standing(), await parts.objects.read(), await parts.store.subscriptions_by_price())
+
+
+async def _with_features(parts: Parts, world: World, products: Sequence[str]) -> World:
+    attached = {product: await parts.objects.attached(product) for product in products}
+    return world._replace(stripe=world.stripe._replace(attached=attached))
+
+
+async def _planned(parts: Parts, catalog: Catalog, *, in_place: bool) -> tuple[CatalogPlan, World, MeterSet]:
+    """The plan with the meter set's part, the world that it was made from, and the meter set to apply."""
+    world = await _world(parts)
+    unread = unread_products(catalog, world.stripe, world.standing)
+    world = await _with_features(parts, world, unread)
+    plan = plan_catalog(catalog, world, in_place=in_place)
+    current = await parts.meter_set()
+    proposed = catalog.meter_set()
+    try:
+        proposed = succeeding(current, proposed)
+        if current is not None and proposed.model_copy(update={"version": current.version}) == current:
+            return plan, world, proposed
+        change = checked_meter_set(current, proposed, "meters")
+    except InvalidInput as error:
+        return plan._replace(refusals=(*plan.refusals, str(error))), world, proposed
+    action = Action(Verb.METER_SET, "meters", str(proposed.version), "; ".join(change.lines))
+    return plan._replace(actions=(action, *plan.actions), is_final=change.is_final), world, proposed
+
+
+def _check_unchanged(saved: CatalogPlan, plan: CatalogPlan, standing: Standing) -> None:
+    """Raise `InvalidInput` unless everything that is left to do is in the saved plan."""
+    if standing.sha256 not in (saved.base, saved.sha256):
+        raise InvalidInput("plan", "another catalog has been applied since the plan was made: plan again")
+    if standing.applying not in ("", saved.applying, saved.sha256):
+        raise InvalidInput("plan", "another catalog is being applied since the plan was made: plan again")
+    if plan.refusals:
+        raise InvalidInput("plan", f"the world has changed since the plan was made: {plan.refusals[0]}")
+    known = {action[:3] for action in saved.actions}
+    for action in plan.actions:
+        if action[:3] not in known:
+            raise InvalidInput(
+                "plan", f"the world has changed since the plan was made, which lacks this: {action_text(action)}"
+            )
+
+
+class _Steps:
+    """Takes the steps of a plan outside SQL, one call each."""
+
+    def __init__(self, parts: Parts, catalog: Catalog, world: World, meter_set: MeterSet) -> None:
+        self._parts = parts
+        self._wanted = wanted(catalog)
+        self._meter_set = meter_set
+        self._records = world.standing.records
+        stripe: AtStripe = world.stripe
+        self._meters = {name: meter.id for name, meter in stripe.meters.items()}
+        self._features = {key: feature.id for key, feature in stripe.features.items()}
+        self._prices = {price.key: price.id for price in stripe.prices.values() if price.key}
+
+    async def take(self, action: Action) -> None:
+        """Take one step."""
+        objects, key = self._parts.objects, action.key
+        match action.verb, action.what:
+            case Verb.METER_SET, _:
+                await self._parts.apply_meter_set(self._meter_set)
+            case Verb.CREATE, CatalogKind.METER:
+                await self._parts.meters.create_meter(key, self._wanted.meters[key])
+            case Verb.CREATE, CatalogKind.PRODUCT:
+                await objects.create_product(self._wanted.products[key][0])
+            case Verb.UPDATE, CatalogKind.PRODUCT:
+                await objects.update_product(self._wanted.products[key][0])
+            case Verb.CREATE, CatalogKind.FEATURE:
+                self._features[key] = await objects.create_feature(key, self._wanted.features[key])
+            case Verb.ATTACH, _:
+                feature, _, product = key.partition(" ")
+                await objects.attach(product, self._features[feature])
+            case Verb.CREATE, CatalogKind.PRICE:
+                price = self._wanted.prices[key]
+                meter = await self._meter_id(price.terms.event_name)
+                await objects.create_price(key, price.terms, meter, price.plan, price.component)
+            case Verb.UPDATE, CatalogKind.PRICE:
+                await objects.set_active(CatalogKind.PRICE, self._prices[key], is_active=True)
+            case Verb.ARCHIVE, _:
+                kind = CatalogKind(action.what)
+                await objects.set_active(kind, self._records[kind, key].stripe_id, is_active=False)
+
+    async def _meter_id(self, event_name: str) -> str:
+        """The id of a meter, which may be new; "" for a price without one."""
+        if event_name and event_name not in self._meters:
+            self._meters = {name: meter.id for name, meter in (await self._parts.objects.read()).meters.items()}
+        return self._meters[event_name] if event_name else ""
+
+
+_SIGNS: Final = {Verb.CREATE: "+", Verb.OPEN: "+", Verb.ATTACH: "+", Verb.RETIRE: "-", Verb.ARCHIVE: "-"}
+
+
+def action_text(action: Action) -> str:
+    """An action as a line."""
+    name = f"{action.what} {action.key}" if action.verb is not Verb.METER_SET else f"meter set version {action.key}"
+    if action.verb is Verb.ATTACH:
+        name = f"{action.what} {' on '.join(action.key.split())}"
+    return f"{_SIGNS.get(action.verb, '~')} {name}{f': {action.detail}' if action.detail else ''}"
+
+
+def plan_lines(plan: CatalogPlan) -> list[str]:
+    """A plan for people: what will be done, who is touched, what forbids it, and what differs at Stripe."""
+    lines = [action_text(action) for action in plan.actions] or ["nothing to do"]
+    lines += [f"{name}: {count_text(count)}" for name, count in plan.touched.items()]
+    if plan.applying and plan.applying != plan.sha256:
+        lines.append("another application was begun and not finished; this plan takes its place")
+    lines += [f"drift: {line}" for line in plan.drift]
+    return lines + [f"refused: {line}" for line in plan.refusals]
+
+
+def count_text(count: int) -> str:
+    """A number of subscriptions."""
+    return f"{count} subscription{'s' if count != 1 else ''}"
+
+
+def plan_document(plan: CatalogPlan) -> dict[str, Any]:
+    """A plan as JSON, without the catalog itself."""
+    actions = [action._asdict() for action in plan.actions]
+    return {**plan._asdict(), "catalog": plan.catalog.version, "actions": actions}
+
+
+def save_plan(plan: CatalogPlan, path: Path) -> None:
+    """Write a plan to a file: its hash in the first line, then the plan."""
+    body = _PLAN.dump_json(plan)
+    path.write_bytes(f"{sha256(body).hexdigest()}\n".encode() + body)
+
+
+def load_plan(path: Path) -> CatalogPlan:
+    """Read a plan that `save_plan` wrote. Raises `InvalidInput` if it is not one, or was changed since."""
+    try:
+        with path.open("rb") as file:
+            digest, _, body = file.read(PLAN_BYTES_MAX).partition(b"\n")
+    except OSError as error:
+        raise InvalidInput("plan", f"cannot read {path}: {error.strerror}") from error
+    if digest != sha256(body).hexdigest().encode():
+        raise InvalidInput("plan", f"{path} is not what `tidemark catalog plan --out` wrote: plan again")
+    try:
+        return _PLAN.validate_json(body)
+    except ValidationError as error:
+        raise InvalidInput("plan", f"{path} is a plan of another version of Tidemark: plan again") from error

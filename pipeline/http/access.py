@@ -1,0 +1,197 @@
+"""`POST /v1/access/check` and `GET /v1/accounts/{account}/entitlements`: what an account may do, and why."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from decimal import Decimal
+from typing import Annotated, Any, Final
+
+import msgspec
+from fastapi import Query
+from starlette.requests import Request
+from starlette.responses import Response
+
+from aggregators.entitlement_codec import decode
+from aggregators.entitlements import segment_at
+from aggregators.instants import format_instant_ms
+from pipeline.access.checks import AccessChecks, Answer
+from pipeline.http import models
+from pipeline.http.api_keys import Role
+from pipeline.http.body import Bodies
+from pipeline.http.dependencies import GatewayDependencies, Reader, authorized
+from pipeline.http.errors import ApiError, json_answer, retry_after
+from pipeline.http.queries import AccountInPath, Instant, Parameters
+from schemas.entitlements import UNLIMITED, Entitlements, Grant, Resolved, Value
+from schemas.errors import InvalidInput
+from schemas.events import check_account
+
+BODY_BYTES_MAX: Final = 256 * 1024
+CHECKS_MAX: Final = 100
+CHECK_PATH: Final = "/v1/access/check"
+# 18 digits, as in events.
+_QUANTITY: Final = re.compile(r"(0|[1-9][0-9]{0,17})(\.[0-9]{1,12})?")
+
+
+class Wanted(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
+    """One check of a request."""
+
+    account: str
+    feature: str
+    quantity: str = "1"
+    used: str | None = None
+
+
+class EntitlementParameters(Parameters):
+    """The query of `GET /v1/accounts/{account}/entitlements`."""
+
+    at: Instant | None = None
+
+
+class AccessEndpoints:
+    """The handlers. An app has one object."""
+
+    def __init__(self, dependencies: GatewayDependencies) -> None:
+        self._dependencies = dependencies
+        self._bodies = Bodies(BODY_BYTES_MAX)
+
+    async def check(self, request: Request) -> Response:
+        """Whether an account may use more of a feature, and why; or a list of such answers. Answered from memory."""
+        key = authorized(self._dependencies, request, Role.READ)
+        checks, _ = self._opened()
+        async with self._bodies.read(request) as body:
+            wanted = _wanted(body)
+        asked = [wanted] if isinstance(wanted, Wanted) else wanted
+        for each in asked:
+            check_account(each.account)
+            if not key.reaches(each.account):
+                raise ApiError(403, "forbidden", f"key {key.id} belongs to another account", "account")
+        answers = [await self._answer(checks, each) for each in asked]
+        return json_answer(answers[0] if isinstance(wanted, Wanted) else models.AccessAnswers(answers=answers))
+
+    async def _answer(self, checks: AccessChecks, wanted: Wanted) -> models.AccessAnswer:
+        quantity = quantity_of("quantity", wanted.quantity)
+        used = None if wanted.used is None else quantity_of("used", wanted.used)
+        found = await checks.check(wanted.account, wanted.feature, quantity, used)
+        return access_answer(wanted.account, found)
+
+    async def entitlements(
+        self, _key: Reader, account: AccountInPath, parameters: Annotated[EntitlementParameters, Query()]
+    ) -> Response:
+        """What an account may do now, or was allowed to do at an instant, and which event or person made it so."""
+        check_account(account)
+        _, store = self._opened()
+        now_ms = self._dependencies.clock.now_ms()
+        at_ms = now_ms if parameters.at is None else parameters.at
+        version = await store.version_at(account, at_ms)
+        if version is None:
+            message = "nothing was computed for this account by then: it has the default plan"
+            raise ApiError(404, "no_entitlements", message, "account")
+        segment = segment_at(decode(version.segments), at_ms)
+        return json_answer(
+            models.EntitlementsAnswer(
+                account=account,
+                at=format_instant_ms(at_ms),
+                version=version.version,
+                computed_at=format_instant_ms(version.computed_ms),
+                cause=version.cause,
+                features={
+                    name: models.EntitlementAnswer(**_shown(found), gives=gives_of(found.gives))
+                    for name, found in sorted(segment.features.items())
+                    if ":" not in name
+                },
+            )
+        )
+
+    def _opened(self) -> tuple[AccessChecks, Entitlements]:
+        access = self._dependencies.access
+        if access is None:
+            raise ApiError(501, "not_configured", "this gateway answers no checks: set TIDEMARK_SQL_URL")
+        opened = access()
+        if opened is None:
+            raise ApiError(503, "not_known_yet", "PostgreSQL has not answered yet", headers=retry_after(2))
+        return opened
+
+
+def access_answer(account: str, found: Answer) -> models.AccessAnswer:
+    """A check's answer in JSON."""
+    decision, counted = found.decision, found.counted
+    numbers: dict[str, Any] = {}
+    if decision.limit is not None:
+        numbers = {
+            "limit": text_of(decision.limit),
+            "used": text_of(decision.used or Decimal(0)),
+            "remaining": text_of(decision.remaining if decision.remaining is not None else Decimal(0)),
+        }
+    if decision.included is not None:
+        numbers |= {"included": text_of(decision.included), "overage": text_of(decision.overage)}
+    return models.AccessAnswer(
+        account=account,
+        feature=found.feature.name,
+        allowed=decision.allowed,
+        reason=decision.reason.value,
+        type=found.feature.type.value,
+        **numbers,
+        **({"value": msgspec.json.decode(decision.value)} if decision.value is not None else {}),
+        gives=gives_of(decision.gives),
+        upgrade=found.upgrade or None,
+        fallback=decision.reason.value.startswith("fallback"),
+        resets_at=format_instant_ms(counted.period_end_ms) if counted else None,
+        freshness=models.Freshness(
+            version=found.version,
+            computed_at=format_instant_ms(found.computed_ms) if found.version else None,
+            read_at=format_instant_ms(found.read_ms) if found.read_ms else None,
+            usage_complete_up_to=format_instant_ms(counted.complete_up_to_ms)
+            if counted and counted.complete_up_to_ms is not None
+            else None,
+        ),
+    )
+
+
+def gives_of(gives: Sequence[Grant]) -> list[models.GiveAnswer]:
+    """The grants that made a value."""
+    return [
+        models.GiveAnswer(
+            source=grant.kind.value,
+            id=grant.source,
+            does=grant.operation.value,
+            value=text_of(grant.value),
+            ends_at=None if grant.ends_ms is None else format_instant_ms(grant.ends_ms),
+        )
+        for grant in gives
+    ]
+
+
+def text_of(value: Value) -> str:
+    """A value as text."""
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if value is UNLIMITED:
+        return "unlimited"
+    return f"{value:f}" if isinstance(value, Decimal) else str(value)
+
+
+def _shown(found: Resolved) -> dict[str, Any]:
+    return {"value": text_of(found.value), "denied": found.is_denied}
+
+
+def _wanted(body: bytes) -> Wanted | list[Wanted]:
+    try:
+        document: Any = msgspec.json.decode(body)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise ApiError(400, "invalid_input", f"the body is not JSON: {str(error)[:200]}") from None
+    if isinstance(document, list) and not 0 < len(document) <= CHECKS_MAX:
+        raise ApiError(400, "invalid_input", f"send 1 to {CHECKS_MAX} checks")
+    try:
+        if isinstance(document, list):
+            return msgspec.convert(document, list[Wanted])
+        return msgspec.convert(document, Wanted)
+    except msgspec.ValidationError as error:
+        shape = '{"account": "acme", "feature": "api_calls", "quantity": "1"}, or a list of such objects'
+        raise ApiError(400, "invalid_input", f"{str(error)[:200]}; send {shape}") from None
+
+
+def quantity_of(field: str, text: str) -> Decimal:
+    if not _QUANTITY.fullmatch(text):
+        raise InvalidInput(field, "must be a decimal number as text, from 0, with at most 18 digits before the point")
+    return Decimal(text)

@@ -1,0 +1,62 @@
+"""What the gateway needs to answer checks: PostgreSQL, read again and again, and the live view."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from typing import Final
+
+from pipeline.access.checks import AccessChecks
+from pipeline.access.usage import LiveUsageSource
+from pipeline.http.dependencies import LiveUsage
+from pipeline.open import Base, open_side_tables
+from schemas.entitlements import Entitlements
+from schemas.errors import TidemarkError
+
+REFRESH_INTERVAL_S: Final = 0.5
+RETRY_INTERVAL_S: Final = 2.0
+
+_log: Final = logging.getLogger(__name__)
+
+
+class OpenedAccess:
+    """The checks of a gateway that starts, and takes events, without PostgreSQL too."""
+
+    def __init__(self, base: Base, live: LiveUsage) -> None:
+        self._base = base
+        self._live = live
+        self._opened: tuple[AccessChecks, Entitlements] | None = None
+        self._stack = contextlib.AsyncExitStack()
+        self._failure = ""
+
+    def __call__(self) -> tuple[AccessChecks, Entitlements] | None:
+        """The checks and the store; None while PostgreSQL has not answered yet."""
+        return self._opened
+
+    async def run(self) -> None:
+        """Open PostgreSQL, and read what changed, for ever. A failure is logged once, and tried again."""
+        while True:
+            try:
+                await self._turn()
+                self._failure = ""
+            except TidemarkError as error:
+                if str(error) != self._failure:
+                    _log.warning("entitlements cannot be read, checks go on with what is known: %s", error)
+                self._failure = str(error)
+            await asyncio.sleep(RETRY_INTERVAL_S if self._failure else REFRESH_INTERVAL_S)
+
+    async def _turn(self) -> None:
+        if self._opened is None:
+            tables = await open_side_tables(self._base)
+            self._stack.push_async_callback(tables.close)
+            usage = LiveUsageSource(
+                self._live.accounts, self._live.totals, self._base.genesis.partitions, self._base.clock
+            )
+            checks = AccessChecks(tables.catalog, tables.entitlements, usage, self._base.clock)
+            self._opened = checks, tables.entitlements
+        await self._opened[0].refresh()
+
+    async def close(self) -> None:
+        """Close what was opened. Safe to call twice."""
+        await self._stack.aclose()

@@ -1,0 +1,222 @@
+"""Overrides, and the versions of accounts' entitlements, in SQL."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Final, Protocol, TypeVar
+
+from sqlalchemy import Connection, RowMapping, insert, select, update
+
+from aggregators.entitlement_codec import decode_value, encode_value
+from schemas.entitlements import (
+    Computed,
+    EntitlementVersion,
+    Grant,
+    Operation,
+    Override,
+    Resolver,
+    SourceKind,
+)
+from schemas.errors import Fenced, InvalidInput
+from schemas.side_tables import Row
+from sinks.sql import audit as trail
+from sinks.sql.bindings import owned_rows
+from sinks.sql.queries import Head, insert_new, links_of, lock_accounts, save_heads
+from sinks.sql.tables import accounts, audit, catalog_versions, entitlement_versions, overrides
+
+Answer = TypeVar("Answer")
+
+OVERRIDE_COMMAND: Final = "account override"
+ENTITY: Final = "override"
+
+
+class Run(Protocol):
+    """Runs a function in a transaction of its own."""
+
+    def __call__(self, body: Callable[[Connection], Answer]) -> Awaitable[Answer]: ...
+
+
+class SqlEntitlements:
+    """Implements `schemas.entitlements.Entitlements`, whose docstrings hold."""
+
+    def __init__(self, run: Run) -> None:
+        self._run = run
+
+    async def stale(self, limit: int = 500) -> Sequence[str]:
+        # The row without a name is the catalog's.
+        wanted = select(accounts.c.account).where(
+            accounts.c.entitled_seq != accounts.c.audit_seq, accounts.c.account != ""
+        )
+        wanted = wanted.order_by(accounts.c.account).limit(limit)
+        return await self._run(lambda connection: list(connection.execute(wanted).scalars()))
+
+    async def renew(self, account: str, catalog_sha256: str, resolver: Resolver, now_ms: int) -> bool:
+        return await self._run(lambda connection: _renew(connection, account, catalog_sha256, resolver, now_ms))
+
+    async def latest(self, accounts: Sequence[str]) -> Mapping[str, EntitlementVersion]:
+        def body(connection: Connection) -> dict[str, EntitlementVersion]:
+            found = (_latest(connection, account) for account in dict.fromkeys(accounts))
+            return {version.account: version for version in found if version is not None}
+
+        return await self._run(body)
+
+    async def changed(self, since_ms: int, limit: int = 10_000) -> Sequence[EntitlementVersion]:
+        found = entitlement_versions.c
+        wanted = select(entitlement_versions).where(found.computed_ms >= since_ms)
+        wanted = wanted.order_by(found.computed_ms, found.account, found.version).limit(limit)
+        return await self._run(lambda connection: [_version(row) for row in connection.execute(wanted).mappings()])
+
+    async def version_at(self, account: str, instant_ms: int) -> EntitlementVersion | None:
+        return await self._run(lambda connection: _latest(connection, account, instant_ms))
+
+    async def override(self, account: str, grant: Grant, actor: str, now_ms: int) -> Override:
+        return await self._run(lambda connection: _override(connection, account, grant, actor, now_ms))
+
+    async def revoke(self, account: str, number: int, actor: str, reason: str, now_ms: int) -> Override:
+        return await self._run(lambda connection: _revoke(connection, account, number, actor, reason, now_ms))
+
+    async def overrides(self, account: str) -> Sequence[Override]:
+        return await self._run(lambda connection: _overrides(connection, account))
+
+
+def _renew(connection: Connection, account: str, catalog_sha256: str, resolver: Resolver, now_ms: int) -> bool:
+    head = lock_accounts(connection, {account})[account]
+    active = select(catalog_versions.c.sha256).where(catalog_versions.c.state == "active")
+    if connection.execute(active).scalar() != catalog_sha256:
+        raise Fenced("another catalog is active than the one that the entitlements were computed by")
+    links = links_of(connection, {account})[account]
+    customers = {link.customer for link in links if link.customer}
+    rows: dict[str, list[Row]] = defaultdict(list)
+    for owned in owned_rows(connection, customers).values():
+        for table, found in owned.items():
+            rows[table] += found
+    people = [made.grant for made in _overrides(connection, account) if made.revoked_ms is None]
+    computed, before = resolver(links, rows, people), _latest(connection, account)
+    is_new = _is_new(before, computed)
+    if is_new:
+        version = before.version + 1 if before else 1
+        row = {
+            "account": account, "version": version, "computed_ms": now_ms, "inputs_sha256": computed.inputs_sha256,
+            "segments_json": computed.segments, "cause": _last_cause(connection, account),
+        }  # fmt: skip
+        connection.execute(insert(entitlement_versions), row)
+    connection.execute(update(accounts).where(accounts.c.account == account).values(entitled_seq=head.audit_seq))
+    return is_new
+
+
+def _is_new(before: EntitlementVersion | None, computed: Computed) -> bool:
+    if before is None:
+        return True
+    return before.inputs_sha256 != computed.inputs_sha256 and not computed.unknown_prices
+
+
+def _last_cause(connection: Connection, account: str) -> str:
+    wanted = select(audit.c.cause).where(audit.c.account == account).order_by(audit.c.seq.desc()).limit(1)
+    return str(connection.execute(wanted).scalar() or "")
+
+
+def _latest(connection: Connection, account: str, until_ms: int | None = None) -> EntitlementVersion | None:
+    found = entitlement_versions.c
+    wanted = select(entitlement_versions).where(found.account == account).order_by(found.version.desc()).limit(1)
+    if until_ms is not None:
+        wanted = wanted.where(found.computed_ms <= until_ms)
+    row = connection.execute(wanted).mappings().first()
+    return None if row is None else _version(row)
+
+
+def _version(row: RowMapping) -> EntitlementVersion:
+    return EntitlementVersion(
+        row["account"], row["version"], row["computed_ms"], row["inputs_sha256"], row["segments_json"], row["cause"]
+    )
+
+
+def _override(connection: Connection, account: str, grant: Grant, actor: str, now_ms: int) -> Override:
+    for field, value in (("account", account), ("actor", actor), ("reason", grant.reason)):
+        if not value.strip() or "\0" in value:
+            raise InvalidInput(field, "must not be empty or have a NUL: the audit keeps who did it, and why")
+    new = {"account": account, "created_ms": now_ms, "audit_seq": 0, "audit_hash": "", "binding_number": 0}
+    insert_new(connection, accounts, [new])
+    heads = lock_accounts(connection, {account})
+    known = _overrides(connection, account)
+    for made in known:
+        if made.revoked_ms is None and made.grant == grant:
+            return made
+    made = Override(account, len(known) + 1, grant, actor, now_ms)
+    row = {
+        "account": account, "number": made.number, "feature": grant.feature, "kind": grant.kind.value,
+        "source": grant.source, "operation": grant.operation.value, "value_json": encode_value(grant.value),
+        "starts_ms": grant.starts_ms, "ends_ms": grant.ends_ms, "actor": actor, "reason": grant.reason,
+        "made_ms": now_ms, "revoked_ms": None,
+    }  # fmt: skip
+    connection.execute(insert(overrides), row)
+    _audited(connection, heads, made, None, row, actor, grant.reason, now_ms)
+    return made
+
+
+def _revoke(connection: Connection, account: str, number: int, actor: str, reason: str, now_ms: int) -> Override:
+    for field, value in (("actor", actor), ("reason", reason)):
+        if not value.strip() or "\0" in value:
+            raise InvalidInput(field, "must not be empty or have a NUL: the audit keeps who did it, and why")
+    heads = lock_accounts(connection, {account})
+    found = [made for made in _overrides(connection, account) if made.number == number]
+    if not found:
+        raise InvalidInput("number", f"account {account!r} has no override {number}: see `tidemark account overrides`")
+    if found[0].revoked_ms is not None:
+        return found[0]
+    here = (overrides.c.account == account) & (overrides.c.number == number)
+    connection.execute(update(overrides).where(here).values(revoked_ms=now_ms))
+    made = found[0]._replace(revoked_ms=now_ms)
+    _audited(connection, heads, made, {"revoked_ms": None}, {"revoked_ms": now_ms}, actor, reason, now_ms)
+    return made
+
+
+def _audited(
+    connection: Connection,
+    heads: dict[str, Head],
+    made: Override,
+    before: object,
+    after: object,
+    actor: str,
+    reason: str,
+    now_ms: int,
+) -> None:
+    head = heads[made.account]
+    row = trail.next_row(
+        head,
+        made.account,
+        now_ms,
+        actor=actor,
+        cause=OVERRIDE_COMMAND,
+        entity=(ENTITY, str(made.number)),
+        before=before,
+        after=after,
+        reason=reason,
+    )
+    trail.append(connection, [(row, head.audit_hash)])
+    save_heads(connection, heads)
+
+
+def _overrides(connection: Connection, account: str) -> list[Override]:
+    wanted = select(overrides).where(overrides.c.account == account).order_by(overrides.c.number)
+    return [
+        Override(
+            row["account"],
+            row["number"],
+            Grant(
+                row["feature"],
+                SourceKind(row["kind"]),
+                row["source"],
+                Operation(row["operation"]),
+                decode_value(row["value_json"]),
+                row["starts_ms"],
+                row["ends_ms"],
+                cause=row["actor"],
+                reason=row["reason"],
+            ),
+            row["actor"],
+            row["made_ms"],
+            row["revoked_ms"],
+        )
+        for row in connection.execute(wanted).mappings()
+    ]

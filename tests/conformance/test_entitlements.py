@@ -1,0 +1,167 @@
+"""What the store of entitlements promises, on PostgreSQL and on the simulation's fake."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from decimal import Decimal
+
+import pytest
+import pytest_asyncio
+
+from aggregators.catalog_plan import catalog_hash
+from schemas.catalog_changes import CatalogPlan
+from schemas.entitlements import UNLIMITED, Computed, Entitlements, Grant, Operation, SourceKind, Value
+from schemas.errors import Fenced, InvalidInput
+from schemas.side_tables import Link, Row
+from sinks.sql.side_tables import SqlSideTables
+from tests.unit.catalog.files import SMALL, catalog_of
+
+NOW_MS = 1_795_257_000_000
+CATALOG = catalog_of(SMALL)
+SHA256 = catalog_hash(CATALOG)
+
+
+class Resolving:
+    """A resolver whose answer is set by the test, and which keeps its inputs."""
+
+    def __init__(self, inputs: str = "1", unknown: Sequence[str] = ()) -> None:
+        self.inputs, self.unknown = inputs, tuple(unknown)
+        self.links: Sequence[Link] = ()
+        self.people: Sequence[Grant] = ()
+
+    def __call__(
+        self,
+        links: Sequence[Link],
+        mirror: Mapping[str, Sequence[Row]],  # noqa: ARG002  # a protocol
+        people: Sequence[Grant],
+    ) -> Computed:
+        self.links, self.people = links, people
+        return Computed(self.inputs, f"segments of {self.inputs}", self.unknown)
+
+
+async def activate(tables: SqlSideTables, sha256: str = SHA256, base: str = "") -> None:
+    """Make the small catalog the active one."""
+    plan = CatalogPlan(CATALOG, sha256, base, "", in_place=False, actions=(), refusals=(), drift=(), touched={})
+    await tables.catalog.begin_catalog(plan, "ann", "a test", NOW_MS)
+    await tables.catalog.activate_catalog(plan, {}, [], NOW_MS)
+
+
+def grant(value: Value = Decimal(5), reason: str = "a gift", feature: str = "tokens") -> Grant:
+    return Grant(feature, SourceKind.OVERRIDE, "ticket", Operation.ADD, value, 0, 10, cause="ann", reason=reason)
+
+
+@pytest_asyncio.fixture
+async def store(side_tables: SqlSideTables) -> Entitlements:
+    """The store, with an active catalog and one linked account."""
+    await activate(side_tables)
+    await side_tables.link("acme", "cus_1", 0, "ann", "", NOW_MS)
+    return side_tables.entitlements
+
+
+async def test_an_account_is_stale_until_it_is_renewed(store: Entitlements) -> None:
+    assert await store.stale() == ["acme"]
+    assert await store.renew("acme", SHA256, Resolving(), NOW_MS)
+    assert await store.stale() == []
+
+
+async def test_what_happens_to_an_account_makes_it_stale(store: Entitlements, side_tables: SqlSideTables) -> None:
+    await store.renew("acme", SHA256, Resolving(), NOW_MS)
+    await side_tables.unlink("acme", "ann", "", NOW_MS)
+    assert await store.stale() == ["acme"]
+    await store.renew("acme", SHA256, Resolving("2"), NOW_MS)
+    await store.override("acme", grant(), "ann", NOW_MS)
+    assert await store.stale() == ["acme"]
+
+
+async def test_another_catalog_makes_every_account_stale(store: Entitlements, side_tables: SqlSideTables) -> None:
+    await store.renew("acme", SHA256, Resolving(), NOW_MS)
+    other = CATALOG.model_copy(update={"version": 2})
+    plan = CatalogPlan(other, catalog_hash(other), SHA256, "", False, (), (), (), {})
+    await side_tables.catalog.begin_catalog(plan, "ann", "a test", NOW_MS)
+    assert await store.stale() == []
+    await side_tables.catalog.activate_catalog(plan, {}, [], NOW_MS)
+    assert await store.stale() == ["acme"]
+    with pytest.raises(Fenced):
+        await store.renew("acme", SHA256, Resolving(), NOW_MS)
+    assert await store.stale() == ["acme"]
+
+
+async def test_equal_inputs_make_no_version(store: Entitlements) -> None:
+    await store.renew("acme", SHA256, Resolving(), NOW_MS)
+    assert not await store.renew("acme", SHA256, Resolving(), NOW_MS + 1)
+    assert (await store.latest(["acme"]))["acme"].version == 1
+
+
+async def test_each_version_is_kept_with_its_cause(store: Entitlements) -> None:
+    for number in range(3):
+        await store.renew("acme", SHA256, Resolving(str(number)), NOW_MS + number * 10)
+    found = [await store.version_at("acme", NOW_MS + at_ms) for at_ms in (-1, 0, 9, 10, 1_000)]
+    assert [None if version is None else version.version for version in found] == [None, 1, 1, 2, 3]
+    assert found[-1] is not None
+    assert (found[-1].segments, found[-1].cause) == ("segments of 2", "account link")
+    assert [version.version for version in await store.changed(NOW_MS + 10)] == [2, 3]
+
+
+async def test_an_unknown_price_takes_nothing_away(store: Entitlements) -> None:
+    await store.renew("acme", SHA256, Resolving(), NOW_MS)
+    assert not await store.renew("acme", SHA256, Resolving("2", ["price_foreign"]), NOW_MS)
+    assert await store.stale() == []
+    await store.override("globex", grant(), "ann", NOW_MS)
+    assert await store.renew("globex", SHA256, Resolving("3", ["price_foreign"]), NOW_MS)
+
+
+async def test_the_resolver_gets_links_and_the_grants_in_force(store: Entitlements) -> None:
+    first = await store.override("acme", grant(), "ann", NOW_MS)
+    await store.override("acme", grant(reason="another"), "ann", NOW_MS)
+    await store.revoke("acme", first.number, "bob", "a mistake", NOW_MS + 1)
+    resolving = Resolving()
+    await store.renew("acme", SHA256, resolving, NOW_MS)
+    assert [link.customer for link in resolving.links] == ["cus_1"]
+    assert [each.reason for each in resolving.people] == ["another"]
+
+
+@pytest.mark.parametrize("value", [Decimal("1.50"), UNLIMITED, True, '{"days":30}'], ids=str)
+async def test_a_grant_is_kept_as_it_was_made(store: Entitlements, value: Value) -> None:
+    made = await store.override("new account", grant(value), "ann", NOW_MS)
+    assert await store.overrides("new account") == [made]
+    assert made.grant == grant(value)
+
+
+async def test_an_override_is_made_once_and_taken_back_once(store: Entitlements, side_tables: SqlSideTables) -> None:
+    first, again = [await store.override("acme", grant(), "ann", NOW_MS) for _ in range(2)]
+    assert (first, first.number) == (again, 1)
+    gone, still = [await store.revoke("acme", 1, "bob", "a mistake", NOW_MS + step) for step in (1, 2)]
+    assert (gone, gone.revoked_ms) == (still, NOW_MS + 1)
+    assert (await store.override("acme", grant(), "ann", NOW_MS)).number == 2
+    trail = [(row.actor, row.cause, row.reason) for row in await side_tables.audit("acme")][1:]
+    assert trail == [
+        ("ann", "account override", "a gift"),
+        ("bob", "account override", "a mistake"),
+        ("ann", "account override", "a gift"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("account", "actor", "reason", "field"),
+    [
+        ("", "ann", "why", "account"),
+        ("acme", " ", "why", "actor"),
+        ("acme", "ann", "", "reason"),
+        ("a\0", "ann", "why", "account"),
+    ],
+)
+async def test_who_and_why_must_be_said(store: Entitlements, account: str, actor: str, reason: str, field: str) -> None:
+    with pytest.raises(InvalidInput) as caught:
+        await store.override(account, grant(reason=reason), actor, NOW_MS)
+    assert caught.value.field == field
+
+
+async def test_an_override_that_is_not_there(store: Entitlements) -> None:
+    with pytest.raises(InvalidInput, match="no override 7"):
+        await store.revoke("acme", 7, "ann", "why", NOW_MS)
+
+
+async def test_without_a_catalog_nothing_is_computed(side_tables: SqlSideTables) -> None:
+    await side_tables.link("acme", "cus_1", 0, "ann", "", NOW_MS)
+    with pytest.raises(Fenced):
+        await side_tables.entitlements.renew("acme", "", Resolving(), NOW_MS)

@@ -1,0 +1,1 @@
+"""Tests of entitlements and checks."""

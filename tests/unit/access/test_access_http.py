@@ -1,0 +1,144 @@
+"""`POST /v1/access/check` and `GET /v1/accounts/{account}/entitlements`."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import pytest_asyncio
+
+from schemas.clock import MINUTE_MS
+from tests.unit.catalog.files import SMALL, catalog_of
+from tests.worlds.business import Business, subscribe
+from tests.worlds.gateway import Gateway, running
+
+
+class Served(NamedTuple):
+    """A gateway over a business."""
+
+    gateway: Gateway
+    business: Business
+
+    async def check(self, body: Any, key: str = "read") -> tuple[int, Any]:
+        content = {"json": body} if not isinstance(body, bytes) else {"content": body}
+        answer = await self.gateway.client.post("/v1/access/check", headers=self.gateway.bearer(key), **content)
+        return answer.status_code, answer.json()
+
+
+@pytest_asyncio.fixture
+async def served(tmp_path: Path) -> AsyncIterator[Served]:
+    """One linked account without a subscription."""
+    business = Business()
+    await business.open()
+    business.price = business.stripe.price()
+    await business.apply(catalog_of(SMALL), {"seat": business.price})
+    business.customer = business.stripe.customer()
+    await business.link("acme", business.customer)
+    await business.settle()
+    access = (business.checks, business.sql.entitlements)
+    async with running(tmp_path, business, access=lambda: access) as gateway:
+        yield Served(gateway, business)
+
+
+async def test_a_denied_check_says_why_and_what_would_allow_it(served: Served) -> None:
+    status, answer = await served.check({"account": "acme", "feature": "sso"})
+
+    assert status == 200
+    assert {name: answer[name] for name in ("allowed", "reason", "type", "upgrade", "fallback", "gives")} == {
+        "allowed": False, "reason": "not_in_plan", "type": "flag", "upgrade": "team@1", "fallback": False, "gives": [],
+    }  # fmt: skip
+    assert answer["freshness"]["version"] == 1
+
+
+async def test_an_allowed_check_has_the_numbers(served: Served) -> None:
+    subscribe(served.business)
+    await served.business.settle()
+    _, answer = await served.check({"account": "acme", "feature": "tokens", "quantity": "4000.5"})
+
+    names = ("allowed", "reason", "limit", "used", "remaining", "included", "overage")
+    assert {name: answer.get(name) for name in names} == {
+        "allowed": True, "reason": "included", "limit": "9000", "used": "0", "remaining": "9000", "included": "5000",
+        "overage": "0",
+    }  # fmt: skip
+    assert [give["id"] for give in answer["gives"]] == ["team@1"]
+
+
+async def test_a_list_is_answered_in_its_order(served: Served) -> None:
+    _, answer = await served.check([{"account": "acme", "feature": name} for name in ("tokens", "sso", "reporting")])
+
+    assert [(each["feature"], each["allowed"]) for each in answer["answers"]] == [
+        ("tokens", True), ("sso", False), ("reporting", False),
+    ]  # fmt: skip
+
+
+async def test_seats_are_counted_by_the_caller(served: Served) -> None:
+    answers = [await served.check({"account": "acme", "feature": "seats", "used": used}) for used in ("0", "1")]
+
+    assert [(answer["allowed"], answer["reason"]) for _, answer in answers] == [
+        (True, "within_limit"), (False, "seats_full"),
+    ]  # fmt: skip
+
+
+BAD = {
+    "no JSON": (b"{", 400, "invalid_input"),
+    "deep": (b"[" * 50_000, 400, "invalid_input"),
+    "no feature": ({"account": "acme"}, 400, "invalid_input"),
+    "another field": ({"account": "acme", "feature": "sso", "hold": 1}, 400, "invalid_input"),
+    "an empty list": ([], 400, "invalid_input"),
+    "too many": ([{"account": "acme", "feature": "sso"}] * 101, 400, "invalid_input"),
+    "an unknown feature": ({"account": "acme", "feature": "nothing"}, 400, "invalid_input"),
+    "the included quantity of a meter": ({"account": "acme", "feature": "included:tokens"}, 400, "invalid_input"),
+    "an empty account": ({"account": "", "feature": "sso"}, 400, "invalid_input"),
+    "a negative quantity": ({"account": "acme", "feature": "tokens", "quantity": "-1"}, 400, "invalid_input"),
+    "a huge quantity": ({"account": "acme", "feature": "tokens", "quantity": "1" + "0" * 18}, 400, "invalid_input"),
+    "not a number": ({"account": "acme", "feature": "tokens", "quantity": "NaN"}, 400, "invalid_input"),
+    "a number that is no text": ({"account": "acme", "feature": "tokens", "quantity": 1}, 400, "invalid_input"),
+}
+
+
+@pytest.mark.parametrize(("body", "status", "code"), BAD.values(), ids=BAD)
+async def test_bad_input_is_named(served: Served, body: Any, status: int, code: str) -> None:
+    found, answer = await served.check(body)
+
+    assert (found, answer["error"]["code"]) == (status, code)
+
+
+@pytest.mark.parametrize(
+    ("key", "account", "status"),
+    [("", "acme", 401), ("ingest", "acme", 403), ("acme", "acme", 200), ("acme", "globex", 403)],
+)
+async def test_a_key_reaches_its_account_alone(served: Served, key: str, account: str, status: int) -> None:
+    assert (await served.check({"account": account, "feature": "sso"}, key))[0] == status
+
+
+async def test_what_was_allowed_then(served: Served) -> None:
+    before = served.business.clock.now_ms()
+    served.business.clock.advance(MINUTE_MS)
+    subscribe(served.business)
+    await served.business.settle()
+    path = "/v1/accounts/acme/entitlements"
+    now, then, never = [
+        await served.gateway.get(path, **parameters)
+        for parameters in ({}, {"at": _text(before)}, {"at": "2020-01-01T00:00:00Z"})
+    ]
+
+    assert [now.json()["features"]["sso"]["value"], then.json()["features"]["sso"]["value"]] == ["true", "false"]
+    assert now.json()["cause"] in {event["id"] for event in served.business.stripe.happened()}
+    assert (never.status_code, never.json()["error"]["code"]) == (404, "no_entitlements")
+    assert not any(":" in name for name in now.json()["features"])
+
+
+def _text(instant_ms: int) -> str:
+    from aggregators.instants import format_instant_ms
+
+    return format_instant_ms(instant_ms)
+
+
+@pytest.mark.parametrize(("access", "status"), [(None, 501), (lambda: None, 503)], ids=["not configured", "not yet"])
+async def test_without_sql_there_is_no_answer(tmp_path: Path, access: Any, status: int) -> None:
+    async with running(tmp_path, access=access) as gateway:
+        served = Served(gateway, Business())
+        assert (await served.check({"account": "acme", "feature": "sso"}))[0] == status
+        assert (await gateway.get("/v1/accounts/acme/entitlements")).status_code == status

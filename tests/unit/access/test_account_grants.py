@@ -1,0 +1,190 @@
+"""What an account may do, by its subscriptions: one row for each state that Stripe may be in."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from decimal import Decimal
+from typing import Any
+
+import pytest
+
+from aggregators.account_grants import Commerce, granted, resolver_of, upgrade_for
+from aggregators.entitlement_codec import decode, encode
+from aggregators.entitlements import resolve, segment_at, sources_of
+from schemas.catalog import PlanId
+from schemas.catalog_changes import Pin
+from schemas.entitlements import UNLIMITED, Grant, Operation, SourceKind
+from schemas.side_tables import Link, Row
+from tests.unit.catalog.files import SMALL, catalog_of
+
+OLD = catalog_of(SMALL)
+# Version 2 of the plan gives more; who has version 1 keeps that.
+NEW = catalog_of(
+    SMALL.replace("version: 1\n    rank: 10", "version: 2\n    rank: 10").replace("tokens: 9000", "tokens: 90000")
+)
+TEAM, BOOST = PlanId("team", 1), PlanId("boost", 1)
+PINS = {"seat_1": Pin(TEAM, "seat"), "tokens_1": Pin(TEAM, "tokens"), "boost_1": Pin(BOOST, "boost")}
+PINS |= {"seat_2": Pin(PlanId("team", 2), "seat")}
+COMMERCE = Commerce(NEW, {**OLD.sold(), **NEW.sold()}, PINS)
+NOW, LINKED = 5_000, [Link("acme", "cus_1", 0)]
+Items = Sequence[tuple[str, int | None]]
+
+
+def mirror(
+    items: Items = (("seat_1", 4), ("tokens_1", None)), phases: Any = (), **columns: Any
+) -> dict[str, list[Row]]:
+    """The rows of one customer with a subscription."""
+    row: Row = {
+        "id": "sub_1", "customer_id": "cus_1", "status": "active", "start_ms": 1_000, "ended_ms": None,
+        "cancel_at_ms": None, "trial_end_ms": None, "deleted": 0, **columns,
+    }  # fmt: skip
+    schedule: Row = {
+        "id": "sub_sched_1", "subscription_id": "sub_1", "status": "active", "phases_json": json.dumps(phases),
+        "deleted": 0,
+    }  # fmt: skip
+    return {
+        "subscriptions": [row],
+        "subscription_items": [
+            {
+                "id": f"si_{price}", "subscription_id": "sub_1", "price_id": price, "quantity": quantity,
+                "period_start_ms": 1_000,
+            }
+            for price, quantity in items
+        ],
+        "subscription_schedules": [schedule] if phases else [],
+    }  # fmt: skip
+
+
+def values(
+    rows: Mapping[str, Sequence[Row]], now: int = NOW, links: Sequence[Link] = LINKED, people: Sequence[Grant] = ()
+) -> dict[str, Any]:
+    """The value of each feature at an instant."""
+    found = granted(COMMERCE, links, rows, people)
+    segments = resolve(found.features, found.entitled)
+    assert decode(encode(segments)) == segments
+    return {name: resolved.value for name, resolved in segment_at(segments, now).features.items()}
+
+
+FREE = {"seats": 1, "sso": False, "tokens": 1000, "reporting": "null", "included:tokens": 0}
+PAID = {"seats": 4, "sso": True, "tokens": 9000, "reporting": '{"days":30}', "included:tokens": 5000}
+NOTHING = {"seats": 0, "sso": False, "tokens": 0, "reporting": "null", "included:tokens": 0}
+PHASES = [
+    {"start_ms": 1_000, "end_ms": 6_000, "prices": [{"price": "seat_1", "quantity": 4}]},
+    {"start_ms": 6_000, "end_ms": None, "prices": [{"price": "seat_2", "quantity": 9}]},
+]
+CASES: dict[str, tuple[dict[str, Any], int, dict[str, Any]]] = {
+    "active": ({}, NOW, PAID),
+    "past due keeps its plan": ({"status": "past_due"}, NOW, PAID),
+    "incomplete": ({"status": "incomplete"}, NOW, FREE),
+    "incomplete expired": ({"status": "incomplete_expired"}, NOW, FREE),
+    "paused": ({"status": "paused"}, NOW, FREE),
+    "unpaid: the fallback plan": ({"status": "unpaid"}, NOW, FREE),
+    "canceled, after its end": ({"status": "canceled", "ended_ms": 5_000}, NOW, FREE),
+    "canceled, before its end": ({"status": "canceled", "ended_ms": 5_001}, NOW, PAID),
+    "cancels later": ({"cancel_at_ms": 6_000}, NOW, PAID),
+    "cancels later, then": ({"cancel_at_ms": 6_000}, 6_000, FREE),
+    "before it starts": ({"start_ms": 6_000}, NOW, FREE),
+    "deleted": ({"deleted": 1}, NOW, FREE),
+    "another customer's": ({"customer_id": "cus_2"}, NOW, FREE),
+    "an add-on, twice": ({"items": [("seat_1", 1), ("boost_1", 2)]}, NOW, {**PAID, "seats": 1, "tokens": 11000}),
+    "an add-on without a plan": ({"items": [("boost_1", 1)]}, NOW, {**FREE, "tokens": 2000}),
+    "a newer version": ({"items": [("seat_2", 3)]}, NOW, {**PAID, "seats": 3, "tokens": 90000}),
+    "a schedule, before its phase": ({"phases": PHASES}, 5_999, PAID),
+    "a schedule, from its phase on": ({"phases": PHASES}, 6_000, {**PAID, "seats": 9, "tokens": 90000}),
+    "a schedule that was released": ({"phases": ()}, 6_000, PAID),
+}
+
+
+@pytest.mark.parametrize(("columns", "now", "expected"), CASES.values(), ids=CASES)
+def test_a_subscription_gives_by_its_state(columns: dict[str, Any], now: int, expected: dict[str, Any]) -> None:
+    assert values(mirror(**columns), now) == expected
+
+
+def test_nobody_has_the_default_plan() -> None:
+    assert values({}) == FREE
+    assert values({}, links=[]) == FREE
+
+
+def test_two_subscriptions_give_together() -> None:
+    both = mirror()
+    second = mirror([("seat_2", 2)], id="sub_2")
+    second["subscription_items"] = [{**row, "subscription_id": "sub_2"} for row in second["subscription_items"]]
+    rows = {table: [*both[table], *second[table]] for table in both}
+
+    assert values(rows) == {**PAID, "seats": 6, "tokens": 90000, "included:tokens": 10000}
+
+
+@pytest.mark.parametrize(
+    ("links", "expected"),
+    [
+        ([Link("acme", "cus_1", 0, 5_000), Link("acme", "", 5_000)], FREE),
+        ([Link("acme", "cus_1", 0, 5_001), Link("acme", "", 5_001)], PAID),
+        ([Link("acme", "cus_2", 0, 5_000), Link("acme", "cus_1", 5_000)], PAID),
+    ],
+    ids=["unlinked", "not yet unlinked", "linked again"],
+)
+def test_a_subscription_gives_while_its_customer_is_linked(links: list[Link], expected: dict[str, Any]) -> None:
+    assert values(mirror(), links=links) == expected
+
+
+def test_a_trial_gives_until_its_end() -> None:
+    trials = catalog_of(SMALL.replace("days: 14}", "days: 14, grants: {tokens: 50}}"))
+    commerce = Commerce(trials, trials.sold(), PINS)
+    found = granted(commerce, LINKED, mirror(status="trialing", trial_end_ms=6_000), ())
+    segments = resolve(found.features, found.entitled)
+
+    assert [segment_at(segments, at_ms).features["tokens"].value for at_ms in (5_999, 6_000)] == [50, 9000]
+
+
+def test_a_price_of_somebody_else_gives_nothing_and_is_named() -> None:
+    found = granted(COMMERCE, LINKED, mirror([("price_foreign", 1), ("seat_1", 4)]), ())
+
+    assert found.unknown_prices == ("price_foreign",)
+    assert values(mirror([("price_foreign", 1), ("seat_1", 4)])) == {**PAID}
+
+
+def test_a_person_grants_beside_the_plan() -> None:
+    made = Grant("tokens", SourceKind.OVERRIDE, "ticket 7", Operation.ADD, Decimal(5), 0, cause="ann", reason="a gift")
+
+    assert values(mirror(), people=[made]) == {**PAID, "tokens": 9005}
+
+
+def test_the_answer_names_version_and_subscription() -> None:
+    found = granted(COMMERCE, LINKED, mirror(), ())
+    gives = segment_at(resolve(found.features, found.entitled), NOW).features["sso"].gives
+
+    assert sources_of(gives) == ["plan:team@1"]
+    assert [grant.cause for grant in gives] == ["sub_1"]
+
+
+def test_the_inputs_alone_decide() -> None:
+    resolver = resolver_of(COMMERCE)
+
+    assert resolver(LINKED, mirror(), ()) == resolver(LINKED, mirror(), ())
+    assert resolver(LINKED, mirror(), ()).inputs_sha256 != resolver(LINKED, mirror(status="paused"), ()).inputs_sha256
+
+
+@pytest.mark.parametrize(
+    ("feature", "wanted", "plan", "offer"),
+    [
+        ("sso", 1, "", "team@2"),
+        ("tokens", 500, "", "free@1"),
+        ("tokens", 5_000, "", "team@2"),
+        ("tokens", 5_000, "team", "boost@1"),
+        ("tokens", 10**9, "", ""),
+        ("seats", 40, "free", "team@2"),
+        ("nothing", 1, "", ""),
+    ],
+)
+def test_an_upgrade_is_the_least_that_allows(feature: str, wanted: int, plan: str, offer: str) -> None:
+    assert upgrade_for(COMMERCE, feature, Decimal(wanted), plan) == offer
+
+
+def test_unlimited_survives_the_text() -> None:
+    unlimited = catalog_of(SMALL.replace("tokens: 9000", "tokens: unlimited"))
+    found = granted(Commerce(unlimited, unlimited.sold(), PINS), LINKED, mirror(), ())
+    (first, *_), text = resolve(found.features, found.entitled), encode(resolve(found.features, found.entitled))
+
+    assert segment_at(decode(text), NOW).features["tokens"].value is UNLIMITED
+    assert first.features["tokens"].value == 1000

@@ -1,0 +1,179 @@
+"""From a webhook to another answer: the mirror, the versions of entitlements, and the checks of a gateway."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from decimal import Decimal
+
+import pytest
+import pytest_asyncio
+
+from pipeline.access.checks import AccessChecks
+from schemas.access import Reason
+from schemas.clock import MINUTE_MS
+from schemas.entitlements import EntitlementVersion, Grant, Operation, SourceKind
+from schemas.errors import InvalidInput
+from tests.unit.catalog.files import SMALL, catalog_of
+from tests.worlds.business import ONE, Business, subscribe
+from tests.worlds.reconciler import START_MS
+
+
+@pytest_asyncio.fixture
+async def business() -> Business:
+    """A customer without a subscription, linked to an account."""
+    business = Business()
+    await business.open()
+    business.price = business.stripe.price()
+    await business.apply(catalog_of(SMALL), {"seat": business.price})
+    business.customer = business.stripe.customer()
+    await business.link("acme", business.customer)
+    await business.settle()
+    return business
+
+
+async def test_a_denied_check_names_the_plan_that_unlocks_it(business: Business) -> None:
+    denied = await business.checks.check("acme", "sso", ONE)
+    subscribe(business)
+    await business.settle()
+    allowed = await business.checks.check("acme", "sso", ONE)
+
+    assert (denied.decision.allowed, denied.decision.reason, denied.upgrade) == (False, Reason.NOT_IN_PLAN, "team@1")
+    assert (allowed.decision.allowed, allowed.decision.reason, allowed.upgrade) == (True, Reason.INCLUDED, "")
+    assert (denied.version, allowed.version) == (1, 2)
+
+
+async def test_a_cancellation_takes_the_plan_away(business: Business) -> None:
+    subscription = subscribe(business)
+    await business.settle()
+    assert await business.reason("sso") is Reason.INCLUDED
+    business.stripe.cancel(subscription)
+    await business.settle()
+    assert await business.reason("sso") is Reason.NOT_IN_PLAN
+
+
+async def test_what_was_allowed_then_and_why_is_kept(business: Business) -> None:
+    before_ms = business.clock.now_ms()
+    business.clock.advance(MINUTE_MS)
+    subscribe(business)
+    await business.settle()
+    then, now = [await business.sql.entitlements.version_at("acme", at) for at in (before_ms, business.clock.now_ms())]
+
+    assert then is not None
+    assert now is not None
+    assert (then.version, now.version) == (1, 2)
+    assert now.cause in {event["id"] for event in business.stripe.happened()}
+
+
+async def test_a_limit_counts_live_usage(business: Business) -> None:
+    subscribe(business)
+    await business.settle()
+    business.used = Decimal(4_999)
+    reasons = [await business.reason("tokens", Decimal(quantity)) for quantity in (1, 2, 4_001, 4_002)]
+
+    assert reasons == [Reason.INCLUDED, Reason.OVERAGE_BILLED, Reason.OVERAGE_BILLED, Reason.LIMIT_REACHED]
+
+
+async def test_an_unknown_account_has_the_default_plan(business: Business) -> None:
+    assert await business.reason("tokens", account="nobody") is Reason.WITHIN_LIMIT
+    assert await business.reason("sso", account="nobody") is Reason.NO_ACCOUNT
+
+
+async def test_an_account_that_was_unknown_is_known_after_its_sign_up(business: Business) -> None:
+    assert await business.reason("sso", account="globex") is Reason.NO_ACCOUNT
+    await business.sql.entitlements.override(
+        "globex",
+        Grant("sso", SourceKind.OVERRIDE, "o", Operation.SET, True, 0, cause="ann", reason="a gift"),
+        "ann",
+        START_MS,
+    )
+    await business.settle()
+    assert await business.reason("sso", account="globex") is Reason.INCLUDED
+
+
+async def test_an_override_that_was_taken_back_no_longer_holds(business: Business) -> None:
+    grant = Grant("sso", SourceKind.OVERRIDE, "o", Operation.SET, True, 0, cause="ann", reason="a gift")
+    made = await business.sql.entitlements.override("acme", grant, "ann", START_MS)
+    await business.settle()
+    assert await business.reason("sso") is Reason.INCLUDED
+    await business.sql.entitlements.revoke("acme", made.number, "ann", "a mistake", START_MS)
+    await business.settle()
+    assert await business.reason("sso") is Reason.NOT_IN_PLAN
+
+
+async def test_another_catalog_changes_the_answer_of_those_who_have_no_plan(business: Business) -> None:
+    generous = catalog_of(
+        SMALL.replace("version: 1\nmeters", "version: 2\nmeters")
+        .replace("version: 1\n    prices: none", "version: 2\n    prices: none")
+        .replace("tokens: 1000", "tokens: 2000")
+    )
+    await business.apply(generous, {})
+    business.clock.advance(MINUTE_MS)
+    await business.settle()
+    answer = await business.checks.check("acme", "tokens", ONE)
+
+    assert answer.decision.limit == 2000
+
+
+@pytest.mark.parametrize(("feature", "reason"), [("tokens", Reason.FALLBACK_DENY), ("calls", Reason.FALLBACK_ALLOW)])
+async def test_without_live_usage_the_feature_says(business: Business, feature: str, reason: Reason) -> None:
+    text = SMALL.replace("version: 1\nmeters", "version: 2\nmeters").replace(
+        "  reporting: {type: config}\n",
+        "  reporting: {type: config}\n  calls: {type: limit, merge: max, meter: calls, on_error: allow}\n",
+    )
+    await business.apply(catalog_of(text), {})
+    business.clock.advance(MINUTE_MS)
+    await business.settle()
+    business.away = True
+
+    assert await business.reason(feature) is reason
+
+
+async def test_a_feature_that_the_catalog_does_not_have(business: Business) -> None:
+    with pytest.raises(InvalidInput, match="no feature"):
+        await business.checks.check("acme", "nothing", ONE)
+
+
+class Late:
+    """A store whose answers come late: an older version after a newer one."""
+
+    def __init__(self, versions: Sequence[EntitlementVersion]) -> None:
+        self.versions = list(versions)
+
+    async def changed(self, since_ms: int, limit: int = 10_000) -> Sequence[EntitlementVersion]:
+        assert since_ms >= 0
+        return self.versions[:limit]
+
+
+async def test_no_older_version_comes_back(business: Business, monkeypatch: pytest.MonkeyPatch) -> None:
+    await business.reason("sso")
+    subscription = subscribe(business)
+    await business.settle()
+    first = await business.sql.entitlements.version_at("acme", START_MS)
+    business.stripe.cancel(subscription)
+    await business.settle()
+    second = await business.sql.entitlements.latest(["acme"])
+    assert first is not None
+    late = Late([second["acme"], first])
+    monkeypatch.setattr(type(business.sql.entitlements), "changed", lambda _self, since_ms: late.changed(since_ms))
+    await business.checks.refresh()
+
+    assert (await business.checks.check("acme", "sso", ONE)).version == second["acme"].version
+
+
+async def test_a_price_of_somebody_else_takes_nothing_away(business: Business) -> None:
+    subscription = subscribe(business)
+    await business.settle()
+    item = business.stripe.call("GET /v1/subscriptions/{subscription_exposed_id}", {}, subscription)["items"]["data"][0]
+    foreign = business.stripe.price(amount=7)
+    business.stripe.change(subscription, items=[{"id": item["id"], "price": foreign}])
+    await business.settle()
+
+    assert await business.reason("sso") is Reason.INCLUDED
+
+
+async def test_accounts_in_memory_are_bounded(business: Business) -> None:
+    checks = AccessChecks(business.sql.catalog, business.sql.entitlements, business.usage, business.clock, 10)
+    for number in range(50):
+        await checks.check(f"account {number}", "sso", ONE)
+
+    assert checks.accounts == 10

@@ -1,0 +1,316 @@
+"""What a change of the catalog will do: versions, prices that never change, who is touched, and drift."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+
+from aggregators.catalog_plan import (
+    World,
+    catalog_hash,
+    drift_of,
+    plan_catalog,
+    records_of,
+    states_after,
+    wanted,
+)
+from schemas.catalog import Catalog, PlanId
+from schemas.catalog_changes import (
+    AtStripe,
+    CatalogKind,
+    CatalogPlan,
+    KnownPlan,
+    PlanState,
+    Standing,
+    StripeFeature,
+    StripeMeter,
+    StripePrice,
+    Verb,
+)
+from tests.unit.catalog.files import SMALL, catalog_of, changed
+
+EMPTY = World(Standing(), AtStripe(), {})
+TEAM = PlanId("team", 1)
+SEAT = "tm.team.v1.seat.month.usd"
+
+
+def applied(catalog: Catalog, before: World = EMPTY) -> World:
+    """The world after an application."""
+    want = wanted(catalog)
+    prices = {f"price_{key}": StripePrice(f"price_{key}", key, price.terms) for key, price in want.prices.items()}
+    stripe = AtStripe(
+        {name: StripeMeter(f"mtr_{name}", name) for name in want.meters},
+        {**before.stripe.products, **{key: product for key, (product, _, _) in want.products.items()}},
+        {key: StripeFeature(f"feat_{key}", key, name) for key, name in want.features.items()},
+        {**before.stripe.prices, **prices},
+        want.attached,
+    )
+    records = {(record.kind, record.key): record for record in records_of(catalog, stripe)}
+    standing = Standing(
+        catalog, catalog_hash(catalog), plans=states_after(catalog, before),
+        records={**before.standing.records, **records},
+    )  # fmt: skip
+    return World(standing, stripe, before.usage)
+
+
+def file(text: str, *edits: tuple[str, str], version: int = 2) -> Catalog:
+    """A changed file, under another version."""
+    for old, new in edits:
+        assert old in text
+        text = text.replace(old, new)
+    return catalog_of(text.replace("version: 1\nmeters", f"version: {version}\nmeters"))
+
+
+def done(plan: CatalogPlan) -> list[tuple[str, str]]:
+    """The actions without their details."""
+    return [(action.verb.value, action.key) for action in plan.actions]
+
+
+def test_the_first_application_makes_everything_in_order() -> None:
+    """Meters, products, features, prices, and what is sold at the end."""
+    plan = plan_catalog(catalog_of(SMALL), EMPTY)
+
+    whats = [str(action.what) for action in plan.actions]
+    assert ["meter", "product", "feature", "price", "plan"] == list(dict.fromkeys(whats))
+    assert ([], []) == (plan.refusals, plan.drift)
+    assert ("create", SEAT) in done(plan)
+    assert ("attach", "sso tm-team-v1-seat") in done(plan)
+    assert [("open", "free@1"), ("open", "team@1"), ("open", "boost@1")] == done(plan)[-3:]
+
+
+def test_the_same_catalog_again_does_nothing() -> None:
+    catalog = catalog_of(SMALL)
+
+    plan = plan_catalog(catalog, applied(catalog))
+
+    assert ([], [], []) == (plan.actions, plan.refusals, plan.drift)
+
+
+def test_another_price_is_another_version_and_who_has_the_old_one_keeps_it() -> None:
+    """The heart of it: nothing at Stripe changes for who pays already."""
+    world = applied(catalog_of(SMALL))
+    world = world._replace(usage={f"price_{SEAT}": frozenset({"sub_1", "sub_2"})})
+    new = file(changed("  team:\n    version: 1", "  team:\n    version: 2"), ('usd: "10.00"', 'usd: "12.00"'))
+
+    plan = plan_catalog(new, world)
+
+    assert ("create", "tm.team.v2.seat.month.usd") in done(plan)
+    assert [("open", "team@2"), ("close", "team@1")] == done(plan)[-2:]
+    assert ({"team@1": 2}, []) == (plan.touched, plan.refusals)
+    after = applied(new, world)
+    assert PlanState.CLOSED is after.standing.plans[TEAM].state
+    assert (TEAM, "seat") == after.standing.pins()[f"price_{SEAT}"]
+    assert world.standing.plans[TEAM].sold == after.standing.plans[TEAM].sold
+
+
+def test_a_version_that_nobody_has_is_retired_and_its_prices_archived() -> None:
+    world = applied(catalog_of(SMALL))
+    new = file(changed("  team:\n    version: 1", "  team:\n    version: 2"))
+
+    plan = plan_catalog(new, world)
+
+    assert ("retire", "team@1") in done(plan)
+    archived = [key for verb, key in done(plan) if verb == "archive"]
+    assert {"tm-team-v1-seat", "tm-team-v1-tokens", SEAT} < set(archived)
+    assert [Verb.ARCHIVE] * len(archived) == [action.verb for action in plan.actions[-len(archived) :]]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "refusal"),
+    [
+        pytest.param('usd: "10.00"', 'usd: "12.00"', "team@1: prices were applied otherwise; raise the version to 2",
+                     id="amount"),
+        pytest.param("{up_to: inf,", "{up_to: 90000, price: {usd: 1, jpy: 1}}\n          - {up_to: inf,",
+                     "team@1: prices were", id="tiers"),
+        pytest.param("tokens: 9000", "tokens: 8000", "tokens would fall: raise the version to 2", id="lower grant"),
+        pytest.param("sso: true, ", "", "sso would fall: raise the version to 2", id="grant taken away"),
+        pytest.param("tokens: 9000", "tokens: 9500", "add --in-place", id="higher grant"),
+        pytest.param("days: 14", "days: 30", "team@1: trial were applied otherwise", id="trial"),
+        pytest.param("{plan: free}", "{plan: free, tax_behavior: inclusive}",
+                     "has tax_behavior exclusive, not inclusive; a price never changes", id="tax behavior"),
+        pytest.param("stripe_event_name: tm_tokens", "stripe_event_name: tm_other",
+                     "has event_name tm_tokens, not tm_other", id="meter at Stripe"),
+        pytest.param("  boost: {version: 1, for: [team], ", "  boost: {version: 1, for: [team], stack: 5, ",
+                     "boost@1: stack were applied otherwise", id="add-on"),
+    ],
+)  # fmt: skip
+def test_terms_of_a_version_do_not_change(old: str, new: str, refusal: str) -> None:
+    plan = plan_catalog(file(changed(old, new)), applied(catalog_of(SMALL)))
+
+    assert any(refusal in each for each in plan.refusals), plan.refusals
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "actions"),
+    [
+        pytest.param("rank: 10", "rank: 20", [("update", "team@1")], id="rank"),
+        pytest.param("rank: 10", "name: The Team",
+                     [("update", "tm-team-v1-seat"), ("update", "tm-team-v1-tokens"), ("update", "team@1")], id="name"),
+        pytest.param("{component: seat,", "{component: seat, name: People,",
+                     [("update", "tm-team-v1-seat"), ("update", "team@1")], id="component's name"),
+        pytest.param("{plan: free}", "{plan: free, tax_code: txcd_10103001}",
+                     [("update", "tm-team-v1-seat"), ("update", "tm-team-v1-tokens"), ("update", "tm-boost-v1-addon")],
+                     id="tax code"),
+    ],
+)  # fmt: skip
+def test_words_and_the_tax_code_change_in_place(old: str, new: str, actions: list[tuple[str, str]]) -> None:
+    plan = plan_catalog(file(changed(old, new)), applied(catalog_of(SMALL)))
+
+    assert (actions, []) == (done(plan), plan.refusals)
+
+
+def test_a_grant_that_rises_may_change_in_place() -> None:
+    new = file(changed("tokens: 9000", "tokens: unlimited"))
+
+    plan = plan_catalog(new, applied(catalog_of(SMALL)), in_place=True)
+
+    assert ([("update", "team@1")], []) == (done(plan), plan.refusals)
+    fallen = plan_catalog(file(changed("tokens: 9000", "tokens: 8000")), applied(catalog_of(SMALL)), in_place=True)
+    assert 1 == len(fallen.refusals)
+
+
+@pytest.mark.parametrize(
+    ("edits", "version", "refusal"),
+    [
+        pytest.param([("rank: 10", "rank: 11")], 1, "version: must be above 1", id="catalog version"),
+        pytest.param([("  sso: {type: flag, stripe_feature: sso}\n", ""), ("sso: true, ", ""),
+                      ("  team:\n    version: 1", "  team:\n    version: 2")], 2,
+                     "features.sso: team@1 grants it, so it must stay", id="feature in use"),
+    ],
+)  # fmt: skip
+def test_what_somebody_has_stays_known(edits: list[tuple[str, str]], version: int, refusal: str) -> None:
+    plan = plan_catalog(file(SMALL, *edits, version=version), applied(catalog_of(SMALL)))
+
+    assert any(refusal in each for each in plan.refusals), plan.refusals
+
+
+def test_a_version_below_the_newest_is_refused() -> None:
+    first = applied(catalog_of(SMALL))
+    second = applied(file(changed("  team:\n    version: 1", "  team:\n    version: 2")), first)
+
+    plan = plan_catalog(file(SMALL, version=3), second)
+
+    assert ["team@1: version 2 was applied already, so the version must be 2 or above"] == plan.refusals
+
+
+def test_a_price_with_other_terms_under_our_lookup_key_is_refused() -> None:
+    """What a killed application of another file left, or a person made."""
+    world = applied(catalog_of(SMALL))
+    price = world.stripe.prices[f"price_{SEAT}"]
+    other = price._replace(terms=price.terms._replace(currency="eur"))
+
+    plan = plan_catalog(catalog_of(SMALL), EMPTY._replace(stripe=AtStripe(prices={other.id: other})))
+
+    (refusal,) = plan.refusals
+    assert f"{SEAT}: Stripe's price price_{SEAT} has currency eur, not usd" in refusal
+    assert "raise the version of team to 2" in refusal
+
+
+def _with_price(world: World, **fields: object) -> World:
+    price = world.stripe.prices[f"price_{SEAT}"]._replace(**fields)  # type: ignore[arg-type]  # fields of the price
+    return world._replace(stripe=world.stripe._replace(prices={**world.stripe.prices, f"price_{SEAT}": price}))
+
+
+def _drifted(kind: str) -> World:
+    world = applied(catalog_of(SMALL))
+    stripe = world.stripe
+    match kind:
+        case "archived":
+            return _with_price(world, is_active=False)
+        case "lookup key moved":
+            return _with_price(world, key="mine")
+        case "price missing":
+            prices = {key: price for key, price in stripe.prices.items() if key != f"price_{SEAT}"}
+            return world._replace(stripe=stripe._replace(prices=prices))
+        case "unmanaged price":
+            return world._replace(usage={"price_x": frozenset({"sub_1", "sub_2"})})
+        case "never applied":
+            price = stripe.prices[f"price_{SEAT}"]._replace(id="price_y", key="tm.gold.v1.base.month.usd")
+            return world._replace(stripe=stripe._replace(prices={**stripe.prices, "price_y": price}))
+        case "tax code":
+            product = stripe.products["tm-team-v1-seat"]._replace(tax_code="txcd_99999999")
+            return world._replace(stripe=stripe._replace(products={**stripe.products, product.id: product}))
+        case "meter":
+            meter = StripeMeter("mtr", "tm_calls", "the Stripe meter of tm_calls (mtr) is deactivated")
+            return world._replace(stripe=stripe._replace(meters={**stripe.meters, "tm_calls": meter}))
+        case "feature":
+            return world._replace(stripe=stripe._replace(features={}))
+        case _:
+            return world._replace(stripe=stripe._replace(attached={"tm-team-v1-seat": frozenset({"other"})}))
+
+
+@pytest.mark.parametrize(
+    ("kind", "line"),
+    [
+        ("archived", f"price price_{SEAT} ({SEAT}) is archived; 0 subscriptions have its plan"),
+        ("lookup key moved", f"price price_{SEAT} has the lookup key mine, and had {SEAT}"),
+        ("price missing", f"price price_{SEAT} ({SEAT}) is not at Stripe"),
+        ("unmanaged price", "price price_x is in 2 subscriptions and no plan of the catalog has it"),
+        ("never applied", "price price_y has the lookup key tm.gold.v1.base.month.usd and was never applied"),
+        ("tax code", "product tm-team-v1-seat has tax_code txcd_99999999, not "),
+        ("meter", "meter tm_calls: the Stripe meter of tm_calls (mtr) is deactivated"),
+        ("feature", "feature sso is not at Stripe"),
+        ("attached", "product tm-team-v1-seat has the features other, not sso"),
+    ],
+)
+def test_drift_is_named(kind: str, line: str) -> None:
+    assert [] == drift_of(applied(catalog_of(SMALL)))
+
+    assert [line] == drift_of(_drifted(kind))
+
+
+@pytest.mark.parametrize(
+    ("kind", "actions", "refused"),
+    [
+        ("archived", [("update", SEAT)], False),
+        ("lookup key moved", [("create", SEAT)], True),
+        ("price missing", [("create", SEAT)], True),
+        ("tax code", [("update", "tm-team-v1-seat")], False),
+        ("feature", [("create", "sso")], False),
+        ("meter", [], True),
+    ],
+)
+def test_drift_is_repaired_by_the_next_plan_or_refused(
+    kind: str, actions: list[tuple[str, str]], refused: bool
+) -> None:
+    plan = plan_catalog(catalog_of(SMALL), _drifted(kind))
+
+    assert (actions, refused) == (done(plan), bool(plan.refusals))
+
+
+def test_a_plan_that_was_closed_is_sold_again_under_its_version() -> None:
+    """A plan that was left out of the file by mistake."""
+    world = applied(catalog_of(SMALL))._replace(usage={f"price_{SEAT}": frozenset({"sub_1"})})
+    without = SMALL[: SMALL.index("  team:")] + SMALL[SMALL.index("credit_pools") :]
+    closed = applied(file(without), world)
+    assert KnownPlan(world.standing.plans[TEAM].sold, PlanState.CLOSED) == closed.standing.plans[TEAM]
+
+    plan = plan_catalog(file(SMALL, version=3), closed)
+
+    assert ([("open", "team@1"), ("open", "boost@1")], []) == (done(plan), plan.refusals)
+
+
+def test_fifty_plans_in_four_currencies_are_planned_in_seconds() -> None:
+    """The time of this process, so that a busy machine does not fail it."""
+    plans = "".join(
+        f"  p{number}:\n    version: 1\n    prices:\n"
+        + "".join(
+            f"      - {{component: c{part}, month: {amounts}, year: {amounts}}}\n"
+            for part in range(2)
+            for amounts in ['{usd: "9.99", eur: "9.99", jpy: 990, gbp: "9.99"}']
+        )
+        + "    grants: {sso: true, tokens: 5}\n"
+        for number in range(50)
+    )
+    text = changed("{usd: 2, jpy: 0}", "{usd: 2, jpy: 0, eur: 2, gbp: 2}").replace("addons:", f"{plans}addons:")
+
+    began = time.process_time()
+    catalog = catalog_of(text)
+    world = applied(catalog)
+    first, second = plan_catalog(catalog, EMPTY), plan_catalog(catalog, world)
+    took_s = time.process_time() - began
+
+    assert (800, []) == (sum(".p" in action.key for action in first.actions), second.actions)
+    assert took_s < 5
+    assert CatalogKind.PRICE in {action.what for action in first.actions}
