@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Final
 
 from aggregators.binding_timeline import overlaps, timeline
@@ -103,11 +104,18 @@ def _mirror(tables: Mapping[str, Sequence[Row]]) -> _Rows:
 
 
 async def _events(world: World) -> None:
-    """Each event of Stripe has one row and, if its customer was ever linked, one audit row.
+    """Each event of Stripe has one row and, if its customer is linked, one audit row.
 
     An event that was set aside may have another audit row, of the objects that were written then.
     """
-    linked = {row["customer_id"] for row in world.tables.rows("account_customers")} - {""}
+    # A customer from whom the account was unlinked is nobody's; one whom it left for another stays the account's.
+    links = sorted(world.tables.rows("account_customers"), key=lambda row: (row["account"], row["starts_ms"]))
+    ends = {
+        (row["account"], row["customer_id"])
+        for row, after in pairwise(links)
+        if row["account"] == after["account"] and not after["customer_id"]
+    }
+    linked = {row["customer_id"] for row in links if (row["account"], row["customer_id"]) not in ends} - {""}
     processed = {row["event_id"]: row for row in world.tables.rows("processed_events")}
     held = {key for key, row in processed.items() if row["outcome"] == Outcome.HELD and row["customer_id"] in linked}
     if held:

@@ -7,44 +7,20 @@ import json
 from typing import Any, Final
 from unittest.mock import patch
 
-import aggregators.binding_timeline
 import pipeline.webhooks.binding_outbox
 import pipeline.webhooks.linking
 import pipeline.webhooks.processor
 from pipeline.webhooks.binding_outbox import BindingOutbox
 from pipeline.webhooks.processor import BillingEventProcessor
 from pipeline.webhooks.walker import CURSOR, Walked, Walker
-from schemas.billing_events import ObjectKind, StripeEvent, Via
-from schemas.side_tables import Arrived, Stale
+from schemas.billing_events import ObjectKind
 from simulation.world import BILLING_STRIDE
 from sinks.sql.side_tables import SqlSideTables
 from sinks.stripe.objects import StripeClientObjects
 from tests.simulation.mutant import Method, Mutant
 
-# Where a second transaction of a step has its position.
-ELSEWHERE: Final = 1_000
 # Long enough for a process to die in between.
 BETWEEN_S: Final = 5.0
-
-
-def _claims_first(original: Method) -> Method:
-    """The ids in one transaction, the rows in another."""
-
-    async def commit(self: SqlSideTables, step: Any) -> Any:
-        outcomes = await original(self, step._replace(fetched=[]))
-        await asyncio.sleep(BETWEEN_S)
-        at = await self.position(ELSEWHERE) or 0
-        event = StripeEvent(f"rows_{at}", "rows", 0, "", tuple(fetched.name for fetched in step.fetched))
-        rows = step._replace(
-            partition=ELSEWHERE, believed_offset=at, next_offset=at + 1, arrived=[Arrived(event, Via.RESYNC, at)]
-        )
-        try:
-            await original(self, rows)
-        except Stale:
-            return outcomes
-        return outcomes
-
-    return commit
 
 
 def _position_first(original: Method) -> Method:
@@ -52,16 +28,6 @@ def _position_first(original: Method) -> Method:
         await original(self, step._replace(arrived=[], fetched=[]))
         await asyncio.sleep(BETWEEN_S)
         return await original(self, step._replace(believed_offset=step.next_offset))
-
-    return commit
-
-
-def _without_fetch_seq(original: Method) -> Method:
-    async def commit(self: SqlSideTables, step: Any) -> Any:
-        seqs = await self.fetch_seqs([fetched.name for fetched in step.fetched])
-        return await original(
-            self, step._replace(fetched=[fetched._replace(fetch_seq=seqs[fetched.name]) for fetched in step.fetched])
-        )
 
     return commit
 
@@ -167,16 +133,10 @@ def _on_billing_seeds(name: str, target: Any, attribute: str, made: Any) -> Muta
 
 
 MIRROR: Final = (
-    _on_billing_seeds("mirror: claim without the rows", SqlSideTables, "commit", _claims_first),
     _on_billing_seeds("mirror: position before commit", SqlSideTables, "commit", _position_first),
-    _on_billing_seeds("mirror: fetch without fetch_seq", SqlSideTables, "commit", _without_fetch_seq),
     _on_billing_seeds("mirror: payload trusted", BillingEventProcessor, "_commit", _trusts_payloads),
     _on_billing_seeds("mirror: only the first page of items", StripeClientObjects, "_whole", _first_page),
     _on_billing_seeds("mirror: a deleted customer is revived", pipeline.webhooks.processor, "mirror_rows", _revived),
-    _on_billing_seeds(
-        "mirror: an event that must be set aside counts as processed", pipeline.webhooks.processor, "_missing",
-        lambda _made: lambda *_arguments: None,
-    ),
     _on_billing_seeds(
         "mirror: held events stay held after the link", pipeline.webhooks.linking, "append_held", _none_released,
     ),
@@ -187,9 +147,5 @@ MIRROR: Final = (
     _on_billing_seeds(
         "bindings: sent under the revision of the one before", pipeline.webhooks.binding_outbox, "planned",
         lambda made: lambda known, account, binding, _revision: made(known, account, binding, known.state.revision),
-    ),
-    _on_billing_seeds(
-        "bindings: a trial is billed from its start", aggregators.binding_timeline, "_Terms",
-        lambda made: lambda begins_ms, _free_until_ms, *others: made(begins_ms, begins_ms, *others),
     ),
 )  # fmt: skip

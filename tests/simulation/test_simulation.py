@@ -73,7 +73,8 @@ def test_every_kind_of_fault_is_really_met() -> None:
         coverage.add(run(seed, 25).counts)
 
     assert not coverage.missing()
-    assert coverage.missing_pairs() < 60
+    # Every fourth run has the faults of Stripe's webhooks and of the mirror.
+    assert coverage.missing_pairs() < 1_200
     assert "redis loses everything" in coverage.text()
 
 
