@@ -13,14 +13,37 @@ import pipeline.webhooks.processor
 from pipeline.webhooks.binding_outbox import BindingOutbox
 from pipeline.webhooks.processor import BillingEventProcessor
 from pipeline.webhooks.walker import CURSOR, Walked, Walker
-from schemas.billing_events import ObjectKind
+from schemas.billing_events import ObjectKind, StripeEvent, Via
+from schemas.side_tables import Arrived, Stale
 from simulation.world import BILLING_STRIDE
 from sinks.sql.side_tables import SqlSideTables
 from sinks.stripe.objects import StripeClientObjects
 from tests.simulation.mutant import Method, Mutant
 
+# Where a second transaction of a step has its position.
+ELSEWHERE: Final = 1_000
 # Long enough for a process to die in between.
 BETWEEN_S: Final = 5.0
+
+
+def _claims_first(original: Method) -> Method:
+    """The ids in one transaction, the rows in another."""
+
+    async def commit(self: SqlSideTables, step: Any) -> Any:
+        outcomes = await original(self, step._replace(fetched=[]))
+        await asyncio.sleep(BETWEEN_S)
+        at = await self.position(ELSEWHERE) or 0
+        event = StripeEvent(f"rows_{at}", "rows", 0, "", ())
+        rows = step._replace(
+            partition=ELSEWHERE, believed_offset=at, next_offset=at + 1, arrived=[Arrived(event, Via.RESYNC, at)]
+        )
+        try:
+            await original(self, rows)
+        except Stale:
+            return outcomes
+        return outcomes
+
+    return commit
 
 
 def _position_first(original: Method) -> Method:
@@ -133,6 +156,7 @@ def _on_billing_seeds(name: str, target: Any, attribute: str, made: Any) -> Muta
 
 
 MIRROR: Final = (
+    _on_billing_seeds("mirror: claim without the rows", SqlSideTables, "commit", _claims_first),
     _on_billing_seeds("mirror: position before commit", SqlSideTables, "commit", _position_first),
     _on_billing_seeds("mirror: payload trusted", BillingEventProcessor, "_commit", _trusts_payloads),
     _on_billing_seeds("mirror: only the first page of items", StripeClientObjects, "_whole", _first_page),
