@@ -192,6 +192,7 @@ def _wanted(body: bytes) -> Wanted | list[Wanted]:
 
 
 def quantity_of(field: str, text: str) -> Decimal:
+    """The number of a text. Raises `InvalidInput` with the field."""
     if not _QUANTITY.fullmatch(text):
         raise InvalidInput(field, "must be a decimal number as text, from 0, with at most 18 digits before the point")
     return Decimal(text)

@@ -124,22 +124,7 @@ def document(app: FastAPI) -> dict[str, Any]:
             "responses": dict(sorted(received.items())),
         }
     }
-    refused = (400, 401, 403, 408, 413, 501, 503)
-    openapi["paths"]["/v1/access/check"] = {
-        "post": {
-            "summary": "Ask whether an account may do something",
-            "description": "Answered from memory, with the reason, and with the plan that would allow it. A list of up "
-            "to 100 checks gets a list of answers.",
-            "operationId": "check_access",
-            "requestBody": {"required": True, "content": {PLAIN: {"schema": _schema(AccessCheck, schemas)}}},
-            "responses": {
-                "200": _response("The answer.", _schema(AccessAnswer, schemas)),
-                **{str(status): _response(_MEANINGS[status], _REFUSAL) for status in refused},
-                "default": _response(_MEANINGS["default"], _REFUSAL),
-            },
-            "security": [{"ApiKey": []}],
-        }
-    }
+    openapi["paths"]["/v1/access/check"] = {"post": _check(schemas)}
     for path, media_type in _TEXTS.items():
         openapi["paths"][path]["get"]["responses"]["200"]["content"] = {media_type: {"schema": {"type": "string"}}}
     # The handler reads the body itself, because FastAPI would read one of any size.
@@ -153,6 +138,24 @@ def document(app: FastAPI) -> dict[str, Any]:
     openapi["paths"][ACCOUNT]["put"]["x-codeSamples"] = [{"lang": "Shell", "source": LINK_EXAMPLE}]
     openapi["paths"] = {path: openapi["paths"][path] for path in sorted(openapi["paths"], key=_reading_order)}
     return openapi
+
+
+def _check(schemas: dict[str, Any]) -> dict[str, Any]:
+    """`POST /v1/access/check`, whose handler reads the body itself too."""
+    refused = (400, 401, 403, 408, 413, 501, 503)
+    return {
+        "summary": "Ask whether an account may do something",
+        "description": "Answered from memory, with the reason, and with the plan that would allow it. A list of up "
+        "to 100 checks gets a list of answers.",
+        "operationId": "check_access",
+        "requestBody": {"required": True, "content": {PLAIN: {"schema": _schema(AccessCheck, schemas)}}},
+        "responses": {
+            "200": _response("The answer.", _schema(AccessAnswer, schemas)),
+            **{str(status): _response(_MEANINGS[status], _REFUSAL) for status in refused},
+            "default": _response(_MEANINGS["default"], _REFUSAL),
+        },
+        "security": [{"ApiKey": []}],
+    }
 
 
 _BINARY_MODE: Final = (

@@ -215,7 +215,7 @@ def test_meter_set_changes_only_by_a_higher_version_and_never_redefines_a_meter(
         (dev.folder / f"{name}.yaml").write_text(yaml.safe_dump(document))
 
     assert json.loads(dev.run("meters", "schema"))["title"] == "MeterSet"
-    assert "6 meters, valid" in dev.run("meters", "check", "next.yaml")
+    assert "7 meters, valid" in dev.run("meters", "check", "next.yaml")
     assert "meters.0.slug" in dev.run("meters", "check", "broken.yaml", code=2)
     assert "must be above 1" in dev.run("meters", "apply", "same_version.yaml", code=2)
     assert "api_requests" in dev.run("meters", "apply", "redefined.yaml", code=2)
