@@ -17,6 +17,8 @@ from schemas.clock import DAY_MS
 
 # The longest time until a finalized invoice is looked at again.
 LOOK_AGAIN_MAX_MS: Final = 7 * DAY_MS
+# The longest time until an item that Stripe refused is tried again.
+HELD_MAX_MS: Final = 2 * DAY_MS
 
 
 class LatePolicy(StrEnum):
@@ -197,8 +199,9 @@ class Bills(Closings, Protocol):
         ...
 
     async def unsent(self, held_before_ms: int, limit: int) -> Sequence[InvoiceItem]:
-        """The items that are intended, and those that are held and were sent before `held_before_ms`; first those that
-        were not sent yet, and then those that were sent first."""
+        """The items that are intended, and those that are held and were sent before `held_before_ms`, or more than
+        `HELD_MAX_MS` after it, by a clock that was ahead; first those that were not sent yet, and then those that were
+        sent first."""
         ...
 
     async def settle(self, before: InvoiceItem, after: InvoiceItem, now_ms: int) -> bool:

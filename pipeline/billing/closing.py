@@ -140,6 +140,7 @@ class ClosingController:
         self._flushed: dict[str, Sequence[Published]] = {}
         self._published: set[str] = set()
         self._alarmed: set[str] = set()
+        self._failed: set[str] = set()
         self._summaries_left = 0
         self._after = ""
         self._not_sold = 0
@@ -209,9 +210,11 @@ class ClosingController:
         self._flushed = {invoice: done for invoice, done in self._flushed.items() if invoice in drafts}
         self._published &= drafts.keys()
         self._alarmed &= drafts.keys()
+        self._failed &= drafts.keys()
         noted = dict(await self._bills.closings(list(drafts)))
         late = failures = 0
-        for invoice, bills in drafts.items():
+        # Those that failed come last, so that a few of them do not keep the others from being looked at.
+        for invoice, bills in sorted(drafts.items(), key=lambda draft: draft[0] in self._failed):
             left_ms, is_reported = (bills[0].deadline_ms or 0) - self._clock.now_ms(), False
             try:
                 if failures < FAILURES_MAX:
@@ -220,6 +223,7 @@ class ClosingController:
                     await self._compare(invoice, bills)
             except (Transient, InvalidInput) as error:
                 failures, is_reported = failures + 1, False
+                self._failed.add(invoice)
                 _LOG.warning("the draft %s is looked at again in a minute: %s", invoice, error)
             if not is_reported and left_ms <= self._policy.alarm_lead_ms:
                 late += 1
@@ -397,8 +401,10 @@ class ClosingController:
                 failures += 1
                 _LOG.warning("the invoice item %s is tried again: %s", item.identifier, error)
             except InvalidInput as error:
-                held = (tried or item)._replace(state=InvoiceItemState.HELD, detail=str(error))
-                await self._bills.settle(tried or item, held, self._clock.now_ms())
+                # Tried again a day later, also if it could not be looked for.
+                now_ms, before = self._clock.now_ms(), tried or item
+                held = before._replace(state=InvoiceItemState.HELD, detail=str(error), sent_ms=now_ms)
+                await self._bills.settle(before, held, now_ms)
                 _LOG.error("Stripe refuses the invoice item %s of %s: %s", item.identifier, item.stripe_customer, error)
 
     async def _tried(self, item: InvoiceItem) -> InvoiceItem | None:

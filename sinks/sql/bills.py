@@ -12,7 +12,16 @@ from typing import Any, Final
 from sqlalchemy import Connection, RowMapping, and_, func, or_, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
-from schemas.bills import LOOK_AGAIN_MAX_MS, Bill, BilledPrice, BillState, Closing, InvoiceItem, InvoiceItemState
+from schemas.bills import (
+    HELD_MAX_MS,
+    LOOK_AGAIN_MAX_MS,
+    Bill,
+    BilledPrice,
+    BillState,
+    Closing,
+    InvoiceItem,
+    InvoiceItemState,
+)
 from sinks.sql import audit
 from sinks.sql.intents import Run
 from sinks.sql.queries import Values, chunks, insert_new, lock_accounts, rows_where, save_heads
@@ -134,7 +143,9 @@ class SqlBills:
 
     async def unsent(self, held_before_ms: int, limit: int) -> Sequence[InvoiceItem]:
         column = invoice_items.c
-        is_held = (column.state == InvoiceItemState.HELD) & (func.coalesce(column.sent_ms, 0) <= held_before_ms)
+        sent_ms = func.coalesce(column.sent_ms, 0)
+        is_due = or_(sent_ms <= held_before_ms, sent_ms > held_before_ms + HELD_MAX_MS)
+        is_held = (column.state == InvoiceItemState.HELD) & is_due
         wanted = select(invoice_items).where(or_(column.state == InvoiceItemState.INTENDED, is_held))
         # An item that fails again and again comes behind those that were not tried yet.
         wanted = wanted.order_by(func.coalesce(column.sent_ms, 0), column.created_ms, column.identifier).limit(limit)

@@ -40,6 +40,8 @@ from tests.worlds.sender import Crash, CrashingLog
 
 SCOPE = "test:acct_simulator"
 METER = "calls"
+NOVEMBER = ("2027-11-01", "2027-12-01")
+DECEMBER = ("2027-12-01", "2028-01-01")
 POLICY = SenderPolicy(settle_ms=10 * MINUTE_MS, look_again_ms=10 * MINUTE_MS)
 
 
@@ -296,3 +298,29 @@ class ClosingWorld:
 
     async def _items(self, account: str, chain: tuple[str, int, int]) -> Sequence[InvoiceItem]:
         return await self.tables.bills.items(self.customers[account], *chain)
+
+
+async def late_world(
+    calls: int = 125, policy: ClosingPolicy | None = None, now: str = "2027-12-10 12:00"
+) -> ClosingWorld:
+    """December 10: the invoice of November bills 1 000 calls at 2 cents, and Stripe has taken more calls since."""
+    world = await ClosingWorld("2027-11-01", policy=policy).start()
+    await world.sign_up("acme", world.per_call("2"))
+    await world.publish(world.used("acme", 1_000, "2027-11-20 12:00", NOVEMBER))
+    await world.jump("2027-11-20 12:00")
+    await world.pump()
+    await world.jump(now)
+    if calls:
+        await world.publish(world.used("acme", calls, now, NOVEMBER))
+        await world.pump()
+    return world
+
+
+def amounts(world: ClosingWorld) -> list[int]:
+    """What the customer's invoice items bill."""
+    return [item["amount"] for item in world.stripe_items("acme")]
+
+
+async def state(world: ClosingWorld) -> str:
+    """What is noted of the invoice of November."""
+    return list((await world.states("acme")).values())[-1]
