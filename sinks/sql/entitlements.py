@@ -108,7 +108,10 @@ def _renew(connection: Connection, account: str, catalog_sha256: str, resolver: 
 def _is_new(before: EntitlementVersion | None, computed: Computed) -> bool:
     if before is None:
         return True
-    return before.inputs_sha256 != computed.inputs_sha256 and not computed.unknown_prices
+    if before.inputs_sha256 == computed.inputs_sha256:
+        return False
+    # Each grant has its subscription as its cause, so the text says whether one gave something.
+    return not any(f'"{subscription}"' in before.segments for subscription in computed.unreadable)
 
 
 def _last_cause(connection: Connection, account: str) -> str:

@@ -171,6 +171,56 @@ async def test_a_price_of_somebody_else_takes_nothing_away(business: Business) -
     assert await business.reason("sso") is Reason.INCLUDED
 
 
+@pytest.mark.parametrize("is_canceled", [False, True], ids=["in force", "canceled"])
+async def test_a_subscription_to_something_else_holds_nothing_back(business: Business, is_canceled: bool) -> None:
+    other = business.stripe.subscribe(business.customer, business.stripe.price(amount=7))
+    await business.settle()
+    business.clock.advance(MINUTE_MS)
+    if is_canceled:
+        business.stripe.cancel(other)
+    subscription = subscribe(business)
+    await business.settle()
+    bought = await business.reason("sso")
+    grant = Grant("sso", SourceKind.OVERRIDE, "o", Operation.DENY, False, 0, cause="ann", reason="abuse")
+    made = await business.sql.entitlements.override("acme", grant, "ann", START_MS)
+    await business.settle()
+    denied = await business.reason("sso")
+    await business.sql.entitlements.revoke("acme", made.number, "ann", "settled", START_MS)
+    business.stripe.cancel(subscription)
+    await business.settle()
+
+    assert [bought, denied, await business.reason("sso")] == [
+        Reason.INCLUDED, Reason.DENIED_BY_OVERRIDE, Reason.NOT_IN_PLAN,
+    ]  # fmt: skip
+
+
+async def test_a_plan_whose_price_became_unknown_ends_with_its_subscription(business: Business) -> None:
+    subscription = subscribe(business)
+    await business.settle()
+    item = business.stripe.call("GET /v1/subscriptions/{subscription_exposed_id}", {}, subscription)["items"]["data"][0]
+    business.stripe.change(subscription, items=[{"id": item["id"], "price": business.stripe.price(amount=7)}])
+    await business.settle()
+    business.clock.advance(MINUTE_MS)
+    business.stripe.cancel(subscription)
+    await business.settle()
+
+    assert await business.reason("sso") is Reason.NOT_IN_PLAN
+
+
+@pytest.mark.parametrize("feature", ["calls", "theme"])
+async def test_a_feature_that_is_newer_than_the_entitlements_is_not_given(business: Business, feature: str) -> None:
+    text = SMALL.replace("version: 1\nmeters", "version: 2\nmeters").replace(
+        "  reporting: {type: config}\n",
+        "  reporting: {type: config}\n  calls: {type: limit, merge: max, meter: calls}\n  theme: {type: config}\n",
+    )
+    await business.apply(catalog_of(text), {})
+    business.clock.advance(MINUTE_MS)
+    await business.checks.refresh()
+    answer = await business.checks.check("acme", feature, ONE)
+
+    assert (answer.version, answer.decision.allowed, answer.decision.value in (None, "null")) == (1, False, True)
+
+
 async def test_accounts_in_memory_are_bounded(business: Business) -> None:
     checks = AccessChecks(business.sql.catalog, business.sql.entitlements, business.usage, business.clock, 10)
     for number in range(50):
