@@ -142,6 +142,14 @@ class EntitlementVersion(NamedTuple):
     cause: str
 
 
+class Renewed(NamedTuple):
+    """That an account got a new version of its entitlements, and when."""
+
+    account: str
+    version: int
+    computed_ms: int
+
+
 class Computed(NamedTuple):
     """What `Resolver` found: the hash of the inputs and the text of the segments. `unreadable`: subscriptions that have
     prices that the catalog never made, and none of a plan, so the answer may lack what they give."""
@@ -180,8 +188,8 @@ class Entitlements(Protocol):
         """The newest version of each account that has one."""
         ...
 
-    async def changed(self, since_ms: int, limit: int = 10_000) -> Sequence[EntitlementVersion]:
-        """The versions that were computed at `since_ms` or later, oldest first."""
+    async def changed(self, since_ms: int, limit: int = 10_000) -> Sequence[Renewed]:
+        """Which versions were computed at `since_ms` or later, oldest first."""
         ...
 
     async def version_at(self, account: str, instant_ms: int) -> EntitlementVersion | None:
