@@ -16,6 +16,8 @@ from schemas.errors import TidemarkError
 
 REFRESH_INTERVAL_S: Final = 0.5
 RETRY_INTERVAL_S: Final = 2.0
+# Somebody waits for a check: a store that hangs delays it no longer than this.
+READ_TIMEOUT_S: Final = 1.0
 
 _log: Final = logging.getLogger(__name__)
 
@@ -38,7 +40,7 @@ class OpenedAccess:
         """Open PostgreSQL, and read what changed, for ever. A failure is logged once, and tried again."""
         while True:
             try:
-                await self._turn()
+                await self.turn()
                 self._failure = ""
             # Any error, such as a table that a newer version changed: the gateway must go on to take events.
             except Exception as error:  # noqa: BLE001
@@ -48,9 +50,10 @@ class OpenedAccess:
                 self._failure = str(error) or type(error).__name__
             await asyncio.sleep(RETRY_INTERVAL_S if self._failure else REFRESH_INTERVAL_S)
 
-    async def _turn(self) -> None:
+    async def turn(self) -> None:
+        """Open PostgreSQL unless it is open, and read what changed. Raises `TidemarkError`; repeatable."""
         if self._opened is None:
-            tables = await open_side_tables(self._base)
+            tables = await open_side_tables(self._base, timeout_s=READ_TIMEOUT_S)
             self._stack.push_async_callback(tables.close)
             usage = LiveUsageSource(
                 self._live.accounts, self._live.totals, self._base.genesis.partitions, self._base.clock
