@@ -6,7 +6,7 @@ from decimal import Decimal
 
 from schemas.access import Decision, Reason, Standing, Usage
 from schemas.catalog import FeatureType
-from schemas.entitlements import UNLIMITED, Feature, Operation, Resolved, SourceKind
+from schemas.entitlements import UNLIMITED, Feature, Operation, Resolved, SourceKind, Unlimited
 
 _NONE = Decimal(0)
 
@@ -38,7 +38,8 @@ def fallback(feature: Feature, *, allow: bool) -> Decision:
 
 
 def _switched(feature: Feature, resolved: Resolved, standing: Standing) -> Decision:
-    value = None if feature.type is FeatureType.FLAG else str(resolved.value)
+    # A value of another type is from before the feature had its type, and gives nothing.
+    value = None if feature.type is FeatureType.FLAG else resolved.value if isinstance(resolved.value, str) else "null"
     allowed = resolved.value is True if feature.type is FeatureType.FLAG else value != "null"
     reason = _why_given(resolved, standing, Reason.INCLUDED) if allowed else _why_not(resolved, standing)
     return Decision(allowed, reason, resolved.gives, value=value)
@@ -57,7 +58,8 @@ def _counted(
     taken = usage.used + usage.held
     after = taken + quantity
     overage = max(_NONE, after - included) if included is not None else _NONE
-    limit = resolved.value if isinstance(resolved.value, Decimal) else UNLIMITED
+    # Only what says so is unlimited: a value of another type is from before the feature had its type.
+    limit = resolved.value if isinstance(resolved.value, Decimal | Unlimited) else _NONE
     decided = Decision(
         allowed=True,
         reason=Reason.WITHIN_LIMIT,

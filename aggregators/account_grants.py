@@ -55,11 +55,13 @@ class Commerce(NamedTuple):
 
 
 class Granted(NamedTuple):
-    """The inputs of `aggregators.entitlements`. `unknown_prices`: prices in force that the catalog never made."""
+    """The inputs of `aggregators.entitlements`. `unknown_prices`: prices that the catalog never made. `unreadable`: the
+    subscriptions that have not ended, and have such a price and none of a plan."""
 
     features: tuple[Feature, ...]
     entitled: Entitled
     unknown_prices: tuple[str, ...]
+    unreadable: tuple[str, ...]
 
 
 class _Bought(NamedTuple):
@@ -76,6 +78,7 @@ class _Collected:
     plans: list[Span] = field(default_factory=list)
     downgraded: list[Span] = field(default_factory=list)
     unknown: set[str] = field(default_factory=set)
+    unreadable: set[str] = field(default_factory=set)
 
 
 def granted(
@@ -95,7 +98,8 @@ def granted(
             if link.customer and row["customer_id"] == link.customer:
                 _subscription(commerce, link, row, mirror, collected)
     entitled = Entitled(tuple(collected.grants), plans=tuple(collected.plans), downgraded=tuple(collected.downgraded))
-    return Granted(features_of(commerce), entitled, tuple(sorted(collected.unknown)))
+    unknown, unreadable = tuple(sorted(collected.unknown)), tuple(sorted(collected.unreadable))
+    return Granted(features_of(commerce), entitled, unknown, unreadable)
 
 
 def features_of(commerce: Commerce) -> tuple[Feature, ...]:
@@ -116,18 +120,24 @@ def _subscription(
     ends_ms = _first(_ms(row["ended_ms"]), _ms(row["cancel_at_ms"]), link.ends_ms)
     if row["deleted"] or (ends_ms is not None and ends_ms <= starts_ms):
         return
-    if status == "unpaid":
-        collected.downgraded.append(Span(starts_ms, ends_ms))
     if status not in _GIVING and status != "unpaid":
         return
     for bought in _bought(subscription, Span(starts_ms, ends_ms), mirror):
         quantities: dict[PlanId, dict[str, int | None]] = {}
+        unknown: set[str] = set()
         for price, quantity in bought.quantities:
             pin = commerce.pins.get(price)
             if pin is None or pin.plan not in commerce.sold:
-                collected.unknown.add(price)
+                unknown.add(price)
             else:
                 quantities.setdefault(pin.plan, {})[pin.component] = quantity
+        collected.unknown |= unknown
+        # A subscription to what the catalog does not sell takes no plan away.
+        if status == "unpaid" and quantities:
+            collected.downgraded.append(bought.span)
+        has_plan = any(isinstance(commerce.sold[plan], Plan) for plan in quantities)
+        if unknown and not has_plan and row["ended_ms"] is None and link.ends_ms is None:
+            collected.unreadable.add(subscription)
         for plan, by_component in quantities.items():
             sold, source = commerce.sold[plan], subscription
             if isinstance(sold, AddOn):
@@ -189,7 +199,9 @@ def _plan_grants(
 def _addon_grants(
     plan: PlanId, sold: AddOn, span: Span, quantities: Mapping[str, int | None], cause: str
 ) -> Iterator[Grant]:
-    times = sum(quantity or 1 for quantity in quantities.values())
+    times = sum(1 if quantity is None else quantity for quantity in quantities.values())
+    if not times:
+        return
     for name, value in sold.grants.items():
         grant = _grant(SourceKind.ADDON, plan, name, value, span, times, 0, cause)
         if grant.operation is Operation.ADD and isinstance(grant.value, Decimal):
@@ -246,7 +258,7 @@ def resolver_of(commerce: Commerce) -> Resolver:
     def resolved(links: Iterable[Link], mirror: Mapping[str, Sequence[Row]], people: Iterable[Grant]) -> Computed:
         found = granted(commerce, links, mirror, people)
         segments = encode(resolve(found.features, found.entitled))
-        return Computed(inputs_sha256(found.features, found.entitled), segments, found.unknown_prices)
+        return Computed(inputs_sha256(found.features, found.entitled), segments, found.unreadable)
 
     return resolved
 

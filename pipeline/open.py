@@ -192,9 +192,9 @@ def unchecked_stripe_objects(settings: Settings) -> StripeClientObjects:
     return StripeClientObjects(settings.stripe_api_key.get_secret_value(), settings.stripe_api_base or None)
 
 
-async def open_side_tables(base: Base, *, migrate: bool = True) -> PostgresSideTables:
+async def open_side_tables(base: Base, *, migrate: bool = True, timeout_s: float | None = None) -> PostgresSideTables:
     """The side tables, after the migration of the tables. Without `migrate` nothing is written, and tables of another
-    version raise `OperatorNeeded`.
+    version raise `OperatorNeeded`. `timeout_s` bounds each later call, if it is shorter than `store_timeout_s`.
 
     Raises `InvalidInput` for `pgserver://`, which only `tidemark dev` can open, `OperatorNeeded` if the database
     belongs to another Stripe account or log, `Transient` if the database does not answer.
@@ -207,13 +207,19 @@ async def open_side_tables(base: Base, *, migrate: bool = True) -> PostgresSideT
     from aggregators.binding_timeline import overlaps, timeline
     from sinks.sql.store import PostgresSideTables
 
-    tables = PostgresSideTables(base.settings.sql_url, timeline, base.settings.store_timeout_s, overlaps=overlaps)
+    def opened(timeout_s: float) -> PostgresSideTables:
+        return PostgresSideTables(base.settings.sql_url, timeline, timeout_s, overlaps=overlaps)
+
+    tables = opened(base.settings.store_timeout_s)
     try:
         await (tables.migrate if migrate else tables.check)(scope_of(base), base.genesis.log_id)
     except BaseException:
         await tables.close()
         raise
-    return tables
+    if timeout_s is None or timeout_s >= base.settings.store_timeout_s:
+        return tables
+    await tables.close()
+    return opened(timeout_s)
 
 
 def read_meter_set(path: Path | None) -> MeterSet:

@@ -142,13 +142,21 @@ class EntitlementVersion(NamedTuple):
     cause: str
 
 
+class Renewed(NamedTuple):
+    """That an account got a new version of its entitlements, and when."""
+
+    account: str
+    version: int
+    computed_ms: int
+
+
 class Computed(NamedTuple):
-    """What `Resolver` found: the hash of the inputs and the text of the segments. `unknown_prices`: prices in force
-    that the catalog never made, so the answer may lack what they give."""
+    """What `Resolver` found: the hash of the inputs and the text of the segments. `unreadable`: subscriptions that have
+    prices that the catalog never made, and none of a plan, so the answer may lack what they give."""
 
     inputs_sha256: str
     segments: str
-    unknown_prices: tuple[str, ...]
+    unreadable: tuple[str, ...]
 
 
 class Resolver(Protocol):
@@ -170,8 +178,9 @@ class Entitlements(Protocol):
         """Compute the entitlements of one account again, and keep a new version if the inputs differ. Returns whether
         it did.
 
-        If a price in force is unknown, what the account has stays: a riddle takes nothing away. Raises `Fenced` if
-        another catalog is active than that of `resolver`. Repeatable.
+        If a subscription that gave something became unreadable, what the account has stays: a riddle takes nothing
+        away. One that never gave anything holds nothing back. Raises `Fenced` if another catalog is active than that
+        of `resolver`. Repeatable.
         """
         ...
 
@@ -179,8 +188,8 @@ class Entitlements(Protocol):
         """The newest version of each account that has one."""
         ...
 
-    async def changed(self, since_ms: int, limit: int = 10_000) -> Sequence[EntitlementVersion]:
-        """The versions that were computed at `since_ms` or later, oldest first."""
+    async def changed(self, since_ms: int, limit: int = 10_000) -> Sequence[Renewed]:
+        """Which versions were computed at `since_ms` or later, oldest first."""
         ...
 
     async def version_at(self, account: str, instant_ms: int) -> EntitlementVersion | None:

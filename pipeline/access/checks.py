@@ -6,9 +6,10 @@ have a newer version. If SQL does not answer, what is known goes on being the an
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from decimal import Decimal
 from typing import Final, NamedTuple
 
@@ -36,6 +37,9 @@ from schemas.errors import InvalidInput, Transient
 ACCOUNTS_MAX: Final = 100_000
 # A version may become visible after a later one: a transaction takes at most half a minute.
 OVERLAP_MS: Final = MINUTE_MS
+# How many names of changed accounts, and how many entitlements, one read takes.
+CHANGED_AT_ONCE: Final = 10_000
+READ_AT_ONCE: Final = 100
 CATALOG_INTERVAL_MS: Final = 5 * SECOND_MS
 NOTHING: Final = Decimal(0)
 
@@ -97,6 +101,7 @@ class AccessChecks:
         self._clock = clock
         self._accounts_max = accounts_max
         self._accounts: OrderedDict[str, Known] = OrderedDict()
+        self._reading: dict[str, asyncio.Future[Mapping[str, EntitlementVersion]]] = {}
         self._commerce: Commerce | None = None
         self._sha256 = ""
         self._features: dict[str, Feature] = {}
@@ -115,12 +120,28 @@ class AccessChecks:
         if self._commerce is None or now_ms >= self._catalog_read_ms + CATALOG_INTERVAL_MS:
             await self._read_catalog()
             self._catalog_read_ms = now_ms
-        for version in await self._entitlements.changed(max(0, self.read_ms - OVERLAP_MS)) if self.read_ms else ():
-            known = self._accounts.get(version.account)
-            # Versions only rise: a late answer of SQL brings no older one back.
-            if known is not None and known.version < version.version:
-                self._accounts[version.account] = _known(version)
+        if self.read_ms:
+            await self._read_changed(max(0, self.read_ms - OVERLAP_MS))
         self.read_ms = now_ms
+
+    async def _read_changed(self, since_ms: int) -> None:
+        """Read the newer versions of the accounts in memory, of which another catalog may make many at once."""
+        while True:
+            found = await self._entitlements.changed(since_ms, CHANGED_AT_ONCE)
+            newer = sorted({each.account for each in found if self._is_older(each.account, each.version)})
+            for start in range(0, len(newer), READ_AT_ONCE):
+                latest = await self._entitlements.latest(newer[start : start + READ_AT_ONCE])
+                for account, version in latest.items():
+                    # Versions only rise: a late answer of SQL brings no older one back.
+                    if self._is_older(account, version.version):
+                        self._accounts[account] = _known(version)
+            if len(found) < CHANGED_AT_ONCE or found[-1].computed_ms == since_ms:
+                return
+            since_ms = found[-1].computed_ms
+
+    def _is_older(self, account: str, version: int) -> bool:
+        known = self._accounts.get(account)
+        return known is not None and known.version < version
 
     async def _read_catalog(self) -> None:
         found = await commerce_of(self._catalog)
@@ -174,13 +195,27 @@ class AccessChecks:
     async def _known(self, account: str) -> Known:
         known = self._accounts.get(account)
         if known is None:
-            found = await self._entitlements.latest([account])
+            found = await self._read(account)
             known = _known(found[account]) if account in found else Known(0, 0, ())
             self._accounts[account] = known
             while len(self._accounts) > self._accounts_max:
                 self._accounts.popitem(last=False)
         self._accounts.move_to_end(account)
         return known if known.version else known._replace(segments=self._default)
+
+    async def _read(self, account: str) -> Mapping[str, EntitlementVersion]:
+        """Read an account once for all checks that ask about it at the same time."""
+        reading = self._reading.get(account)
+        if reading is None:
+            reading = self._reading[account] = asyncio.ensure_future(self._entitlements.latest([account]))
+            reading.add_done_callback(lambda read: self._has_read(account, read))
+        return await asyncio.shield(reading)
+
+    def _has_read(self, account: str, read: asyncio.Future[Mapping[str, EntitlementVersion]]) -> None:
+        del self._reading[account]
+        if not read.cancelled():
+            # Who asked may have gone away. An exception that nobody looks at would be logged as a fault.
+            read.exception()
 
 
 def _known(version: EntitlementVersion) -> Known:

@@ -59,7 +59,9 @@ async def override(settings: Settings, wish: Wish) -> Override:
         if wish.ends_ms is not None and wish.ends_ms <= now_ms:
             raise InvalidInput("--until", "is not later than now")
         found = await commerce_of(tables.catalog)
-        features = found[1].catalog.features if found else {}
+        if found is None:
+            raise InvalidInput("feature", "no catalog is active: run `tidemark catalog apply`")
+        features = found[1].catalog.features
         if wish.feature not in features:
             raise InvalidInput(
                 "feature", f"{wish.feature[:100]!r} is no feature of the catalog: `tidemark catalog show`"
@@ -79,12 +81,8 @@ async def override(settings: Settings, wish: Wish) -> Override:
             cause=wish.actor,
             reason=wish.reason,
         )
-        same = [
-            made
-            for made in await tables.entitlements.overrides(wish.account)
-            if made.revoked_ms is None and _terms(made.grant) == _terms(grant)
-        ]
-        return same[0] if same else await tables.entitlements.override(wish.account, grant, wish.actor, now_ms)
+        same = repeated(await tables.entitlements.overrides(wish.account), grant)
+        return same or await tables.entitlements.override(wish.account, grant, wish.actor, now_ms)
 
 
 async def revoke(settings: Settings, account: str, number: int, actor: str, reason: str) -> Override:
@@ -97,6 +95,19 @@ async def overrides(settings: Settings, account: str) -> Sequence[Override]:
     """What people granted to an account."""
     async with _stores(settings) as (_, tables):
         return await tables.entitlements.overrides(account)
+
+
+def repeated(known: Sequence[Override], grant: Grant) -> Override | None:
+    """The override in force that a grant only repeats. A value that was set otherwise since is set again."""
+    rivals = [
+        made
+        for made in known
+        if made.revoked_ms is None
+        and (made.grant.feature, made.grant.kind, made.grant.operation) == (grant.feature, grant.kind, grant.operation)
+    ]
+    if grant.operation is Operation.SET:
+        rivals = rivals[-1:]
+    return next((made for made in rivals if _terms(made.grant) == _terms(grant)), None)
 
 
 def _terms(grant: Grant) -> Grant:

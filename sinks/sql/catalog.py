@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
-from sqlalchemy import Connection, Select, Table, delete, insert, select, update
+from sqlalchemy import Connection, Select, Table, delete, func, insert, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
 from schemas.catalog import AddOn, Catalog, Plan, PlanId
@@ -168,7 +168,9 @@ def _activate(
         for record in records
     ]  # fmt: skip
     _upsert(connection, stripe_objects, objects, ("stripe_id",))
-    # What accounts may do follows from the catalog too.
+    # What accounts may do follows from the catalog too. They are locked in ascending order first, as everywhere.
+    locked = select(accounts.c.account).order_by(accounts.c.account).with_for_update().subquery()
+    connection.execute(select(func.count()).select_from(locked))
     connection.execute(update(accounts).values(entitled_seq=-1))
     row = audit.next_row(
         heads[NO_ACCOUNT],

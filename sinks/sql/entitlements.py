@@ -15,6 +15,7 @@ from schemas.entitlements import (
     Grant,
     Operation,
     Override,
+    Renewed,
     Resolver,
     SourceKind,
 )
@@ -61,11 +62,11 @@ class SqlEntitlements:
 
         return await self._run(body)
 
-    async def changed(self, since_ms: int, limit: int = 10_000) -> Sequence[EntitlementVersion]:
+    async def changed(self, since_ms: int, limit: int = 10_000) -> Sequence[Renewed]:
         found = entitlement_versions.c
-        wanted = select(entitlement_versions).where(found.computed_ms >= since_ms)
+        wanted = select(found.account, found.version, found.computed_ms).where(found.computed_ms >= since_ms)
         wanted = wanted.order_by(found.computed_ms, found.account, found.version).limit(limit)
-        return await self._run(lambda connection: [_version(row) for row in connection.execute(wanted).mappings()])
+        return await self._run(lambda connection: [Renewed(*row) for row in connection.execute(wanted)])
 
     async def version_at(self, account: str, instant_ms: int) -> EntitlementVersion | None:
         return await self._run(lambda connection: _latest(connection, account, instant_ms))
@@ -108,7 +109,10 @@ def _renew(connection: Connection, account: str, catalog_sha256: str, resolver: 
 def _is_new(before: EntitlementVersion | None, computed: Computed) -> bool:
     if before is None:
         return True
-    return before.inputs_sha256 != computed.inputs_sha256 and not computed.unknown_prices
+    if before.inputs_sha256 == computed.inputs_sha256:
+        return False
+    # Each grant has its subscription as its cause, so the text says whether one gave something.
+    return not any(f'"{subscription}"' in before.segments for subscription in computed.unreadable)
 
 
 def _last_cause(connection: Connection, account: str) -> str:

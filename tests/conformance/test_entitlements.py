@@ -24,8 +24,8 @@ SHA256 = catalog_hash(CATALOG)
 class Resolving:
     """A resolver whose answer is set by the test, and which keeps its inputs."""
 
-    def __init__(self, inputs: str = "1", unknown: Sequence[str] = ()) -> None:
-        self.inputs, self.unknown = inputs, tuple(unknown)
+    def __init__(self, inputs: str = "1", unreadable: Sequence[str] = ()) -> None:
+        self.inputs, self.unreadable = inputs, tuple(unreadable)
         self.links: Sequence[Link] = ()
         self.people: Sequence[Grant] = ()
 
@@ -36,7 +36,7 @@ class Resolving:
         people: Sequence[Grant],
     ) -> Computed:
         self.links, self.people = links, people
-        return Computed(self.inputs, f"segments of {self.inputs}", self.unknown)
+        return Computed(self.inputs, f"segments of {self.inputs}", self.unreadable)
 
 
 async def activate(tables: SqlSideTables, sha256: str = SHA256, base: str = "") -> None:
@@ -102,12 +102,17 @@ async def test_each_version_is_kept_with_its_cause(store: Entitlements) -> None:
     assert [version.version for version in await store.changed(NOW_MS + 10)] == [2, 3]
 
 
-async def test_an_unknown_price_takes_nothing_away(store: Entitlements) -> None:
-    await store.renew("acme", SHA256, Resolving(), NOW_MS)
-    assert not await store.renew("acme", SHA256, Resolving("2", ["price_foreign"]), NOW_MS)
+async def test_an_unreadable_subscription_takes_nothing_away(store: Entitlements) -> None:
+    await store.renew("acme", SHA256, Resolving('"sub_1"'), NOW_MS)
+    assert not await store.renew("acme", SHA256, Resolving("2", ["sub_1"]), NOW_MS)
     assert await store.stale() == []
     await store.override("globex", grant(), "ann", NOW_MS)
-    assert await store.renew("globex", SHA256, Resolving("3", ["price_foreign"]), NOW_MS)
+    assert await store.renew("globex", SHA256, Resolving("3", ["sub_1"]), NOW_MS)
+
+
+async def test_an_unreadable_subscription_that_gave_nothing_holds_nothing_back(store: Entitlements) -> None:
+    await store.renew("acme", SHA256, Resolving('"sub_1"'), NOW_MS)
+    assert await store.renew("acme", SHA256, Resolving("2", ["sub_2", "sub"]), NOW_MS)
 
 
 async def test_the_resolver_gets_links_and_the_grants_in_force(store: Entitlements) -> None:

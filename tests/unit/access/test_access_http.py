@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+import asyncio
+from collections.abc import AsyncIterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,6 +11,8 @@ import pytest
 import pytest_asyncio
 
 from schemas.clock import MINUTE_MS
+from schemas.entitlements import EntitlementVersion
+from schemas.errors import Transient
 from tests.unit.catalog.files import SMALL, catalog_of
 from tests.worlds.business import Business, subscribe
 from tests.worlds.gateway import Gateway, running
@@ -142,3 +145,19 @@ async def test_without_sql_there_is_no_answer(tmp_path: Path, access: Any, statu
         served = Served(gateway, Business())
         assert (await served.check({"account": "acme", "feature": "sso"}))[0] == status
         assert (await gateway.get("/v1/accounts/acme/entitlements")).status_code == status
+
+
+async def test_a_store_that_hangs_delays_a_list_as_long_as_one_check(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waiting = asyncio.Barrier(20)
+
+    async def hangs(_self: object, _accounts: Sequence[str]) -> Mapping[str, EntitlementVersion]:
+        await waiting.wait()
+        raise Transient("PostgreSQL does not answer")
+
+    monkeypatch.setattr(type(served.business.sql.entitlements), "latest", hangs)
+    async with asyncio.timeout(10):
+        status, answer = await served.check([{"account": f"account {n}", "feature": "sso"} for n in range(20)])
+
+    assert (status, {each["reason"] for each in answer["answers"]}) == (200, {"fallback_deny"})

@@ -88,6 +88,7 @@ CASES: dict[str, tuple[dict[str, Any], int, dict[str, Any]]] = {
     "deleted": ({"deleted": 1}, NOW, FREE),
     "another customer's": ({"customer_id": "cus_2"}, NOW, FREE),
     "an add-on, twice": ({"items": [("seat_1", 1), ("boost_1", 2)]}, NOW, {**PAID, "seats": 1, "tokens": 11000}),
+    "an add-on, of which none is left": ({"items": [("seat_1", 4), ("boost_1", 0)]}, NOW, PAID),
     "an add-on without a plan": ({"items": [("boost_1", 1)]}, NOW, {**FREE, "tokens": 2000}),
     "a newer version": ({"items": [("seat_2", 3)]}, NOW, {**PAID, "seats": 3, "tokens": 90000}),
     "a schedule, before its phase": ({"phases": PHASES}, 5_999, PAID),
@@ -142,6 +143,31 @@ def test_a_price_of_somebody_else_gives_nothing_and_is_named() -> None:
 
     assert found.unknown_prices == ("price_foreign",)
     assert values(mirror([("price_foreign", 1), ("seat_1", 4)])) == {**PAID}
+
+
+@pytest.mark.parametrize(
+    ("items", "columns", "links", "unreadable"),
+    [
+        ([("price_foreign", 1)], {}, LINKED, ("sub_1",)),
+        ([("price_foreign", 1), ("boost_1", 1)], {}, LINKED, ("sub_1",)),
+        ([("price_foreign", 1), ("seat_1", 4)], {}, LINKED, ()),
+        ([("price_foreign", 1)], {"status": "canceled", "ended_ms": 5_000}, LINKED, ()),
+        ([("price_foreign", 1)], {}, [Link("acme", "cus_1", 0, 5_000), Link("acme", "", 5_000)], ()),
+    ],
+    ids=["nothing of ours", "an add-on of ours", "beside a plan", "ended", "of a customer who left"],
+)
+def test_a_subscription_is_unreadable_while_it_may_be_a_plan(
+    items: Items, columns: dict[str, Any], links: list[Link], unreadable: tuple[str, ...]
+) -> None:
+    assert granted(COMMERCE, links, mirror(items, **columns), ()).unreadable == unreadable
+
+
+def test_an_unpaid_subscription_of_somebody_else_takes_no_plan_away() -> None:
+    rows, foreign = mirror(), mirror([("price_foreign", 1)], id="sub_2", status="unpaid")
+    rows["subscriptions"] += foreign["subscriptions"]
+    rows["subscription_items"] += [{**row, "subscription_id": "sub_2"} for row in foreign["subscription_items"]]
+
+    assert values(rows) == PAID
 
 
 def test_a_person_grants_beside_the_plan() -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import asyncio
+from collections.abc import Mapping, Sequence
 from decimal import Decimal
 
 import pytest
 import pytest_asyncio
 
+from pipeline.access import checks as access_checks
 from pipeline.access.checks import AccessChecks
 from schemas.access import Reason
 from schemas.clock import MINUTE_MS
@@ -154,7 +156,9 @@ async def test_no_older_version_comes_back(business: Business, monkeypatch: pyte
     second = await business.sql.entitlements.latest(["acme"])
     assert first is not None
     late = Late([second["acme"], first])
-    monkeypatch.setattr(type(business.sql.entitlements), "changed", lambda _self, since_ms: late.changed(since_ms))
+    monkeypatch.setattr(
+        type(business.sql.entitlements), "changed", lambda _self, since_ms, limit: late.changed(since_ms, limit)
+    )
     await business.checks.refresh()
 
     assert (await business.checks.check("acme", "sso", ONE)).version == second["acme"].version
@@ -169,6 +173,96 @@ async def test_a_price_of_somebody_else_takes_nothing_away(business: Business) -
     await business.settle()
 
     assert await business.reason("sso") is Reason.INCLUDED
+
+
+@pytest.mark.parametrize("is_canceled", [False, True], ids=["in force", "canceled"])
+async def test_a_subscription_to_something_else_holds_nothing_back(business: Business, is_canceled: bool) -> None:
+    other = business.stripe.subscribe(business.customer, business.stripe.price(amount=7))
+    await business.settle()
+    business.clock.advance(MINUTE_MS)
+    if is_canceled:
+        business.stripe.cancel(other)
+    subscription = subscribe(business)
+    await business.settle()
+    bought = await business.reason("sso")
+    grant = Grant("sso", SourceKind.OVERRIDE, "o", Operation.DENY, False, 0, cause="ann", reason="abuse")
+    made = await business.sql.entitlements.override("acme", grant, "ann", START_MS)
+    await business.settle()
+    denied = await business.reason("sso")
+    await business.sql.entitlements.revoke("acme", made.number, "ann", "settled", START_MS)
+    business.stripe.cancel(subscription)
+    await business.settle()
+
+    assert [bought, denied, await business.reason("sso")] == [
+        Reason.INCLUDED, Reason.DENIED_BY_OVERRIDE, Reason.NOT_IN_PLAN,
+    ]  # fmt: skip
+
+
+async def test_a_plan_whose_price_became_unknown_ends_with_its_subscription(business: Business) -> None:
+    subscription = subscribe(business)
+    await business.settle()
+    item = business.stripe.call("GET /v1/subscriptions/{subscription_exposed_id}", {}, subscription)["items"]["data"][0]
+    business.stripe.change(subscription, items=[{"id": item["id"], "price": business.stripe.price(amount=7)}])
+    await business.settle()
+    business.clock.advance(MINUTE_MS)
+    business.stripe.cancel(subscription)
+    await business.settle()
+
+    assert await business.reason("sso") is Reason.NOT_IN_PLAN
+
+
+@pytest.mark.parametrize("feature", ["calls", "theme"])
+async def test_a_feature_that_is_newer_than_the_entitlements_is_not_given(business: Business, feature: str) -> None:
+    text = SMALL.replace("version: 1\nmeters", "version: 2\nmeters").replace(
+        "  reporting: {type: config}\n",
+        "  reporting: {type: config}\n  calls: {type: limit, merge: max, meter: calls}\n  theme: {type: config}\n",
+    )
+    await business.apply(catalog_of(text), {})
+    business.clock.advance(MINUTE_MS)
+    await business.checks.refresh()
+    answer = await business.checks.check("acme", feature, ONE)
+
+    assert (answer.version, answer.decision.allowed, answer.decision.value in (None, "null")) == (1, False, True)
+
+
+async def test_many_changes_at_once_all_arrive(business: Business, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(access_checks, "CHANGED_AT_ONCE", 3)
+    monkeypatch.setattr(access_checks, "READ_AT_ONCE", 2)
+    names = [f"account {number}" for number in range(7)]
+    for name in names:
+        await business.checks.check(name, "sso", ONE)
+    # SQL was away for the gateway, longer than the reads overlap.
+    for name in names:
+        grant = Grant("sso", SourceKind.OVERRIDE, "o", Operation.SET, True, 0, cause="ann", reason="a gift")
+        await business.sql.entitlements.override(name, grant, "ann", START_MS)
+        await business.renewal.turn()
+        business.clock.advance(MINUTE_MS)
+    await business.checks.refresh()
+
+    assert {await business.reason("sso", account=name) for name in names} == {Reason.INCLUDED}
+
+
+async def test_checks_of_an_account_that_come_together_read_it_once(
+    business: Business, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, asked, answer = business.sql.entitlements, asyncio.Event(), asyncio.Event()
+    latest, calls = store.latest, 0
+
+    async def slow(_self: object, accounts: Sequence[str]) -> Mapping[str, EntitlementVersion]:
+        nonlocal calls
+        calls += 1
+        asked.set()
+        await answer.wait()
+        return await latest(accounts)
+
+    monkeypatch.setattr(type(store), "latest", slow)
+    checks = [asyncio.create_task(business.checks.check("acme", "sso", ONE)) for _ in range(5)]
+    await asked.wait()
+    checks[0].cancel()
+    answer.set()
+    answers = await asyncio.gather(*checks[1:])
+
+    assert (calls, {each.version for each in answers}) == (1, {1})
 
 
 async def test_accounts_in_memory_are_bounded(business: Business) -> None:
