@@ -42,10 +42,12 @@ class OpenedAccess:
             try:
                 await self.turn()
                 self._failure = ""
-            except TidemarkError as error:
+            # Any error, such as a table that a newer version changed: the gateway must go on to take events.
+            except Exception as error:  # noqa: BLE001
                 if str(error) != self._failure:
-                    _log.warning("entitlements cannot be read, checks go on with what is known: %s", error)
-                self._failure = str(error)
+                    level = logging.WARNING if isinstance(error, TidemarkError) else logging.ERROR
+                    _log.log(level, "entitlements cannot be read, checks go on with what is known: %s", error)
+                self._failure = str(error) or type(error).__name__
             await asyncio.sleep(RETRY_INTERVAL_S if self._failure else REFRESH_INTERVAL_S)
 
     async def turn(self) -> None:
