@@ -18,6 +18,8 @@ from schemas.intent_ledger import IntentTotals
 
 # A bill gets at most one invoice item in this time, and usage without an outcome delays an item no longer.
 ITEM_INTERVAL_MS: Final = DAY_MS
+# No invoice of Stripe has so many minor units, and the item's column has 64 bits.
+AMOUNT_MINOR_MAX: Final = 10**15
 # Enough for any sum of quantities of any scale; the default of 28 digits is not.
 _EXACT: Final = Context(prec=100)
 _ITEM_DONE: Final = frozenset({InvoiceItemState.CREATED, InvoiceItemState.WRITTEN_OFF})
@@ -65,6 +67,9 @@ def judged(bill: Bill, totals: IntentTotals, items: Sequence[InvoiceItem]) -> Ju
     before = _EXACT.add(billed, by_items)
     amount_minor = amount_of(rating, reported) - amount_of(rating, before)
     refused = next((item.detail for item in items if item.state is InvoiceItemState.HELD), None)
+    if abs(amount_minor) > AMOUNT_MINOR_MAX:
+        reason = f"the unbilled usage costs {amount_minor} {bill.currency} in minor units, more than an invoice has"
+        return found(BillState.HELD, billed, amount_minor, reason)
     if refused is not None:
         return found(BillState.HELD, billed, amount_minor, f"Stripe refused the invoice item: {refused}")
     if amount_minor or any(item.state not in _ITEM_DONE for item in items):
@@ -81,7 +86,8 @@ def wait_ms(bill: Bill, judgement: Judgement, totals: IntentTotals, items: Seque
     a day at most.
     """
     last_ms = max((item.created_ms for item in items), default=None)
-    if last_ms is not None and now_ms < last_ms + ITEM_INTERVAL_MS:
+    # An item of the future was made before the clock was put back.
+    if last_ms is not None and last_ms <= now_ms < last_ms + ITEM_INTERVAL_MS:
         return last_ms + ITEM_INTERVAL_MS - now_ms
     until_ms = (bill.finalized_ms or 0) + ITEM_INTERVAL_MS
     if totals.pending and (judgement.amount_minor < 0 or now_ms < until_ms):
@@ -98,7 +104,7 @@ def item_of(
     same item make it under one identifier.
     """
     before = _EXACT.add(judgement.billed, judgement.billed_by_items)
-    number = len(items)
+    number = max((each.number for each in items), default=-1) + 1
     chain = (scope, bill.stripe_customer, bill.event_name, bill.start_ms, bill.end_ms, number)
     identity = (*chain, text_of(before), text_of(judgement.reported))
     is_written_off = policy is LatePolicy.WRITE_OFF and judgement.amount_minor > 0

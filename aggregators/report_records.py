@@ -11,8 +11,11 @@ from typing import Final, NamedTuple
 
 from pydantic import TypeAdapter, ValidationError
 
+from schemas.clock import SECOND_MS
 from schemas.errors import OperatorNeeded
+from schemas.events import NAME_CHARACTERS_MAX
 from schemas.intent_ledger import IntentState, LedgerIntent
+from schemas.periods import INSTANT_MAX_MS, INSTANT_MIN_MS
 from schemas.reports import Attempt, Intent, OutcomeStatus, Redrive, ReportEntry, ReportOutcome
 
 _ENTRY: Final[TypeAdapter[ReportEntry]] = TypeAdapter(ReportEntry)
@@ -44,6 +47,25 @@ def _own_entries(text: bytes) -> list[ReportEntry]:
         raise OperatorNeeded(
             f"billing.reports holds an entry this version does not understand; run the version that wrote it: {error}"
         ) from error
+
+
+def has_long_name(entry: ReportEntry) -> bool:
+    """Whether a name is longer than any of ours. A foreign writer may write any text, and an index of PostgreSQL takes
+    none of more than 2 700 bytes."""
+    names = ("identifier", "account", "event_name", "stripe_customer")
+    return any(len(getattr(entry, name, "")) > NAME_CHARACTERS_MAX for name in names)
+
+
+def within_time(entry: ReportEntry) -> ReportEntry:
+    """The entry with each time beyond year 1 or 9999 moved to that limit. A foreign writer may write any number, and
+    the ledger's columns have 64 bits. An intent of the far future waits, and what does not depend on the time stays."""
+    changes: dict[str, int] = {}
+    for name, value in entry:
+        if isinstance(value, int) and name != "delta_minor":
+            unit_ms = SECOND_MS if name.endswith("_s") else 1
+            within = min(max(value, INSTANT_MIN_MS // unit_ms), INSTANT_MAX_MS // unit_ms)
+            changes |= {name: within} if within != value else {}
+    return entry.model_copy(update=changes) if changes else entry
 
 
 def supersedes(attempt: Attempt, known: Attempt | None) -> bool:

@@ -11,7 +11,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from decimal import Decimal
 from enum import StrEnum
-from typing import NamedTuple, Protocol
+from typing import Final, NamedTuple, Protocol
+
+from schemas.clock import DAY_MS
+
+# The longest time until a finalized invoice is looked at again.
+LOOK_AGAIN_MAX_MS: Final = 7 * DAY_MS
 
 
 class LatePolicy(StrEnum):
@@ -161,8 +166,9 @@ class Bills(Closings, Protocol):
         ...
 
     async def due(self, oldest_ms: int, now_ms: int, limit: int) -> Sequence[str]:
-        """The invoices that were finalized since `oldest_ms` and are to be looked at: those that never were, and then
-        those that are due for longest."""
+        """The invoices that were finalized since `oldest_ms` and are to be looked at: those that never were, then
+        those that are due for longest, and last those of a clock that was ahead: noted for after
+        `LOOK_AGAIN_MAX_MS`."""
         ...
 
     async def unknown_prices(self, invoices: Sequence[str]) -> Sequence[str]:

@@ -28,6 +28,15 @@ class Fault(StrEnum):
     STRIPE_NO_ANSWER = "stripe does not answer"
     STRIPE_ANSWER_LOST = "stripe's answer is lost after it took the event"
     STRIPE_REJECTED = "stripe rejects an event after 200"
+    STRIPE_READ_RATE_LIMITED = "stripe answers a read with 429"
+    STRIPE_READ_FAILED = "stripe answers a read with 500"
+    STRIPE_READ_SLOW = "stripe answers a read late"
+    STRIPE_OBJECT_SILENT = "stripe does not answer for one object for long"
+    WEBHOOK_DROPPED = "a webhook never comes"
+    WEBHOOK_LATE = "a webhook comes late, after later ones"
+    WEBHOOK_DOUBLED = "a webhook comes twice"
+    WEBHOOK_WITHOUT_CUSTOMER = "a webhook does not name its customer"
+    RECEIVER_CRASH = "the receiver dies after the append, before its answer"
     CRASH_BEFORE = "a process dies before a call"
     CRASH_AFTER = "a process dies after a call, before the answer"
     CRASH_AT_RANDOM = "a process dies at a random instant"
@@ -48,6 +57,17 @@ class Fault(StrEnum):
     CONTROL_REPEATED = "a control record comes again, perhaps after later ones"
     BINDING_LATE = "a binding cuts usage that is counted already"
     PERIOD_CLOSED = "a period is closed by a record"
+    SUBSCRIPTION_CHANGED = "a subscription gets other items"
+    SUBSCRIPTION_CANCELED = "a subscription is canceled, now or ahead"
+    SUBSCRIPTION_PAUSED = "a subscription is paused or goes on"
+    SUBSCRIPTION_SCHEDULED = "a subscription gets a schedule, or loses it"
+    TRIAL = "a subscription begins with a trial, or the trial ends early"
+    CUSTOMER_DELETED = "a customer is deleted"
+    DASHBOARD_EDIT = "somebody edits an object at stripe"
+    LINKED_LATE = "an account is linked after its customer's events"
+    ACCOUNT_UNLINKED = "an account is unlinked"
+    ACCOUNT_MOVED = "an account is linked to another customer"
+    RESYNCED = "an operator resyncs while events arrive"
     ACCOUNT_FLUSHED = "an account is flushed"
     DUPLICATE = "the same event again"
     OTHER_PRODUCER = "another producer sends the same event"
@@ -73,7 +93,10 @@ class Fault(StrEnum):
 OF_THE_TRAFFIC: Final = frozenset({
     Fault.PRODUCER_CRASH, Fault.METER_SET_CHANGED, Fault.BINDING_CHANGED, Fault.CUSTOMER_CHANGED, Fault.PAYER_CHANGED,
     Fault.CONTROL_REPEATED, Fault.BINDING_LATE, Fault.ACCOUNT_FLUSHED,
-    Fault.PERIOD_CLOSED, Fault.DUPLICATE, Fault.OTHER_PRODUCER, Fault.OLD_DUPLICATE, Fault.RETRY_OTHER_TIME,
+    Fault.PERIOD_CLOSED, Fault.SUBSCRIPTION_CHANGED, Fault.SUBSCRIPTION_CANCELED, Fault.SUBSCRIPTION_PAUSED,
+    Fault.SUBSCRIPTION_SCHEDULED, Fault.TRIAL, Fault.CUSTOMER_DELETED, Fault.DASHBOARD_EDIT, Fault.LINKED_LATE,
+    Fault.ACCOUNT_UNLINKED, Fault.ACCOUNT_MOVED, Fault.RESYNCED,
+    Fault.DUPLICATE, Fault.OTHER_PRODUCER, Fault.OLD_DUPLICATE, Fault.RETRY_OTHER_TIME,
     Fault.OTHER_PERIOD, Fault.CONFLICT, Fault.SHARED_ID, Fault.LATE, Fault.FAR_LATE, Fault.AHEAD, Fault.TIMELESS,
     Fault.MALFORMED, Fault.BROKEN_RECORD, Fault.FORGED_CONTROL, Fault.FOREIGN_TICK, Fault.WRONG_PARTITION,
     Fault.PERIOD_PASSED,
@@ -82,9 +105,9 @@ OF_THE_TRAFFIC: Final = frozenset({
 SERVICE_FAULTS: Final = {
     "redis": (Fault.REDIS_REFUSED, Fault.REDIS_ANSWER_LOST),
     "clickhouse": (Fault.CLICKHOUSE_REFUSED, Fault.CLICKHOUSE_ANSWER_LOST),
-    "sql": (Fault.SQL_REFUSED, Fault.SQL_ANSWER_LOST),
     "log": (Fault.LOG_REFUSED, Fault.LOG_ANSWER_LOST),
     "stripe": (Fault.STRIPE_REFUSED, Fault.STRIPE_REFUSED),
+    "sql": (Fault.SQL_REFUSED, Fault.SQL_ANSWER_LOST),
 }
 
 
@@ -102,6 +125,7 @@ class Rates(NamedTuple):
     fails_over: bool
     empties: bool
     skews: bool
+    webhooks: float
     empties_ledger: bool
 
     @classmethod
@@ -120,6 +144,7 @@ class Rates(NamedTuple):
             fails_over=chance.random() < 0.25,
             empties=chance.random() < 0.3,
             skews=chance.random() < 0.3,
+            webhooks=chance.choice((0.0, 0.1, 0.3)),
             empties_ledger=chance.random() < 0.3,
         )
 

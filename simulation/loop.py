@@ -52,15 +52,21 @@ class SimulatedLoop(asyncio.SelectorEventLoop):
 
 
 class SimulatedClock:
-    """`schemas.clock.Clock` on a simulated loop. `skew_ms` is the error of the clock."""
+    """`schemas.clock.Clock` on a simulated loop. `skew_ms` is the error of the clock. It sleeps for `pause_s` at least:
+    each look of who looks again and again costs a run real time."""
 
-    def __init__(self, loop: SimulatedLoop, origin_ms: int, skew_ms: int = 0) -> None:
+    def __init__(self, loop: SimulatedLoop, origin_ms: int, skew_ms: int = 0, pause_s: float = 0.0) -> None:
         self._loop = loop
         self._origin_ms = origin_ms
+        self._pause_s = pause_s
         self.skew_ms = skew_ms
 
     def now_ms(self) -> int:
         return self._origin_ms + self.skew_ms + round(self._loop.time() * 1000)
 
     async def sleep(self, duration_s: float) -> None:
-        await asyncio.sleep(duration_s)
+        await asyncio.sleep(max(duration_s, self._pause_s))
+
+    def unhurried(self, pause_s: float) -> SimulatedClock:
+        """The same clock for somebody who sleeps for `pause_s` at least."""
+        return SimulatedClock(self._loop, self._origin_ms, self.skew_ms, pause_s)

@@ -12,12 +12,19 @@ from pipeline.billing.policy import SenderPolicy
 from pipeline.billing.sender import StripeSender
 from pipeline.ingest.archive import ARCHIVE_GROUP, ArchiveProcessor
 from pipeline.ingest.router import ROUTER_GROUP, RouterProcessor
+from pipeline.logs.bindings import AccountLog
 from pipeline.logs.control_records import tick
 from pipeline.rollup.processor import ROLLUP_GROUP, RollupProcessor, RollupSettings
 from pipeline.rollup.relays import HourlyRelay, ReportRelay
 from pipeline.rollup.resolver import Resolver
 from pipeline.rollup.restater import Restater
+from pipeline.webhooks.binding_outbox import BindingOutbox
+from pipeline.webhooks.processor import BILLING_GROUP, BillingEventProcessor
+from pipeline.webhooks.recovery import Recovery
+from pipeline.webhooks.set_aside import append_set_aside
+from pipeline.webhooks.walker import Canary, Walker
 from schemas.analytics import ArchiveStore, HourlyStore
+from schemas.billing_events import StripeObjects
 from schemas.clock import MINUTE_MS
 from schemas.control import Genesis
 from schemas.errors import Transient
@@ -28,6 +35,7 @@ from schemas.live_view import (
     CheckpointedState,
     DeferredEvents,
     LiveTotals,
+    LiveView,
     OutboxDrops,
     ReportOutbox,
 )
@@ -35,6 +43,7 @@ from schemas.log import Log
 from schemas.processing import Processor
 from schemas.rebuild import RowRecounts
 from schemas.reports import StripeMeters
+from schemas.side_tables import SideTables
 from simulation.loop import SimulatedClock
 from simulation.processes import Process, Reached
 from simulation.services import Services, WatchedLog
@@ -45,6 +54,11 @@ SINK_GROUP: Final = "tidemark-sink"
 TICK_INTERVAL_S: Final = 2_400.0
 RELAY_INTERVAL_S: Final = 450.0
 RESTATEMENT_INTERVAL_S: Final = 200.0
+BINDINGS_INTERVAL_S: Final = 300.0
+# The product looks every five seconds, for what is due after minutes.
+RECOVERY_INTERVAL_S: Final = 60.0
+CANARY_LOOK_S: Final = 40.0
+LINGER_S: Final = 5.0
 PATIENCE_S: Final = 1_800.0
 SENDER: Final = SenderPolicy(hold_retry_ms=60 * MINUTE_MS)
 
@@ -82,9 +96,8 @@ async def run_role(
     services: Services, slot: Slot, process: Process, clock: SimulatedClock, chance: random.Random
 ) -> None:
     """Run one incarnation of a role until it fails. Never returns."""
-    await {"worker": _worker, "archive": _archive, "router": _router, "sink": _sink}[slot.role](
-        services, slot, process, clock, chance
-    )
+    roles = {"worker": _worker, "archive": _archive, "router": _router, "sink": _sink, "mirror": _mirror}
+    await roles[slot.role](services, slot, process, clock, chance)
 
 
 async def _worker(
@@ -135,6 +148,36 @@ async def _sink(services: Services, slot: Slot, process: Process, clock: Simulat
     await _workers(services, slot, process, sender, SINK_GROUP, log, chance)
 
 
+async def _mirror(
+    services: Services, slot: Slot, process: Process, clock: SimulatedClock, chance: random.Random
+) -> None:
+    log, tables = _log(services, process), cast("SideTables", Reached(process, "sql", services.tables))
+    objects = cast("StripeObjects", Reached(process, "stripe", services.objects))
+    processor = BillingEventProcessor(log, tables, objects, clock, services.canary)
+    accounts = AccountLog(log, PARTITIONS, SECRET, clock)
+    outbox = BindingOutbox(tables, accounts, cast("LiveView", _ReachedView(services, process)))
+    recovery = Recovery(
+        Walker(log, objects, tables, clock),
+        Canary(services.canary, objects, tables, clock.unhurried(CANARY_LOOK_S)),
+        clock,
+        lambda: 0 in slot.wanted,
+        lambda: append_set_aside(log, tables),
+    )
+
+    async def recovering() -> None:
+        while True:
+            if recovery.is_owner:
+                await recovery.turn()
+            await asyncio.sleep(RECOVERY_INTERVAL_S)
+
+    await _all(
+        process,
+        _workers(services, slot, process, processor, BILLING_GROUP, log, chance, LINGER_S),
+        _relaying(lambda: {0} & slot.wanted, lambda _: outbox.relay(), BINDINGS_INTERVAL_S),
+        recovering(),
+    )
+
+
 def _log(services: Services, process: Process) -> WatchedLog:
     return cast("WatchedLog", Reached(process, "log", services.log))
 
@@ -169,6 +212,7 @@ async def _workers(
     group: str,
     log: WatchedLog,
     chance: random.Random,
+    linger_s: float = 0.0,
 ) -> None:
     """Run a worker per assigned partition. A worker ends between two steps after its partition is revoked."""
     workers: dict[int, asyncio.Task[None]] = {}
@@ -176,7 +220,7 @@ async def _workers(
         for partition in sorted(slot.wanted):
             if partition not in workers:
                 workers[partition] = process.run(
-                    _partition_worker(services, slot, processor, group, log, partition, chance)
+                    _partition_worker(services, slot, processor, group, log, partition, chance, linger_s)
                 )
         change = process.run(slot.changed())
         await asyncio.wait([change, *workers.values()], return_when=asyncio.FIRST_COMPLETED)
@@ -193,8 +237,10 @@ async def _partition_worker(
     log: WatchedLog,
     partition: int,
     chance: random.Random,
+    linger_s: float,
 ) -> None:
-    """Read, step, then commit the offset, as Faust does in the product."""
+    """Read, step, then commit the offset, as Faust does in the product. Records that come within `linger_s` are read
+    together."""
     topic = processor.topic
     start = await processor.start_offset(partition)
     offset = (await log.committed(group, topic, partition) or 0) if start is None else start
@@ -207,6 +253,8 @@ async def _partition_worker(
             continue
         await processor.idle(partition)
         await services.log.grown(topic, partition, offset, PATIENCE_S)
+        if linger_s:
+            await asyncio.sleep(linger_s)
     await processor.revoked(partition)
 
 

@@ -14,12 +14,14 @@ from typing import Final, NamedTuple
 from pipeline.logs.control_records import tick
 from schemas.clock import HOUR_MS
 from schemas.log import EVENTS_TOPIC, INBOX_TOPIC
+from schemas.side_tables import MIRROR_COLUMNS
 from simulation.faults import Fault
 from simulation.loop import SimulatedLoop, Stalled
 from simulation.redrive import redriven
 from simulation.roles import SECRET
 from simulation.traffic import PARTITIONS
 from simulation.verify import unsettled, verify
+from simulation.verify_mirror import unmirrored, verify_mirror
 from simulation.world import Failure, World
 
 REST_S: Final = 300.0
@@ -96,6 +98,10 @@ def _left(world: World) -> Iterator[object]:
     yield sorted(world.clickhouse.events.items())
     yield sorted(world.clickhouse.cells.items())
     yield [(sent.event, sent.received_ms, sent.code) for sent in world.stripe.events]
+    if not world.bills:
+        return
+    for table in ("processed_events", "account_customers", "account_bindings", "audit", *MIRROR_COLUMNS):
+        yield table, world.tables.rows(table)
 
 
 def _let_go(loop: SimulatedLoop) -> None:
@@ -117,6 +123,8 @@ async def _lived(world: World) -> None:
         await _at_rest(world)
     if not world.failures:
         await verify(world)
+    if not world.failures and world.bills:
+        await verify_mirror(world)
 
 
 async def _at_rest(world: World) -> None:
@@ -165,7 +173,9 @@ async def _moving(world: World, closed_ms: int) -> str:
         if routed < world.log.end(INBOX_TOPIC, partition):
             return f"the router of partition {partition}"
     pending = unsettled(world)
-    return f"{pending} intents" if pending else ""
+    if pending or not world.bills:
+        return f"{pending} intents" if pending else ""
+    return await unmirrored(world)
 
 
 def shrunk(

@@ -7,23 +7,34 @@ import bisect
 import dataclasses
 import random
 from collections import Counter, defaultdict
-from collections.abc import Sequence
-from typing import Any, Final, NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any, Final, NamedTuple, Protocol
+
+from sqlalchemy import select
 
 from pipeline.logs.fake import FakeLog
+from schemas.billing_events import ObjectName
 from schemas.clock import Clock
 from schemas.control import Genesis
+from schemas.errors import Transient
 from schemas.log import Headers, Record
 from schemas.periods import AccountState
 from schemas.reports import MeterEvent
 from schemas.rollup import Checkpoint
-from simulation.faults import Fault, Faults
+from simulation.faults import Fault, Faults, Rates
+from simulation.loop import SimulatedClock
+from simulation.processes import Trace
+from simulation.stripe_account import DrivenObjects, StripeAccount
 from sinks.clickhouse.fake import FakeClickHouse
 from sinks.redis.fake import FakeAccounts, FakeLiveView, FakeServer, FakeState
+from sinks.sql.fake import FakeSideTables
 from sinks.sql.fake_intents import FakeIntentLedger
+from sinks.sql.tables import metadata
 from sinks.stripe.fake import FakeFault, FakeStripe
 
 GAP_PROBABILITY: Final = 0.05
+SILENCE_S: Final = (60.0, 5_400.0)
+LATE_READ_S: Final = 200.0
 
 
 class WatchedLog(FakeLog):
@@ -143,7 +154,7 @@ class CountedState(FakeState):
 
 
 class Services(NamedTuple):
-    """The services of a simulated process."""
+    """The services of a simulated process. `tables` is the deployment's one SQL store, for whoever keeps rows there."""
 
     log: WatchedLog
     store: LosingView
@@ -151,6 +162,71 @@ class Services(NamedTuple):
     stripe: FakeStripe
     ledger: FakeIntentLedger
     genesis: Genesis
+    tables: SharedTables
+    objects: UnsureObjects
+    canary: str
+
+
+class SharedTables(FakeSideTables):
+    """Like the fake; shows whole tables."""
+
+    def rows(self, table: str) -> list[dict[str, Any]]:
+        """All rows of a table, by key."""
+        with self._engine.begin() as connection:
+            found = connection.execute(select(metadata.tables[table])).mappings()
+            return sorted((dict(row) for row in found), key=lambda row: str(list(row.values())))
+
+
+class UnsureObjects(DrivenObjects):
+    """Stripe's objects; some reads fail or are late, and for some objects Stripe keeps silent for a while."""
+
+    def __init__(self, account: StripeAccount, chance: random.Random, faults: Faults, rate: float) -> None:
+        super().__init__(account)
+        self._chance = chance
+        self._faults = faults
+        self._rate = rate
+        self._reads = 0
+        self._silent_until_s: dict[ObjectName, float] = {}
+
+    async def fetch(self, name: ObjectName) -> dict[str, object] | None:
+        """Like the driver; raises `Transient` while Stripe keeps silent about the object."""
+        draw, length_s = self._chance.random(), self._chance.uniform(*SILENCE_S)
+        now_s = asyncio.get_running_loop().time()
+        if draw < self._rate / 5 and self._faults.strike(Fault.STRIPE_OBJECT_SILENT, f"{name.id}#{self._reads}"):
+            self._silent_until_s[name] = now_s + length_s
+        if self._faults.active and now_s < self._silent_until_s.get(name, 0.0):
+            raise Transient(f"stripe keeps silent about {name.id}")
+        return await super().fetch(name)
+
+    async def _get(self, path: str, options: Mapping[str, object] | None = None) -> dict[str, Any]:
+        self._reads += 1
+        draw, slow, late_s = self._chance.random(), self._chance.random(), self._chance.uniform(1, LATE_READ_S)
+        kind, key = self._chance.choice(_READS), f"stripe.read#{self._reads}"
+        if draw < self._rate and self._faults.strike(kind, key):
+            raise Transient(f"{kind}: {path}")
+        answer = await super()._get(path, options)
+        if slow < self._rate and self._faults.strike(Fault.STRIPE_READ_SLOW, key):
+            await asyncio.sleep(late_s)
+        return answer
+
+
+class Deployment(Protocol):
+    """What the world shows to Stripe's side and to the operator."""
+
+    faults: Faults
+    rates: Rates
+    trace: Trace
+    clock: SimulatedClock
+    log: WatchedLog
+    store: LosingView
+    stripe: FakeStripe
+    account: StripeAccount
+    tables: SharedTables
+    objects: UnsureObjects
+
+    def chance(self, name: str) -> random.Random: ...
+
+    def fail(self, where: str, what: str) -> None: ...
 
 
 def _copied(state: Any) -> Any:
@@ -164,6 +240,7 @@ def _copied(state: Any) -> Any:
     return type(state)(**{field.name: copied(getattr(state, field.name)) for field in dataclasses.fields(state)})
 
 
+_READS: Final = (Fault.STRIPE_READ_RATE_LIMITED, Fault.STRIPE_READ_FAILED)
 _STRIPE = {
     Fault.STRIPE_CONFLICT: FakeFault.CONFLICT,
     Fault.STRIPE_RATE_LIMITED: FakeFault.RATE_LIMITED,

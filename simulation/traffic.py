@@ -6,6 +6,7 @@ import json
 import random
 import uuid
 from collections import deque
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final, NamedTuple
 
@@ -21,6 +22,8 @@ REPEAT_MS_MAX: Final = WINDOW_MS - 50 * MINUTE_MS
 PARTITIONS: Final = 2
 ACCOUNTS: Final = ("ada", "bob", "cyd", "dora", "eve", "fay")
 FREE: Final = "fay"
+# Accounts that are linked to customers at Stripe: nobody else binds them.
+LINKED: Final = ("gil", "hal", "ivy")
 REPEATABLE_MAX: Final = 600
 LARGE_BATCHES: Final = 0.02
 TIMELESS: Final = 0.06
@@ -114,11 +117,14 @@ class Sent(NamedTuple):
 class Traffic:
     """Draws the events of one producer, and repeats recent events of all producers, which share `sent`."""
 
-    def __init__(self, producer: str, chance: random.Random, faults: Faults, sent: deque[Sent]) -> None:
+    def __init__(
+        self, producer: str, chance: random.Random, faults: Faults, sent: deque[Sent], accounts: Sequence[str]
+    ) -> None:
         self._producer = producer
         self._chance = chance
         self._faults = faults
         self._sent = sent
+        self._accounts = accounts
 
     def batch(self, now_ms: int) -> list[Any]:
         """Draw one to sixty events as JSON values; some are duplicates, some are malformed."""
@@ -136,7 +142,7 @@ class Traffic:
     def _fresh(self, now_ms: int) -> dict[str, Any]:
         # uuid4 would take randomness from the system, not from the seed.
         event_id = str(uuid.UUID(int=self._chance.getrandbits(128), version=4))
-        account, time_ms = self._chance.choice(ACCOUNTS), now_ms + self._drift_ms(now_ms)
+        account, time_ms = self._chance.choice(self._accounts), now_ms + self._drift_ms(now_ms)
         body = {
             "specversion": "1.0",
             "id": event_id,
@@ -226,7 +232,7 @@ class Traffic:
             conflicting = {"source": "/another"} if self._chance.random() < 0.3 else self._payload()
             return {**sent.body, **conflicting}
         self._faults.note(Fault.SHARED_ID)
-        other = self._chance.choice([account for account in ACCOUNTS if account != sent.body["subject"]])
+        other = self._chance.choice([account for account in self._accounts if account != sent.body["subject"]])
         return {**sent.body, "subject": other}
 
     def _again(self, sent: Sent) -> Sent:

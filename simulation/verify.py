@@ -8,8 +8,9 @@ from collections.abc import Iterator
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
-from aggregators.bindings import is_replaced
+from aggregators.bindings import customer_at, is_replaced
 from aggregators.codec import parse_value
+from aggregators.partitioning import partition_of
 from oracle.model import Oracle, Place
 from oracle.rules import CONTROL_HEADER, RejectedError, decode
 from reconciler.causes import Cause, Pair, Verdict
@@ -26,10 +27,11 @@ from schemas.control import (
     RestatementRecord,
 )
 from schemas.log import EVENTS_TOPIC, REJECTED_TOPIC, REPORTS_TOPIC, Record, index_of, offset_of, position
+from schemas.periods import Billing
 from schemas.reports import Attempt, Intent
 from simulation.faults import Fault
 from simulation.processes import SLOW_LATENCY_S, STALL_S_MAX
-from simulation.traffic import PARTITIONS, WITHOUT_A_METER, meter_set
+from simulation.traffic import LINKED, PARTITIONS, WITHOUT_A_METER, meter_set
 
 if TYPE_CHECKING:
     from simulation.world import World
@@ -243,6 +245,8 @@ def _quarantined(world: World) -> dict[Any, str]:
     reasons: dict[Any, str] = {}
     for record in _records(world, REJECTED_TOPIC):
         headers = {name.removeprefix("tidemark-"): text.decode() for name, text in record.headers}
+        if headers["topic"] != EVENTS_TOPIC:
+            continue
         key = (int(headers["partition"]), int(headers["offset"]), int(headers["index"]))
         if reasons.setdefault(key, headers["reason"]) != headers["reason"]:
             world.fail("usage.rejected", f"two reasons at {key}")
@@ -255,16 +259,30 @@ def _records(world: World, topic: str) -> Iterator[Record]:
 
 
 def unsettled(world: World) -> int:
-    """The number of intents without outcome in periods that have begun. Stripe refuses usage of the future."""
+    """The number of intents without outcome in periods that have begun. Stripe refuses usage of the future.
+
+    Usage that nobody was named for, because its account was linked later or unlinked, waits for ever.
+    """
     waiting, settled = set[str](), set[str]()
     for record in _records(world, REPORTS_TOPIC):
         for entry in _entries(record):
             if entry["kind"] == "intent":
-                if entry["period_start_ms"] <= world.clock.now_ms():
+                if entry["period_start_ms"] <= world.clock.now_ms() and not _is_nobodys(world, entry):
                     waiting.add(entry["identifier"])
             elif entry["kind"] == "outcome":
                 settled.add(entry["identifier"])
     return len(waiting - settled)
+
+
+def _is_nobodys(world: World, entry: dict[str, Any]) -> bool:
+    """Whether an intent's usage is from before the first subscription of its account, or the account was unlinked."""
+    intent = Intent.model_validate(entry)
+    if intent.account not in LINKED:
+        return False
+    stored = world.store.server.partitions.get(partition_of(intent.account, PARTITIONS))
+    state = stored.accounts.get(intent.account) if stored else None
+    payer = customer_at(state, intent.instant_ms) if state else None
+    return payer is None or payer.billing is Billing.UNMAPPED
 
 
 def _intents(world: World) -> dict[str, Intent]:
@@ -363,7 +381,7 @@ def _stripe(world: World, oracle: Oracle, intents: dict[str, Intent]) -> None:
     expected = {
         identifier: 1
         for identifier, intent in intents.items()
-        if intent.period_start_ms <= now_ms and oracle.accounts.billing(intent.account, intent.instant_ms) != "free"
+        if intent.period_start_ms <= now_ms and oracle.accounts.billing(intent.account, intent.instant_ms) == "mapped"
     }
     # Usage carried into a period that begins in a few minutes may be there already: Stripe accepts such timestamps.
     early = {identifier for identifier, intent in intents.items() if now_ms < intent.period_start_ms}
@@ -416,7 +434,9 @@ async def _reconciled(world: World) -> None:
         # compared with the oracle before.
         recent = row.cause is Cause.IN_FLIGHT and row.pair in (Pair.STRIPE, Pair.HOURLY)
         rejection = row.cause is Cause.REJECTED_BY_STRIPE and rejected
-        if row.cause is Cause.CONFLICT or rejection or early or recent:
+        # Reports of the time after an account was unlinked wait for ever.
+        nobodys = row.cause is Cause.UNKNOWN_CUSTOMER and row.account in LINKED
+        if row.cause is Cause.CONFLICT or rejection or early or recent or nobodys:
             continue
         world.fail("reconciler", str(row))
     if report.verdict is Verdict.DRIFT and not rejected:

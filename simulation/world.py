@@ -9,6 +9,7 @@ from collections import Counter, deque
 from collections.abc import Collection
 from typing import Any, Final, NamedTuple
 
+from aggregators.binding_timeline import overlaps, timeline
 from aggregators.partitioning import partition_of
 from pipeline.logs.batching import batches
 from pipeline.logs.control_records import append_control, append_everywhere
@@ -26,17 +27,21 @@ from schemas.control import (
     Tick,
 )
 from schemas.errors import Fenced, OperatorNeeded, Transient
-from schemas.log import EVENTS_TOPIC, INBOX_TOPIC, REJECTED_TOPIC, REPORTS_TOPIC, TopicSpec
+from schemas.log import BILLING_EVENTS_TOPIC, EVENTS_TOPIC, INBOX_TOPIC, REJECTED_TOPIC, REPORTS_TOPIC, TopicSpec
 from schemas.meters import MeterSet
 from schemas.periods import Billing, Binding, Interval
+from simulation.deliveries import Deliveries
 from simulation.faults import Fault, Faults, Rates
 from simulation.loop import SimulatedClock, SimulatedLoop
 from simulation.processes import Killed, Process, Trace
 from simulation.roles import SECRET, Slot, run_role
-from simulation.services import LosingView, Services, StripeFaults, WatchedLog
+from simulation.services import LosingView, Services, SharedTables, StripeFaults, UnsureObjects, WatchedLog
+from simulation.stripe_account import StripeAccount
+from simulation.subscribers import Subscribers
 from simulation.traffic import (
     ACCOUNTS,
     FREE,
+    LINKED,
     METER_SET_VERSIONS,
     ORIGIN_MS,
     PARTITIONS,
@@ -63,6 +68,12 @@ BROKEN_RECORDS: Final = (b"{", b"\xff\xfe", b"[1,", b"", b"[]")
 REPEATED_KINDS: Final = (*REPLAYED_KINDS, ControlKind.DEDUP_DECISION)
 OF_ACCOUNTS: Final = (ControlKind.BINDING, ControlKind.CLOSE, ControlKind.FLUSH)
 FAILOVER_S_MAX: Final = 1_800.0
+BILLING_STRIDE: Final = 4
+
+
+def is_billing(seed: int) -> bool:
+    """Whether the run has customers at Stripe, whose events come: they cost as much as the rest of a run."""
+    return seed % BILLING_STRIDE == 0
 
 
 class Failure(NamedTuple):
@@ -81,6 +92,7 @@ class World:
         self.steps = steps
         self.faults = Faults(only)
         self.rates = Rates.drawn(self.chance("rates"))
+        self.bills = is_billing(seed)
         self.forgets = self.chance("retention").random() < 0.5
         self.report_interval_ms = self.chance("reports").choice(REPORT_INTERVALS_MS)
         self.trace = Trace()
@@ -93,6 +105,13 @@ class World:
         for meter in meter_set(METER_SET_VERSIONS, self.report_interval_ms)["meters"]:
             self.stripe.add_meter(str(meter.get("stripe_event_name")))
         self.stripe.fault = StripeFaults(self.chance("stripe"), self.faults, self.rates.stripe)
+        self.stripe_clock = SimulatedClock(loop, ORIGIN_MS)
+        self.account = StripeAccount(self.stripe_clock, seed)
+        self.objects = UnsureObjects(self.account, self.chance("reads"), self.faults, self.rates.stripe / 3)
+        self.tables = SharedTables(timeline, overlaps)
+        self.deliveries = Deliveries(self)
+        self.subscribers = Subscribers(self)
+        self.canary = ""
         self.genesis = Genesis(log_id=f"log-{seed}", partitions=PARTITIONS, stripe_account="acct_simulated")
         self.meter_set_version = 0
         self._revisions: Counter[str] = Counter()
@@ -109,6 +128,8 @@ class World:
             Slot("sink", 0, set(everything)), Slot("sink", 1, set()),
             Slot("router", 0, set(everything)),
         ]  # fmt: skip
+        if self.bills:
+            self.slots += [Slot("mirror", 0, set(everything)), Slot("mirror", 1, set())]
         self._tasks: list[asyncio.Task[None]] = []
 
     def chance(self, name: str) -> random.Random:
@@ -135,6 +156,7 @@ class World:
                 TopicSpec(INBOX_TOPIC, PARTITIONS, kept_ms),
                 TopicSpec(REJECTED_TOPIC, PARTITIONS, -1),
                 TopicSpec(REPORTS_TOPIC, PARTITIONS, -1),
+                TopicSpec(BILLING_EVENTS_TOPIC, PARTITIONS, -1),
             ]
         )
         await append_everywhere(self.log, SECRET, self.genesis)
@@ -144,6 +166,11 @@ class World:
                 self.stripe.add_customer(customer)
         for account in ACCOUNTS[:2]:
             await self.bind(account, anchor_ms=0)
+        if self.bills:
+            await self.tables.migrate("test:acct_simulated", self.genesis.log_id)
+            self.canary = self.account.customer("")
+            self.subscribers.sign_up(LINKED[0], 0.0)
+            self._tasks.append(asyncio.ensure_future(self.subscribers.pass_time()))
         for slot in self.slots:
             self._tasks.append(asyncio.ensure_future(self._supervise(slot)))
 
@@ -197,6 +224,8 @@ class World:
             self._crashes(), self._rebalances(), self._operator(), self._flushes(), self._repeated(),
             self._lost_seconds(), self._fail_over(), self._emptied(), self._ledger_emptied(),
         ]  # fmt: skip
+        if self.bills:
+            befalling += [self.subscribers.live(SPAN_S), self.subscribers.operate()]
         tasks = [asyncio.ensure_future(work) for work in befalling]
         await asyncio.gather(*(asyncio.ensure_future(work) for work in producers))
         for task in tasks:
@@ -210,6 +239,8 @@ class World:
             await self.bind(account, interval=Interval.MONTH, anchor_ms=0)
         for slot in self.slots:
             slot.down_until_s = 0.0
+        if self.bills:
+            await self.subscribers.settle()
 
     def stop(self) -> None:
         """Stop all processes."""
@@ -222,7 +253,17 @@ class World:
     async def _supervise(self, slot: Slot) -> None:
         """Restart the process of a slot whenever it ends, like an init system."""
         chance = self.chance(f"supervisor {slot.name}")
-        services = Services(self.log, self.store, self.clickhouse, self.stripe, self.ledger, self.genesis)
+        services = Services(
+            self.log,
+            self.store,
+            self.clickhouse,
+            self.stripe,
+            self.ledger,
+            self.genesis,
+            self.tables,
+            self.objects,
+            self.canary,
+        )
         while True:
             if self.loop.time() < slot.down_until_s:
                 await asyncio.sleep(min(60.0, slot.down_until_s - self.loop.time()))
@@ -287,7 +328,8 @@ class World:
     async def _produce(self, name: str, steps: int) -> None:
         """Run a producer: like the emitter or the gateway (keyed, batched), or a foreign producer to the inbox."""
         chance = self.chance(name)
-        traffic = Traffic(name, chance, self.faults, self._sent)
+        accounts = ACCOUNTS + LINKED if self.bills else ACCOUNTS
+        traffic = Traffic(name, chance, self.faults, self._sent, accounts)
         skew_ms = chance.randrange(-SKEW_MS_MAX, SKEW_MS_MAX) if self.rates.skews else 0
         for step in range(steps):
             await asyncio.sleep(chance.expovariate(steps / SPAN_S))

@@ -16,6 +16,7 @@ from typing import Final, NamedTuple
 
 from aggregators.late_usage import Judgement, gaps, item_of, judged, overlapping, text_of, wait_ms
 from schemas.bills import (
+    LOOK_AGAIN_MAX_MS,
     Bill,
     BilledPrice,
     Bills,
@@ -38,9 +39,14 @@ from schemas.reports import StripeMeters
 SAME_KEY_MS: Final = 23 * HOUR_MS
 # A refused item is tried again when Stripe has forgotten the key, and with it the refusal.
 REFUSED_RETRY_MS: Final = 25 * HOUR_MS
-# So many items or drafts fail in one turn before the others wait for the next one: then Stripe or the log is down.
+# So many items, drafts or invoices fail in one turn before the others wait for the next one: then Stripe or the log is
+# down.
 FAILURES_MAX: Final = 3
+# An invoice without Stripe's answer comes behind the others.
+FAILED_RETRY_MS: Final = 10 * MINUTE_MS
 EQUAL: Final = "equal"
+# Stripe adds doubles, so its sum may differ by some of the last digits, which are no money: 0.1 + 0.2 is not 0.3.
+SUM_ERROR_MAX: Final = Decimal("1e-9")
 KEPT_MS: Final = 400 * DAY_MS
 # The worst state of an invoice's bills is that of the invoice.
 _WORST: Final = (BillState.HELD, BillState.UNBILLED, BillState.WAITING, BillState.CONFIRMED, BillState.VOID)
@@ -168,12 +174,18 @@ class ClosingController:
 
     async def _learn_prices(self, invoices: Sequence[str]) -> set[str]:
         """Read the prices that are not known yet; returns those that Stripe does not give."""
-        missing = set()
+        missing, failures = set(), 0
         for identifier in await self._bills.unknown_prices(invoices):
             try:
                 price: BilledPrice = await self._items.price(identifier)
             except InvalidInput as error:
                 _LOG.error("the price %s cannot be read, its invoices are not compared: %s", identifier, error)
+                missing.add(identifier)
+            except Transient as error:
+                failures += 1
+                if failures >= FAILURES_MAX:
+                    raise
+                _LOG.warning("the price %s is read again, its invoices wait: %s", identifier, error)
                 missing.add(identifier)
             else:
                 await self._bills.add_prices([price])
@@ -255,8 +267,7 @@ class ClosingController:
         start_s, end_s = (ms // MINUTE_MS * MINUTE_MS // SECOND_MS for ms in (bill.start_ms, bill.end_ms))
         found = Decimal((await self._meters.summary(bill.event_name, bill.stripe_customer, start_s, end_s)).value)
         ours = (await self._totals(bill)).accepted
-        # Stripe adds doubles.
-        if float(found) == float(ours):
+        if abs(found - ours) <= SUM_ERROR_MAX * max(abs(ours), Decimal(1)):
             return ""
         return f"Stripe's sum of {bill.event_name} is {text_of(found)}, and we reported {text_of(ours)}"
 
@@ -270,20 +281,27 @@ class ClosingController:
         due = await self._bills.due(now_ms - policy.kept_ms, now_ms, policy.invoices_max)
         if not due:
             return
-        missing = await self._learn_prices(due)
+        missing, failures = await self._learn_prices(due), 0
         for invoice, bills in (await self._by_invoice(due)).items():
             try:
                 if missing and missing & set(await self._bills.unknown_prices([invoice])):
-                    closing = Closing(invoice, BillState.HELD, "one of its prices cannot be read", now_ms + DAY_MS)
+                    closing = Closing(
+                        invoice, BillState.HELD, "one of its prices cannot be read", now_ms + policy.fresh_ms
+                    )
                 else:
                     closing = await self._checked(invoice, bills)
             except InvalidInput as error:
                 closing = Closing(invoice, BillState.HELD, str(error), now_ms + policy.held_ms)
+            except Transient as error:
+                failures += 1
+                closing = Closing(invoice, BillState.WAITING, str(error), now_ms + FAILED_RETRY_MS)
             await self._bills.note([closing])
+            if failures >= FAILURES_MAX:
+                raise Transient(f"Stripe does not answer about {failures} invoices: {closing.detail}")
 
     async def _checked(self, invoice: str, bills: Iterable[Bill]) -> Closing:
         """Compare the bills of an invoice, and intend invoice items for what is unbilled."""
-        now_ms, policy = self._clock.now_ms(), self._policy
+        now_ms = self._clock.now_ms()
         found: defaultdict[BillState, list[tuple[int, str]]] = defaultdict(list)
         for bill in bills:
             state, reason, wait = await self._checked_bill(bill)
@@ -292,7 +310,7 @@ class ClosingController:
             if state in found:
                 due_ms = min(due for rows in found.values() for due, _ in rows)
                 return Closing(invoice, state, found[state][0][1], due_ms)
-        return Closing(invoice, BillState.CONFIRMED, "", now_ms + policy.kept_ms)
+        return Closing(invoice, BillState.CONFIRMED, "", now_ms + LOOK_AGAIN_MAX_MS)
 
     async def _checked_bill(self, bill: Bill) -> tuple[BillState, str, int]:
         """The state of a bill, the reason, and after how many milliseconds to look again."""
@@ -313,7 +331,7 @@ class ClosingController:
             case BillState.HELD:
                 return judgement.state, judgement.reason, policy.held_ms
             case BillState.VOID:
-                return judgement.state, judgement.reason, policy.kept_ms
+                return judgement.state, judgement.reason, LOOK_AGAIN_MAX_MS
         is_fresh = now_ms < (bill.finalized_ms or 0) + 3 * DAY_MS
         return judgement.state, judgement.reason, policy.fresh_ms if is_fresh else policy.rest_ms
 
@@ -331,8 +349,9 @@ class ClosingController:
 
     async def _intend(self, bill: Bill, judgement: Judgement, items: Sequence[InvoiceItem]) -> None:
         item = item_of(self._scope, bill, judgement, items, self._policy.late, self._clock.now_ms())
-        if not items and (made := await self._items.made(item)):
-            # The database was lost, and what it knew is in the items' metadata.
+        known = {each.number for each in items}
+        if made := [each for each in await self._items.made(item) if each.number not in known]:
+            # The database was lost or restored from a copy, and what it knew is in the items' metadata.
             for each in made:
                 await self._bills.intend(each, "found at Stripe")
             return
@@ -387,8 +406,9 @@ class ClosingController:
         now_ms = self._clock.now_ms()
         if item.sent_ms is not None and 0 <= now_ms - item.sent_ms < SAME_KEY_MS:
             return item
-        # An answer may have been lost under a key that Stripe has forgotten.
-        made = await self._items.made(item) if item.sent_ms is not None else ()
+        # An answer, or a later copy of the database, may have been lost under a key that Stripe has forgotten.
+        is_new = item.sent_ms is None and 0 <= now_ms - item.created_ms < SAME_KEY_MS
+        made = () if is_new else await self._items.made(item)
         if found := next((each.stripe_item for each in made if each.identifier == item.identifier), ""):
             await self._created(item, found)
             return None

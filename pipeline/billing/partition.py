@@ -6,7 +6,7 @@ import logging
 from collections.abc import Sequence
 from typing import Final
 
-from aggregators.report_records import parse_entries
+from aggregators.report_records import has_long_name, parse_entries, within_time
 from pipeline.billing.policy import SenderPolicy
 from pipeline.billing.window import SendWindow
 from pipeline.logs.start_position import check_position
@@ -67,10 +67,10 @@ class ReportPartition:
         new = [record for record in records if record.offset >= self.next_offset]
         entries: list[tuple[int, ReportEntry]] = []
         for record in new:
-            own = parse_entries(record.value)
+            own = [entry for entry in parse_entries(record.value) if not has_long_name(entry)]
             if not own:
                 _LOG.error("billing.reports/%d: record %d is no report; it is ignored", self.number, record.offset)
-            entries += [(record.offset, entry) for entry in own]
+            entries += [(record.offset, within_time(entry)) for entry in own]
         if not new:
             return
         next_offset = new[-1].next_offset

@@ -99,8 +99,9 @@ class BillingEventProcessor:
 
         Raises `OperatorNeeded` if the log ends before the position.
         """
-        bounds = await self._log.bounds(BILLING_EVENTS_TOPIC, partition)
+        # In this order: another process may go on meanwhile, and the log's end only grows.
         stored = await self._tables.position(partition)
+        bounds = await self._log.bounds(BILLING_EVENTS_TOPIC, partition)
         if stored is not None and stored > bounds.next:
             raise OperatorNeeded(
                 f"{BILLING_EVENTS_TOPIC}-{partition} ends at {bounds.next}, and the side tables have read up to "

@@ -12,7 +12,7 @@ from typing import Any, Final
 from sqlalchemy import Connection, RowMapping, and_, func, or_, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
-from schemas.bills import Bill, BilledPrice, BillState, Closing, InvoiceItem, InvoiceItemState
+from schemas.bills import LOOK_AGAIN_MAX_MS, Bill, BilledPrice, BillState, Closing, InvoiceItem, InvoiceItemState
 from sinks.sql import audit
 from sinks.sql.intents import Run
 from sinks.sql.queries import Values, chunks, insert_new, lock_accounts, rows_where, save_heads
@@ -67,7 +67,8 @@ class SqlBills:
     async def due(self, oldest_ms: int, now_ms: int, limit: int) -> Sequence[str]:
         column, due_ms = _invoices.c, func.coalesce(closings.c.due_ms, 0)
         found = select(column.id).select_from(_invoices.outerjoin(closings, closings.c.invoice == column.id))
-        found = found.where(column.finalized_ms >= oldest_ms, due_ms <= now_ms)
+        is_due = or_(due_ms <= now_ms, due_ms > now_ms + LOOK_AGAIN_MAX_MS)
+        found = found.where(column.finalized_ms >= oldest_ms, is_due)
         return await self._run(
             lambda connection: _first(connection, found.order_by(due_ms, column.finalized_ms, column.id), limit)
         )

@@ -105,7 +105,8 @@ async def test_what_is_gone_is_told_apart_from_no_answer(
     assert None is await objects.fetch(ObjectName(ObjectKind.INVOICE, "in_unknown"))
     with pytest.raises(InvalidInput):
         await objects.fetch(ObjectName(ObjectKind.CUSTOMER, "../charges?x=1"))
-    for fault, error in ((FaultKind.SERVER_ERROR, Transient), (FaultKind.UNAUTHORIZED, Refused)):
+    faults = (FaultKind.SERVER_ERROR, Transient), (FaultKind.RATE_LIMITED, Transient), (FaultKind.UNAUTHORIZED, Refused)
+    for fault, error in faults:
         served_simulator.simulator.faults.add(Fault(fault, method="GET", path="/v1/customers"))
         with pytest.raises(error):
             await objects.fetch(name)

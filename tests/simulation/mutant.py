@@ -15,12 +15,13 @@ Method = Callable[..., Awaitable[Any]]
 
 
 class Mutant(NamedTuple):
-    """A defect: where it stands, and what replaces what stands there."""
+    """A defect: where it stands, and what replaces what stands there. Every `stride`-th seed can show it."""
 
     name: str
     target: Any
     attribute: str
     made: Callable[[Any], Any]
+    stride: int = 1
 
 
 def inner(reached: Any) -> Any:
@@ -29,11 +30,11 @@ def inner(reached: Any) -> Any:
 
 
 def runs_to_catch(mutant: Mutant, runs_max: int = RUNS_MAX) -> tuple[int, RunResult | None]:
-    """How many seeds, from 1 on, until a run fails under the defect; None where none of `runs_max` does."""
+    """How many seeds, from `stride` on, until a run fails under the defect; None where none of `runs_max` does."""
     replaced = mutant.made(vars(mutant.target)[mutant.attribute])
     with patch.object(mutant.target, mutant.attribute, replaced):
         for number in range(1, runs_max + 1):
-            outcome = run(number, STEPS)
+            outcome = run(number * mutant.stride, STEPS)
             own = next((failure.what for failure in outcome.failures if _is_its_own(failure.what)), None)
             if own is not None:
                 raise AssertionError(f"{mutant.name}: the defect itself broke, and proves nothing: {own}")

@@ -40,6 +40,7 @@ from tests.simulation.billing_mutants import BILLING
 from tests.simulation.binding_mutants import BINDINGS
 from tests.simulation.flush_mutants import FLUSHES
 from tests.simulation.late_binding_mutants import LATE_BINDINGS
+from tests.simulation.mirror_mutants import MIRROR
 from tests.simulation.mutant import RUNS_MAX, Method, Mutant, inner, runs_to_catch
 
 
@@ -338,6 +339,7 @@ MUTANTS: Final = (
     *BINDINGS,
     *LATE_BINDINGS,
     *FLUSHES,
+    *MIRROR,
 )  # fmt: skip
 
 

@@ -20,6 +20,9 @@ QUICK = {
     "another payer pays before the cut",
     "another payer cuts no period",
     "flush: publishes and keeps the base",
+    "mirror: payload trusted",
+    "mirror: only the first page of items",
+    "walker: never walks",
 }
 
 

@@ -21,7 +21,7 @@ from simulation.run import run, shrunk
 ROOT: Final = Path(__file__).parents[2]
 SEEDS_PER_TEST: Final = 6
 SHRINK_RUNS_MAX: Final = 15
-DIGESTS: Final = "from simulation.run import run; print([run(seed, 20).digest for seed in (1, 2, 3)])"
+DIGESTS: Final = "from simulation.run import run; print([run(seed, 20).digest for seed in (1, 2, 4)])"
 
 
 def assert_holds(seed: int) -> None:
@@ -73,7 +73,8 @@ def test_every_kind_of_fault_is_really_met() -> None:
         coverage.add(run(seed, 25).counts)
 
     assert not coverage.missing()
-    assert coverage.missing_pairs() < 60
+    # Every fourth run has the faults of Stripe's webhooks and of the mirror.
+    assert coverage.missing_pairs() < 1_200
     assert "redis loses everything" in coverage.text()
 
 
@@ -90,7 +91,8 @@ def stale_cache(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("stale_cache")
 def test_a_failing_run_names_its_seed_and_fewer_faults_that_still_fail() -> None:
     """The command it prints fails again."""
-    failing = next(outcome for seed in range(20) if (outcome := run(seed, 12)).failures)
+    # Not a seed with customers at Stripe: their faults are many, and a run takes longer.
+    failing = next(outcome for seed in range(1, 20) if (outcome := run(seed, 12)).failures)
 
     kept = shrunk(failing.seed, 12, failing)
 
@@ -102,7 +104,7 @@ def test_a_failing_run_names_its_seed_and_fewer_faults_that_still_fail() -> None
 @pytest.mark.usefixtures("stale_cache")
 def test_a_failing_test_says_the_seed_the_command_and_fewer_faults() -> None:
     """Whoever reads a log of CI has nothing else."""
-    seed = next(seed for seed in range(20) if run(seed, STEPS).failures)
+    seed = next(seed for seed in range(1, 20) if run(seed, STEPS).failures)
 
     with pytest.raises(pytest.fail.Exception) as failure:
         assert_holds(seed)

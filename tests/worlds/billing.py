@@ -15,10 +15,10 @@ from pipeline.webhooks.processor import BillingEventProcessor
 from schemas.billing_events import VIA_HEADER, ObjectKind, ObjectName, StripeEvent, StripeObjects, Via
 from schemas.log import BILLING_EVENTS_TOPIC, Log
 from schemas.side_tables import MIRROR_COLUMNS, Arrived, Fetched, Row, SideTables, Step
+from simulation.stripe_account import StripeAccount
 from sinks.sql.fake import FakeSideTables
 from tests.worlds.deployment import SECRET, World
 from tests.worlds.reconciler import METER_SET
-from tests.worlds.stripe_account import StripeAccount
 
 SCOPE = "test:acct_1"
 # A partition that the log does not have: the side tables keep a position for what a link reads.

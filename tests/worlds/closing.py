@@ -26,6 +26,7 @@ from schemas.log import REPORTS_TOPIC, TopicSpec
 from schemas.periods import Billing
 from schemas.reports import Intent, Payer
 from schemas.side_tables import Arrived, Fetched, Step
+from simulation.stripe_account import StripeAccount
 from sinks.sql.fake import FakeSideTables
 from sinks.stripe.client import StripeClientMeters
 from sinks.stripe.invoice_items import StripeClientInvoiceItems
@@ -36,7 +37,6 @@ from tests.services.stripe_shapes import problems
 from tests.services.stripe_shop import at
 from tests.worlds.clock import ManualClock
 from tests.worlds.sender import Crash, CrashingLog
-from tests.worlds.stripe_account import StripeAccount
 
 SCOPE = "test:acct_simulator"
 METER = "calls"

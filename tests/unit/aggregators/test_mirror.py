@@ -12,9 +12,9 @@ from aggregators.mirror import currency_exponent, mirror_rows
 from schemas.billing_events import ObjectKind, ObjectName
 from schemas.errors import InvalidInput
 from schemas.side_tables import MIRROR_COLUMNS, PARTS_OF, TABLE_OF
+from simulation.stripe_account import StripeAccount
 from stripe_simulator.engine.amounts import THREE_DECIMAL, ZERO_DECIMAL, exponent
 from tests.worlds.clock import ManualClock
-from tests.worlds.stripe_account import StripeAccount
 
 NOW_MS = 1_795_262_400_000
 MONTH_MS = 30 * 86_400_000

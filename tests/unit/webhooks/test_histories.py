@@ -113,7 +113,7 @@ class Player:
             self.world.stripe.call(path, {}, self.schedules.pop(account))
             return
         price = self.yearly if number < 0.5 else self.other
-        params = {"end_behavior": "cancel"} if number > 0.8 else {}
+        params: dict[str, Any] = {"end_behavior": "cancel"} if number > 0.8 else {}
         self.schedules[account] = self.world.stripe.schedule(self.subscriptions[account], price, **params)
 
     def delete(self, account: str, number: float) -> None:

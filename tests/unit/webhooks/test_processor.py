@@ -6,7 +6,7 @@ import asyncio
 import json
 import logging
 from collections.abc import Collection, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import pytest_asyncio
@@ -19,7 +19,7 @@ from pipeline.webhooks.set_aside import append_set_aside
 from pipeline.webhooks.walker import CURSOR, Walker
 from schemas.billing_events import MIRRORED_TYPES, VIA_HEADER, ObjectKind, ObjectName, Via
 from schemas.errors import Fenced, OperatorNeeded, Refused, Transient
-from schemas.log import BILLING_EVENTS_TOPIC, REJECTED_TOPIC, Record
+from schemas.log import BILLING_EVENTS_TOPIC, REJECTED_TOPIC, Bounds, Log, Record
 from schemas.periods import Billing
 from schemas.side_tables import OVERLAP, Outcome, Stale, Step
 from tests.worlds.billing import BillingWorld
@@ -488,6 +488,32 @@ async def test_a_log_that_ends_before_the_position_is_not_this_one(signed: Signe
     partition.next_offset = 1
     with pytest.raises(OperatorNeeded, match="TIDEMARK_SQL_URL or TIDEMARK_LOG_URL"):
         await signed.world.processor().start_offset(0)
+
+
+class GoingOn:
+    """The log, while another process reads and commits what comes."""
+
+    def __init__(self, signed: SignedUp) -> None:
+        self._signed = signed
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._signed.world.log, name)
+
+    async def bounds(self, topic: str, partition: int) -> Bounds:
+        """The bounds of a moment ago."""
+        bounds = await self._signed.world.log.bounds(topic, partition)
+        await self._signed.world.deliver(self._signed.stripe.happened())
+        await self._signed.world.process()
+        return bounds
+
+
+async def test_a_process_that_goes_on_meanwhile_is_no_reason_to_call_an_operator(signed: SignedUp) -> None:
+    """A partition that moves is read by two processes for a while."""
+    await signed.world.deliver(signed.stripe.happened())
+    await signed.world.process()
+    position = await signed.world.tables.position(0)
+    assert position == await signed.world.processor(log=cast("Log", GoingOn(signed))).start_offset(0)
+    assert position < (await signed.world.tables.position(0) or 0)
 
 
 async def test_the_delay_is_that_of_the_last_event(signed: SignedUp) -> None:

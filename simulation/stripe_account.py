@@ -1,17 +1,23 @@
-"""The Stripe simulator without HTTP: its routes as calls, and the objects that the side tables read."""
+"""The Stripe simulator without HTTP: its routes as calls, and the product's driver on these calls.
+
+The histories of `tests/unit/webhooks` use it too.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
 from schemas.billing_events import MIRRORED_TYPES, ObjectKind, ObjectName
+from schemas.clock import Clock
+from schemas.errors import InvalidInput
+from sinks.stripe.objects import StripeClientObjects
 from stripe_simulator import Simulator, SimulatorSettings
 from stripe_simulator.errors import ApiError
 from stripe_simulator.mode import Call
-from stripe_simulator.registry import ROUTES
-from tests.worlds.clock import ManualClock
+from stripe_simulator.registry import ROUTES, Router
 
+ROUTER: Final = Router(ROUTES)
 RUN: Final = {route.name: route.run for route in ROUTES}
 READ: Final = {
     ObjectKind.CUSTOMER: "GET /v1/customers/{customer}",
@@ -28,9 +34,9 @@ LIST: Final[dict[ObjectKind, tuple[str, dict[str, Any]]]] = {
 
 
 class StripeAccount:
-    """One account in test mode, whose clock is the test's. Implements `OwnedObjects`."""
+    """One account in test mode, whose clock is passed in. Implements `StripeObjects`."""
 
-    def __init__(self, clock: ManualClock, seed: int = 0) -> None:
+    def __init__(self, clock: Clock, seed: int = 0) -> None:
         self.clock = clock
         self.simulator = Simulator(clock, SimulatorSettings(seed=seed))
         self.fetched: list[ObjectName] = []
@@ -149,12 +155,13 @@ class StripeAccount:
         """Cancel a subscription now."""
         self.call("DELETE /v1/subscriptions/{subscription_exposed_id}", {}, subscription)
 
-    def schedule(self, subscription: str, *prices: str, **params: Any) -> str:
-        """Change to other prices at the end of the current period."""
+    def schedule(self, subscription: str, *prices: str, ends_s: int = 0, **params: Any) -> str:
+        """Change to other prices at `ends_s`, or at the end of the current period."""
         schedule = self.call("POST /v1/subscription_schedules", {"from_subscription": subscription})
         (now,) = schedule["phases"]
         first = {name: now[name] for name in ("start_date", "end_date")}
         first["items"] = [{name: item[name] for name in ("price", "quantity") if name in item} for item in now["items"]]
+        first |= {"end_date": ends_s} if ends_s else {}
         phases = [first, {"items": [{"price": price} for price in prices]}]
         path = "POST /v1/subscription_schedules/{schedule}"
         self.call(path, {"phases": phases, **params}, schedule["id"])
@@ -163,3 +170,26 @@ class StripeAccount:
     def delete(self, customer: str) -> None:
         """Delete a customer."""
         self.call("DELETE /v1/customers/{customer}", {}, customer)
+
+
+class DrivenObjects(StripeClientObjects):
+    """Stripe's objects as the product's driver reads them, with its pages and nested lists, but without HTTP."""
+
+    def __init__(self, account: StripeAccount) -> None:
+        self._account = account
+
+    async def touch(self, customer: str, beat: str) -> None:
+        """See `StripeObjects`."""
+        await self._account.touch(customer, beat)
+
+    async def close(self) -> None:
+        """Nothing to release."""
+
+    async def _get(self, path: str, options: Mapping[str, object] | None = None) -> dict[str, Any]:
+        route, ids = ROUTER.find("GET", path)
+        try:
+            return self._account.call(route.name, dict(options or {}), *ids)
+        except ApiError as error:
+            if error.status != 404:
+                raise
+            raise InvalidInput("resource_missing", str(error)) from error
