@@ -6,11 +6,16 @@ import asyncio
 
 import psycopg
 
+from aggregators.catalog_plan import catalog_hash
 from schemas.catalog_changes import CatalogPlan
 from sinks.sql.store import PostgresSideTables
-from tests.conformance.test_entitlements import CATALOG, NOW_MS, SHA256
-from tests.conformance.test_side_tables_failures import until_waits_for_a_lock
+from tests.conformance.postgres_faults import until_waits_for_a_lock
 from tests.services.postgres import LOG_ID, SCOPE, last_link_pays
+from tests.unit.catalog.files import SMALL, catalog_of
+
+NOW_MS = 1_795_257_000_000
+CATALOG = catalog_of(SMALL)
+SHA256 = catalog_hash(CATALOG)
 
 
 async def test_an_activation_and_a_step_of_two_accounts_do_not_deadlock(postgres_url: str) -> None:

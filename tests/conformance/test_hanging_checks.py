@@ -9,19 +9,24 @@ from typing import Any, cast
 
 import pytest
 
+from aggregators.catalog_plan import catalog_hash
 from pipeline import open as opening
 from pipeline.clock import SystemClock
 from pipeline.local.postgres import LocalPostgres
 from pipeline.open import Base
 from pipeline.roles.opened_access import OpenedAccess
 from schemas.catalog_changes import CatalogPlan, KnownPlan, PlanState
-from tests.conformance.test_entitlements import CATALOG, NOW_MS, SHA256
-from tests.conformance.test_side_tables_failures import stopped
+from tests.conformance.postgres_faults import stopped
 from tests.services.postgres import SCOPE
+from tests.unit.catalog.files import SMALL, catalog_of
 
 # One second for the store, and the rest for this machine.
 CHECK_S_MAX = 5.0
 STORE_TIMEOUT_S = 60.0
+
+NOW_MS = 1_795_257_000_000
+CATALOG = catalog_of(SMALL)
+SHA256 = catalog_hash(CATALOG)
 
 
 async def apply(base: Base) -> None:

@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
-import signal
 import socket
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from pathlib import Path
+from collections.abc import AsyncIterator, Callable, Sequence
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -29,6 +26,7 @@ from schemas.periods import Binding
 from schemas.side_tables import Outcome, Stale
 from sinks.sql.store import PostgresSideTables, _hung_up_after
 from sinks.sql.tables import metadata
+from tests.conformance.postgres_faults import stopped, until_waits_for_a_lock
 from tests.conformance.side_table_steps import (
     NOW_MS,
     event,
@@ -71,30 +69,6 @@ async def opened(postgres_url: str) -> AsyncIterator[Open]:
     yield open_store
     for store in stores:
         await store.close()
-
-
-async def until_waits_for_a_lock(url: str) -> None:
-    """Return once a session of the database waits for a lock."""
-    async with await psycopg.AsyncConnection.connect(url, autocommit=True) as watcher:
-        wanted = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
-        async with asyncio.timeout(20):
-            while (await (await watcher.execute(wanted)).fetchone()) == (0,):  # noqa: ASYNC110  another process
-                await asyncio.sleep(0.01)
-
-
-@contextlib.contextmanager
-def stopped(server: LocalPostgres) -> Iterator[None]:
-    """The server with all its processes stopped."""
-    assert server.pid is not None
-    children = Path(f"/proc/{server.pid}/task/{server.pid}/children").read_text().split()
-    processes = [server.pid, *map(int, children)]
-    for process in processes:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(process, signal.SIGSTOP)
-    yield
-    for process in processes:
-        with contextlib.suppress(ProcessLookupError):  # a process that was ending already when it was stopped
-            os.kill(process, signal.SIGCONT)
 
 
 async def test_the_migrations_make_the_tables_that_the_code_uses(opened: Open) -> None:
