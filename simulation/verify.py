@@ -16,6 +16,7 @@ from oracle.rules import CONTROL_HEADER, RejectedError, decode
 from reconciler.causes import Cause, Pair, Verdict
 from reconciler.run import reconcile
 from reconciler.views import ReconcilePolicy, Views
+from schemas.clock import MINUTE_MS
 from schemas.control import (
     SIGNATURE_HEADER,
     BindingRecord,
@@ -334,6 +335,10 @@ def _flushed(world: World, oracle: Oracle, intents: dict[str, Intent]) -> None:
                 world.fail("flushes", f"{identifier} lies on both sides of the flush of {account} at {instant_ms}")
             # Usage may belong to a period that begins after the flush.
             is_here = identifier in told and intent.period_start_ms < instant_ms < intent.period_end_ms
+            # Usage that was reported before its period began is told in the period's first minute.
+            is_early = intent.bucket_end_ms <= intent.period_start_ms
+            if is_early and instant_ms < intent.period_start_ms + MINUTE_MS:
+                continue
             if is_here and (told[identifier] < instant_ms // 1000) != (identifier in before):
                 world.fail("flushes", f"{identifier} is told at {told[identifier]}, and the flush is at {instant_ms}")
         expected = {(account, meter, period[0]): value for (_, meter, period), value in totals.items()}

@@ -19,7 +19,7 @@ from pipeline.webhooks.appending import append_events
 from pipeline.webhooks.processor import BillingEventProcessor
 from pipeline.webhooks.resync import resync
 from schemas.billing_events import MIRRORED_TYPES, RESYNC_TYPE, ObjectKind, ObjectName, Via
-from schemas.clock import HOUR_MS, SECOND_MS
+from schemas.clock import HOUR_MS, MINUTE_MS, SECOND_MS
 from schemas.log import BILLING_EVENTS_TOPIC, REJECTED_TOPIC, TopicSpec
 from schemas.periods import AccountState, Billing
 from schemas.side_tables import TABLE_OF, Outcome, Row
@@ -191,6 +191,9 @@ def _bindings(world: World) -> None:
             found = payer.stripe_customer if payer and payer.billing is Billing.MAPPED else ""
             if now_ms < _closed_until_ms(state):
                 # Whatever changes takes effect after the closed period.
+                continue
+            if any(now_ms - MINUTE_MS < change.from_ms <= now_ms for change in state.customers):
+                # Bindings take effect at the start of a minute.
                 continue
             if found != (customer if billed else ""):
                 world.fail("bindings", f"{account} in {hours} h: {found or 'nobody'}, not {customer if billed else 0}")

@@ -313,8 +313,9 @@ def _record_payment(mode: Mode, invoice: Object, outcome: payments.Outcome) -> N
 
 
 def _use_balance(mode: Mode, invoice: Object, kind: str, amount: int) -> None:
-    if amount:
-        customer = mode.fetch("customer", invoice["customer"])
+    # A deleted customer has no balance any more.
+    customer = mode.store.get("customer", invoice["customer"]) if amount else None
+    if customer and not customer.get("deleted"):
         credit.change_balance(mode, customer, amount, kind, invoice["currency"], invoice=invoice["id"])
 
 
