@@ -51,7 +51,7 @@ class BillingWalk:
         """Have all customers sign up at Stripe while webhooks get lost; return when their accounts are bound."""
         self._step(f"{len(plan.ACCOUNTS)} customers sign up at Stripe; webhooks are dropped, doubled and permuted")
         await self._stripe.begin_faults()
-        base, metered = await self._stripe.prices()
+        prices = await self._stripe.prices()
         made = await asyncio.gather(*(self._stripe.customer(account) for account in plan.ACCOUNTS))
         self._customers = {account: customer for account, (customer, _) in zip(plan.ACCOUNTS, made, strict=True)}
         await self._link()
@@ -63,7 +63,7 @@ class BillingWalk:
         half = len(paying) // 2
         for some in (paying[:half], paying[half:]):
             self._kill_mirror()
-            await asyncio.gather(*(self._stripe.subscribe(*each, base, metered) for each in some))
+            await asyncio.gather(*(self._stripe.subscribe(*each, prices) for each in some))
         # The mirror walks by itself every five minutes, and now.
         await recover(self._settings, HOUR_MS // SECOND_MS)
         async with opened(self._settings) as tools:

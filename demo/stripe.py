@@ -6,6 +6,7 @@ Everything is read from Stripe's own API, and nothing from Tidemark: so the demo
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from typing import Any, Final, NamedTuple
 
 import httpx
@@ -55,16 +56,19 @@ class StripeAccount:
         faults: dict[str, int] = (await self._api.get("/_simulator/faults")).json()["happened"]
         return faults
 
-    async def prices(self) -> tuple[str, str]:
-        """Create the product; returns the ids of the licensed and of the metered price. `dev` has made the meter."""
+    async def prices(self) -> list[str]:
+        """Create the product; returns the ids of its prices: the base, the units of one meter, and the usage of all
+        other meters, which the base covers. `dev` has made the meters."""
         meters = await self._rows("billing/meters", {})
-        (meter,) = (meter for meter in meters if meter["event_name"] == f"tidemark_{plan.METER}")
         product = await self._post("products", {"name": "The demo's application"})
         common = {"product": product["id"], "currency": plan.CURRENCY, "recurring[interval]": "month"}
         base = await self._post("prices", {**common, "unit_amount": str(plan.BASE_CENTS)})
-        metered = {**common, "unit_amount": str(plan.UNIT_CENTS), "recurring[usage_type]": "metered"}
-        usage = await self._post("prices", {**metered, "recurring[meter]": meter["id"]})
-        return str(base["id"]), str(usage["id"])
+        prices = [str(base["id"])]
+        for meter in meters:
+            cents = plan.UNIT_CENTS if meter["event_name"] == f"tidemark_{plan.METER}" else 0
+            metered = {**common, "unit_amount": str(cents), "recurring[usage_type]": "metered"}
+            prices.append((await self._post("prices", {**metered, "recurring[meter]": meter["id"]}))["id"])
+        return prices
 
     async def customer(self, account: str) -> tuple[str, str]:
         """Create an account's customer with a card; returns the ids of both."""
@@ -73,7 +77,7 @@ class StripeAccount:
             card = await self._post("payment_methods/pm_card_visa/attach", {"customer": customer["id"]})
             return customer["id"], card["id"]
 
-    async def subscribe(self, account: str, customer: str, card: str, base: str, metered: str) -> None:
+    async def subscribe(self, account: str, customer: str, card: str, prices: Sequence[str]) -> None:
         """Create the subscription of an account's customer."""
         async with self._slots:
             await self._post(
@@ -81,8 +85,7 @@ class StripeAccount:
                 {
                     "customer": customer,
                     "default_payment_method": card,
-                    "items[0][price]": base,
-                    "items[1][price]": metered,
+                    **{f"items[{number}][price]": price for number, price in enumerate(prices)},
                     "billing_cycle_anchor": str(plan.anchor_ms(account) // SECOND_MS),
                     # The time until the anchor is free: the first invoice that is not 0 comes at the anchor.
                     "proration_behavior": "none",
