@@ -116,8 +116,8 @@ def _subscription(
 ) -> None:
     """Add what one subscription gives while the link holds."""
     status, subscription = row["status"], str(row["id"])
-    starts_ms = max(_ms(row["start_ms"]) or INSTANT_MIN_MS, link.starts_ms)
-    ends_ms = _first(_ms(row["ended_ms"]), _ms(row["cancel_at_ms"]), link.ends_ms)
+    starts_ms = max(_integer(row["start_ms"]) or INSTANT_MIN_MS, link.starts_ms)
+    ends_ms = _first(_integer(row["ended_ms"]), _integer(row["cancel_at_ms"]), link.ends_ms)
     if row["deleted"] or (ends_ms is not None and ends_ms <= starts_ms):
         return
     if status not in _GIVING and status != "unpaid":
@@ -145,7 +145,7 @@ def _subscription(
                 continue
             collected.plans.append(bought.span)
             collected.grants += _plan_grants(SourceKind.PLAN, plan, sold, bought.span, by_component, sold.rank, source)
-            trial_end_ms = _first(_ms(row["trial_end_ms"]), bought.span.ends_ms)
+            trial_end_ms = _first(_integer(row["trial_end_ms"]), bought.span.ends_ms)
             if sold.trial and row["trial_end_ms"] is not None and trial_end_ms and trial_end_ms > bought.span.starts_ms:
                 trial = Span(bought.span.starts_ms, trial_end_ms)
                 for name, value in sold.trial.grants.items():
@@ -163,11 +163,13 @@ def _bought(subscription: str, span: Span, mirror: Mapping[str, Sequence[Row]]) 
     ]
     items = [row for row in mirror.get("subscription_items", ()) if row["subscription_id"] == subscription]
     # The items are those of the phase that their period lies in.
-    shown_ms = max((_ms(row["period_start_ms"]) or 0 for row in items), default=0)
+    shown_ms = max((_integer(row["period_start_ms"]) or 0 for row in items), default=0)
     coming = [phase for phase in phases if phase["start_ms"] > shown_ms and phase["start_ms"] > span.starts_ms]
     ends_ms = _first(span.ends_ms, *(phase["start_ms"] for phase in coming))
     yield _Bought(
-        subscription, Span(span.starts_ms, ends_ms), [(str(row["price_id"]), _int(row["quantity"])) for row in items]
+        subscription,
+        Span(span.starts_ms, ends_ms),
+        [(str(row["price_id"]), _integer(row["quantity"])) for row in items],
     )
     for number, phase in enumerate(coming):
         phase_ends_ms = _first(span.ends_ms, *(after["start_ms"] for after in coming[number + 1 :]))
@@ -241,11 +243,8 @@ def meaning(value: GrantValue, paid: int | None = None) -> tuple[Operation, Valu
     return Operation.SET, TOP if value == UNLIMITED else value
 
 
-def _ms(value: str | int | None) -> int | None:
+def _integer(value: str | int | None) -> int | None:
     return None if value is None else int(value)
-
-
-_int = _ms
 
 
 def _first(*instants: int | None) -> int | None:

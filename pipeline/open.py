@@ -148,13 +148,7 @@ async def open_stripe_objects(base: Base) -> StripeClientObjects:
 
     Raises `InvalidInput` without a key, and as `check_stripe_key`.
     """
-    meters = open_stripe(base.settings)
-    if meters is None:
-        raise InvalidInput("TIDEMARK_STRIPE_API_KEY", "is not set; Stripe's objects cannot be read")
-    try:
-        await check_stripe_key(base, meters)
-    finally:
-        await meters.close()
+    await _check_key(base, "Stripe's objects cannot be read")
     return unchecked_stripe_objects(base.settings)
 
 
@@ -162,15 +156,20 @@ async def open_stripe_catalog(base: Base) -> StripeClientCatalog:
     """Stripe's products and prices. Raises `InvalidInput` without a key, and as `check_stripe_key`."""
     from sinks.stripe.catalog import StripeClientCatalog
 
+    await _check_key(base, "products and prices are made at Stripe with it")
+    key, api_base = base.settings.stripe_api_key.get_secret_value(), base.settings.stripe_api_base or None
+    return StripeClientCatalog(key, api_base, scope=scope_of(base), nonce=secrets.token_hex(4))
+
+
+async def _check_key(base: Base, without: str) -> None:
+    """Raise `InvalidInput` without a key, where `without` says what is missing then, and as `check_stripe_key`."""
     meters = open_stripe(base.settings)
     if meters is None:
-        raise InvalidInput("TIDEMARK_STRIPE_API_KEY", "is not set; products and prices are made at Stripe with it")
+        raise InvalidInput("TIDEMARK_STRIPE_API_KEY", f"is not set; {without}")
     try:
         await check_stripe_key(base, meters)
     finally:
         await meters.close()
-    key, api_base = base.settings.stripe_api_key.get_secret_value(), base.settings.stripe_api_base or None
-    return StripeClientCatalog(key, api_base, scope=scope_of(base), nonce=secrets.token_hex(4))
 
 
 def scope_of(base: Base) -> str:

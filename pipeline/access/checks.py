@@ -162,7 +162,7 @@ class AccessChecks:
             await self.refresh()
             commerce = self._commerce
         if commerce is None:
-            raise InvalidInput("feature", "no catalog is active: run `tidemark catalog apply`")
+            raise InvalidInput("feature", "no catalog is active: see `tidemark catalog plan --help`")
         term = commerce.catalog.features.get(feature)
         if term is None:
             raise InvalidInput("feature", f"{feature[:100]!r} is no feature of the catalog: `tidemark catalog show`")

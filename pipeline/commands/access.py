@@ -60,7 +60,7 @@ async def override(settings: Settings, wish: Wish) -> Override:
             raise InvalidInput("--until", "is not later than now")
         found = await commerce_of(tables.catalog)
         if found is None:
-            raise InvalidInput("feature", "no catalog is active: run `tidemark catalog apply`")
+            raise InvalidInput("feature", "no catalog is active: see `tidemark catalog plan --help`")
         features = found[1].catalog.features
         if wish.feature not in features:
             raise InvalidInput(

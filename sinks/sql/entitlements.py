@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import Final, Protocol, TypeVar
+from collections.abc import Mapping, Sequence
+from typing import Final, TypeVar
 
 from sqlalchemy import Connection, RowMapping, insert, select, update
 
@@ -23,6 +23,7 @@ from schemas.errors import Fenced, InvalidInput
 from schemas.side_tables import Row
 from sinks.sql import audit as trail
 from sinks.sql.bindings import owned_rows
+from sinks.sql.intents import Run
 from sinks.sql.queries import Head, insert_new, links_of, lock_accounts, save_heads
 from sinks.sql.tables import accounts, audit, catalog_versions, entitlement_versions, overrides
 
@@ -30,12 +31,6 @@ Answer = TypeVar("Answer")
 
 OVERRIDE_COMMAND: Final = "account override"
 ENTITY: Final = "override"
-
-
-class Run(Protocol):
-    """Runs a function in a transaction of its own."""
-
-    def __call__(self, body: Callable[[Connection], Answer]) -> Awaitable[Answer]: ...
 
 
 class SqlEntitlements:
