@@ -14,7 +14,7 @@ from reconciler.causes import Cause, Pair, Verdict
 from reconciler.report import Report, Row, instant_text
 
 _VERDICTS: Final = {
-    Verdict.EQUAL: "equal: every value that exists was compared, and all views agree",
+    Verdict.EQUAL: "equal: every value that is final was compared, and all views agree",
     Verdict.DRIFT: "drift: two views hold different counts",
     Verdict.INCOMPLETE: "incomplete: no difference, but not everything could be compared",
 }
