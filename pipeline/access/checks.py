@@ -6,17 +6,15 @@ have a newer version. If SQL does not answer, what is known goes on being the an
 
 from __future__ import annotations
 
-import asyncio
 import logging
-from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from decimal import Decimal
 from typing import Final, NamedTuple
 
 from aggregators.access import decide, fallback
 from aggregators.account_grants import INCLUDED, Commerce, features_of, granted, upgrade_for
-from aggregators.entitlement_codec import decode
 from aggregators.entitlements import next_change_ms, resolve, segment_at
+from pipeline.access.known import ACCOUNTS_MAX, Known, KnownAccounts
 from pipeline.access.renewal import commerce_of
 from schemas import catalog as terms
 from schemas.access import Decision, Standing, Usage
@@ -25,7 +23,6 @@ from schemas.clock import MINUTE_MS, SECOND_MS, Clock
 from schemas.entitlements import (
     UNLIMITED,
     Entitlements,
-    EntitlementVersion,
     Feature,
     Grant,
     Resolved,
@@ -34,12 +31,8 @@ from schemas.entitlements import (
 )
 from schemas.errors import InvalidInput, Transient
 
-ACCOUNTS_MAX: Final = 100_000
 # A version may become visible after a later one: a transaction takes at most half a minute.
 OVERLAP_MS: Final = MINUTE_MS
-# How many names of changed accounts, and how many entitlements, one read takes.
-CHANGED_AT_ONCE: Final = 10_000
-READ_AT_ONCE: Final = 100
 CATALOG_INTERVAL_MS: Final = 5 * SECOND_MS
 NOTHING: Final = Decimal(0)
 
@@ -56,14 +49,6 @@ class Counted(NamedTuple):
 
 # The live usage of (account, meter); raises `Transient` if Redis does not answer.
 UsageSource = Callable[[str, str], Awaitable[Counted]]
-
-
-class Known(NamedTuple):
-    """The segments of an account. `version` 0: the account has none, so the default plan holds."""
-
-    version: int
-    computed_ms: int
-    segments: Sequence[Segment]
 
 
 class Answer(NamedTuple):
@@ -96,12 +81,9 @@ class AccessChecks:
     ) -> None:
         """`accounts_max`: accounts that are kept in memory; the one that was asked about longest ago goes first."""
         self._catalog = catalog
-        self._entitlements = entitlements
         self._usage = usage
         self._clock = clock
-        self._accounts_max = accounts_max
-        self._accounts: OrderedDict[str, Known] = OrderedDict()
-        self._reading: dict[str, asyncio.Future[Mapping[str, EntitlementVersion]]] = {}
+        self._accounts = KnownAccounts(entitlements, accounts_max)
         self._commerce: Commerce | None = None
         self._sha256 = ""
         self._features: dict[str, Feature] = {}
@@ -121,27 +103,8 @@ class AccessChecks:
             await self._read_catalog()
             self._catalog_read_ms = now_ms
         if self.read_ms:
-            await self._read_changed(max(0, self.read_ms - OVERLAP_MS))
+            await self._accounts.refresh(max(0, self.read_ms - OVERLAP_MS))
         self.read_ms = now_ms
-
-    async def _read_changed(self, since_ms: int) -> None:
-        """Read the newer versions of the accounts in memory, of which another catalog may make many at once."""
-        while True:
-            found = await self._entitlements.changed(since_ms, CHANGED_AT_ONCE)
-            newer = sorted({each.account for each in found if self._is_older(each.account, each.version)})
-            for start in range(0, len(newer), READ_AT_ONCE):
-                latest = await self._entitlements.latest(newer[start : start + READ_AT_ONCE])
-                for account, version in latest.items():
-                    # Versions only rise: a late answer of SQL brings no older one back.
-                    if self._is_older(account, version.version):
-                        self._accounts[account] = _known(version)
-            if len(found) < CHANGED_AT_ONCE or found[-1].computed_ms == since_ms:
-                return
-            since_ms = found[-1].computed_ms
-
-    def _is_older(self, account: str, version: int) -> bool:
-        known = self._accounts.get(account)
-        return known is not None and known.version < version
 
     async def _read_catalog(self) -> None:
         found = await commerce_of(self._catalog)
@@ -168,12 +131,14 @@ class AccessChecks:
             raise InvalidInput("feature", f"{feature[:100]!r} is no feature of the catalog: `tidemark catalog show`")
         what, now_ms = self._features[feature], self._clock.now_ms()
         try:
-            known = await self._known(account)
+            known = await self._accounts.get(account)
             counted = await self._usage(account, term.meter) if term.meter else None
         except Transient as error:
             _log.warning("a check is answered without a store: %s", error)
             decision = fallback(what, allow=term.on_error is terms.OnError.ALLOW)
             return Answer(what, decision, 0, 0, self.read_ms, None)
+        if not known.version:
+            known = known._replace(segments=self._default)
         segment = segment_at(known.segments, now_ms)
         taken = counted.used if counted else used or NOTHING
         decision = decide(
@@ -191,35 +156,6 @@ class AccessChecks:
             upgrade = upgrade_for(commerce, feature, taken + quantity, plan)
         changes_ms = next_change_ms(known.segments, now_ms)
         return Answer(what, decision, known.version, known.computed_ms, self.read_ms, changes_ms, upgrade, counted)
-
-    async def _known(self, account: str) -> Known:
-        known = self._accounts.get(account)
-        if known is None:
-            found = await self._read(account)
-            known = _known(found[account]) if account in found else Known(0, 0, ())
-            self._accounts[account] = known
-            while len(self._accounts) > self._accounts_max:
-                self._accounts.popitem(last=False)
-        self._accounts.move_to_end(account)
-        return known if known.version else known._replace(segments=self._default)
-
-    async def _read(self, account: str) -> Mapping[str, EntitlementVersion]:
-        """Read an account once for all checks that ask about it at the same time."""
-        reading = self._reading.get(account)
-        if reading is None:
-            reading = self._reading[account] = asyncio.ensure_future(self._entitlements.latest([account]))
-            reading.add_done_callback(lambda read: self._has_read(account, read))
-        return await asyncio.shield(reading)
-
-    def _has_read(self, account: str, read: asyncio.Future[Mapping[str, EntitlementVersion]]) -> None:
-        del self._reading[account]
-        if not read.cancelled():
-            # Who asked may have gone away. An exception that nobody looks at would be logged as a fault.
-            read.exception()
-
-
-def _known(version: EntitlementVersion) -> Known:
-    return Known(version.version, version.computed_ms, decode(version.segments))
 
 
 def _included(segment: Segment, meter: str | None) -> Decimal | None:

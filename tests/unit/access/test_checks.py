@@ -9,7 +9,7 @@ from decimal import Decimal
 import pytest
 import pytest_asyncio
 
-from pipeline.access import checks as access_checks
+from pipeline.access import known as known_accounts
 from pipeline.access.checks import AccessChecks
 from schemas.access import Reason
 from schemas.clock import MINUTE_MS
@@ -226,7 +226,7 @@ async def test_a_feature_that_is_newer_than_the_entitlements_is_not_given(busine
 
 
 async def test_many_changes_at_once_all_arrive(business: Business, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(access_checks, "CHANGED_AT_ONCE", 3)
+    monkeypatch.setattr(known_accounts, "CHANGED_AT_ONCE", 3)
     monkeypatch.setattr(access_checks, "READ_AT_ONCE", 2)
     names = [f"account {number}" for number in range(7)]
     for name in names:

@@ -1,0 +1,88 @@
+"""The entitlements of the accounts that a gateway was asked about, kept in memory."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from typing import Final, NamedTuple
+
+from aggregators.entitlement_codec import decode
+from schemas.entitlements import Entitlements, EntitlementVersion, Segment
+
+ACCOUNTS_MAX: Final = 100_000
+# How many names of changed accounts, and how many entitlements, one read takes.
+CHANGED_AT_ONCE: Final = 10_000
+READ_AT_ONCE: Final = 100
+
+
+class Known(NamedTuple):
+    """The segments of an account. `version` 0: the account has none, so the default plan holds."""
+
+    version: int
+    computed_ms: int
+    segments: Sequence[Segment]
+
+
+class KnownAccounts:
+    """Reads an account when somebody first asks, and its newer versions by `refresh`."""
+
+    def __init__(self, entitlements: Entitlements, accounts_max: int = ACCOUNTS_MAX) -> None:
+        """`accounts_max`: accounts that are kept; the one that was asked about longest ago goes first."""
+        self._entitlements = entitlements
+        self._accounts_max = accounts_max
+        self._accounts: OrderedDict[str, Known] = OrderedDict()
+        self._reading: dict[str, asyncio.Future[Mapping[str, EntitlementVersion]]] = {}
+
+    def __len__(self) -> int:
+        return len(self._accounts)
+
+    async def refresh(self, since_ms: int) -> None:
+        """Read the newer versions of the accounts in memory, of which another catalog may make many at once. Raises
+        `Transient`; what is known stays then."""
+        while True:
+            found = await self._entitlements.changed(since_ms, CHANGED_AT_ONCE)
+            newer = sorted({each.account for each in found if self._is_older(each.account, each.version)})
+            for start in range(0, len(newer), READ_AT_ONCE):
+                latest = await self._entitlements.latest(newer[start : start + READ_AT_ONCE])
+                for account, version in latest.items():
+                    # Versions only rise: a late answer of SQL brings no older one back.
+                    if self._is_older(account, version.version):
+                        self._accounts[account] = _known(version)
+            if len(found) < CHANGED_AT_ONCE or found[-1].computed_ms == since_ms:
+                return
+            since_ms = found[-1].computed_ms
+
+    def _is_older(self, account: str, version: int) -> bool:
+        known = self._accounts.get(account)
+        return known is not None and known.version < version
+
+    async def get(self, account: str) -> Known:
+        """The entitlements of an account. Raises `Transient` if they are not in memory and SQL does not answer."""
+        known = self._accounts.get(account)
+        if known is None:
+            found = await self._read(account)
+            known = _known(found[account]) if account in found else Known(0, 0, ())
+            self._accounts[account] = known
+            while len(self._accounts) > self._accounts_max:
+                self._accounts.popitem(last=False)
+        self._accounts.move_to_end(account)
+        return known
+
+    async def _read(self, account: str) -> Mapping[str, EntitlementVersion]:
+        """Read an account once for all checks that ask about it at the same time."""
+        reading = self._reading.get(account)
+        if reading is None:
+            reading = self._reading[account] = asyncio.ensure_future(self._entitlements.latest([account]))
+            reading.add_done_callback(lambda read: self._has_read(account, read))
+        return await asyncio.shield(reading)
+
+    def _has_read(self, account: str, read: asyncio.Future[Mapping[str, EntitlementVersion]]) -> None:
+        del self._reading[account]
+        if not read.cancelled():
+            # Who asked may have gone away. An exception that nobody looks at would be logged as a fault.
+            read.exception()
+
+
+def _known(version: EntitlementVersion) -> Known:
+    return Known(version.version, version.computed_ms, decode(version.segments))
