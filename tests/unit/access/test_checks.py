@@ -227,7 +227,7 @@ async def test_a_feature_that_is_newer_than_the_entitlements_is_not_given(busine
 
 async def test_many_changes_at_once_all_arrive(business: Business, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(known_accounts, "CHANGED_AT_ONCE", 3)
-    monkeypatch.setattr(access_checks, "READ_AT_ONCE", 2)
+    monkeypatch.setattr(known_accounts, "READ_AT_ONCE", 2)
     names = [f"account {number}" for number in range(7)]
     for name in names:
         await business.checks.check(name, "sso", ONE)
