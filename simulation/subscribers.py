@@ -134,7 +134,8 @@ class Subscribers:
     def _change(self, account: str, number: float) -> None:
         """Another metered price, or fewer or more flat ones. What a schedule has is changed in the schedule."""
         body = self._body(account)
-        if body["schedule"] or not self._strike(Fault.SUBSCRIPTION_CHANGED):
+        # What a change bills of a paused subscription, the simulator does not know.
+        if body["schedule"] or body["status"] == "paused" or not self._strike(Fault.SUBSCRIPTION_CHANGED):
             return
         items = body["items"]["data"]
         sold = [item for item in items if self.prices.get(item["price"]["id"], ("", 0))[0] == SOLD[0]]
