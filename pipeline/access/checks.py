@@ -23,15 +23,7 @@ from schemas import catalog as terms
 from schemas.access import Decision, Reason, Standing, Usage
 from schemas.catalog_changes import CatalogStore
 from schemas.clock import MINUTE_MS, SECOND_MS, Clock
-from schemas.entitlements import (
-    UNLIMITED,
-    Entitlements,
-    Feature,
-    Grant,
-    Resolved,
-    Segment,
-    SourceKind,
-)
+from schemas.entitlements import IN_GRACE, UNLIMITED, Entitlements, Feature, Resolved, Segment
 from schemas.errors import InvalidInput, Transient
 from schemas.upgrades import Upgrade
 
@@ -189,13 +181,12 @@ def _standing(known: Known, feature: str, now_ms: int) -> Standing:
         (found.gives for segment in reversed(past[:-1]) if (found := segment.features.get(feature)) and _gives(found)),
         (),
     )
-    is_downgraded = any(grant.kind is SourceKind.FALLBACK for grant in _grants(past[-1])) if past else False
-    return Standing(before, is_downgraded=is_downgraded, is_known=known.version > 0)
+    found = past[-1].features.get(feature) if past else None
+    if found is None:
+        return Standing(before, is_known=known.version > 0)
+    in_grace = any(grant.reason == IN_GRACE for grant in found.gives)
+    return Standing(found.lost or before, bool(found.lost), in_grace, is_known=known.version > 0)
 
 
 def _gives(found: Resolved) -> bool:
     return found.value is UNLIMITED or found.value not in (False, "null", NOTHING)
-
-
-def _grants(segment: Segment) -> Sequence[Grant]:
-    return [grant for found in segment.features.values() for grant in found.gives]
