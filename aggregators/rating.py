@@ -11,6 +11,7 @@ import json
 from collections.abc import Mapping
 from decimal import Decimal, InvalidOperation
 from fractions import Fraction
+from functools import lru_cache
 from typing import Any, Final, NamedTuple
 
 from schemas.catalog import PriceTerms
@@ -65,6 +66,7 @@ def _rating(price: Any) -> Rating:
     return Rating(price["currency"], Fraction(0), tiers, price["tiers_mode"] == "volume")
 
 
+@lru_cache(maxsize=4_096)
 def catalog_rating(terms: PriceTerms) -> Rating:
     """The terms of a price of the catalog, whose packages are rounded up."""
     if terms.tiers:
