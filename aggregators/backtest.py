@@ -8,9 +8,9 @@ today, and neither discounts nor taxes. What cannot be known for one side is lef
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from decimal import Context, Decimal
+from decimal import Decimal
 from functools import lru_cache
-from typing import Final, NamedTuple
+from typing import NamedTuple
 
 from aggregators.catalog_prices import prices_of
 from aggregators.periods import period_at
@@ -21,9 +21,6 @@ from schemas.catalog import Catalog, PlanId, Price
 from schemas.catalog_changes import CatalogKind, Standing
 from schemas.clock import MINUTE_MS
 from schemas.periods import INSTANT_MIN_MS, AccountState, Binding, Interval, Period
-
-# Enough for the sum of many accounts' totals of any scale.
-_EXACT: Final = Context(prec=100)
 
 
 class PriceChange(NamedTuple):
@@ -109,7 +106,7 @@ def compared(payer: Payer, change: PriceChange, now_ms: int) -> tuple[list[Compa
             found.append(outcome)
             if subscription.is_discounted:
                 omitted.append(Omission(LeftOut.DISCOUNTED, payer.customer))
-    if found and not payer.accounts and any(each.meters() for each in found):
+    if not payer.account and any(each.meters() for each in found):
         return [], [*omitted, Omission(LeftOut.NO_ACCOUNT, payer.customer)]
     return found, omitted
 
@@ -218,7 +215,7 @@ def _bill(payer: Payer, each: Compared, usage: PastUsage, span: Span, omitted: l
             rating = catalog_rating(price.terms)
             if quantity is None:
                 due |= {period.end_ms for period in periods}
-                totals = (_quantity(payer.accounts, price.meter, period, usage) for period in periods)
+                totals = (_quantity(payer.account, price.meter, period, usage) for period in periods)
                 amount_minor += sum(amount_of(rating, total) for total in totals)
             else:
                 starts = _starts(subscription, price.terms.interval, span)
@@ -230,7 +227,7 @@ def _bill(payer: Payer, each: Compared, usage: PastUsage, span: Span, omitted: l
         omitted.append(Omission(LeftOut.BEGUN_WITHIN, payer.customer))
     exponent = each.before[0].price.exponent
     return BackBill(
-        payer.customer, payer.accounts, each.plans, subscription.currency, exponent, len(due), sides[0], sides[1]
+        payer.customer, payer.account, each.plans, subscription.currency, exponent, len(due), sides[0], sides[1]
     )
 
 
@@ -248,7 +245,7 @@ def _usage_periods(payer: Payer, each: Compared, usage: PastUsage, span: Span, o
     period = _period(subscription, interval, span.from_ms - 1)
     while period.start_ms < span.to_ms:
         if period.start_ms >= _minute(subscription.starts_ms):
-            reason = _why_not(payer.accounts, meters, period, usage, span, counted_ms)
+            reason = _why_not(payer.account, meters, period, usage, span, counted_ms)
             if reason is None:
                 found.append(period)
             else:
@@ -259,26 +256,21 @@ def _usage_periods(payer: Payer, each: Compared, usage: PastUsage, span: Span, o
 
 
 def _why_not(
-    accounts: Iterable[str], meters: Iterable[str], period: Period, usage: PastUsage, span: Span, counted_ms: int
+    account: str, meters: Iterable[str], period: Period, usage: PastUsage, span: Span, counted_ms: int
 ) -> LeftOut | None:
     if period.end_ms >= span.to_ms or period.end_ms > span.complete_up_to_ms:
         return LeftOut.RUNNING
     if period.start_ms < counted_ms:
         return LeftOut.NO_USAGE
-    counted = (
-        other for account in accounts for meter in meters for other in usage.by_account.get((account, meter), ())
-    )
+    counted = (other for meter in meters for other in usage.by_account.get((account, meter), ()))
     if any(other != period and other.start_ms < period.end_ms and period.start_ms < other.end_ms for other in counted):
         return LeftOut.CUT
     return None
 
 
-def _quantity(accounts: Iterable[str], meter: str, period: Period, usage: PastUsage) -> Decimal:
-    """What Stripe adds up for a customer: the totals of all accounts. No row is no usage."""
-    total = Decimal(0)
-    for account in accounts:
-        total = _EXACT.add(total, usage.by_account.get((account, meter), {}).get(period, Decimal(0)))
-    return total
+def _quantity(account: str, meter: str, period: Period, usage: PastUsage) -> Decimal:
+    """The total of a period. No row is no usage."""
+    return usage.by_account.get((account, meter), {}).get(period, Decimal(0))
 
 
 def past_usage(totals: Iterable[PeriodTotal], first_usage_ms: Mapping[str, int]) -> PastUsage:

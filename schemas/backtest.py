@@ -31,10 +31,10 @@ class PaidSubscription(NamedTuple):
 
 
 class Payer(NamedTuple):
-    """A Stripe customer, the accounts that are linked to the customer now, and the subscriptions."""
+    """A Stripe customer, the account that is linked to the customer now, "" without one, and the subscriptions."""
 
     customer: str
-    accounts: tuple[str, ...]
+    account: str
     subscriptions: tuple[PaidSubscription, ...]
 
 
@@ -107,7 +107,7 @@ class BackBill(NamedTuple):
     """
 
     customer: str
-    accounts: tuple[str, ...]
+    account: str
     plans: str
     currency: str
     exponent: int

@@ -29,7 +29,7 @@ SHOWN_CHARACTERS: Final = 40
 KEPT_ROWS: Final = 1_000
 NAMES_MAX: Final = 5
 _MONTHS: Final = re.compile(r"([1-9][0-9]?)m")
-_COLUMNS: Final = ("customer", "accounts", "plans", "currency", "invoices", "before", "after", "difference")
+_COLUMNS: Final = ("account", "customer", "plans", "currency", "invoices", "before", "after", "difference")
 
 Written = Callable[[BackBill], None]
 
@@ -181,7 +181,7 @@ async def _page(
         elif not omitted:
             result.unchanged += 1
     wanted = {meter for subscriptions in touched.values() for each in subscriptions for meter in each.meters()}
-    accounts = [account for payer in touched for account in payer.accounts]
+    accounts = [payer.account for payer in touched if payer.account]
     meters = {meter: change.meters[meter] for meter in sorted(wanted)}
     found = await totals.totals(accounts, meters, span.from_ms, span.to_ms) if meters else ()
     usage = past_usage(found, first_usage_ms)
@@ -211,7 +211,7 @@ def csv_file(path: Path | None) -> Iterator[Written]:
 def _row(bill: BackBill) -> dict[str, Any]:
     """A bill in major units, in the order of the columns."""
     values = (
-        bill.customer, " ".join(bill.accounts), bill.plans, bill.currency, bill.invoices,
+        bill.account, bill.customer, bill.plans, bill.currency, bill.invoices,
         *(major(minor, bill.exponent) for minor in (bill.before_minor, bill.after_minor, bill.difference_minor)),
     )  # fmt: skip
     return dict(zip(_COLUMNS, values, strict=True))
@@ -240,7 +240,7 @@ def backtest_document(result: Backtest) -> dict[str, Any]:
         "customers_unchanged": result.unchanged,
         "took_s": round(result.took_s, 3),
         "totals": totals,
-        "customers_by_difference": [{**_row(bill), "accounts": list(bill.accounts)} for bill in result.bills()],
+        "customers_by_difference": [_row(bill) for bill in result.bills()],
         "left_out": [
             {"what": str(reason), "count": omitted.count, "first": list(omitted.names)}
             for reason, omitted in sorted(result.omitted.items())

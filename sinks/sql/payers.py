@@ -48,7 +48,7 @@ def _payers(connection: Connection, after: str, limit: int, now_ms: int) -> list
         subscriptions[row["customer_id"]].append(_subscription(row, items[row["id"]]))
     accounts = _accounts(connection, set(customers), now_ms)
     return [
-        Payer(customer, tuple(accounts[customer]), tuple(subscriptions[customer])) for customer in customers
+        Payer(customer, accounts.get(customer, ""), tuple(subscriptions[customer])) for customer in customers
     ]  # fmt: skip
 
 
@@ -60,12 +60,12 @@ def _subscription(row: Values, items: Sequence[PaidItem]) -> PaidSubscription:
     )
 
 
-def _accounts(connection: Connection, customers: set[str], now_ms: int) -> dict[str, list[str]]:
-    """The accounts that are linked to each customer now."""
-    found: dict[str, list[str]] = defaultdict(list)
+def _accounts(connection: Connection, customers: set[str], now_ms: int) -> dict[str, str]:
+    """The account that is linked to each customer now; no two are at one time."""
+    found: dict[str, str] = {}
     names = {row["account"] for row in rows_where(connection, account_customers, "customer_id", customers)}
     for account, links in links_of(connection, names).items():
         for link in links:
             if link.customer in customers and link.starts_ms <= now_ms and (not link.ends_ms or now_ms < link.ends_ms):
-                found[link.customer].append(account)
+                found[link.customer] = account
     return found
