@@ -8,6 +8,7 @@ from typing import Final, TypeVar
 
 from sqlalchemy import Connection, RowMapping, insert, select, update
 
+from aggregators.billed import billed_of
 from aggregators.entitlement_codec import decode_value, encode_value
 from schemas.entitlements import (
     Computed,
@@ -20,7 +21,8 @@ from schemas.entitlements import (
     SourceKind,
 )
 from schemas.errors import Fenced, InvalidInput
-from schemas.side_tables import Row
+from schemas.side_tables import Link, Row
+from schemas.upgrades import Billed
 from sinks.sql import audit as trail
 from sinks.sql.bindings import owned_rows
 from sinks.sql.intents import Run
@@ -63,6 +65,13 @@ class SqlEntitlements:
         wanted = wanted.order_by(found.computed_ms, found.account, found.version).limit(limit)
         return await self._run(lambda connection: [Renewed(*row) for row in connection.execute(wanted)])
 
+    async def billed(self, account: str, now_ms: int) -> Billed:
+        def body(connection: Connection) -> Billed:
+            links = links_of(connection, {account})[account]
+            return billed_of(links, _mirror(connection, links), now_ms)
+
+        return await self._run(body)
+
     async def version_at(self, account: str, instant_ms: int) -> EntitlementVersion | None:
         return await self._run(lambda connection: _latest(connection, account, instant_ms))
 
@@ -82,11 +91,7 @@ def _renew(connection: Connection, account: str, catalog_sha256: str, resolver: 
     if connection.execute(active).scalar() != catalog_sha256:
         raise Fenced("another catalog is active than the one that the entitlements were computed by")
     links = links_of(connection, {account})[account]
-    customers = {link.customer for link in links if link.customer}
-    rows: dict[str, list[Row]] = defaultdict(list)
-    for owned in owned_rows(connection, customers).values():
-        for table, found in owned.items():
-            rows[table] += found
+    rows = _mirror(connection, links)
     people = [made.grant for made in _overrides(connection, account) if made.revoked_ms is None]
     computed, before = resolver(links, rows, people), _latest(connection, account)
     is_new = _is_new(before, computed)
@@ -99,6 +104,15 @@ def _renew(connection: Connection, account: str, catalog_sha256: str, resolver: 
         connection.execute(insert(entitlement_versions), row)
     connection.execute(update(accounts).where(accounts.c.account == account).values(entitled_seq=head.audit_seq))
     return is_new
+
+
+def _mirror(connection: Connection, links: Sequence[Link]) -> dict[str, list[Row]]:
+    """The mirror's rows of the customers of links, by table."""
+    rows: dict[str, list[Row]] = defaultdict(list)
+    for owned in owned_rows(connection, {link.customer for link in links if link.customer}).values():
+        for table, found in owned.items():
+            rows[table] += found
+    return rows
 
 
 def _is_new(before: EntitlementVersion | None, computed: Computed) -> bool:
