@@ -175,8 +175,8 @@ class Entitlements(Protocol):
         ...
 
     async def renew(self, account: str, catalog_sha256: str, resolver: Resolver, now_ms: int) -> bool:
-        """Compute the entitlements of one account again, and keep a new version if the inputs differ. Returns whether
-        it did.
+        """Compute the entitlements of one account again, and keep a new version if the inputs or the segments differ.
+        Returns whether it did.
 
         If a subscription that gave something became unreadable, what the account has stays: a riddle takes nothing
         away. One that never gave anything holds nothing back. Raises `Fenced` if another catalog is active than that

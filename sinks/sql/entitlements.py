@@ -104,7 +104,8 @@ def _renew(connection: Connection, account: str, catalog_sha256: str, resolver: 
 def _is_new(before: EntitlementVersion | None, computed: Computed) -> bool:
     if before is None:
         return True
-    if before.inputs_sha256 == computed.inputs_sha256:
+    # Another version of the program may resolve the same inputs otherwise.
+    if (before.inputs_sha256, before.segments) == (computed.inputs_sha256, computed.segments):
         return False
     # Each grant has its subscription as its cause, so the text says whether one gave something.
     return not any(f'"{subscription}"' in before.segments for subscription in computed.unreadable)
