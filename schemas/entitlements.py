@@ -184,6 +184,10 @@ class Entitlements(Protocol):
         """
         ...
 
+    async def recompute(self, account: str = "") -> int:
+        """Have one account's entitlements, or those of all, computed again; returns of how many accounts."""
+        ...
+
     async def latest(self, accounts: Sequence[str]) -> Mapping[str, EntitlementVersion]:
         """The newest version of each account that has one."""
         ...

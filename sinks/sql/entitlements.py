@@ -50,6 +50,19 @@ class SqlEntitlements:
     async def renew(self, account: str, catalog_sha256: str, resolver: Resolver, now_ms: int) -> bool:
         return await self._run(lambda connection: _renew(connection, account, catalog_sha256, resolver, now_ms))
 
+    async def recompute(self, account: str = "") -> int:
+        is_one = accounts.c.account == account if account else accounts.c.account != ""
+        marked = update(accounts).values(entitled_seq=-1)
+
+        def body(connection: Connection) -> int:
+            # Accounts are locked in ascending order, as everywhere.
+            locked = select(accounts.c.account).where(is_one).order_by(accounts.c.account).with_for_update()
+            names = list(connection.execute(locked).scalars())
+            connection.execute(marked.where(is_one))
+            return len(names)
+
+        return await self._run(body)
+
     async def latest(self, accounts: Sequence[str]) -> Mapping[str, EntitlementVersion]:
         def body(connection: Connection) -> dict[str, EntitlementVersion]:
             found = (_latest(connection, account) for account in dict.fromkeys(accounts))
