@@ -35,7 +35,7 @@ class EntitlementComparison:
 
     async def run(self) -> None:
         """Compare all accounts. Accounts to which something has just happened are looked at a second time. May raise
-        `Transient` and `OperatorNeeded`."""
+        `Transient` and `ValueError`."""
         recount = self.views.recount
         if recount is None:
             if self.views.no_tables:

@@ -25,7 +25,7 @@ class RecountedFeature(NamedTuple):
 
 
 class EntitlementRecount(Protocol):
-    """Recounts entitlements. Every call may raise `Transient`, and `OperatorNeeded` if a stored text cannot be read."""
+    """Recounts entitlements. Every call may raise `Transient`, and `ValueError` if a stored text cannot be read."""
 
     async def accounts(self, after: str = "", limit: int = 200) -> Sequence[str]:
         """The next accounts behind `after`, in the store's order; none at the end, and none without a catalog."""

@@ -13,7 +13,6 @@ from sqlalchemy import Connection, text
 from sqlalchemy.exc import DataError
 
 from schemas.entitlement_recount import RecountedFeature
-from schemas.errors import OperatorNeeded
 from sinks.sql.intents import Run
 
 _ACCOUNTS: Final = text("""
@@ -238,4 +237,4 @@ class SqlEntitlementRecount:
         try:
             return await self._run(body)
         except DataError as error:
-            raise OperatorNeeded(f"a stored text cannot be read: {error.orig}") from error
+            raise ValueError(str(error.orig)) from error

@@ -12,7 +12,6 @@ from reconciler.causes import Cause, Pair, Verdict
 from reconciler.entitlements import ACCOUNTS_AT_ONCE, STALE_MAX
 from reconciler.report import Report, Row
 from schemas.entitlement_recount import RecountedFeature
-from schemas.errors import OperatorNeeded
 from tests.worlds.reconciler import Deployment, settled
 
 SEATS = RecountedFeature("acme", "seats", 3, "4", "4", is_stale=False, is_kept=False)
@@ -94,10 +93,10 @@ async def test_all_accounts_are_compared_in_pages() -> None:
 
 async def test_what_cannot_be_read_is_not_equal() -> None:
     recount = Recount(SEATS)
-    recount.error = OperatorNeeded("a stored text cannot be read")
+    recount.error = ValueError("no JSON")
     report, rows = await compared(recount)
 
-    assert [(row.cause, row.detail) for row in rows] == [(Cause.UNCHECKED, "a stored text cannot be read")]
+    assert [(row.cause, row.detail) for row in rows] == [(Cause.UNCHECKED, "a stored value cannot be read: no JSON")]
     assert report.verdict is Verdict.INCOMPLETE
 
 
