@@ -9,6 +9,7 @@ price that the catalog never made gives nothing, and is named.
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
@@ -90,7 +91,7 @@ def granted(
     for kind, name in ((SourceKind.DEFAULT, default), (SourceKind.FALLBACK, fallback)):
         if name is not None:
             plan = commerce.catalog.plans[name]
-            collected.grants += _plan_grants(kind, PlanId(name, plan.version), plan, everywhere, {}, 0)
+            collected.grants += _plan_grants(kind, PlanId(name, plan.version), plan, everywhere, (), 0)
     for link in links:
         for row in mirror.get("subscriptions", ()):
             if link.customer and row["customer_id"] == link.customer:
@@ -121,14 +122,14 @@ def _subscription(
     if status not in _GIVING and status != "unpaid":
         return
     for bought in _bought(subscription, Span(starts_ms, ends_ms), mirror):
-        quantities: dict[PlanId, dict[str, int | None]] = {}
+        quantities: dict[PlanId, list[tuple[str, int | None]]] = {}
         unknown: set[str] = set()
         for price, quantity in bought.quantities:
             pin = commerce.pins.get(price)
             if pin is None or pin.plan not in commerce.sold:
                 unknown.add(price)
             else:
-                quantities.setdefault(pin.plan, {})[pin.component] = quantity
+                quantities.setdefault(pin.plan, []).append((pin.component, quantity))
         collected.unknown |= unknown
         # A subscription to what the catalog does not sell takes no plan away.
         if status == "unpaid" and quantities:
@@ -136,13 +137,13 @@ def _subscription(
         has_plan = any(isinstance(commerce.sold[plan], Plan) for plan in quantities)
         if unknown and not has_plan and row["ended_ms"] is None and link.ends_ms is None:
             collected.unreadable.add(subscription)
-        for plan, by_component in quantities.items():
+        for plan, paid in quantities.items():
             sold, source = commerce.sold[plan], subscription
             if isinstance(sold, AddOn):
-                collected.grants += _addon_grants(plan, sold, bought.span, by_component, source)
+                collected.grants += _addon_grants(plan, sold, bought.span, paid, source)
                 continue
             collected.plans.append(bought.span)
-            collected.grants += _plan_grants(SourceKind.PLAN, plan, sold, bought.span, by_component, sold.rank, source)
+            collected.grants += _plan_grants(SourceKind.PLAN, plan, sold, bought.span, paid, sold.rank, source)
             trial_end_ms = _first(_integer(row["trial_end_ms"]), bought.span.ends_ms)
             if sold.trial and row["trial_end_ms"] is not None and trial_end_ms and trial_end_ms > bought.span.starts_ms:
                 trial = Span(bought.span.starts_ms, trial_end_ms)
@@ -181,13 +182,18 @@ def _plan_grants(
     plan: PlanId,
     sold: Plan,
     span: Span,
-    quantities: Mapping[str, int | None],
+    paid: Sequence[tuple[str, int | None]],
     rank: int,
     cause: str = "",
 ) -> Iterator[Grant]:
-    paid = {line.quantity: quantities.get(line.component) for line in sold.prices if line.quantity}
+    # A component may be paid by the month for some seats and by the year for others.
+    seats: Counter[str] = Counter()
+    for component, number in paid:
+        seats.update(
+            {line.quantity: number or 0 for line in sold.prices if line.quantity and line.component == component}
+        )
     for name, value in sold.grants.items():
-        yield _grant(kind, plan, name, value, span, paid.get(name), rank, cause)
+        yield _grant(kind, plan, name, value, span, seats[name], rank, cause)
     for line in sold.prices:
         if line.meter:
             quantity = Decimal(sold.included.meters.get(line.meter, 0))
@@ -197,9 +203,9 @@ def _plan_grants(
 
 
 def _addon_grants(
-    plan: PlanId, sold: AddOn, span: Span, quantities: Mapping[str, int | None], cause: str
+    plan: PlanId, sold: AddOn, span: Span, paid: Sequence[tuple[str, int | None]], cause: str
 ) -> Iterator[Grant]:
-    times = sum(1 if quantity is None else quantity for quantity in quantities.values())
+    times = sum(1 if quantity is None else quantity for _, quantity in paid)
     if not times:
         return
     for name in sold.grants:

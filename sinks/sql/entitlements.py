@@ -52,6 +52,19 @@ class SqlEntitlements:
     async def renew(self, account: str, catalog_sha256: str, resolver: Resolver, now_ms: int) -> bool:
         return await self._run(lambda connection: _renew(connection, account, catalog_sha256, resolver, now_ms))
 
+    async def recompute(self, account: str = "") -> int:
+        is_one = accounts.c.account == account if account else accounts.c.account != ""
+        marked = update(accounts).values(entitled_seq=-1)
+
+        def body(connection: Connection) -> int:
+            # Accounts are locked in ascending order, as everywhere.
+            locked = select(accounts.c.account).where(is_one).order_by(accounts.c.account).with_for_update()
+            names = list(connection.execute(locked).scalars())
+            connection.execute(marked.where(is_one))
+            return len(names)
+
+        return await self._run(body)
+
     async def latest(self, accounts: Sequence[str]) -> Mapping[str, EntitlementVersion]:
         def body(connection: Connection) -> dict[str, EntitlementVersion]:
             found = (_latest(connection, account) for account in dict.fromkeys(accounts))
@@ -118,7 +131,8 @@ def _mirror(connection: Connection, links: Sequence[Link]) -> dict[str, list[Row
 def _is_new(before: EntitlementVersion | None, computed: Computed) -> bool:
     if before is None:
         return True
-    if before.inputs_sha256 == computed.inputs_sha256:
+    # Another version of the program may resolve the same inputs otherwise.
+    if (before.inputs_sha256, before.segments) == (computed.inputs_sha256, computed.segments):
         return False
     # Each grant has its subscription as its cause, so the text says whether one gave something.
     return not any(f'"{subscription}"' in before.segments for subscription in computed.unreadable)
