@@ -38,11 +38,12 @@ SIMULATOR_KEY: Final = "sk_test_simulator"
 SIMULATOR_ACCOUNT: Final = "acct_simulator"
 API_KEYS_FILE: Final = "api_keys.jsonl"
 LOCK_FILE: Final = "lock"
+NOTICES_FILE: Final = "notices.jsonl"
 WEBHOOK_SECRETS_FILE: Final = "webhook_secrets"
 # There from the first start until the example business is made.
 EXAMPLE_DUE_FILE: Final = "example_due"
 WEBHOOK_PATH: Final = "/v1/stripe/webhook"
-ROLES: Final = ("worker", "archive", "router", "sink", "gateway", "mirror")
+ROLES: Final = ("worker", "archive", "router", "sink", "gateway", "mirror", "notifier")
 
 
 @dataclass
@@ -138,6 +139,7 @@ class Dev:
             "TIDEMARK_STRIPE_ACCOUNT": SIMULATOR_ACCOUNT,
             "TIDEMARK_API_KEYS": str(self.data_dir / API_KEYS_FILE),
             "TIDEMARK_GATEWAY_PORT": gateway_port,
+            "TIDEMARK_MAIL_URL": os.environ.get("TIDEMARK_MAIL_URL", f"file://{self.data_dir / NOTICES_FILE}"),
             **await self._webhooks(gateway_port),
         }
         if self.options.meter_set is not None:

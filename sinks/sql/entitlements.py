@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Final, TypeVar
 
-from sqlalchemy import Connection, RowMapping, insert, select, update
+from sqlalchemy import Connection, RowMapping, func, insert, select, update
 
 from aggregators.billed import billed_of
 from aggregators.entitlement_codec import decode_value, encode_value
@@ -26,7 +26,7 @@ from schemas.upgrades import Billed
 from sinks.sql import audit as trail
 from sinks.sql.bindings import owned_rows
 from sinks.sql.intents import Run
-from sinks.sql.queries import Head, insert_new, links_of, lock_accounts, save_heads
+from sinks.sql.queries import Head, chunks, insert_new, links_of, lock_accounts, save_heads
 from sinks.sql.tables import accounts, audit, catalog_versions, entitlement_versions, overrides
 
 Answer = TypeVar("Answer")
@@ -66,9 +66,18 @@ class SqlEntitlements:
         return await self._run(body)
 
     async def latest(self, accounts: Sequence[str]) -> Mapping[str, EntitlementVersion]:
+        found = entitlement_versions.c
+
         def body(connection: Connection) -> dict[str, EntitlementVersion]:
-            found = (_latest(connection, account) for account in dict.fromkeys(accounts))
-            return {version.account: version for version in found if version is not None}
+            versions: dict[str, EntitlementVersion] = {}
+            for chunk in chunks(dict.fromkeys(accounts)):
+                newest = select(found.account, func.max(found.version).label("version"))
+                newest = newest.where(found.account.in_(chunk)).group_by(found.account).subquery()
+                wanted = select(entitlement_versions).join(
+                    newest, (found.account == newest.c.account) & (found.version == newest.c.version)
+                )
+                versions |= {row["account"]: _version(row) for row in connection.execute(wanted).mappings()}
+            return versions
 
         return await self._run(body)
 
