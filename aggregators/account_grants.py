@@ -10,6 +10,7 @@ made gives nothing, and is named.
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
@@ -96,7 +97,7 @@ def granted(
     for kind, name in ((SourceKind.DEFAULT, default), (SourceKind.FALLBACK, fallback)):
         if name is not None:
             plan = commerce.catalog.plans[name]
-            collected.grants += _plan_grants(kind, PlanId(name, plan.version), plan, everywhere, {}, 0)
+            collected.grants += _plan_grants(kind, PlanId(name, plan.version), plan, everywhere, (), 0)
     for link in links:
         for row in mirror.get("subscriptions", ()):
             if link.customer and row["customer_id"] == link.customer:
@@ -159,27 +160,27 @@ def _parts(span: Span, trial_end_ms: int | None, *, is_overdue: bool) -> Iterato
         yield Span(trial_end_ms, span.ends_ms), usual
 
 
-def _by_plan(commerce: Commerce, bought: _Bought) -> tuple[dict[PlanId, dict[str, int | None]], set[str]]:
+def _by_plan(commerce: Commerce, bought: _Bought) -> tuple[dict[PlanId, list[tuple[str, int | None]]], set[str]]:
     """The quantities of each plan and add-on by component, and the prices that the catalog never made."""
-    found: dict[PlanId, dict[str, int | None]] = {}
+    found: dict[PlanId, list[tuple[str, int | None]]] = {}
     unknown = set[str]()
     for price, quantity in bought.quantities:
         pin = commerce.pins.get(price)
         if pin is None or pin.plan not in commerce.sold:
             unknown.add(price)
         else:
-            found.setdefault(pin.plan, {})[pin.component] = quantity
+            found.setdefault(pin.plan, []).append((pin.component, quantity))
     return found, unknown
 
 
 def _bought_grants(
-    plan: PlanId, sold: Plan | AddOn, span: Span, quantities: Mapping[str, int | None], cause: str, reason: str
+    plan: PlanId, sold: Plan | AddOn, span: Span, paid: Sequence[tuple[str, int | None]], cause: str, reason: str
 ) -> Iterator[Grant]:
     """What a plan or an add-on gives over a span, in its trial also what the trial gives instead."""
     if isinstance(sold, AddOn):
-        yield from _addon_grants(plan, sold, span, quantities, cause)
+        yield from _addon_grants(plan, sold, span, paid, cause)
         return
-    yield from _plan_grants(SourceKind.PLAN, plan, sold, span, quantities, sold.rank, cause)
+    yield from _plan_grants(SourceKind.PLAN, plan, sold, span, paid, sold.rank, cause)
     if sold.trial and reason == IN_TRIAL:
         for name, value in sold.trial.grants.items():
             yield _grant(SourceKind.TRIAL, plan, name, value, span, None, 0, cause)
@@ -215,13 +216,18 @@ def _plan_grants(
     plan: PlanId,
     sold: Plan,
     span: Span,
-    quantities: Mapping[str, int | None],
+    paid: Sequence[tuple[str, int | None]],
     rank: int,
     cause: str = "",
 ) -> Iterator[Grant]:
-    paid = {line.quantity: quantities.get(line.component) for line in sold.prices if line.quantity}
+    # A component may be paid by the month for some seats and by the year for others.
+    seats: Counter[str] = Counter()
+    for component, number in paid:
+        seats.update(
+            {line.quantity: number or 0 for line in sold.prices if line.quantity and line.component == component}
+        )
     for name, value in sold.grants.items():
-        yield _grant(kind, plan, name, value, span, paid.get(name), rank, cause)
+        yield _grant(kind, plan, name, value, span, seats[name], rank, cause)
     for line in sold.prices:
         if line.meter:
             quantity = Decimal(sold.included.meters.get(line.meter, 0))
@@ -231,9 +237,9 @@ def _plan_grants(
 
 
 def _addon_grants(
-    plan: PlanId, sold: AddOn, span: Span, quantities: Mapping[str, int | None], cause: str
+    plan: PlanId, sold: AddOn, span: Span, paid: Sequence[tuple[str, int | None]], cause: str
 ) -> Iterator[Grant]:
-    times = sum(1 if quantity is None else quantity for quantity in quantities.values())
+    times = sum(1 if quantity is None else quantity for _, quantity in paid)
     if not times:
         return
     for name in sold.grants:

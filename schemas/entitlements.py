@@ -182,13 +182,17 @@ class Entitlements(Protocol):
         ...
 
     async def renew(self, account: str, catalog_sha256: str, resolver: Resolver, now_ms: int) -> bool:
-        """Compute the entitlements of one account again, and keep a new version if the inputs differ. Returns whether
-        it did.
+        """Compute the entitlements of one account again, and keep a new version if the inputs or the segments differ.
+        Returns whether it did.
 
         If a subscription that gave something became unreadable, what the account has stays: a riddle takes nothing
         away. One that never gave anything holds nothing back. Raises `Fenced` if another catalog is active than that
         of `resolver`. Repeatable.
         """
+        ...
+
+    async def recompute(self, account: str = "") -> int:
+        """Have one account's entitlements, or those of all, computed again; returns of how many accounts."""
         ...
 
     async def latest(self, accounts: Sequence[str]) -> Mapping[str, EntitlementVersion]:

@@ -143,6 +143,29 @@ class IntentsAnswer(Answer):
     next_cursor: str = Field(default="", description="The `cursor` of the next page; absent on the last page.")
 
 
+class NoticeAnswer(Answer):
+    """A notice on its way through one channel."""
+
+    id: str = Field(description="The header `webhook-id`; equal in every attempt and channel.")
+    type: str
+    account: str
+    made_at: Instant
+    channel: str
+    state: str
+    detail: str = Field(description="Why it waits, or how it ended.")
+    failures: int = Field(description="How often the receiver did not take it.")
+    due_at: Instant | None = Field(description="When it is sent again; null if it is settled.")
+    settled_at: Instant | None = Field(description="Null: it waits.")
+    data: dict[str, Any] = Field(description="The notice's `data`, as it is delivered.")
+
+
+class NoticesAnswer(Answer):
+    """Deliveries of notices, the newest first."""
+
+    notices: list[NoticeAnswer]
+    next_cursor: str = Field(default="", description="The `cursor` of the next page; absent on the last page.")
+
+
 class AccountWish(Answer):
     """The body of a request that links an account."""
 

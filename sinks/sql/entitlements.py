@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Final, TypeVar
 
-from sqlalchemy import Connection, RowMapping, insert, select, update
+from sqlalchemy import Connection, RowMapping, func, insert, select, update
 
 from aggregators.billed import billed_of
 from aggregators.entitlement_codec import decode_value, encode_value
@@ -26,7 +26,7 @@ from schemas.upgrades import Billed
 from sinks.sql import audit as trail
 from sinks.sql.bindings import owned_rows
 from sinks.sql.intents import Run
-from sinks.sql.queries import Head, insert_new, links_of, lock_accounts, save_heads
+from sinks.sql.queries import Head, chunks, insert_new, links_of, lock_accounts, save_heads
 from sinks.sql.tables import accounts, audit, catalog_versions, entitlement_versions, overrides
 
 Answer = TypeVar("Answer")
@@ -52,10 +52,32 @@ class SqlEntitlements:
     async def renew(self, account: str, catalog_sha256: str, resolver: Resolver, now_ms: int) -> bool:
         return await self._run(lambda connection: _renew(connection, account, catalog_sha256, resolver, now_ms))
 
+    async def recompute(self, account: str = "") -> int:
+        is_one = accounts.c.account == account if account else accounts.c.account != ""
+        marked = update(accounts).values(entitled_seq=-1)
+
+        def body(connection: Connection) -> int:
+            # Accounts are locked in ascending order, as everywhere.
+            locked = select(accounts.c.account).where(is_one).order_by(accounts.c.account).with_for_update()
+            names = list(connection.execute(locked).scalars())
+            connection.execute(marked.where(is_one))
+            return len(names)
+
+        return await self._run(body)
+
     async def latest(self, accounts: Sequence[str]) -> Mapping[str, EntitlementVersion]:
+        found = entitlement_versions.c
+
         def body(connection: Connection) -> dict[str, EntitlementVersion]:
-            found = (_latest(connection, account) for account in dict.fromkeys(accounts))
-            return {version.account: version for version in found if version is not None}
+            versions: dict[str, EntitlementVersion] = {}
+            for chunk in chunks(dict.fromkeys(accounts)):
+                newest = select(found.account, func.max(found.version).label("version"))
+                newest = newest.where(found.account.in_(chunk)).group_by(found.account).subquery()
+                wanted = select(entitlement_versions).join(
+                    newest, (found.account == newest.c.account) & (found.version == newest.c.version)
+                )
+                versions |= {row["account"]: _version(row) for row in connection.execute(wanted).mappings()}
+            return versions
 
         return await self._run(body)
 
@@ -118,7 +140,8 @@ def _mirror(connection: Connection, links: Sequence[Link]) -> dict[str, list[Row
 def _is_new(before: EntitlementVersion | None, computed: Computed) -> bool:
     if before is None:
         return True
-    if before.inputs_sha256 == computed.inputs_sha256:
+    # Another version of the program may resolve the same inputs otherwise.
+    if (before.inputs_sha256, before.segments) == (computed.inputs_sha256, computed.segments):
         return False
     # Each grant has its subscription as its cause, so the text says whether one gave something.
     return not any(f'"{subscription}"' in before.segments for subscription in computed.unreadable)
