@@ -15,7 +15,7 @@ from schemas.entitlements import Entitlements
 from schemas.errors import TidemarkError
 from schemas.notices import NoticeOutbox
 
-REFRESH_INTERVAL_S: Final = 0.5
+REFRESH_INTERVAL_S: Final = 0.25
 RETRY_INTERVAL_S: Final = 2.0
 # Somebody waits for a check: a store that hangs delays it no longer than this.
 READ_TIMEOUT_S: Final = 1.0

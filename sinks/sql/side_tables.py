@@ -40,6 +40,7 @@ from sinks.sql.catalog import SqlCatalog
 from sinks.sql.entitlements import SqlEntitlements
 from sinks.sql.intents import SqlIntentLedger
 from sinks.sql.notices import SqlNotices
+from sinks.sql.payers import SqlPayers
 from sinks.sql.queries import links_of, mirror_row, mirror_rows, next_offset, rows_where
 from sinks.sql.tables import account_bindings, audit, cursors, customer_column, mirror, processed_events
 
@@ -79,6 +80,11 @@ class SqlSideTables(ABC):
     def catalog(self) -> SqlCatalog:
         """The catalog in the same database."""
         return SqlCatalog(self._run)
+
+    @property
+    def payers(self) -> SqlPayers:
+        """Who subscribes to what, in the same database."""
+        return SqlPayers(self._run)
 
     @property
     def entitlements(self) -> SqlEntitlements:
