@@ -107,7 +107,7 @@ EXAMPLES = {
     ("account", "link-all"): ["/dev/null"],
     ("account", "override"): ["acme", "api_calls", "--add", "5", "--reason", "a gift"],
     ("account", "overrides"): ["acme"], ("account", "revoke"): ["acme", "1", "--reason", "a mistake"],
-    ("check",): ["acme", "api_calls"],
+    ("check",): ["acme", "api_calls"], ("notices", "retry"): ["--all-dead"],
     ("account", "unlink"): ["acme", "--reason", "wrong"], ("account", "flush"): ["acme"],
     ("close-period",): CLOSING[1:],
     ("catalog", "plan"): ["schemas/catalog.default.yaml"],

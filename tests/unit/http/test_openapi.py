@@ -19,6 +19,7 @@ from pipeline.http.serving import Readiness, ops_app
 from pipeline.metrics import Metrics
 from pipeline.open import DEFAULT_CATALOG
 from schemas.log import Log
+from schemas.notices import ChannelName, Notice, NoticeKind
 from tests.unit.catalog.files import catalog_of
 from tests.worlds.account_links import opened_links
 from tests.worlds.business import Business
@@ -43,7 +44,11 @@ async def gateway(tmp_path: Path) -> AsyncIterator[Gateway]:
     await business.link("acme", "cus_acme")
     await business.settle()
     access = (business.checks, business.sql.entitlements)
-    async with running(tmp_path, accounts=await opened_links(), access=lambda: access) as running_gateway:
+    made = Notice("ntc_1", NoticeKind.LIMIT_WARNING, "acme", "api_calls", 0, 1, 80, '{"data": {"used": "812"}}', 0)
+    await business.sql.notices.add([made], [ChannelName.WEBHOOK])
+    async with running(
+        tmp_path, accounts=await opened_links(), access=lambda: access, notices=lambda: business.sql.notices
+    ) as running_gateway:
         yield running_gateway
 
 
@@ -112,6 +117,7 @@ ANSWERS: Final = [
     pytest.param("GET", "/v1/accounts/acme", "/v1/accounts/{account}", 200, id="account"),
     pytest.param("PUT", "/v1/accounts/acme", "/v1/accounts/{account}", 400, id="account without a customer"),
     pytest.param("GET", "/v1/billing/intents?state=pending", "/v1/billing/intents", 200, id="intents"),
+    pytest.param("GET", "/v1/notices?account=acme", "/v1/notices", 200, id="notices"),
     pytest.param("GET", "/v1/accounts/acme/entitlements", "/v1/accounts/{account}/entitlements", 200, id="access"),
     pytest.param("POST", "/v1/access/check", "/v1/access/check", 400, id="check of something else"),
     pytest.param("POST", "/v1/events", "/v1/events", 207, id="events"),
