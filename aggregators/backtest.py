@@ -179,7 +179,8 @@ def _new_charges(
 
 def _follows_anchor(subscription: PaidSubscription, item: PaidItem, price: Price) -> bool:
     """Whether the period that Stripe has is one of those counted from the anchor. In a trial none is yet."""
-    return _period(subscription, price.terms.interval, item.period_end_ms - 1).end_ms == _minute(item.period_end_ms)
+    end_ms = _minute(item.period_end_ms)
+    return _period(subscription, price.terms.interval, end_ms - 1).end_ms == end_ms
 
 
 def back_bills(
