@@ -12,12 +12,15 @@ from decimal import Decimal
 from typing import Final, NamedTuple
 
 from aggregators.access import decide, fallback
-from aggregators.account_grants import INCLUDED, Commerce, features_of, granted, upgrade_for
+from aggregators.account_grants import INCLUDED, Commerce, features_of, granted
 from aggregators.entitlements import next_change_ms, resolve, segment_at
+from aggregators.price_list import PriceList, price_list
+from aggregators.upgrade import Denied, upgrade_of
+from pipeline.access.billed import BilledAccounts
 from pipeline.access.known import ACCOUNTS_MAX, Known, KnownAccounts
 from pipeline.access.renewal import commerce_of
 from schemas import catalog as terms
-from schemas.access import Decision, Standing, Usage
+from schemas.access import Decision, Reason, Standing, Usage
 from schemas.catalog_changes import CatalogStore
 from schemas.clock import MINUTE_MS, SECOND_MS, Clock
 from schemas.entitlements import (
@@ -30,6 +33,7 @@ from schemas.entitlements import (
     SourceKind,
 )
 from schemas.errors import InvalidInput, Transient
+from schemas.upgrades import Upgrade
 
 # A version may become visible after a later one: a transaction takes at most half a minute.
 OVERLAP_MS: Final = MINUTE_MS
@@ -55,7 +59,8 @@ class Answer(NamedTuple):
     """A decision with what a person may want to know of it.
 
     `version` and `computed_ms`: of the entitlements. `read_ms`: when SQL last said which versions are the newest.
-    `changes_ms`: when the answer may change by itself. `upgrade`: the plan or add-on that would allow it, or "".
+    `changes_ms`: when the answer may change by itself. `upgrade`: the plan or add-on that would allow it; None if there
+    is none, or if it is not known what the account pays.
     """
 
     feature: Feature
@@ -64,7 +69,7 @@ class Answer(NamedTuple):
     computed_ms: int
     read_ms: int
     changes_ms: int | None
-    upgrade: str = ""
+    upgrade: Upgrade | None = None
     counted: Counted | None = None
 
 
@@ -84,7 +89,9 @@ class AccessChecks:
         self._usage = usage
         self._clock = clock
         self._accounts = KnownAccounts(entitlements, accounts_max)
+        self._billed = BilledAccounts(entitlements, clock, accounts_max)
         self._commerce: Commerce | None = None
+        self._prices: PriceList = {}
         self._sha256 = ""
         self._features: dict[str, Feature] = {}
         self._default: Sequence[Segment] = ()
@@ -110,6 +117,7 @@ class AccessChecks:
         found = await commerce_of(self._catalog)
         if found is not None and found[0] != self._sha256:
             self._sha256, self._commerce = found
+            self._prices = price_list(self._commerce)
             self._features = {feature.name: feature for feature in features_of(self._commerce)}
             nobody = granted(self._commerce, (), {}, ())
             self._default = resolve(nobody.features, nobody.entitled)
@@ -141,21 +149,31 @@ class AccessChecks:
             known = known._replace(segments=self._default)
         segment = segment_at(known.segments, now_ms)
         taken = counted.used if counted else used or NOTHING
+        resolved = segment.features.get(feature, Resolved(False))
         decision = decide(
             what,
-            segment.features.get(feature, Resolved(False)),
+            resolved,
             Usage(taken),
             quantity,
             _standing(known, feature, now_ms),
             included=_included(segment, term.meter),
             soft=term.soft,
         )
-        upgrade = ""
-        if not decision.allowed:
-            plan = next((made.source.partition("@")[0] for made in _plans(segment)), "")
-            upgrade = upgrade_for(commerce, feature, taken + quantity, plan)
+        upgrade = None
+        if not decision.allowed and decision.reason is not Reason.SPEND_CAP_REACHED:
+            denied = Denied(what, resolved, taken + quantity, term.soft)
+            upgrade = await self._upgrade(commerce, account, known.version, denied)
         changes_ms = next_change_ms(known.segments, now_ms)
         return Answer(what, decision, known.version, known.computed_ms, self.read_ms, changes_ms, upgrade, counted)
+
+    async def _upgrade(self, commerce: Commerce, account: str, version: int, denied: Denied) -> Upgrade | None:
+        """What would allow a denied check. Another answer of the check does not depend on it."""
+        try:
+            billed = await self._billed.get(account, version)
+        except Transient as error:
+            _log.warning("a denied check names no upgrade: %s", error)
+            return None
+        return upgrade_of(commerce, self._prices, billed, denied, self._clock.now_ms())
 
 
 def _included(segment: Segment, meter: str | None) -> Decimal | None:
@@ -181,7 +199,3 @@ def _gives(found: Resolved) -> bool:
 
 def _grants(segment: Segment) -> Sequence[Grant]:
     return [grant for found in segment.features.values() for grant in found.gives]
-
-
-def _plans(segment: Segment) -> Sequence[Grant]:
-    return [grant for grant in _grants(segment) if grant.kind is SourceKind.PLAN]

@@ -43,7 +43,7 @@ def check(name: str, feature: str, quantity: str, used: str | None, as_json: boo
         for give in answer.gives:
             click.echo(f"{give.source} {give.id}: {give.does} {give.value}")
         if answer.upgrade:
-            click.echo(f"{answer.upgrade} would allow it")
+            click.echo(answer.upgrade.words)
     raise SystemExit(0 if answer.allowed else 1)
 
 

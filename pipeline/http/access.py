@@ -26,6 +26,7 @@ from pipeline.http.queries import AccountInPath, Instant, Parameters
 from schemas.entitlements import UNLIMITED, Entitlements, Grant, Resolved, Value
 from schemas.errors import InvalidInput
 from schemas.events import check_account
+from schemas.upgrades import Upgrade
 
 BODY_BYTES_MAX: Final = 256 * 1024
 CHECKS_MAX: Final = 100
@@ -136,7 +137,7 @@ def access_answer(account: str, found: Answer) -> models.AccessAnswer:
         **numbers,
         **({"value": msgspec.json.decode(decision.value)} if decision.value is not None else {}),
         gives=gives_of(decision.gives),
-        upgrade=found.upgrade or None,
+        upgrade=_upgrade(found.upgrade) if found.upgrade else None,
         fallback=decision.reason.value.startswith("fallback"),
         resets_at=format_instant_ms(counted.period_end_ms) if counted else None,
         freshness=models.Freshness(
@@ -147,6 +148,16 @@ def access_answer(account: str, found: Answer) -> models.AccessAnswer:
             if counted and counted.complete_up_to_ms is not None
             else None,
         ),
+    )
+
+
+def _upgrade(found: Upgrade) -> models.UpgradeAnswer:
+    counted = {} if found.quantity is None else {"quantity": found.quantity}
+    return models.UpgradeAnswer(
+        **{"addon" if found.is_addon else "plan": str(found.offer)},
+        **counted,
+        due_now=models.MoneyAnswer(**found.due_now._asdict()),
+        words=found.words,
     )
 
 
