@@ -34,6 +34,8 @@ READ_EVENTS_MAX: Final = 500
 HELD_EVENTS_MAX: Final = 10_000
 COUNT_INTERVAL_S: Final = 15.0
 RENEWAL_INTERVAL_S: Final = 0.5
+SWEEP_INTERVAL_S: Final = 10.0
+SWEPT_MAX: Final = 10_000
 LINGER_S: Final = 1.5
 # What only the process that owns partition 0 knows. Another process, and one that lost the partition, shows none.
 OWNER_GAUGES: Final[tuple[MetricName, ...]] = (
@@ -89,6 +91,7 @@ async def run_mirror(settings: Settings) -> None:
                 relaying(owned, lambda _: outbox.relay(), settings.relay_interval_s, on_failure=failed),
                 relaying(owned, lambda _: counted.count(), COUNT_INTERVAL_S),
                 relaying(owned, lambda _: renewal.turn(), RENEWAL_INTERVAL_S, on_failure=not_renewed),
+                relaying(owned, lambda _: tables.holds.sweep(base.clock.now_ms(), SWEPT_MAX), SWEEP_INTERVAL_S),
                 recovery.run(),
             )
 

@@ -38,6 +38,7 @@ from sinks.sql.bills import SqlBills
 from sinks.sql.bindings import Planner, binding_of, overlaps_now
 from sinks.sql.catalog import SqlCatalog
 from sinks.sql.entitlements import SqlEntitlements
+from sinks.sql.holds import SqlHolds
 from sinks.sql.intents import SqlIntentLedger
 from sinks.sql.queries import links_of, mirror_row, mirror_rows, next_offset, rows_where
 from sinks.sql.tables import account_bindings, audit, cursors, customer_column, mirror, processed_events
@@ -83,6 +84,11 @@ class SqlSideTables(ABC):
     def entitlements(self) -> SqlEntitlements:
         """Overrides, and the versions of accounts' entitlements, in the same database."""
         return SqlEntitlements(self._run)
+
+    @property
+    def holds(self) -> SqlHolds:
+        """Holds of limits and seats, in the same database."""
+        return SqlHolds(self._run)
 
     @abstractmethod
     async def _run(self, body: Callable[[Connection], Answer]) -> Answer:
