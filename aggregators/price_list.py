@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from aggregators.account_grants import Commerce
 from aggregators.catalog_prices import prices_of, usage_interval_of
-from aggregators.rating import Rating, catalog_rating
+from aggregators.rating import Rating, rating_of_terms
 from schemas.catalog import AddOn, Catalog, Plan, PlanId, Price
 from schemas.periods import Interval
 
@@ -71,4 +71,4 @@ def _sales(catalog: Catalog, plan: PlanId, sold: Plan | AddOn) -> Iterator[tuple
 
 
 def _terms(price: Price, included: int) -> Terms:
-    return Terms(catalog_rating(price.terms), price.exponent, price.feature, included, bool(price.meter))
+    return Terms(rating_of_terms(price.terms), price.exponent, price.feature, included, bool(price.meter))

@@ -377,7 +377,7 @@ async def answered() -> dict[str, Answer]:
     while await renewal.turn():
         pass
 
-    async def usage(account: str, _meter: str) -> Counted:
+    async def usage(account: str, _meter: str, *, fresh: bool = False) -> Counted:  # a protocol
         return Counted(Decimal(CASES[account].used), MARCH_MS, NOW_MS)
 
     checks = AccessChecks(tables.catalog, tables.entitlements, usage, clock)

@@ -13,7 +13,7 @@ import pytest
 from aggregators.instants import parse_instant_us
 from aggregators.periods import anchored_period
 from aggregators.proration import Licensed, prorated
-from aggregators.rating import catalog_rating, exact_amount, rating_of
+from aggregators.rating import rating_of_terms, exact_amount, rating_of
 from schemas.catalog import PriceTerms, PriceTier
 from schemas.clock import DAY_MS
 from schemas.periods import Interval
@@ -196,7 +196,7 @@ def test_the_terms_of_the_catalog_cost_what_the_price_at_stripe_does() -> None:
     tiers = (PriceTier(5, "0"), PriceTier(None, "1200", "10"))
     tiered = PriceTerms("p", "usd", "month", "", "exclusive", None, tiers, "graduated")
 
-    assert [exact_amount(catalog_rating(plain), seats) for seats in (1, 3, 4)] == [
+    assert [exact_amount(rating_of_terms(plain), seats) for seats in (1, 3, 4)] == [
         Fraction("1250.5"), Fraction("1250.5"), Fraction(2501),
     ]  # fmt: skip
-    assert [exact_amount(catalog_rating(tiered), seats) for seats in (0, 5, 7)] == [0, 0, 2410]
+    assert [exact_amount(rating_of_terms(tiered), seats) for seats in (0, 5, 7)] == [0, 0, 2410]
