@@ -41,6 +41,7 @@ features:
   members: {type: seat, merge: sum}
   pos: {type: flag}
   beta: {type: flag}
+  vault: {type: flag}
   reports: {type: config}
   calls: {type: limit, merge: sum, meter: calls}
   tokens: {type: limit, merge: sum, meter: tokens, soft: true}
@@ -75,6 +76,12 @@ plans:
         tiers: [{up_to: included, price: {usd: "0"}}, {up_to: inf, price: {usd: "0.001"}}]
     included: {calls: 10000}
     grants: {pos: true, calls: unlimited, locations: unlimited, members: unlimited}
+  bank:
+    version: 1
+    rank: 40
+    prices:
+      - {component: base, year: {usd: "1000.00"}}
+    grants: {vault: true}
 addons:
   extra_calls:
     version: 1
@@ -166,6 +173,12 @@ CASES: Final[dict[str, Case]] = {
     "a flag, paid by the year": Case(
         [essential(interval="year")], "pos", NO, "not_in_plan", upgrade="professional@4 68274"
     ),
+    "a flag of a plan that is sold by the year alone": Case(
+        [essential()], "vault", NO, "not_in_plan", upgrade="bank@1 94639"
+    ),
+    "a flag, and an add-on that stays": Case(
+        [sub({"essential.v4.location": 1} | EXTRA)], "pos", NO, "not_in_plan", upgrade="professional@4 4750"
+    ),
     "a flag, paid in yen": Case(
         [essential(currency="jpy")], "pos", NO, "not_in_plan", upgrade="professional@4 6786"
     ),
@@ -199,6 +212,13 @@ CASES: Final[dict[str, Case]] = {
     "a limit, another of an add-on": Case(
         [sub({"essential.v4.location": 1} | EXTRA)], "calls", NO, "limit_reached", 2000, [ESS, "addon:extra_calls@1"],
         "extra_calls@1 x2 1357", used=2000,
+    ),
+    "a limit, and an add-on that goes": Case(
+        [sub({"essential.v4.location": 1} | EXTRA)], "calls", NO, "limit_reached", 2000, [ESS, "addon:extra_calls@1"],
+        "scale@1 6853", used=2000, quantity=9000,
+    ),
+    "a limit that nothing sold by the year raises": Case(
+        [essential(interval="year")], "calls", NO, "limit_reached", 1000, [ESS], used=1000, quantity=9000
     ),
     "a limit of two subscriptions": Case(
         [essential(), essential()], "calls", YES, "within_limit", 2000, [ESS, ESS], used=1999
