@@ -29,6 +29,7 @@ ACTOR: Final = "demo"
 COUNTED_TYPES: Final = ("customer.subscription.created", "invoice.paid")
 MIRROR: Final = "mirror"
 POSTGRES: Final = "postgres"
+SQL_ROLES: Final = (MIRROR, "sink")
 _Mirror = Mapping[str, Sequence[Row]]
 
 
@@ -154,11 +155,12 @@ class BillingWalk:
     async def _delete_database(self) -> None:
         supervisor = self._dev.supervisor
         server = supervisor.children[POSTGRES].process
-        await supervisor.children[MIRROR].stop()
+        await asyncio.gather(*(supervisor.children[role].stop() for role in SQL_ROLES))
         await supervisor.children[POSTGRES].stop()
         shutil.rmtree(self._dev.data_dir / POSTGRES)
         await supervisor.start_service(POSTGRES, server)
-        supervisor.start(MIRROR, ("pipeline.cli", MIRROR), self._dev.environment)
+        for role in SQL_ROLES:
+            supervisor.start(role, ("pipeline.cli", role), self._dev.environment)
 
     async def _until(self, condition: Callable[[], Awaitable[bool]], what: str) -> None:
         deadline_s = asyncio.get_running_loop().time() + PATIENCE_S
