@@ -33,7 +33,9 @@ from schemas.side_tables import SideTables
 READ_EVENTS_MAX: Final = 500
 HELD_EVENTS_MAX: Final = 10_000
 COUNT_INTERVAL_S: Final = 15.0
-RENEWAL_INTERVAL_S: Final = 0.5
+SWEEP_INTERVAL_S: Final = 10.0
+SWEPT_MAX: Final = 10_000
+RENEWAL_INTERVAL_S: Final = 0.2
 # The events of a sign-up come within a second or two, and share their fetches if they are read together. One event
 # alone does not wait so long: an account waits for what it bought.
 LINGER_S: Final = 1.5
@@ -92,6 +94,7 @@ async def run_mirror(settings: Settings) -> None:
                 relaying(owned, lambda _: outbox.relay(), settings.relay_interval_s, on_failure=failed),
                 relaying(owned, lambda _: counted.count(), COUNT_INTERVAL_S),
                 relaying(owned, lambda _: renewal.turn(), RENEWAL_INTERVAL_S, on_failure=not_renewed),
+                relaying(owned, lambda _: tables.holds.sweep(base.clock.now_ms(), SWEPT_MAX), SWEEP_INTERVAL_S),
                 recovery.run(),
             )
 
