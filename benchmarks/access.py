@@ -116,7 +116,7 @@ async def in_process(accounts: int, checks: int) -> list[Figure]:
             account, 1, now_ms, computed.inputs_sha256, computed.segments, f"evt_{number}"
         )
 
-    async def usage(_account: str, _meter: str) -> Counted:
+    async def usage(_account: str, _meter: str, *, fresh: bool = False) -> Counted:  # noqa: ARG001  # a protocol
         return Counted(Decimal(4_711), now_ms + DAY_MS, now_ms)
 
     known = AccessChecks(catalog, cast("Entitlements", Static(versions)), usage, clock, accounts)

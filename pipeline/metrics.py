@@ -16,6 +16,7 @@ MetricName = Literal[
     "tidemark_gateway_events_total",
     "tidemark_gateway_requests_total",
     "tidemark_gateway_request_seconds",
+    "tidemark_gateway_fallback_checks_total",
     "tidemark_gateway_pending_events",
     "tidemark_gateway_pending_bytes",
     "tidemark_gateway_append_failures_total",
@@ -91,6 +92,11 @@ METRICS: Final[dict[MetricName, MetricSpec]] = {
     "tidemark_gateway_requests_total": MetricSpec(
         "counter", "Requests by route and HTTP status. 5xx: check the log and the stores.",
         ("route", "status"),
+    ),
+    "tidemark_gateway_fallback_checks_total": MetricSpec(
+        "counter",
+        "Checks that were answered without a store, by `on_error` of their features. Grows: Redis or PostgreSQL does "
+        "not answer; the log says once a minute which.",
     ),
     "tidemark_gateway_request_seconds": MetricSpec(
         "histogram", "Duration of requests by route. The log's durable append dominates ingest.",

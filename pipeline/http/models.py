@@ -6,6 +6,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from schemas.holds import HOLD_S_MAX
+
 Instant = Annotated[str, Field(json_schema_extra={"format": "date-time"})]
 Decimal = Annotated[str, Field(description="An exact decimal number as text.")]
 
@@ -320,6 +322,30 @@ class AccessCheck(Answer):
     used: Decimal | None = Field(
         default=None, description="Of seats: how many are taken. Usage is counted by Tidemark."
     )
+    hold_s: int = Field(
+        default=0,
+        ge=0,
+        le=HOLD_S_MAX,
+        description="If it is allowed: for how many seconds the quantity is held for the caller. 0: nothing is held.",
+    )
+
+
+class HoldAnswer(Answer):
+    """A quantity that is held for a caller."""
+
+    id: str
+    account: str
+    feature: str
+    quantity: Decimal
+    state: Literal["held", "used", "released", "expired"]
+    expires_at: Instant
+    used: Decimal | None = Field(description="What was used of it; null until somebody said so.")
+
+
+class HoldUse(Answer):
+    """What was used of a hold."""
+
+    quantity: Decimal | None = Field(default=None, description="At most what is held; all of it if absent.")
 
 
 class GiveAnswer(Answer):
@@ -339,6 +365,10 @@ class Freshness(Answer):
     computed_at: Instant | None
     read_at: Instant | None = Field(description="When the gateway last heard which versions are the newest.")
     usage_complete_up_to: Instant | None
+    overshoot_bound: str | None = Field(
+        description="Of a limit: how much more than `used` may be used by now, at the rate of the last minute and if "
+        "all that is held was used. Null: the rate is not known."
+    )
 
 
 class MoneyAnswer(Answer):
@@ -369,6 +399,7 @@ class AccessAnswer(Answer):
     type: Literal["flag", "limit", "seat", "config"]
     limit: str = Field(default="", description="Of a limit or seats: a decimal number, or `unlimited`.")
     used: str = Field(default="", description="Of a limit: the usage of the running period.")
+    held: str = Field(default="", description="Of a limit or seats: what is promised to other callers.")
     remaining: str = Field(default="", description="Of a limit or seats: a decimal number, or `unlimited`.")
     included: str = Field(default="", description="The usage that the base price covers; absent without a price.")
     overage: str = Field(default="", description="The usage beyond `included`, with the quantity asked for.")
@@ -377,6 +408,7 @@ class AccessAnswer(Answer):
     upgrade: UpgradeAnswer | None = Field(description="What would allow it; null if allowed, or if nothing would.")
     fallback: bool = Field(description="Whether a store did not answer, so that the catalog's `on_error` decided.")
     resets_at: Instant | None = Field(description="Of a limit: the end of the running period.")
+    hold: HoldAnswer | None = Field(default=None, description="With `hold_s`: what is held; null if nothing is.")
     freshness: Freshness
 
 

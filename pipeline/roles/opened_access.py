@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+from collections.abc import Callable
 from typing import Final
 
 from pipeline.access.checks import AccessChecks
@@ -26,9 +27,11 @@ _log: Final = logging.getLogger(__name__)
 class OpenedAccess:
     """The checks of a gateway that starts, and takes events, without PostgreSQL too."""
 
-    def __init__(self, base: Base, live: LiveUsage) -> None:
+    def __init__(self, base: Base, live: LiveUsage, on_fallback: Callable[[], None] = lambda: None) -> None:
+        """`on_fallback` is called for each answer without a store."""
         self._base = base
         self._live = live
+        self._on_fallback = on_fallback
         self._opened: tuple[AccessChecks, Entitlements] | None = None
         self._notices: NoticeOutbox | None = None
         self._stack = contextlib.AsyncExitStack()
@@ -64,7 +67,14 @@ class OpenedAccess:
             usage = LiveUsageSource(
                 self._live.accounts, self._live.totals, self._base.genesis.partitions, self._base.clock
             )
-            checks = AccessChecks(tables.catalog, tables.entitlements, usage, self._base.clock)
+            checks = AccessChecks(
+                tables.catalog,
+                tables.entitlements,
+                usage,
+                self._base.clock,
+                holds=tables.holds,
+                on_fallback=self._on_fallback,
+            )
             self._opened, self._notices = (checks, tables.entitlements), tables.notices
         await self._opened[0].refresh()
 

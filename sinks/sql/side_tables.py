@@ -38,6 +38,7 @@ from sinks.sql.bills import SqlBills
 from sinks.sql.bindings import Planner, binding_of, overlaps_now
 from sinks.sql.catalog import SqlCatalog
 from sinks.sql.entitlements import SqlEntitlements
+from sinks.sql.holds import SqlHolds
 from sinks.sql.intents import SqlIntentLedger
 from sinks.sql.notices import SqlNotices
 from sinks.sql.payers import SqlPayers
@@ -90,6 +91,11 @@ class SqlSideTables(ABC):
     def entitlements(self) -> SqlEntitlements:
         """Overrides, and the versions of accounts' entitlements, in the same database."""
         return SqlEntitlements(self._run)
+
+    @property
+    def holds(self) -> SqlHolds:
+        """Holds of limits and seats, in the same database."""
+        return SqlHolds(self._run)
 
     @property
     def notices(self) -> SqlNotices:

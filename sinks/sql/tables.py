@@ -350,6 +350,32 @@ entitlement_versions: Final = _table(
     _text("cause"),
 )
 Index("entitlement_versions_by_time", entitlement_versions.c.computed_ms)
+# Authoritative. What is promised to a caller, or was. Quantities are decimal text. `request_key`: the caller's name of
+# the request, or "". `until_ms`: up to when the usage may have arrived.
+holds: Final = _table(
+    "holds",
+    _text("id", key=True),
+    _text("account"),
+    _text("feature"),
+    _text("quantity"),
+    _integer("taken_ms"),
+    _integer("expires_ms"),
+    _integer("is_metered"),
+    _text("request_key"),
+    Column("used", Text),
+    _integer("ended_ms", nullable=True),
+    _integer("until_ms"),
+)
+Index(
+    "holds_by_request",
+    holds.c.account,
+    holds.c.request_key,
+    unique=True,
+    postgresql_where=holds.c.request_key != "",
+    sqlite_where=holds.c.request_key != "",
+)
+Index("open_holds", holds.c.account, holds.c.until_ms)
+Index("holds_by_end", holds.c.until_ms, holds.c.account)
 
 # Outbox and ledger. Each notice through each channel, once: the id follows from the fact, so the fact is the key twice.
 notices: Final = _table(

@@ -21,7 +21,7 @@ from sinks.clickhouse.period_totals import ClickHousePeriodTotals
 from sinks.clickhouse.reader import ClickHouseReader
 from sinks.clickhouse.writer import ClickHouseStore
 from sinks.sql.store import PostgresSideTables
-from tests.worlds.billed import BilledDeployment, deployment_of, remirror
+from tests.worlds.billed import BilledDeployment, billed_deployment, remirror
 from tests.worlds.reconciler import DECEMBER_MS, NOVEMBER_MS
 from tests.worlds.sold import bill_totals, catalog_file, parsed, sell
 
@@ -143,7 +143,7 @@ class Shop(BilledDeployment):
 @pytest_asyncio.fixture
 async def shop(clickhouse: ClickHouse, postgres_url: str) -> AsyncIterator[Shop]:
     """A shop that opens on November 1 with the prices in force."""
-    async with deployment_of(Shop) as shop:
+    async with billed_deployment(Shop) as shop:
         store = ClickHouseStore(clickhouse)
         shop.clickhouse = cast("FakeClickHouse", store)
         shop.views = replace(shop.views, reader=ClickHouseReader(clickhouse), hourly=store)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import random
 from collections.abc import AsyncIterator
-from contextlib import AbstractAsyncContextManager
 from typing import Any, Final, TypeVar
 
 from aggregators.binding_timeline import overlaps, timeline
@@ -147,8 +146,8 @@ Kind = TypeVar("Kind", bound=BilledDeployment)
 
 
 @contextlib.asynccontextmanager
-async def deployment_of(kind: type[Kind], **settings: Any) -> AsyncIterator[Kind]:
-    """A deployment of a kind that begins on November 1."""
+async def billed_deployment(kind: type[Kind], **settings: Any) -> AsyncIterator[Kind]:
+    """A deployment that begins on November 1."""
     simulated = SimulatorSettings(summary_lag_s=0, validation_window_s=10, **settings)
     async with serve_simulator(ManualClock(NOVEMBER_MS), simulated) as served:
         deployment = kind(served)
@@ -157,11 +156,6 @@ async def deployment_of(kind: type[Kind], **settings: Any) -> AsyncIterator[Kind
             yield deployment
         finally:
             await deployment.close()
-
-
-def billed_deployment(**settings: Any) -> AbstractAsyncContextManager[BilledDeployment]:
-    """A deployment that begins on November 1."""
-    return deployment_of(BilledDeployment, **settings)
 
 
 async def mirrored(deployment: BilledDeployment) -> SideTables:

@@ -53,7 +53,7 @@ PLANS: Final = """\
 @pytest_asyncio.fixture
 async def billed() -> AsyncIterator[BilledDeployment]:
     """A deployment on the simulator."""
-    async with billed_deployment() as deployment:
+    async with billed_deployment(BilledDeployment) as deployment:
         yield deployment
 
 
