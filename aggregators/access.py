@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from decimal import Decimal
+from decimal import ROUND_CEILING, Decimal
 
 from schemas.access import Decision, Reason, Standing, Usage
 from schemas.catalog import FeatureType
+from schemas.clock import MINUTE_MS
 from schemas.entitlements import UNLIMITED, Feature, Operation, Resolved, SourceKind, Unlimited
 
 _NONE = Decimal(0)
@@ -35,6 +36,13 @@ def fallback(feature: Feature, *, allow: bool) -> Decision:
     """The answer if a store does not answer: what the catalog says of the feature."""
     decided = Decision(allow, Reason.FALLBACK_ALLOW if allow else Reason.FALLBACK_DENY)
     return decided._replace(value="null") if feature.type is FeatureType.CONFIG else decided
+
+
+def overshoot_bound(a_minute: Decimal, age_ms: int, held: Decimal) -> Decimal:
+    """By how many units the usage may be higher than the answer says, if usage of `age_ms` is missing and goes on at
+    `a_minute` units a minute, and if all that is held was used meanwhile. Rounded up."""
+    missing = a_minute * max(0, age_ms) / MINUTE_MS
+    return missing.to_integral_value(ROUND_CEILING) + held
 
 
 def _switched(feature: Feature, resolved: Resolved, standing: Standing) -> Decision:

@@ -42,8 +42,6 @@ _GIVING: Final = frozenset({"active", "trialing", "past_due", "canceled"})
 _COMING: Final = frozenset({"active", "not_started"})
 # The included quantity of a meter resolves like a limit, under a name that no feature has.
 INCLUDED: Final = "included:"
-# Seats are bought by number, so a plan whose seats are paid gives as many as are wanted.
-_SEATS_MAX: Final = 10**9
 
 
 class Commerce(NamedTuple):
@@ -210,14 +208,19 @@ def _addon_grants(
     times = sum(1 if quantity is None else quantity for _, quantity in paid)
     if not times:
         return
-    for name, value in sold.grants.items():
-        grant = _grant(SourceKind.ADDON, plan, name, value, span, times, 0, cause)
-        if grant.operation is Operation.ADD and isinstance(grant.value, Decimal):
-            grant = grant._replace(value=grant.value * times)
-        elif grant.operation is Operation.SET and not isinstance(grant.value, str):
-            # An add-on gives at least what it says, and takes nothing.
-            grant = grant._replace(operation=Operation.AT_LEAST)
-        yield grant
+    for name in sold.grants:
+        yield addon_grant(plan, sold, name, span, times, cause)
+
+
+def addon_grant(addon: PlanId, sold: AddOn, feature: str, span: Span, times: int, cause: str = "") -> Grant:
+    """What so many of an add-on give of one of its features."""
+    grant = _grant(SourceKind.ADDON, addon, feature, sold.grants[feature], span, times, 0, cause)
+    if grant.operation is Operation.ADD and isinstance(grant.value, Decimal):
+        return grant._replace(value=grant.value * times)
+    if grant.operation is Operation.SET and not isinstance(grant.value, str):
+        # An add-on gives at least what it says, and takes nothing.
+        return grant._replace(operation=Operation.AT_LEAST)
+    return grant
 
 
 def _grant(
@@ -266,26 +269,3 @@ def resolver_of(commerce: Commerce) -> Resolver:
         return Computed(inputs_sha256(found.features, found.entitled), segments, found.unreadable)
 
     return resolved
-
-
-def upgrade_for(commerce: Commerce, feature: str, wanted: Decimal, plan: str = "") -> str:
-    """The first add-on for `plan`, or else the lowest plan, that gives the feature, or a limit of `wanted`; "" if none
-    does. Both are named with their versions."""
-    offers: list[tuple[int, str, PlanId, Mapping[str, GrantValue]]] = [
-        (each.rank, name, PlanId(name, each.version), each.grants) for name, each in commerce.catalog.plans.items()
-    ]
-    offers += [
-        (-1, name, PlanId(name, each.version), each.grants)
-        for name, each in commerce.catalog.addons.items()
-        if plan in each.plans
-    ]
-    for _, _, offer, grants in sorted(offers, key=lambda offered: offered[:2]):
-        if feature in grants and _allows(*meaning(grants[feature], paid=_SEATS_MAX), wanted):
-            return str(offer)
-    return ""
-
-
-def _allows(operation: Operation, value: Value, wanted: Decimal) -> bool:
-    if isinstance(value, Decimal):
-        return operation is Operation.ADD or value >= wanted
-    return value is not False

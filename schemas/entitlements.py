@@ -13,6 +13,7 @@ from typing import Final, NamedTuple, Protocol
 
 from schemas.catalog import FeatureType, Merge
 from schemas.side_tables import Link, Row
+from schemas.upgrades import Billed
 
 
 class Unlimited(Enum):
@@ -194,6 +195,10 @@ class Entitlements(Protocol):
 
     async def changed(self, since_ms: int, limit: int = 10_000) -> Sequence[Renewed]:
         """Which versions were computed at `since_ms` or later, oldest first."""
+        ...
+
+    async def billed(self, account: str, now_ms: int) -> Billed:
+        """What an account pays now, by the mirror; nothing if nobody knows the account."""
         ...
 
     async def version_at(self, account: str, instant_ms: int) -> EntitlementVersion | None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from aggregators.account_grants import Commerce, granted, resolver_of, upgrade_for
+from aggregators.account_grants import Commerce, granted, resolver_of
 from aggregators.entitlement_codec import decode, encode
 from aggregators.entitlements import resolve, segment_at, sources_of
 from schemas.catalog import PlanId
@@ -199,22 +199,6 @@ def test_the_inputs_alone_decide() -> None:
 
     assert resolver(LINKED, mirror(), ()) == resolver(LINKED, mirror(), ())
     assert resolver(LINKED, mirror(), ()).inputs_sha256 != resolver(LINKED, mirror(status="paused"), ()).inputs_sha256
-
-
-@pytest.mark.parametrize(
-    ("feature", "wanted", "plan", "offer"),
-    [
-        ("sso", 1, "", "team@2"),
-        ("tokens", 500, "", "free@1"),
-        ("tokens", 5_000, "", "team@2"),
-        ("tokens", 5_000, "team", "boost@1"),
-        ("tokens", 10**9, "", ""),
-        ("seats", 40, "free", "team@2"),
-        ("nothing", 1, "", ""),
-    ],
-)
-def test_an_upgrade_is_the_least_that_allows(feature: str, wanted: int, plan: str, offer: str) -> None:
-    assert upgrade_for(COMMERCE, feature, Decimal(wanted), plan) == offer
 
 
 def test_unlimited_survives_the_text() -> None:
