@@ -24,15 +24,7 @@ from schemas import catalog as terms
 from schemas.access import Decision, Reason, Standing, Usage
 from schemas.catalog_changes import CatalogStore
 from schemas.clock import MINUTE_MS, SECOND_MS, Clock
-from schemas.entitlements import (
-    UNLIMITED,
-    Entitlements,
-    Feature,
-    Grant,
-    Resolved,
-    Segment,
-    SourceKind,
-)
+from schemas.entitlements import IN_GRACE, UNLIMITED, Entitlements, Feature, Resolved, Segment
 from schemas.errors import InvalidInput, Transient
 from schemas.holds import Hold, Holds
 from schemas.upgrades import Upgrade
@@ -276,19 +268,22 @@ class AccessChecks:
         try:
             billed = await self._billed.get(account, version)
         except Transient as error:
-            _log.warning("a denied check names no upgrade: %s", error)
+            self._warn("denied checks name no upgrade, because SQL does not answer", error)
             return None
         return upgrade_of(commerce, self._prices, billed, denied, self._clock.now_ms())
 
     def _fallen_back(self, asked: _Asked, error: Transient) -> Answer:
         """The answer without a store."""
         self._on_fallback()
+        self._warn("checks are answered without a store, by on_error of their features", error)
+        decision = fallback(asked.feature, allow=asked.term.on_error is terms.OnError.ALLOW)
+        return Answer(asked.feature, decision, 0, 0, self.read_ms, None)
+
+    def _warn(self, what: str, error: Transient) -> None:
         now_ms = self._clock.now_ms()
         if now_ms >= self._warned_ms + WARNING_INTERVAL_MS:
             self._warned_ms = now_ms
-            _log.warning("checks are answered without a store, by on_error of their features: %s", error)
-        decision = fallback(asked.feature, allow=asked.term.on_error is terms.OnError.ALLOW)
-        return Answer(asked.feature, decision, 0, 0, self.read_ms, None)
+            _log.warning("%s: %s", what, error)
 
 
 def _resolved(asked: _Asked, found: _Found) -> Resolved:
@@ -327,13 +322,12 @@ def _standing(known: Known, feature: str, now_ms: int) -> Standing:
         (found.gives for segment in reversed(past[:-1]) if (found := segment.features.get(feature)) and _gives(found)),
         (),
     )
-    is_downgraded = any(grant.kind is SourceKind.FALLBACK for grant in _grants(past[-1])) if past else False
-    return Standing(before, is_downgraded=is_downgraded, is_known=known.version > 0)
+    found = past[-1].features.get(feature) if past else None
+    if found is None:
+        return Standing(before, is_known=known.version > 0)
+    in_grace = any(grant.reason == IN_GRACE for grant in found.gives)
+    return Standing(found.lost or before, bool(found.lost), in_grace, is_known=known.version > 0)
 
 
 def _gives(found: Resolved) -> bool:
     return found.value is UNLIMITED or found.value not in (False, "null", NOTHING)
-
-
-def _grants(segment: Segment) -> Sequence[Grant]:
-    return [grant for found in segment.features.values() for grant in found.gives]
