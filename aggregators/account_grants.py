@@ -9,6 +9,7 @@ price that the catalog never made gives nothing, and is named.
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
@@ -41,8 +42,6 @@ _GIVING: Final = frozenset({"active", "trialing", "past_due", "canceled"})
 _COMING: Final = frozenset({"active", "not_started"})
 # The included quantity of a meter resolves like a limit, under a name that no feature has.
 INCLUDED: Final = "included:"
-# Seats are bought by number, so a plan whose seats are paid gives as many as are wanted.
-_SEATS_MAX: Final = 10**9
 
 
 class Commerce(NamedTuple):
@@ -92,7 +91,7 @@ def granted(
     for kind, name in ((SourceKind.DEFAULT, default), (SourceKind.FALLBACK, fallback)):
         if name is not None:
             plan = commerce.catalog.plans[name]
-            collected.grants += _plan_grants(kind, PlanId(name, plan.version), plan, everywhere, {}, 0)
+            collected.grants += _plan_grants(kind, PlanId(name, plan.version), plan, everywhere, (), 0)
     for link in links:
         for row in mirror.get("subscriptions", ()):
             if link.customer and row["customer_id"] == link.customer:
@@ -123,14 +122,14 @@ def _subscription(
     if status not in _GIVING and status != "unpaid":
         return
     for bought in _bought(subscription, Span(starts_ms, ends_ms), mirror):
-        quantities: dict[PlanId, dict[str, int | None]] = {}
+        quantities: dict[PlanId, list[tuple[str, int | None]]] = {}
         unknown: set[str] = set()
         for price, quantity in bought.quantities:
             pin = commerce.pins.get(price)
             if pin is None or pin.plan not in commerce.sold:
                 unknown.add(price)
             else:
-                quantities.setdefault(pin.plan, {})[pin.component] = quantity
+                quantities.setdefault(pin.plan, []).append((pin.component, quantity))
         collected.unknown |= unknown
         # A subscription to what the catalog does not sell takes no plan away.
         if status == "unpaid" and quantities:
@@ -138,13 +137,13 @@ def _subscription(
         has_plan = any(isinstance(commerce.sold[plan], Plan) for plan in quantities)
         if unknown and not has_plan and row["ended_ms"] is None and link.ends_ms is None:
             collected.unreadable.add(subscription)
-        for plan, by_component in quantities.items():
+        for plan, paid in quantities.items():
             sold, source = commerce.sold[plan], subscription
             if isinstance(sold, AddOn):
-                collected.grants += _addon_grants(plan, sold, bought.span, by_component, source)
+                collected.grants += _addon_grants(plan, sold, bought.span, paid, source)
                 continue
             collected.plans.append(bought.span)
-            collected.grants += _plan_grants(SourceKind.PLAN, plan, sold, bought.span, by_component, sold.rank, source)
+            collected.grants += _plan_grants(SourceKind.PLAN, plan, sold, bought.span, paid, sold.rank, source)
             trial_end_ms = _first(_integer(row["trial_end_ms"]), bought.span.ends_ms)
             if sold.trial and row["trial_end_ms"] is not None and trial_end_ms and trial_end_ms > bought.span.starts_ms:
                 trial = Span(bought.span.starts_ms, trial_end_ms)
@@ -183,13 +182,18 @@ def _plan_grants(
     plan: PlanId,
     sold: Plan,
     span: Span,
-    quantities: Mapping[str, int | None],
+    paid: Sequence[tuple[str, int | None]],
     rank: int,
     cause: str = "",
 ) -> Iterator[Grant]:
-    paid = {line.quantity: quantities.get(line.component) for line in sold.prices if line.quantity}
+    # A component may be paid by the month for some seats and by the year for others.
+    seats: Counter[str] = Counter()
+    for component, number in paid:
+        seats.update(
+            {line.quantity: number or 0 for line in sold.prices if line.quantity and line.component == component}
+        )
     for name, value in sold.grants.items():
-        yield _grant(kind, plan, name, value, span, paid.get(name), rank, cause)
+        yield _grant(kind, plan, name, value, span, seats[name], rank, cause)
     for line in sold.prices:
         if line.meter:
             quantity = Decimal(sold.included.meters.get(line.meter, 0))
@@ -199,19 +203,24 @@ def _plan_grants(
 
 
 def _addon_grants(
-    plan: PlanId, sold: AddOn, span: Span, quantities: Mapping[str, int | None], cause: str
+    plan: PlanId, sold: AddOn, span: Span, paid: Sequence[tuple[str, int | None]], cause: str
 ) -> Iterator[Grant]:
-    times = sum(1 if quantity is None else quantity for quantity in quantities.values())
+    times = sum(1 if quantity is None else quantity for _, quantity in paid)
     if not times:
         return
-    for name, value in sold.grants.items():
-        grant = _grant(SourceKind.ADDON, plan, name, value, span, times, 0, cause)
-        if grant.operation is Operation.ADD and isinstance(grant.value, Decimal):
-            grant = grant._replace(value=grant.value * times)
-        elif grant.operation is Operation.SET and not isinstance(grant.value, str):
-            # An add-on gives at least what it says, and takes nothing.
-            grant = grant._replace(operation=Operation.AT_LEAST)
-        yield grant
+    for name in sold.grants:
+        yield addon_grant(plan, sold, name, span, times, cause)
+
+
+def addon_grant(addon: PlanId, sold: AddOn, feature: str, span: Span, times: int, cause: str = "") -> Grant:
+    """What so many of an add-on give of one of its features."""
+    grant = _grant(SourceKind.ADDON, addon, feature, sold.grants[feature], span, times, 0, cause)
+    if grant.operation is Operation.ADD and isinstance(grant.value, Decimal):
+        return grant._replace(value=grant.value * times)
+    if grant.operation is Operation.SET and not isinstance(grant.value, str):
+        # An add-on gives at least what it says, and takes nothing.
+        return grant._replace(operation=Operation.AT_LEAST)
+    return grant
 
 
 def _grant(
@@ -260,26 +269,3 @@ def resolver_of(commerce: Commerce) -> Resolver:
         return Computed(inputs_sha256(found.features, found.entitled), segments, found.unreadable)
 
     return resolved
-
-
-def upgrade_for(commerce: Commerce, feature: str, wanted: Decimal, plan: str = "") -> str:
-    """The first add-on for `plan`, or else the lowest plan, that gives the feature, or a limit of `wanted`; "" if none
-    does. Both are named with their versions."""
-    offers: list[tuple[int, str, PlanId, Mapping[str, GrantValue]]] = [
-        (each.rank, name, PlanId(name, each.version), each.grants) for name, each in commerce.catalog.plans.items()
-    ]
-    offers += [
-        (-1, name, PlanId(name, each.version), each.grants)
-        for name, each in commerce.catalog.addons.items()
-        if plan in each.plans
-    ]
-    for _, _, offer, grants in sorted(offers, key=lambda offered: offered[:2]):
-        if feature in grants and _allows(*meaning(grants[feature], paid=_SEATS_MAX), wanted):
-            return str(offer)
-    return ""
-
-
-def _allows(operation: Operation, value: Value, wanted: Decimal) -> bool:
-    if isinstance(value, Decimal):
-        return operation is Operation.ADD or value >= wanted
-    return value is not False

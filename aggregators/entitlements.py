@@ -69,7 +69,7 @@ def at_instant(features: Sequence[Feature], entitled: Entitled, instant_ms: int)
     for grant in sorted(holding, key=_identity):
         if grant.feature in by_feature:
             by_feature[grant.feature].append(grant)
-    return {feature.name: _resolved(feature, by_feature[feature.name]) for feature in features}
+    return {feature.name: resolved_of(feature, by_feature[feature.name]) for feature in features}
 
 
 def inputs_sha256(features: Sequence[Feature], entitled: Entitled) -> str:
@@ -106,7 +106,8 @@ def _holding(entitled: Entitled, instant_ms: int) -> list[Grant]:
     ]
 
 
-def _resolved(feature: Feature, grants: Sequence[Grant]) -> Resolved:
+def resolved_of(feature: Feature, grants: Sequence[Grant]) -> Resolved:
+    """What the grants of a feature that are in force at one instant give together."""
     denying = tuple(grant for grant in grants if grant.operation is Operation.DENY)
     if denying:
         return Resolved(_nothing(feature), denying, is_denied=True)

@@ -50,16 +50,22 @@ def exposes_key(gateway_url: str) -> bool:
 
 
 class HttpTransport:
-    """Posts to `gateway_url` + `/v1/events`. Ignores redirects and the proxy variables of the environment."""
+    """Posts to `gateway_url` + `path`. Ignores redirects and the proxy variables of the environment."""
 
-    def __init__(self, gateway_url: str, timeout_s: float = 10.0, tls: ssl.SSLContext | None = None) -> None:
+    def __init__(
+        self,
+        gateway_url: str,
+        timeout_s: float = 10.0,
+        tls: ssl.SSLContext | None = None,
+        path: str = "/v1/events",
+    ) -> None:
         """Raises `ValueError` if the URL is not `http://HOST[:PORT][/PREFIX]` or `https://…`."""
         parts = urlsplit(gateway_url)
         if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
             raise ValueError(f"gateway_url {gateway_url!r} must look like http://127.0.0.1:8080")
         self._host, self._port = parts.hostname, parts.port
         self._tls = (tls or ssl.create_default_context()) if parts.scheme == "https" else None
-        self._path = parts.path.rstrip("/") + "/v1/events"
+        self._path = parts.path.rstrip("/") + path
         self._timeout_s = timeout_s
         self._connection: http.client.HTTPConnection | None = None
 
@@ -82,6 +88,11 @@ class HttpTransport:
         if broken or response.will_close or len(content) > ANSWER_BYTES_MAX:
             self.close()
         return Answer(response.status, {name.lower(): text for name, text in response.getheaders()}, content)
+
+    @property
+    def is_connected(self) -> bool:
+        """Whether a connection is kept. The gateway may have closed the connection since."""
+        return self._connection is not None
 
     def forget(self) -> None:
         """Forget the connection without closing it. After a fork it belongs to the parent."""

@@ -13,6 +13,7 @@ from reconciler.attribution import Attribution, StartName, attribution_of, total
 from reconciler.causes import ARCHIVE_HAS_MORE, ARCHIVE_LACKS, Cause, Pair, direction
 from reconciler.compare import Difference, Range
 from reconciler.coverage import NOTHING_DUE
+from reconciler.entitlements import EntitlementComparison
 from reconciler.history import History
 from reconciler.hourly_cells import CellsComparison
 from reconciler.intents import IntentsComparison
@@ -145,6 +146,12 @@ class _Run:
             self.findings.add(Row(Pair.STRIPE, Cause.UNCHECKED, detail=detail))
         else:
             await self._at_stripe(partitions)
+        await attempted(
+            self.findings,
+            Pair.ENTITLEMENTS,
+            None,
+            EntitlementComparison(self.views, self.clock, self.findings).run(),
+        )
         reading = self.views.reader.conflicts(self.policy.rows_max)
         conflicts = await attempted(self.findings, Pair.DUPLICATES, None, reading)
         if conflicts is None:

@@ -13,6 +13,7 @@ from typing import Final, NamedTuple, Protocol
 
 from schemas.catalog import FeatureType, Merge
 from schemas.side_tables import Link, Row
+from schemas.upgrades import Billed
 
 
 class Unlimited(Enum):
@@ -175,13 +176,17 @@ class Entitlements(Protocol):
         ...
 
     async def renew(self, account: str, catalog_sha256: str, resolver: Resolver, now_ms: int) -> bool:
-        """Compute the entitlements of one account again, and keep a new version if the inputs differ. Returns whether
-        it did.
+        """Compute the entitlements of one account again, and keep a new version if the inputs or the segments differ.
+        Returns whether it did.
 
         If a subscription that gave something became unreadable, what the account has stays: a riddle takes nothing
         away. One that never gave anything holds nothing back. Raises `Fenced` if another catalog is active than that
         of `resolver`. Repeatable.
         """
+        ...
+
+    async def recompute(self, account: str = "") -> int:
+        """Have one account's entitlements, or those of all, computed again; returns of how many accounts."""
         ...
 
     async def latest(self, accounts: Sequence[str]) -> Mapping[str, EntitlementVersion]:
@@ -190,6 +195,10 @@ class Entitlements(Protocol):
 
     async def changed(self, since_ms: int, limit: int = 10_000) -> Sequence[Renewed]:
         """Which versions were computed at `since_ms` or later, oldest first."""
+        ...
+
+    async def billed(self, account: str, now_ms: int) -> Billed:
+        """What an account pays now, by the mirror; nothing if nobody knows the account."""
         ...
 
     async def version_at(self, account: str, instant_ms: int) -> EntitlementVersion | None:

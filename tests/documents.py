@@ -97,6 +97,7 @@ EXITS_WITH_1: Final = {
     "billing audit": _UNANSWERED,
     "billing bills": _UNANSWERED,
     "billing list": _UNANSWERED,
+    "billing recompute": _UNANSWERED,
     "billing redrive": "a report was refused, or the log, Stripe or a store did not answer: repeat the command",
     "billing resync": f"{_UNANSWERED}; repeat the command with its --run to go on",
     "billing status": _UNANSWERED,

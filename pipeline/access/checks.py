@@ -12,8 +12,11 @@ from decimal import Decimal
 from typing import Final, NamedTuple, Protocol
 
 from aggregators.access import decide, fallback, overshoot_bound
-from aggregators.account_grants import INCLUDED, Commerce, features_of, granted, upgrade_for
+from aggregators.account_grants import INCLUDED, Commerce, features_of, granted
 from aggregators.entitlements import next_change_ms, resolve, segment_at
+from aggregators.price_list import PriceList, price_list
+from aggregators.upgrade import Denied, upgrade_of
+from pipeline.access.billed import BilledAccounts
 from pipeline.access.holds import GatewayHolds, HoldRequest, check_hold
 from pipeline.access.known import ACCOUNTS_MAX, Known, KnownAccounts
 from pipeline.access.renewal import commerce_of
@@ -32,6 +35,7 @@ from schemas.entitlements import (
 )
 from schemas.errors import InvalidInput, Transient
 from schemas.holds import Hold, Holds
+from schemas.upgrades import Upgrade
 
 # A version may become visible after a later one: a transaction takes at most half a minute.
 OVERLAP_MS: Final = MINUTE_MS
@@ -69,8 +73,9 @@ class Answer(NamedTuple):
     """A decision with what a person may want to know of it.
 
     `version` and `computed_ms`: of the entitlements. `read_ms`: when SQL last said which versions are the newest.
-    `changes_ms`: when the answer may change by itself. `upgrade`: the plan or add-on that would allow it, or "".
-    `hold`: what was taken for the caller. `overshoot_bound`: by how much "allowed" may be wrong; None: not known.
+    `changes_ms`: when the answer may change by itself. `upgrade`: the plan or add-on that would allow it; None if there
+    is none, or if it is not known what the account pays. `hold`: what was taken for the caller. `overshoot_bound`: by
+    how much "allowed" may be wrong; None: not known.
     """
 
     feature: Feature
@@ -79,7 +84,7 @@ class Answer(NamedTuple):
     computed_ms: int
     read_ms: int
     changes_ms: int | None
-    upgrade: str = ""
+    upgrade: Upgrade | None = None
     counted: Counted | None = None
     hold: Hold | None = None
     overshoot_bound: Decimal | None = None
@@ -126,7 +131,9 @@ class AccessChecks:
         self._usage = usage
         self._clock = clock
         self._accounts = KnownAccounts(entitlements, accounts_max)
+        self._billed = BilledAccounts(entitlements, clock, accounts_max)
         self._commerce: Commerce | None = None
+        self._prices: PriceList = {}
         self._sha256 = ""
         self._features: dict[str, Feature] = {}
         self._default: Sequence[Segment] = ()
@@ -157,6 +164,7 @@ class AccessChecks:
         found = await commerce_of(self._catalog)
         if found is not None and found[0] != self._sha256:
             self._sha256, self._commerce = found
+            self._prices = price_list(self._commerce)
             self._features = {feature.name: feature for feature in features_of(self._commerce)}
             nobody = granted(self._commerce, (), {}, ())
             self._default = resolve(nobody.features, nobody.entitled)
@@ -214,7 +222,7 @@ class AccessChecks:
         if found.counted and found.counted.is_cached and _is_near(asked, found, held):
             found = await self._found(asked, fresh=True)
             held = await self._held(asked, found)
-        return self._answer(commerce, asked, found, held)
+        return await self._answer(commerce, asked, found, held)
 
     async def _with_hold(self, commerce: Commerce, asked: _Asked, holds: GatewayHolds, request: HoldRequest) -> Answer:
         found = await self._found(asked, fresh=True)
@@ -227,7 +235,7 @@ class AccessChecks:
 
         complete_up_to_ms = found.counted.complete_up_to_ms if found.counted else None
         taken = await holds.take(wanted, asked.together, allows, complete_up_to_ms)
-        answer = self._answer(commerce, asked, found, taken.held)
+        answer = await self._answer(commerce, asked, found, taken.held)
         if taken.is_repeated and not answer.decision.allowed:
             # It was allowed when the hold was taken.
             answer = answer._replace(decision=answer.decision._replace(allowed=True, reason=Reason.WITHIN_LIMIT))
@@ -248,12 +256,12 @@ class AccessChecks:
         complete_up_to_ms = found.counted.complete_up_to_ms if found.counted else None
         return await self.holds.held(asked.account, asked.together, complete_up_to_ms)
 
-    def _answer(self, commerce: Commerce, asked: _Asked, found: _Found, held: Decimal) -> Answer:
-        decision = _decided(asked, found, held)
-        upgrade = ""
-        if not decision.allowed:
-            plan = next((made.source.partition("@")[0] for made in _plans(found.segment)), "")
-            upgrade = upgrade_for(commerce, asked.feature.name, found.used + asked.quantity, plan)
+    async def _answer(self, commerce: Commerce, asked: _Asked, found: _Found, held: Decimal) -> Answer:
+        decision, upgrade = _decided(asked, found, held), None
+        if not decision.allowed and decision.reason is not Reason.SPEND_CAP_REACHED:
+            resolved = found.segment.features.get(asked.feature.name, Resolved(False))
+            denied = Denied(asked.feature, resolved, found.used + held + asked.quantity, asked.term.soft)
+            upgrade = await self._upgrade(commerce, asked.account, found.known.version, denied)
         known, counted, bound = found.known, found.counted, None
         if counted and counted.complete_up_to_ms is not None and counted.a_minute is not None:
             bound = overshoot_bound(counted.a_minute, found.now_ms - counted.complete_up_to_ms, held)
@@ -262,6 +270,15 @@ class AccessChecks:
             asked.feature, decision, known.version, known.computed_ms, self.read_ms, changes_ms, upgrade, counted,
             overshoot_bound=bound,
         )  # fmt: skip
+
+    async def _upgrade(self, commerce: Commerce, account: str, version: int, denied: Denied) -> Upgrade | None:
+        """What would allow a denied check. Another answer of the check does not depend on it."""
+        try:
+            billed = await self._billed.get(account, version)
+        except Transient as error:
+            _log.warning("a denied check names no upgrade: %s", error)
+            return None
+        return upgrade_of(commerce, self._prices, billed, denied, self._clock.now_ms())
 
     def _fallen_back(self, asked: _Asked, error: Transient) -> Answer:
         """The answer without a store."""
@@ -316,7 +333,3 @@ def _gives(found: Resolved) -> bool:
 
 def _grants(segment: Segment) -> Sequence[Grant]:
     return [grant for found in segment.features.values() for grant in found.gives]
-
-
-def _plans(segment: Segment) -> Sequence[Grant]:
-    return [grant for grant in _grants(segment) if grant.kind is SourceKind.PLAN]

@@ -52,7 +52,7 @@ def check(
         for give in answer.gives:
             click.echo(f"{give.source} {give.id}: {give.does} {give.value}")
         if answer.upgrade:
-            click.echo(f"{answer.upgrade} would allow it")
+            click.echo(answer.upgrade.words)
     if not answer.allowed:
         raise SystemExit(EXIT_FAILURE if answer.fallback else EXIT_NO)
 

@@ -28,6 +28,7 @@ from schemas.entitlements import UNLIMITED, Entitlements, Grant, Resolved, Value
 from schemas.errors import InvalidInput
 from schemas.events import check_account
 from schemas.holds import Hold
+from schemas.upgrades import Upgrade
 
 BODY_BYTES_MAX: Final = 256 * 1024
 CHECKS_MAX: Final = 100
@@ -152,7 +153,7 @@ def access_answer(account: str, found: Answer, held_at_ms: int | None = None) ->
         **numbers,
         **({"value": msgspec.json.decode(decision.value)} if decision.value is not None else {}),
         gives=gives_of(decision.gives),
-        upgrade=found.upgrade or None,
+        upgrade=_upgrade(found.upgrade) if found.upgrade else None,
         fallback=decision.reason.value.startswith("fallback"),
         resets_at=format_instant_ms(counted.period_end_ms) if counted else None,
         freshness=models.Freshness(
@@ -177,6 +178,16 @@ def hold_answer(hold: Hold, now_ms: int) -> models.HoldAnswer:
         state=hold.state(now_ms).value,
         expires_at=format_instant_ms(hold.expires_ms),
         used=None if hold.used is None else text_of(hold.used),
+    )
+
+
+def _upgrade(found: Upgrade) -> models.UpgradeAnswer:
+    counted = {} if found.quantity is None else {"quantity": found.quantity}
+    return models.UpgradeAnswer(
+        **{"addon" if found.is_addon else "plan": str(found.offer)},
+        **counted,
+        due_now=models.MoneyAnswer(**found.due_now._asdict()),
+        words=found.words,
     )
 
 

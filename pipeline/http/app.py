@@ -33,6 +33,7 @@ from pipeline.http.flush import FlushEndpoint
 from pipeline.http.health import Health
 from pipeline.http.holds import HoldEndpoints
 from pipeline.http.intents import IntentsEndpoint
+from pipeline.http.notices import NoticesEndpoint
 from pipeline.http.openapi import DESCRIPTION, HOLD_PATH, NO_TOP, NOT_READY, REFUSALS, document
 from pipeline.http.pages import Pages
 from pipeline.http.periods import PeriodsEndpoint
@@ -161,6 +162,8 @@ def _add_reads(app: FastAPI, dependencies: GatewayDependencies, exposition: Call
     get("/v1/meters/{meter:name}/top", tops.top_by_path, *top, responses=NO_TOP)
     intents = IntentsEndpoint(dependencies).listed
     get("/v1/billing/intents", intents, "Reports to Stripe", models.IntentsAnswer, 400, 401, 403, 501, 503)
+    listed = NoticesEndpoint(dependencies).listed
+    get("/v1/notices", listed, "Notices and their deliveries", models.NoticesAnswer, 400, 401, 403, 501, 503)
     get("/v1/meters", meters, "The meters of the meter set", models.MetersAnswer, 401)
     get("/healthz", health.alive, "Whether the process answers", models.Alive)
     get("/readyz", health.ready, "Whether the gateway takes events", models.Readiness, responses=NOT_READY)

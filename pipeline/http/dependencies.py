@@ -22,6 +22,7 @@ from schemas.intent_ledger import IntentState, LedgerIntent
 from schemas.live_view import AccountDirectory, DedupMarks, DeferredEvents, LiveTotals
 from schemas.log import Log
 from schemas.meters import MeterSet
+from schemas.notices import NoticeOutbox
 from schemas.side_tables import Link
 
 MeterSetSource = Callable[[], Awaitable[MeterSet | None]]
@@ -66,7 +67,7 @@ class GatewayDependencies:
     from its store, None before the first time. Without `live` the gateway does not answer current usage. Without
     `usage` the gateway does not answer usage over time. Without `hourly`, `complete_up_to` is null.
     Without `accounts` the gateway links no accounts and lists no intents. Without `access` it answers no checks; while
-    `access` returns None, SQL has not answered yet.
+    `access` returns None, SQL has not answered yet. `notices` is alike, and lists notices.
     """
 
     log: Log
@@ -81,6 +82,7 @@ class GatewayDependencies:
     meter_set_age_s: Callable[[], float | None] | None = None
     accounts: AccountLinks | None = None
     access: Callable[[], tuple[AccessChecks, Entitlements] | None] | None = None
+    notices: Callable[[], NoticeOutbox | None] | None = None
 
 
 def authorized(dependencies: GatewayDependencies, request: Request, *roles: Role, account: str | None = None) -> ApiKey:

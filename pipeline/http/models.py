@@ -145,6 +145,29 @@ class IntentsAnswer(Answer):
     next_cursor: str = Field(default="", description="The `cursor` of the next page; absent on the last page.")
 
 
+class NoticeAnswer(Answer):
+    """A notice on its way through one channel."""
+
+    id: str = Field(description="The header `webhook-id`; equal in every attempt and channel.")
+    type: str
+    account: str
+    made_at: Instant
+    channel: str
+    state: str
+    detail: str = Field(description="Why it waits, or how it ended.")
+    failures: int = Field(description="How often the receiver did not take it.")
+    due_at: Instant | None = Field(description="When it is sent again; null if it is settled.")
+    settled_at: Instant | None = Field(description="Null: it waits.")
+    data: dict[str, Any] = Field(description="The notice's `data`, as it is delivered.")
+
+
+class NoticesAnswer(Answer):
+    """Deliveries of notices, the newest first."""
+
+    notices: list[NoticeAnswer]
+    next_cursor: str = Field(default="", description="The `cursor` of the next page; absent on the last page.")
+
+
 class AccountWish(Answer):
     """The body of a request that links an account."""
 
@@ -348,6 +371,24 @@ class Freshness(Answer):
     )
 
 
+class MoneyAnswer(Answer):
+    """An amount of money."""
+
+    minor: int = Field(description="In minor units of the currency: cents, or whole yen. Negative: a credit.")
+    currency: str
+    exponent: int = Field(description="The number of decimals of the currency at Stripe.")
+
+
+class UpgradeAnswer(Answer):
+    """The cheapest plan or add-on that would allow what was denied; docs/entitlements.md has the rules."""
+
+    plan: str = Field(default="", description="The plan with its version; absent if an add-on would do.")
+    addon: str = Field(default="", description="The add-on with its version.")
+    quantity: int = Field(default=0, description="How many of the add-on or of the seats there would be then.")
+    due_now: MoneyAnswer = Field(description="What is charged at once, before tax and discounts.")
+    words: str = Field(description="The same in English, for people.")
+
+
 class AccessAnswer(Answer):
     """Whether an account may use more of a feature, and why."""
 
@@ -364,7 +405,7 @@ class AccessAnswer(Answer):
     overage: str = Field(default="", description="The usage beyond `included`, with the quantity asked for.")
     value: Any = Field(default=None, description="Of a config: its settings.")
     gives: list[GiveAnswer]
-    upgrade: str | None = Field(description="The plan or add-on that would allow it, with its version; null: none.")
+    upgrade: UpgradeAnswer | None = Field(description="What would allow it; null if allowed, or if nothing would.")
     fallback: bool = Field(description="Whether a store did not answer, so that the catalog's `on_error` decided.")
     resets_at: Instant | None = Field(description="Of a limit: the end of the running period.")
     hold: HoldAnswer | None = Field(default=None, description="With `hold_s`: what is held; null if nothing is.")

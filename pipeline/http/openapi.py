@@ -52,6 +52,7 @@ _TARGETS: Final = {
     "/v1/usage/periods": f"/v1/usage/periods?meter=tokens&account=acme&{_MONTH}",
     "/v1/usage/top": "/v1/usage/top?meter=tokens&limit=10",
     "/v1/billing/intents": "/v1/billing/intents?state=dead&account=acme",
+    "/v1/notices": "/v1/notices?state=dead",
     "/v1/meters": "/v1/meters",
     "/v1/meters/{meter}/top": "/v1/meters/tokens/top",
     ACCOUNT: "/v1/accounts/acme",

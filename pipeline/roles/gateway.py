@@ -133,6 +133,7 @@ async def run_gateway(settings: Settings) -> None:
                 meter_set_age_s=meter_set.age_s,
                 accounts=accounts,
                 access=access,
+                notices=access.notices if access is not None else None,
             ),
             metrics,
         )

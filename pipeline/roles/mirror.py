@@ -33,10 +33,10 @@ from schemas.side_tables import SideTables
 READ_EVENTS_MAX: Final = 500
 HELD_EVENTS_MAX: Final = 10_000
 COUNT_INTERVAL_S: Final = 15.0
-RENEWAL_INTERVAL_S: Final = 0.5
+RENEWAL_INTERVAL_S: Final = 0.2
 SWEEP_INTERVAL_S: Final = 10.0
 SWEPT_MAX: Final = 10_000
-LINGER_S: Final = 1.5
+LINGER_S: Final = 1.0
 # What only the process that owns partition 0 knows. Another process, and one that lost the partition, shows none.
 OWNER_GAUGES: Final[tuple[MetricName, ...]] = (
     "tidemark_mirror_held_events",

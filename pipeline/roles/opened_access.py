@@ -14,8 +14,9 @@ from pipeline.http.dependencies import LiveUsage
 from pipeline.open import Base, open_side_tables
 from schemas.entitlements import Entitlements
 from schemas.errors import TidemarkError
+from schemas.notices import NoticeOutbox
 
-REFRESH_INTERVAL_S: Final = 0.5
+REFRESH_INTERVAL_S: Final = 0.25
 RETRY_INTERVAL_S: Final = 2.0
 # Somebody waits for a check: a store that hangs delays it no longer than this.
 READ_TIMEOUT_S: Final = 1.0
@@ -32,12 +33,17 @@ class OpenedAccess:
         self._live = live
         self._on_fallback = on_fallback
         self._opened: tuple[AccessChecks, Entitlements] | None = None
+        self._notices: NoticeOutbox | None = None
         self._stack = contextlib.AsyncExitStack()
         self._failure = ""
 
     def __call__(self) -> tuple[AccessChecks, Entitlements] | None:
         """The checks and the store; None while PostgreSQL has not answered yet."""
         return self._opened
+
+    def notices(self) -> NoticeOutbox | None:
+        """The outbox of notices; None while PostgreSQL has not answered yet."""
+        return self._notices
 
     async def run(self) -> None:
         """Open PostgreSQL, and read what changed, for ever. A failure is logged once, and tried again."""
@@ -69,7 +75,7 @@ class OpenedAccess:
                 holds=tables.holds,
                 on_fallback=self._on_fallback,
             )
-            self._opened = checks, tables.entitlements
+            self._opened, self._notices = (checks, tables.entitlements), tables.notices
         await self._opened[0].refresh()
 
     async def close(self) -> None:

@@ -92,6 +92,17 @@ async def test_equal_inputs_make_no_version(store: Entitlements) -> None:
     assert (await store.latest(["acme"]))["acme"].version == 1
 
 
+async def test_equal_inputs_that_resolve_otherwise_make_a_version(
+    store: Entitlements, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As after an upgrade of the program that corrects a rule."""
+    await store.renew("acme", SHA256, Resolving(), NOW_MS)
+    resolving = Resolving()
+    monkeypatch.setattr(Resolving, "__call__", lambda *_: Computed("1", "corrected", ()))
+    assert await store.renew("acme", SHA256, resolving, NOW_MS + 1)
+    assert (await store.latest(["acme"]))["acme"].segments == "corrected"
+
+
 async def test_each_version_is_kept_with_its_cause(store: Entitlements) -> None:
     for number in range(3):
         await store.renew("acme", SHA256, Resolving(str(number)), NOW_MS + number * 10)

@@ -33,7 +33,7 @@ class RunningDev(NamedTuple):
     folder: Path
 
 
-@pytest.fixture(scope="module", params=[(), ("--kafka",)], ids=["embedded", "kafka"])
+@pytest.fixture(scope="module", params=[(), ("--kafka", "--no-example")], ids=["embedded", "kafka"])
 def dev(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningDev]:
     """`tidemark dev` in an empty folder."""
     folder = tmp_path_factory.mktemp("dev")
@@ -150,18 +150,18 @@ def _await_versions(dev: RunningDev, line: str) -> str:
 @pytest.mark.timeout(240)
 @pytest.mark.parametrize("dev", [()], ids=["embedded"], indirect=True)
 def test_another_price_is_for_new_customers_and_the_old_ones_keep_theirs(dev: RunningDev) -> None:
-    """The commands of "Change your pricing", with a customer who signs up before the change, and one after it."""
+    """The commands of "Change your pricing", with the example business before the change, and a customer after it."""
     first, second = (block for block in commands("sh") if "catalog plan" in block)
+    dev.process.wait_line("The example business is there")
+    assert run(dev, ".venv/bin/tidemark check museum pos") == printed("check")
     run(dev, first)
-    key = "tm.professional.v{}.location.month.usd"
-    assert "14900" == _sign_up(dev, key.format(1))
-    _await_versions(dev, "professional@1  open    1 subscription\n")
+    _await_versions(dev, "professional@1  open    8 subscriptions\n")
 
     assert run(dev, second).endswith(printed("versions"))
-    assert "15900" == _sign_up(dev, key.format(2))
+    assert "15900" == _sign_up(dev, "tm.professional.v2.location.month.usd")
 
     shown = _await_versions(dev, "professional@2  open    1 subscription\n")
-    assert "professional@1  closed  1 subscription\n" in shown
+    assert "professional@1  closed  8 subscriptions\n" in shown
     assert ": hosting costs more\n" in run(dev, ".venv/bin/tidemark catalog show --history")
     assert "no drift\n" == run(dev, ".venv/bin/tidemark catalog drift")
 

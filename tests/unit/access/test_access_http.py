@@ -64,7 +64,12 @@ async def test_a_denied_check_says_why_and_what_would_allow_it(served: Served) -
 
     assert status == 200
     assert {name: answer[name] for name in ("allowed", "reason", "type", "upgrade", "fallback", "gives")} == {
-        "allowed": False, "reason": "not_in_plan", "type": "flag", "upgrade": "team@1", "fallback": False, "gives": [],
+        "allowed": False, "reason": "not_in_plan", "type": "flag", "fallback": False, "gives": [],
+        "upgrade": {
+            "plan": "team@1",
+            "due_now": {"minor": 0, "currency": "usd", "exponent": 2},
+            "words": "team includes it: nothing today, then the usage from December 10.",
+        },
     }  # fmt: skip
     assert answer["freshness"]["version"] == 1
 

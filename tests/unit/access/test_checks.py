@@ -15,8 +15,9 @@ from schemas.access import Reason
 from schemas.clock import MINUTE_MS
 from schemas.entitlements import EntitlementVersion, Grant, Operation, SourceKind
 from schemas.errors import InvalidInput
+from schemas.upgrades import Money
 from tests.unit.catalog.files import SMALL, catalog_of
-from tests.worlds.business import ONE, Business, subscribe
+from tests.worlds.business import ONE, TEAM, Business, subscribe
 from tests.worlds.reconciler import START_MS
 
 
@@ -39,8 +40,10 @@ async def test_a_denied_check_names_the_plan_that_unlocks_it(business: Business)
     await business.settle()
     allowed = await business.checks.check("acme", "sso", ONE)
 
-    assert (denied.decision.allowed, denied.decision.reason, denied.upgrade) == (False, Reason.NOT_IN_PLAN, "team@1")
-    assert (allowed.decision.allowed, allowed.decision.reason, allowed.upgrade) == (True, Reason.INCLUDED, "")
+    assert denied.upgrade is not None
+    assert (denied.decision.allowed, denied.decision.reason) == (False, Reason.NOT_IN_PLAN)
+    assert (denied.upgrade.offer, denied.upgrade.due_now) == (TEAM, Money(0, "usd", 2))
+    assert (allowed.decision.allowed, allowed.decision.reason, allowed.upgrade) == (True, Reason.INCLUDED, None)
     assert (denied.version, allowed.version) == (1, 2)
 
 
