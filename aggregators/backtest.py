@@ -9,18 +9,17 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from decimal import Decimal
-from functools import lru_cache
 from typing import NamedTuple
 
 from aggregators.catalog_prices import prices_of
-from aggregators.periods import period_at
-from aggregators.rating import amount_of, catalog_rating
+from aggregators.periods import anchored_period
+from aggregators.rating import amount_of, rating_of_terms
 from schemas.aggregations import Aggregation
 from schemas.backtest import BackBill, LeftOut, Omission, PaidItem, PaidSubscription, Payer, PeriodTotal
 from schemas.catalog import Catalog, PlanId, Price
 from schemas.catalog_changes import CatalogKind, Standing
 from schemas.clock import MINUTE_MS
-from schemas.periods import INSTANT_MIN_MS, AccountState, Binding, Interval, Period
+from schemas.periods import INSTANT_MIN_MS, Interval, Period
 
 
 class PriceChange(NamedTuple):
@@ -179,7 +178,8 @@ def _new_charges(
 
 def _follows_anchor(subscription: PaidSubscription, item: PaidItem, price: Price) -> bool:
     """Whether the period that Stripe has is one of those counted from the anchor. In a trial none is yet."""
-    return _period(subscription, price.terms.interval, item.period_end_ms - 1).end_ms == _minute(item.period_end_ms)
+    end_ms = _minute(item.period_end_ms)
+    return _period(subscription, price.terms.interval, end_ms - 1).end_ms == end_ms
 
 
 def back_bills(
@@ -212,7 +212,7 @@ def _bill(payer: Payer, each: Compared, usage: PastUsage, span: Span, omitted: l
     for charges in (each.before, each.after):
         amount_minor = 0
         for price, quantity in charges:
-            rating = catalog_rating(price.terms)
+            rating = rating_of_terms(price.terms)
             if quantity is None:
                 due |= {period.end_ms for period in periods}
                 totals = (_quantity(payer.account, price.meter, period, usage) for period in periods)
@@ -301,22 +301,11 @@ def _begins_within(subscription: PaidSubscription, interval: str, span: Span) ->
 
 def months_before(instant_ms: int, months: int) -> int:
     """The instant so many calendar months before another."""
-    return _anchored(instant_ms, Interval.MONTH, months, _minute(instant_ms) - 1).start_ms
+    return anchored_period(instant_ms, Interval.MONTH, months, instant_ms - 1).start_ms
 
 
 def _period(subscription: PaidSubscription, interval: str, instant_ms: int) -> Period:
-    return _anchored(subscription.anchor_ms, Interval(interval), 1, instant_ms)
-
-
-def _anchored(anchor_ms: int, interval: Interval, count: int, instant_ms: int) -> Period:
-    return period_at(_state(anchor_ms, interval, count), instant_ms)
-
-
-@lru_cache(maxsize=1_024)
-def _state(anchor_ms: int, interval: Interval, count: int) -> AccountState:
-    """An account whose periods are counted from an anchor, for ever."""
-    binding = Binding(effective_from_ms=INSTANT_MIN_MS, anchor_ms=anchor_ms, interval=interval, interval_count=count)
-    return AccountState(bindings=(binding,))
+    return anchored_period(_minute(subscription.anchor_ms), Interval(interval), 1, instant_ms)
 
 
 def _minute(instant_ms: int) -> int:

@@ -124,12 +124,12 @@ def words(notice: Notice) -> tuple[str, str]:
         NoticeKind.LIMIT_WARNING: "Beyond the limit, requests may be refused.",
         NoticeKind.INCLUDED_WARNING: "What is used beyond it is billed.",
     }[notice.kind]
-    return (
-        f"{name} has used {notice.percent} % of {what}: {notice.subject}",
+    text = (
         f"Account {name} has used {data['used']} of {data['of']} {data['unit']} ({notice.subject}) "
         f"in the billing period that ends at {data['period_end']}. That is {notice.percent} % of {what}, or more.\n\n"
-        f"{after}\n",
+        f"{after}\n"
     )
+    return f"{name} has used {notice.percent} % of {what}: {notice.subject}", text
 
 
 def secret_bytes(secret: str) -> bytes:

@@ -49,8 +49,9 @@ def rating_of(terms: str) -> Rating:
         raise InvalidInput("price", f"does not have the form that Stripe documents: {error}") from error
 
 
+@lru_cache(maxsize=4_096)
 def rating_of_terms(terms: PriceTerms) -> Rating:
-    """The terms of a price of the catalog."""
+    """The terms of a price of the catalog, whose packages are rounded up."""
     tiers = tuple(Tier(tier.up_to, Fraction(tier.unit_minor), Fraction(tier.flat_minor)) for tier in terms.tiers)
     unit = Fraction(terms.unit_minor or 0)
     return Rating(terms.currency, unit, tiers, terms.mode == "volume", terms.package, rounds_up=True)
@@ -71,15 +72,6 @@ def _rating(price: Any) -> Rating:
     if not tiers or tiers[-1].up_to is not None or price.get("tiers_mode") not in ("graduated", "volume"):
         raise InvalidInput("tiers", "are not those of a price, the last one up to infinity")
     return Rating(price["currency"], Fraction(0), tiers, price["tiers_mode"] == "volume")
-
-
-@lru_cache(maxsize=4_096)
-def catalog_rating(terms: PriceTerms) -> Rating:
-    """The terms of a price of the catalog, whose packages are rounded up."""
-    if terms.tiers:
-        tiers = tuple(Tier(tier.up_to, Fraction(tier.unit_minor), Fraction(tier.flat_minor)) for tier in terms.tiers)
-        return Rating(terms.currency, Fraction(0), tiers, terms.mode == "volume")
-    return Rating(terms.currency, Fraction(terms.unit_minor or 0), divide_by=terms.package, rounds_up=True)
 
 
 def amount_of(rating: Rating, quantity: Decimal) -> int:

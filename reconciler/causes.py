@@ -66,6 +66,7 @@ class Pair(StrEnum):
     INVOICES = "intents ↔ invoices"
     MIRROR = "stripe ↔ mirror"
     ENTITLEMENTS = "mirror ↔ entitlements"
+    FLAGS = "entitlements ↔ stripe"
     COUNTERS = "counters"
     DUPLICATES = "usage_events ↔ usage_duplicates"
 

@@ -259,9 +259,9 @@ def backtest_lines(result: Backtest) -> list[str]:
         amounts = {name: major(getattr(total, f"{name}_minor"), total.exponent) for name in ("before", "after")}
         change = _signed(total.after_minor - total.before_minor, total.exponent)
         lines.append(
-            f"{currency}: {total.more} pay more ({_signed(total.more_minor, total.exponent)}), {total.less} pay less "
-            f"({_signed(total.less_minor, total.exponent)}), {total.same} pay the same: {amounts['before']} by the "
-            f"prices in force, {amounts['after']} by the new ones, {change}"
+            f"{currency}: paying more: {total.more} ({_signed(total.more_minor, total.exponent)}), paying less: "
+            f"{total.less} ({_signed(total.less_minor, total.exponent)}), paying the same: {total.same}; "
+            f"{amounts['before']} by the prices in force, {amounts['after']} by the new ones, {change}"
         )
         own = [bill for bill in bills if bill.currency == currency]
         lines += _table(own[:SHOWN_ROWS])

@@ -20,7 +20,7 @@ from schemas.notices import Channel, ChannelName, Delivery, DeliveryState, Notic
 
 SENT_AT_ONCE: Final = 20
 # Longer than the question whether a notice is true and one attempt can take together.
-CLAIM_MS: Final = 3 * MINUTE_MS
+CLAIM_MS: Final = 5 * MINUTE_MS
 UNKNOWN_MS: Final = 30 * SECOND_MS
 # The pauses after each failure: three days in all. After the last one the delivery is dead.
 PAUSES_MS: Final = (

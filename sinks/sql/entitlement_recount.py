@@ -6,13 +6,13 @@ catalogs' JSON by itself, and knows one instant instead of segments. PostgreSQL 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Final
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
 
-from sqlalchemy import Connection, text
+from sqlalchemy import Connection, TextClause, text
 from sqlalchemy.exc import DataError
 
-from schemas.entitlement_recount import RecountedFeature
+from schemas.entitlement_recount import KeptFlag, LinkedCustomer, RecountedFeature
 from sinks.sql.intents import Run
 
 _ACCOUNTS: Final = text("""
@@ -193,7 +193,7 @@ resolved AS (
 ),
 """
 # The newest version's segment of the instant, beside it.
-_COMPARED: Final = """
+_NEWEST: Final = """
 newest AS (
     SELECT a.account, n.version, segment->'features' AS features
     FROM asked a, LATERAL (
@@ -204,6 +204,8 @@ newest AS (
         WHERE (segment->>'from_ms')::numeric <= :now ORDER BY (segment->>'from_ms')::numeric DESC LIMIT 1
     ) s
 ),
+"""
+_COMPARED: Final = """
 kept AS (
     SELECT account, key AS feature, CASE WHEN said LIKE ':%' THEN substr(said, 2)::jsonb::text
         WHEN said ~ '^[0-9.]+$' THEN trim_scale(said::numeric)::text ELSE said END AS value
@@ -215,7 +217,44 @@ FROM resolved r FULL JOIN kept k USING (account, feature)
 JOIN asked a USING (account) LEFT JOIN newest n USING (account)
 ORDER BY account, feature
 """
-_RECOUNT: Final = text(f"WITH RECURSIVE {_BOUGHT}{_GRANTS}{_RESOLVED}{_COMPARED}")
+_HAS_FEATURES: Final = text("""
+SELECT EXISTS (
+    SELECT FROM catalog_versions, jsonb_each(body::jsonb->'features') AS e
+    WHERE state = 'active' AND e.value->>'stripe_feature' IS NOT NULL
+)
+""")
+_LINKED: Final = text("""
+SELECT a.account, l.customer_id, v.computed_ms, EXISTS (
+    SELECT FROM subscriptions s
+    WHERE s.customer_id = l.customer_id AND s.status = 'paused' AND s.deleted IS DISTINCT FROM 1
+)
+FROM accounts a, LATERAL (
+    SELECT customer_id FROM account_customers c WHERE c.account = a.account AND c.starts_ms <= :now
+    ORDER BY starts_ms DESC LIMIT 1
+) l, LATERAL (
+    SELECT computed_ms FROM entitlement_versions e WHERE e.account = a.account ORDER BY version DESC LIMIT 1
+) v
+WHERE a.account > :after AND l.customer_id <> ''
+ORDER BY a.account LIMIT :limit
+""")
+_FLAGS: Final = text(f"""
+WITH asked AS (SELECT account FROM accounts WHERE account = ANY(:accounts)),
+{_NEWEST}
+known AS (
+    SELECT e.key AS feature, e.value->>'stripe_feature' AS lookup_key
+    FROM catalog_versions, jsonb_each(body::jsonb->'features') AS e
+    WHERE state = 'active' AND e.value->>'stripe_feature' IS NOT NULL
+)
+SELECT n.account, k.lookup_key, COALESCE(found->'value' = 'true', FALSE), EXISTS (
+    SELECT FROM jsonb_array_elements(found->'gives') AS give
+    WHERE found->'value' = 'true' AND give->>0 IN ('plan', 'addon') AND give->3 = 'true'
+), EXISTS (
+    SELECT FROM jsonb_array_elements(found->'gives') AS give WHERE give->>0 IN ('override', 'contract', 'promotion')
+)
+FROM newest n CROSS JOIN known k, LATERAL (SELECT n.features->k.feature AS found) f
+ORDER BY n.account, k.lookup_key
+""")  # noqa: S608  # texts of ours
+_RECOUNT: Final = text(f"WITH RECURSIVE {_BOUGHT}{_GRANTS}{_RESOLVED}{_NEWEST}{_COMPARED}")
 
 
 class SqlEntitlementRecount:
@@ -229,10 +268,22 @@ class SqlEntitlementRecount:
         return await self._run(lambda connection: list(connection.execute(_ACCOUNTS, values).scalars()))
 
     async def recount(self, accounts: Sequence[str], now_ms: int) -> Sequence[RecountedFeature]:
-        values = {"accounts": list(accounts), "now": now_ms}
+        rows = await self._rows(_RECOUNT, {"accounts": list(accounts), "now": now_ms})
+        return [RecountedFeature(*row) for row in rows]
 
-        def body(connection: Connection) -> list[RecountedFeature]:
-            return [RecountedFeature(*row) for row in connection.execute(_RECOUNT, values)]
+    async def has_stripe_features(self) -> bool:
+        return bool((await self._rows(_HAS_FEATURES, {}))[0][0])
+
+    async def linked(self, now_ms: int, after: str = "", limit: int = 200) -> Sequence[LinkedCustomer]:
+        rows = await self._rows(_LINKED, {"now": now_ms, "after": after, "limit": limit})
+        return [LinkedCustomer(*row) for row in rows]
+
+    async def flags(self, accounts: Sequence[str], now_ms: int) -> Sequence[KeptFlag]:
+        return [KeptFlag(*row) for row in await self._rows(_FLAGS, {"accounts": list(accounts), "now": now_ms})]
+
+    async def _rows(self, wanted: TextClause, values: Mapping[str, object]) -> Sequence[Any]:
+        def body(connection: Connection) -> Sequence[Any]:
+            return connection.execute(wanted, values).all()
 
         try:
             return await self._run(body)

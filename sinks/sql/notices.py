@@ -18,6 +18,8 @@ _FACTS: Final = Notice._fields
 # The texts are in the statements because PostgreSQL finds a partial index only then.
 _IS_WAITING: Final = notices.c.state == literal_column(f"'{DeliveryState.WAITING}'")
 _IS_DEAD: Final = notices.c.state == literal_column(f"'{DeliveryState.DEAD}'")
+# What is found to be true again in such a state waits again.
+_REVIVED: Final = DeliveryState.OBSOLETE.value
 _IS_CLAIMED: Final = and_(
     notices.c.id == bindparam("key"),
     notices.c.channel == bindparam("by"),
@@ -122,7 +124,7 @@ def _add(connection: Connection, rows: list[Values]) -> int:
     written = new.on_conflict_do_update(
         index_elements=list(notices.primary_key),
         set_={name: new.excluded[name] for name in again},
-        where=notices.c.state == DeliveryState.OBSOLETE.value,
+        where=notices.c.state == _REVIVED,
     ).returning(notices.c.id)
     return sum(len(connection.execute(written, chunk).all()) for chunk in chunks(rows))
 

@@ -19,8 +19,8 @@ from pipeline.access.renewal import commerce_of
 from schemas.catalog import PlanId
 from schemas.catalog_changes import CatalogKind, CatalogPlan, KnownPlan, PlanState, StripeRecord
 from schemas.clock import DAY_MS
-from schemas.entitlement_recount import RecountedFeature
-from schemas.entitlements import UNLIMITED, Operation, Value
+from schemas.entitlement_recount import KeptFlag, LinkedCustomer, RecountedFeature
+from schemas.entitlements import UNLIMITED, Grant, Operation, SourceKind, Value
 from sinks.sql import tables as t
 from sinks.sql.store import PostgresSideTables
 from tests.services.postgres import opened_tables
@@ -227,6 +227,28 @@ async def test_an_account_without_a_version_lacks_every_feature(store: PostgresS
         ("included:tokens", None), ("reporting", None), ("seats", None), ("sso", None), ("tokens", None),
     ]  # fmt: skip
     assert {row.version for row in rows} == {0}
+
+
+async def test_flags_say_what_gave_them(store: PostgresSideTables) -> None:
+    """Stripe knows what is bought, and nothing of what people decide."""
+    await one_account(store)
+    assert await store.entitlement_recount.has_stripe_features()
+    assert await store.entitlement_recount.linked(NOW_MS) == [LinkedCustomer("acme", "cus_1", NOW_MS, is_paused=False)]
+    bought = [KeptFlag("acme", "sso", is_on=True, is_bought=True, is_decided=False)]
+    assert await store.entitlement_recount.flags(["acme"], NOW_MS) == bought
+    assert [flag.is_on for flag in await store.entitlement_recount.flags(["acme"], 0)] == [False]
+
+    denial = Grant("sso", SourceKind.OVERRIDE, "o", Operation.DENY, value=False, starts_ms=0, reason="why")
+    await store.entitlements.override("acme", denial, "ann", NOW_MS)
+    await renew(store)
+    decided = [KeptFlag("acme", "sso", is_on=False, is_bought=False, is_decided=True)]
+    assert await store.entitlement_recount.flags(["acme"], NOW_MS) == decided
+
+    paused = update(t.mirror["subscriptions"]).values(status="paused")
+    await store._run(lambda connection: connection.execute(paused))
+    assert [each.is_paused for each in await store.entitlement_recount.linked(NOW_MS)] == [True]
+    assert await store.entitlement_recount.linked(NOW_MS, "acme") == []
+    assert await store.entitlement_recount.linked(-1) == []
 
 
 async def test_a_text_that_is_no_json_is_said(store: PostgresSideTables) -> None:

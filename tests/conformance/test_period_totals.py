@@ -33,7 +33,7 @@ def rows() -> list[HourlyRow]:
         for account in ("acme", HOSTILE):
             common = {"aggregation": aggregation, "account": account}
             made.append(cell(meter, 2_500, latest=(2, 2), **common))  # type: ignore[arg-type]  # the values fit
-            made.append(cell(meter, 5_000, latest=(1, 9), hour_ms=NOW_MS - NOW_MS % HOUR_MS - HOUR_MS, **common))  # type: ignore[arg-type]
+            made.append(cell(meter, 5_000, latest=(1, 9), hour_ms=NOW_MS - NOW_MS % HOUR_MS - HOUR_MS, **common))  # type: ignore[arg-type]  # as above
         october = cell(meter, 1, aggregation=aggregation, hour_ms=OCTOBER.start_ms)
         made.append(october._replace(period_start_ms=OCTOBER.start_ms, period_end_ms=OCTOBER.end_ms))
         # A restatement has emptied this cell.

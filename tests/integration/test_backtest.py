@@ -201,7 +201,10 @@ async def test_the_bills_of_a_month_to_the_cent(shop: Shop, tmp_path: Path) -> N
     rows = list(csv.DictReader((tmp_path / "bills.csv").read_text().splitlines()))
     assert {"ada": "-8.00", "dora": "-8700"}.items() <= {row["account"]: row["difference"] for row in rows}.items()
     lines = backtest_lines(result)
-    assert "jpy: 0 pay more (0), 1 pay less (-8700), 0 pay the same: 13500 by the prices in force, 4800" in lines[1]
+    assert lines[1] == (
+        "jpy: paying more: 0 (0), paying less: 1 (-8700), paying the same: 0; 13500 by the prices in force, 4800 by "
+        "the new ones, -8700"
+    )
     assert any(line.startswith("left out: 1 customers belong to no account: cus_") for line in lines)
     document = backtest_document(result)
     assert {"currency": "jpy", "difference": "-8700", "pay_less": 1}.items() <= document["totals"][0].items()

@@ -224,7 +224,12 @@ OMISSIONS: Final[Mapping[str, Case]] = {
         {LeftOut.BEGUN_WITHIN: 1, LeftOut.RUNNING: 1},
     ),
     "begun on November 1": (
-        payer(TEAM._replace(starts_ms=NOVEMBER_MS + 7, anchor_ms=NOVEMBER_MS + 7)), NEW, USED, {},
+        payer(
+            TEAM._replace(
+                starts_ms=NOVEMBER_MS + 59_000, anchor_ms=NOVEMBER_MS + 59_000,
+                items=tuple(item._replace(period_end_ms=item.period_end_ms + 59_000) for item in TEAM.items),
+            )
+        ), NEW, USED, {},
         [("usd", 2, 6_015, 7_215)], {LeftOut.RUNNING: 1},
     ),
     "in a trial": (

@@ -12,7 +12,7 @@ import msgspec
 import pytest
 
 from aggregators.catalog_prices import all_prices
-from aggregators.rating import amount_of, catalog_rating, rating_of
+from aggregators.rating import amount_of, rating_of, rating_of_terms
 from schemas.catalog import Price
 from sinks.stripe.catalog import price_fields
 from stripe_simulator import Simulator
@@ -113,13 +113,13 @@ def golden() -> Iterator[Any]:
 def test_amounts_by_hand(name: str, currency: str, quantity: str, minor: int) -> None:
     price = all_prices(catalog_of(GOLDEN))[f"tm.{name}.month.{currency}"]
 
-    assert minor == amount_of(catalog_rating(price.terms), Decimal(quantity))
+    assert minor == amount_of(rating_of_terms(price.terms), Decimal(quantity))
 
 
 def test_an_invoice_is_the_sum_of_its_lines() -> None:
     """Scenario 1: 137 510 calls in November, billed with the base fee of December."""
     prices = all_prices(catalog_of(GOLDEN))
-    base, calls = (catalog_rating(prices[f"tm.api.v1.{name}.month.usd"].terms) for name in ("base", "calls"))
+    base, calls = (rating_of_terms(prices[f"tm.api.v1.{name}.month.usd"].terms) for name in ("base", "calls"))
 
     assert 26_651 == amount_of(base, Decimal(1)) + amount_of(calls, Decimal(137_510))
 
@@ -222,7 +222,7 @@ def test_any_price_of_a_catalog_costs_what_the_simulators_invoice_says() -> None
         stripe = Stripe()
         for price in all_prices(catalog_of(catalog_text(chance))).values():
             body = stripe.create(price_fields(price.terms, "mtr_1" if price.meter else ""))
-            ours, stripes = catalog_rating(price.terms), rating_of(msgspec.json.encode(body).decode())
+            ours, stripes = rating_of_terms(price.terms), rating_of(msgspec.json.encode(body).decode())
             done += 1
             kinds.add(price.terms.mode or ("package" if price.terms.package > 1 else "unit"))
             for quantity in quantities(chance, price):

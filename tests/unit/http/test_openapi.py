@@ -22,6 +22,7 @@ from pipeline.open import DEFAULT_CATALOG
 from schemas.clock import DAY_MS
 from schemas.holds import Hold
 from schemas.log import Log
+from schemas.notices import ChannelName, Notice, NoticeKind
 from tests.unit.catalog.files import catalog_of
 from tests.worlds.account_links import opened_links
 from tests.worlds.business import Business
@@ -50,7 +51,11 @@ async def gateway(tmp_path: Path) -> AsyncIterator[Gateway]:
         hold = Hold(example, "acme", "api_calls", Decimal(40), now_ms, now_ms + DAY_MS, is_metered=True)
         await business.sql.holds.take(hold, frozenset(), lambda _: True, None, now_ms)
     access = (business.checks, business.sql.entitlements)
-    async with running(tmp_path, accounts=await opened_links(), access=lambda: access) as running_gateway:
+    made = Notice("ntc_1", NoticeKind.LIMIT_WARNING, "acme", "api_calls", 0, 1, 80, '{"data": {"used": "812"}}', 0)
+    await business.sql.notices.add([made], [ChannelName.WEBHOOK])
+    async with running(
+        tmp_path, accounts=await opened_links(), access=lambda: access, notices=lambda: business.sql.notices
+    ) as running_gateway:
         yield running_gateway
 
 
@@ -119,6 +124,7 @@ ANSWERS: Final = [
     pytest.param("GET", "/v1/accounts/acme", "/v1/accounts/{account}", 200, id="account"),
     pytest.param("PUT", "/v1/accounts/acme", "/v1/accounts/{account}", 400, id="account without a customer"),
     pytest.param("GET", "/v1/billing/intents?state=pending", "/v1/billing/intents", 200, id="intents"),
+    pytest.param("GET", "/v1/notices?account=acme", "/v1/notices", 200, id="notices"),
     pytest.param("GET", "/v1/accounts/acme/entitlements", "/v1/accounts/{account}/entitlements", 200, id="access"),
     pytest.param("POST", "/v1/access/check", "/v1/access/check", 400, id="check of something else"),
     pytest.param("POST", "/v1/access/holds/hold_1/release", "/v1/access/holds/{hold}/release", 404, id="no hold"),
