@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from decimal import ROUND_CEILING, Decimal
 
+from aggregators.overage import Tariff
 from schemas.access import Decision, Reason, Standing, Usage
 from schemas.catalog import FeatureType
 from schemas.clock import MINUTE_MS
@@ -21,15 +22,16 @@ def decide(
     *,
     included: Decimal | None = None,
     soft: bool = False,
+    tariff: Tariff | None = None,
 ) -> Decision:
     """Whether an account may use `quantity` more of a feature.
 
     `included`: the usage that the base price covers; usage beyond it is billed. None: the feature has no price. `soft`:
-    the limit warns and does not refuse.
+    the limit warns and does not refuse. `tariff`: what usage beyond costs; None if that is not known.
     """
     if feature.type in (FeatureType.FLAG, FeatureType.CONFIG):
         return _switched(feature, resolved, standing)
-    return _counted(feature, resolved, usage, quantity, standing, included=included, soft=soft)
+    return _counted(feature, resolved, usage, quantity, standing, included=included, soft=soft, tariff=tariff)
 
 
 def fallback(feature: Feature, *, allow: bool) -> Decision:
@@ -62,6 +64,7 @@ def _counted(
     *,
     included: Decimal | None,
     soft: bool,
+    tariff: Tariff | None,
 ) -> Decision:
     taken = usage.used + usage.held
     after = taken + quantity
@@ -78,6 +81,7 @@ def _counted(
         remaining=max(_NONE, limit - taken) if isinstance(limit, Decimal) else UNLIMITED,
         included=included,
         overage=overage,
+        spending=None if tariff is None else tariff.spending(usage.used),
     )
     is_over = isinstance(limit, Decimal) and after > limit
     if resolved.is_denied or limit == 0:
@@ -85,7 +89,7 @@ def _counted(
     if is_over and not soft:
         full = Reason.SEATS_FULL if feature.type is FeatureType.SEAT else Reason.LIMIT_REACHED
         return decided._replace(allowed=False, reason=full)
-    if overage and usage.overage_max is not None and overage > usage.overage_max:
+    if overage and tariff and tariff.cap_minor is not None and tariff.cost_minor(after) > tariff.cap_minor:
         return decided._replace(allowed=False, reason=Reason.SPEND_CAP_REACHED)
     if is_over:
         return decided._replace(reason=Reason.SOFT_LIMIT_PASSED)

@@ -7,6 +7,7 @@ from enum import StrEnum
 from typing import NamedTuple
 
 from schemas.entitlements import Grant, Unlimited
+from schemas.upgrades import Money
 
 
 class Reason(StrEnum):
@@ -48,14 +49,17 @@ class Reason(StrEnum):
 
 
 class Usage(NamedTuple):
-    """What of a limit or of seats is taken, in units: `used` is counted, `held` is promised to others.
-
-    `overage_max`: the greatest overage that the spend cap allows; None without a cap.
-    """
+    """What of a limit or of seats is taken, in units: `used` is counted, `held` is promised to others."""
 
     used: Decimal = Decimal(0)
     held: Decimal = Decimal(0)
-    overage_max: Decimal | None = None
+
+
+class Spending(NamedTuple):
+    """What the overage of a period costs so far, and what it may cost at most; `cap` is None without a cap."""
+
+    so_far: Money
+    cap: Money | None
 
 
 class Standing(NamedTuple):
@@ -74,7 +78,8 @@ class Standing(NamedTuple):
 
 class Decision(NamedTuple):
     """Whether it is allowed, and why. `limit`, `used`, `held` and `remaining` are None for flags and configs;
-    `overage` is the quantity beyond what is included, 0 without an included quantity. `value` is a config's JSON."""
+    `overage` is the quantity beyond what is included, 0 without an included quantity. `value` is a config's JSON.
+    `spending`: what the overage costs; None if that is not known, or nothing is beyond."""
 
     allowed: bool
     reason: Reason
@@ -86,3 +91,4 @@ class Decision(NamedTuple):
     included: Decimal | None = None
     overage: Decimal = Decimal(0)
     value: str | None = None
+    spending: Spending | None = None

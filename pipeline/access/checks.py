@@ -14,6 +14,7 @@ from typing import Final, NamedTuple, Protocol
 from aggregators.access import decide, fallback, overshoot_bound
 from aggregators.account_grants import INCLUDED, Commerce, features_of, granted
 from aggregators.entitlements import next_change_ms, resolve, segment_at
+from aggregators.overage import Tariff, is_capped, tariff_of
 from aggregators.price_list import PriceList, price_list
 from aggregators.upgrade import Denied, upgrade_of
 from pipeline.access.billed import BilledAccounts
@@ -101,6 +102,7 @@ class _Found(NamedTuple):
     segment: Segment
     counted: Counted | None
     used: Decimal
+    tariff: Tariff | None = None
 
 
 class AccessChecks:
@@ -209,15 +211,15 @@ class AccessChecks:
         return self.holds
 
     async def _plain(self, commerce: Commerce, asked: _Asked) -> Answer:
-        found = await self._found(asked)
+        found = await self._found(commerce, asked)
         held = await self._held(asked, found)
         if found.counted and found.counted.is_cached and _is_near(asked, found, held):
-            found = await self._found(asked, fresh=True)
+            found = await self._found(commerce, asked, fresh=True)
             held = await self._held(asked, found)
         return await self._answer(commerce, asked, found, held)
 
     async def _with_hold(self, commerce: Commerce, asked: _Asked, holds: GatewayHolds, request: HoldRequest) -> Answer:
-        found = await self._found(asked, fresh=True)
+        found = await self._found(commerce, asked, fresh=True)
         wanted = holds.wanted(
             asked.account, asked.feature.name, asked.quantity, request, is_metered=asked.term.meter is not None
         )
@@ -233,14 +235,31 @@ class AccessChecks:
             answer = answer._replace(decision=answer.decision._replace(allowed=True, reason=Reason.WITHIN_LIMIT))
         return answer._replace(hold=taken.hold)
 
-    async def _found(self, asked: _Asked, *, fresh: bool = False) -> _Found:
+    async def _found(self, commerce: Commerce, asked: _Asked, *, fresh: bool = False) -> _Found:
         now_ms = self._clock.now_ms()
         known = await self._accounts.get(asked.account)
         counted = await self._usage(asked.account, asked.term.meter, fresh=fresh) if asked.term.meter else None
         if not known.version:
             known = known._replace(segments=self._default)
         used = counted.used if counted else asked.used or NOTHING
-        return _Found(now_ms, known, segment_at(known.segments, now_ms), counted, used)
+        found = _Found(now_ms, known, segment_at(known.segments, now_ms), counted, used)
+        return found._replace(tariff=await self._tariff(commerce, asked, found))
+
+    async def _tariff(self, commerce: Commerce, asked: _Asked, found: _Found) -> Tariff | None:
+        """What usage beyond the included quantity costs, if that may decide, or if there is any."""
+        meter, covered = asked.term.meter, found.segment.features.get(f"{INCLUDED}{asked.term.meter}")
+        if meter is None or covered is None or not isinstance(covered.value, Decimal) or not covered.gives:
+            return None
+        decides = is_capped(commerce, covered, meter)
+        if not decides and found.used <= covered.value:
+            return None
+        try:
+            billed = await self._billed.get(asked.account, found.known.version)
+        except Transient:
+            if decides:
+                raise
+            return None
+        return tariff_of(commerce, self._prices, billed, covered, meter)
 
     async def _held(self, asked: _Asked, found: _Found) -> Decimal:
         if self.holds is None or asked.feature.type not in (terms.FeatureType.LIMIT, terms.FeatureType.SEAT):
@@ -300,13 +319,17 @@ def _decided(asked: _Asked, found: _Found, held: Decimal) -> Decision:
         _standing(found.known, asked.feature.name, found.now_ms),
         included=_included(found.segment, asked.term.meter),
         soft=asked.term.soft,
+        tariff=found.tariff,
     )
 
 
 def _is_near(asked: _Asked, found: _Found, held: Decimal) -> bool:
-    """Whether the account would have used 90 % of its limit or more, so that no old total may decide."""
+    """Whether the account would have used 90 % of its limit or of its cap or more, so that no old total may decide."""
+    after, cap_minor = found.used + held + asked.quantity, found.tariff.cap_minor if found.tariff else None
+    if found.tariff and cap_minor is not None and found.tariff.cost_minor(after) * 10 >= cap_minor * 9:
+        return True
     limit = _resolved(asked, found).value
-    return isinstance(limit, Decimal) and (found.used + held + asked.quantity) * 10 >= limit * 9
+    return isinstance(limit, Decimal) and after * 10 >= limit * 9
 
 
 def _included(segment: Segment, meter: str | None) -> Decimal | None:

@@ -13,7 +13,7 @@ import pytest
 from aggregators.instants import parse_instant_us
 from aggregators.periods import anchored_period
 from aggregators.proration import Licensed, prorated
-from aggregators.rating import rating_of_terms, exact_amount, rating_of
+from aggregators.rating import exact_amount, rating_of, rating_of_terms
 from schemas.catalog import PriceTerms, PriceTier
 from schemas.clock import DAY_MS
 from schemas.periods import Interval
