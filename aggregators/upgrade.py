@@ -28,7 +28,8 @@ from schemas.entitlements import Feature, Grant, Resolved, SourceKind, Span
 from schemas.periods import Interval
 from schemas.upgrades import Billed, Money, Renewal, Upgrade
 
-_QUANTITY_MAX: Final = 10**9
+# Nobody buys more seats than this by their number.
+_SEATS_MAX: Final = 10**9
 # What the default plan gives ends with the first plan that is bought.
 _REPLACED: Final = frozenset({SourceKind.DEFAULT, SourceKind.FALLBACK})
 _ALWAYS: Final = Span(0)
@@ -61,7 +62,7 @@ def upgrade_of(commerce: Commerce, prices: PriceList, billed: Billed, denied: De
 
     None if nothing on sale would allow it, if a person took it away, or if the account owes something.
     """
-    if denied.resolved.is_denied or denied.wanted > _QUANTITY_MAX:
+    if denied.resolved.is_denied:
         return None
     now_ms -= now_ms % SECOND_MS
     for account in accounts_of(commerce, prices, billed, now_ms):
@@ -97,6 +98,8 @@ def _plan_offers(
     for plan, sold in plans.items():
         sale = prices.get(Sale(plan, interval, account.currency))
         if sale is None or sold.rank < account.rank:
+            continue
+        if denied.wanted > _SEATS_MAX and any(terms.feature == denied.feature.name for terms in sale.values()):
             continue
         bought = [_bought(plan, interval, component, terms, account, denied) for component, terms in sale.items()]
         addons = [_moved(each, prices, interval, account) for each in account.paid if _stays(commerce, each, plan)]
