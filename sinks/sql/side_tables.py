@@ -116,6 +116,13 @@ class SqlSideTables(ABC):
 
         return await self._run(body)
 
+    async def held_among(self, event_ids: Sequence[str]) -> set[str]:
+        def body(connection: Connection) -> set[str]:
+            rows = rows_where(connection, processed_events, "event_id", set(event_ids))
+            return {row["event_id"] for row in rows if row["outcome"] == Outcome.HELD}
+
+        return await self._run(body)
+
     async def seen(self, event_ids: Sequence[str]) -> dict[str, Via]:
         def body(connection: Connection) -> dict[str, Via]:
             rows = rows_where(connection, processed_events, "event_id", set(event_ids))
