@@ -138,6 +138,8 @@ class Dev:
             "TIDEMARK_STRIPE_ACCOUNT": SIMULATOR_ACCOUNT,
             "TIDEMARK_API_KEYS": str(self.data_dir / API_KEYS_FILE),
             "TIDEMARK_GATEWAY_PORT": gateway_port,
+            # A developer sees a notice at once.
+            "TIDEMARK_NOTICES_SWEEP_S": os.environ.get("TIDEMARK_NOTICES_SWEEP_S", "3"),
             "TIDEMARK_MAIL_URL": os.environ.get("TIDEMARK_MAIL_URL", f"file://{self.data_dir / NOTICES_FILE}"),
             **await self._webhooks(gateway_port),
         }
