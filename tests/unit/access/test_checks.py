@@ -10,7 +10,7 @@ import pytest
 import pytest_asyncio
 
 from pipeline.access import known as known_accounts
-from pipeline.access.billed import AGE_MS_MAX
+from pipeline.access.billed import AGE_MS_MAX, PAUSE_MS
 from pipeline.access.checks import AccessChecks
 from schemas.access import Reason
 from schemas.clock import DAY_MS, MINUTE_MS
@@ -325,12 +325,36 @@ async def test_a_renewed_period_is_that_of_the_answer(business: Business) -> Non
 
 
 async def test_without_sql_a_denied_check_names_no_upgrade(business: Business, monkeypatch: pytest.MonkeyPatch) -> None:
+    """SQL is asked once in a while, and not by every check."""
     await business.reason("tokens")
+    times: list[int] = []
 
-    async def away(_self: object, _account: str, _now_ms: int) -> Billed:
+    async def away(_self: object, _account: str, now_ms: int) -> Billed:
+        times.append(now_ms)
         raise Transient("PostgreSQL does not answer")
 
     monkeypatch.setattr(type(business.sql.entitlements), "billed", away)
-    answer = await business.checks.check("acme", "sso", ONE)
+    answers = [await business.checks.check("acme", "sso", ONE) for _ in range(3)]
+    business.clock.advance(PAUSE_MS)
+    answers.append(await business.checks.check("acme", "sso", ONE))
 
-    assert (answer.decision.reason, answer.upgrade) == (Reason.NOT_IN_PLAN, None)
+    assert {(each.decision.reason, each.upgrade) for each in answers} == {(Reason.NOT_IN_PLAN, None)}
+    assert len(times) == 2
+
+
+async def test_denied_checks_that_come_together_read_once_what_is_paid(
+    business: Business, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await business.reason("tokens")
+    store, read, calls = business.sql.entitlements, type(business.sql.entitlements).billed, 0
+
+    async def slow(_self: object, account: str, now_ms: int) -> Billed:
+        nonlocal calls
+        calls += 1
+        await asyncio.sleep(0)
+        return await read(store, account, now_ms)
+
+    monkeypatch.setattr(type(store), "billed", slow)
+    answers = await asyncio.gather(*(business.checks.check("acme", "sso", ONE) for _ in range(5)))
+
+    assert (calls, {each.upgrade.offer for each in answers if each.upgrade}) == (1, {TEAM})
