@@ -196,6 +196,25 @@ async def test_a_new_price_is_for_who_signs_up_and_who_has_the_old_one_keeps_it(
     assert (2, "anna", "because") == (standing.catalog.version, standing.applied_by, standing.reason)
 
 
+async def test_a_meter_that_was_made_again_bills_nothing_through_the_old_prices(
+    world: World, served_simulator: ServedSimulator
+) -> None:
+    """Stripe's prices name the meter by its id. Somebody deactivated it, and made one of the same event name."""
+    await world.apply_file(SMALL)
+    sdk = Sdk(served_simulator.simulator, served_simulator.clock)
+    old = (await world.objects.read()).meters["tm_tokens"].id
+    await sdk("v1.billing.meters.deactivate", old, {})
+    params = {"display_name": "Tokens", "event_name": "tm_tokens", "default_aggregation": {"formula": "sum"}}
+    new = (await sdk("v1.billing.meters.create", params))["id"]
+    await sdk.close()
+
+    plan = await world.plan(SMALL)
+
+    assert f"meter tm_tokens is {new}, and was {old}: the prices of the old one bill no usage" in plan.drift
+    assert 2 == len([line for line in plan.drift if f"event_name {old}, not tm_tokens" in line])
+    assert "a price never changes: raise the version of team to 2" in plan.refusals[0]
+
+
 async def test_a_person_reads_what_will_be_done_and_who_is_touched(world: World) -> None:
     await world.apply_file(SMALL)
     await world.subscribe((await world.store.standing()).records[CatalogKind.PRICE, SEAT].stripe_id)
