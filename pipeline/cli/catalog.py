@@ -5,13 +5,17 @@ from __future__ import annotations
 import json
 from asyncio import run
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import click
 
 from pipeline.cli.context import EXIT_FAILURE, confirm, settings
-from pipeline.cli.operate import user
+from pipeline.cli.operate import COUNT, user
 from schemas.errors import InvalidInput
+
+if TYPE_CHECKING:
+    from pipeline.settings import Settings
+    from schemas.catalog import PlanId
 
 _FILE: Final = click.Path(exists=True, dir_okay=False, path_type=Path)
 _JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
@@ -112,6 +116,53 @@ def catalog_apply(plan_path: Path, reason: str, by: str | None, yes: bool) -> No
         click.echo(f"catalog version {plan.catalog.version} is active")
     else:
         click.echo(f"catalog version {plan.catalog.version} is active already; nothing to do")
+
+
+@catalog.command("migrate")
+@click.argument("source", metavar="PLAN@VERSION")
+@click.argument("target", metavar="VERSION")
+@click.option(
+    "--at", type=click.Choice(["renewal"]), required=True, expose_value=False, help="When: at the end of what is paid."
+)
+@click.option("--limit", type=COUNT, default=10_000, show_default=True, help="Look at so many subscriptions at most.")
+@click.option("--yes", is_flag=True, help="Do it; without this option, the command only says what it would do.")
+@click.option("--reason", default="", help="Why; the audit keeps it. Needed with --yes.")
+@click.option("--by", help="Who; the user of this machine if unset. The audit keeps it.")
+@_JSON
+def catalog_migrate(
+    source: str, target: str, limit: int, yes: bool, reason: str, by: str | None, as_json: bool
+) -> None:
+    """Move the subscriptions of a plan's version to another version of the plan.
+
+    Prints who would be moved, and what the new version gives less of. With --yes, each gets a schedule at Stripe that
+    changes its prices at its renewal. Repeat the command after an error: no subscription is scheduled twice.
+    """
+    from pipeline.commands.plan_moves import versions_of
+
+    plans = versions_of(source, target)
+    if yes and not reason.strip():
+        raise InvalidInput("--reason", "say why: the audit keeps it")
+    deployment = settings()
+    is_whole = run(_migrated(deployment, plans, limit, (by or user(), reason) if yes else None, as_json=as_json))
+    raise SystemExit(0 if is_whole else EXIT_FAILURE)
+
+
+async def _migrated(
+    deployment: Settings, plans: tuple[PlanId, PlanId], limit: int, by: tuple[str, str] | None, *, as_json: bool
+) -> bool:
+    """Print a preview, and with a person and a reason migrate; whether every subscription can be moved."""
+    from pipeline.commands.plan_moves import migrate, opened, preview, preview_document, preview_lines
+
+    async with opened(deployment) as parts:
+        found = await preview(parts, *plans, limit)
+        if by is None:
+            lines = [*preview_lines(found), "nothing was done: add --yes and --reason to do it"]
+            click.echo(json.dumps(preview_document(found)) if as_json else "\n".join(lines))
+            return not any(each.hindrance for each in found.planned)
+        ends = await migrate(parts, found, *by, (lambda _: None) if as_json else click.echo)
+    words = ", ".join(f"{count} {end}" for end, count in sorted(ends.items())) or "no subscription has the version"
+    click.echo(json.dumps(dict(ends)) if as_json else words)
+    return not ends.get("not movable")
 
 
 @catalog.command("drift")
