@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from asyncio import run
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NoReturn
 
 import click
 
@@ -14,8 +14,12 @@ from pipeline.cli.operate import COUNT, user
 from schemas.errors import InvalidInput
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from aggregators.catalog import CatalogProblem
     from pipeline.settings import Settings
     from schemas.catalog import PlanId
+    from schemas.catalog_changes import CatalogPlan
 
 _FILE: Final = click.Path(exists=True, dir_okay=False, path_type=Path)
 _JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
@@ -75,12 +79,7 @@ def catalog_plan(
 
     plan, problems = run(plan_file(settings(), file, in_place=in_place))
     if plan is None:
-        if as_json:
-            click.echo(json.dumps({"problems": [problem._asdict() for problem in problems]}))
-        else:
-            for line, field, message in problems:
-                click.echo(f"{file.name}:{line}: {field}: {message}")
-        raise InvalidInput(file.name, f"{len(problems)} problems; nothing is planned until they are corrected")
+        _refuse(file, problems, as_json=as_json)
     document = plan_document(plan)
     if not as_json:
         click.echo("\n".join(plan_lines(plan)))
@@ -97,25 +96,56 @@ def catalog_plan(
         save_plan(plan, out)
 
 
+def _refuse(file: Path, problems: Sequence[CatalogProblem], *, as_json: bool) -> NoReturn:
+    """Print what is wrong with a catalog file, and raise `InvalidInput`."""
+    if as_json:
+        click.echo(json.dumps({"problems": [problem._asdict() for problem in problems]}))
+    else:
+        for line, field, message in problems:
+            click.echo(f"{file.name}:{line}: {field}: {message}")
+    raise InvalidInput(file.name, f"{len(problems)} problems; nothing is planned until they are corrected")
+
+
 @catalog.command("apply")
-@click.argument("plan_path", metavar="PLAN", type=_FILE)
+@click.argument("path", metavar="PLAN", type=_FILE)
 @click.option("--reason", required=True, help="Why; the audit keeps it.")
 @click.option("--by", help="Who; the user of this machine if unset. The audit keeps it.")
 @click.option("--yes", is_flag=True, help="Do not ask.")
-def catalog_apply(plan_path: Path, reason: str, by: str | None, yes: bool) -> None:
+def catalog_apply(path: Path, reason: str, by: str | None, yes: bool) -> None:
     """Do exactly what PLAN says, a file that `catalog plan --out` wrote. Refuses if anything has changed since.
 
-    Repeat the command after an error: what was done is not done again. What is sold changes at the end, at once.
+    PLAN may be a catalog file: then the command plans it, prints the plan, and asks. Repeat the command after an error:
+    what was done is not done again. What is sold changes at the end, at once.
     """
-    from pipeline.commands.catalog import apply_file, load_plan
+    from pipeline.commands.catalog import apply_file, is_plan, load_plan
 
-    deployment, plan, actor = settings(), load_plan(plan_path), by or user()
+    deployment, actor = settings(), by or user()
+    if is_plan(path):
+        plan = load_plan(path)
+    else:
+        plan = _planned(deployment, path)
+        # A plan that is final asks below, with other words.
+        if plan.actions and not plan.is_final:
+            confirm("Apply this plan?", yes=yes)
     if plan.is_final:
         confirm("Apply? Usage until the next meter set is counted and reported so", yes=yes)
     if run(apply_file(deployment, plan, actor, reason, click.echo)):
         click.echo(f"catalog version {plan.catalog.version} is active")
     else:
         click.echo(f"catalog version {plan.catalog.version} is active already; nothing to do")
+
+
+def _planned(deployment: Settings, file: Path) -> CatalogPlan:
+    """The plan of a catalog file, which is printed. Raises `InvalidInput` if the file or the change is refused."""
+    from pipeline.commands.catalog import plan_file, plan_lines
+
+    plan, problems = run(plan_file(deployment, file))
+    if plan is None:
+        _refuse(file, problems, as_json=False)
+    click.echo("\n".join(plan_lines(plan)))
+    if plan.refusals:
+        raise InvalidInput(file.name, f"{len(plan.refusals)} refusals; see above")
+    return plan
 
 
 @catalog.command("migrate")
@@ -189,7 +219,8 @@ def catalog_show(versions: bool, history: bool) -> None:
 
     if history:
         for row in run(commands.history(settings())):
-            click.echo(f"version {row.entity_id}  {format_instant_ms(row.at_ms)}  {row.actor}: {row.reason}")
+            what = f"version {row.entity_id}" if row.entity == "catalog" else f"{row.entity} {row.entity_id}"
+            click.echo(f"{what}  {format_instant_ms(row.at_ms)}  {row.actor}: {row.reason}")
         return
     standing, touched = run(show(settings()))
     if standing.catalog is None:
