@@ -14,6 +14,7 @@ from typing import Final, NamedTuple, Protocol
 from aggregators.access import decide, fallback, overshoot_bound
 from aggregators.account_grants import INCLUDED, Commerce, features_of, granted
 from aggregators.entitlements import next_change_ms, resolve, segment_at
+from aggregators.overage import Tariff, is_capped, tariff_of
 from aggregators.price_list import PriceList, price_list
 from aggregators.upgrade import Denied, upgrade_of
 from pipeline.access.billed import BilledAccounts
@@ -24,15 +25,7 @@ from schemas import catalog as terms
 from schemas.access import Decision, Reason, Standing, Usage
 from schemas.catalog_changes import CatalogStore
 from schemas.clock import MINUTE_MS, SECOND_MS, Clock
-from schemas.entitlements import (
-    UNLIMITED,
-    Entitlements,
-    Feature,
-    Grant,
-    Resolved,
-    Segment,
-    SourceKind,
-)
+from schemas.entitlements import IN_GRACE, UNLIMITED, Entitlements, Feature, Resolved, Segment
 from schemas.errors import InvalidInput, Transient
 from schemas.holds import Hold, Holds
 from schemas.upgrades import Upgrade
@@ -109,6 +102,7 @@ class _Found(NamedTuple):
     segment: Segment
     counted: Counted | None
     used: Decimal
+    tariff: Tariff | None = None
 
 
 class AccessChecks:
@@ -217,15 +211,15 @@ class AccessChecks:
         return self.holds
 
     async def _plain(self, commerce: Commerce, asked: _Asked) -> Answer:
-        found = await self._found(asked)
+        found = await self._found(commerce, asked)
         held = await self._held(asked, found)
         if found.counted and found.counted.is_cached and _is_near(asked, found, held):
-            found = await self._found(asked, fresh=True)
+            found = await self._found(commerce, asked, fresh=True)
             held = await self._held(asked, found)
         return await self._answer(commerce, asked, found, held)
 
     async def _with_hold(self, commerce: Commerce, asked: _Asked, holds: GatewayHolds, request: HoldRequest) -> Answer:
-        found = await self._found(asked, fresh=True)
+        found = await self._found(commerce, asked, fresh=True)
         wanted = holds.wanted(
             asked.account, asked.feature.name, asked.quantity, request, is_metered=asked.term.meter is not None
         )
@@ -241,14 +235,31 @@ class AccessChecks:
             answer = answer._replace(decision=answer.decision._replace(allowed=True, reason=Reason.WITHIN_LIMIT))
         return answer._replace(hold=taken.hold)
 
-    async def _found(self, asked: _Asked, *, fresh: bool = False) -> _Found:
+    async def _found(self, commerce: Commerce, asked: _Asked, *, fresh: bool = False) -> _Found:
         now_ms = self._clock.now_ms()
         known = await self._accounts.get(asked.account)
         counted = await self._usage(asked.account, asked.term.meter, fresh=fresh) if asked.term.meter else None
         if not known.version:
             known = known._replace(segments=self._default)
         used = counted.used if counted else asked.used or NOTHING
-        return _Found(now_ms, known, segment_at(known.segments, now_ms), counted, used)
+        found = _Found(now_ms, known, segment_at(known.segments, now_ms), counted, used)
+        return found._replace(tariff=await self._tariff(commerce, asked, found))
+
+    async def _tariff(self, commerce: Commerce, asked: _Asked, found: _Found) -> Tariff | None:
+        """What usage beyond the included quantity costs, if that may decide, or if there is any."""
+        meter, covered = asked.term.meter, found.segment.features.get(f"{INCLUDED}{asked.term.meter}")
+        if meter is None or covered is None or not isinstance(covered.value, Decimal) or not covered.gives:
+            return None
+        decides = is_capped(commerce, covered, meter)
+        if not decides and found.used <= covered.value:
+            return None
+        try:
+            billed = await self._billed.get(asked.account, found.known.version)
+        except Transient:
+            if decides:
+                raise
+            return None
+        return tariff_of(commerce, self._prices, billed, covered, meter)
 
     async def _held(self, asked: _Asked, found: _Found) -> Decimal:
         if self.holds is None or asked.feature.type not in (terms.FeatureType.LIMIT, terms.FeatureType.SEAT):
@@ -276,19 +287,22 @@ class AccessChecks:
         try:
             billed = await self._billed.get(account, version)
         except Transient as error:
-            _log.warning("a denied check names no upgrade: %s", error)
+            self._warn("denied checks name no upgrade, because SQL does not answer", error)
             return None
         return upgrade_of(commerce, self._prices, billed, denied, self._clock.now_ms())
 
     def _fallen_back(self, asked: _Asked, error: Transient) -> Answer:
         """The answer without a store."""
         self._on_fallback()
+        self._warn("checks are answered without a store, by on_error of their features", error)
+        decision = fallback(asked.feature, allow=asked.term.on_error is terms.OnError.ALLOW)
+        return Answer(asked.feature, decision, 0, 0, self.read_ms, None)
+
+    def _warn(self, what: str, error: Transient) -> None:
         now_ms = self._clock.now_ms()
         if now_ms >= self._warned_ms + WARNING_INTERVAL_MS:
             self._warned_ms = now_ms
-            _log.warning("checks are answered without a store, by on_error of their features: %s", error)
-        decision = fallback(asked.feature, allow=asked.term.on_error is terms.OnError.ALLOW)
-        return Answer(asked.feature, decision, 0, 0, self.read_ms, None)
+            _log.warning("%s: %s", what, error)
 
 
 def _resolved(asked: _Asked, found: _Found) -> Resolved:
@@ -305,13 +319,17 @@ def _decided(asked: _Asked, found: _Found, held: Decimal) -> Decision:
         _standing(found.known, asked.feature.name, found.now_ms),
         included=_included(found.segment, asked.term.meter),
         soft=asked.term.soft,
+        tariff=found.tariff,
     )
 
 
 def _is_near(asked: _Asked, found: _Found, held: Decimal) -> bool:
-    """Whether the account would have used 90 % of its limit or more, so that no old total may decide."""
+    """Whether the account would have used 90 % of its limit or of its cap or more, so that no old total may decide."""
+    after, cap_minor = found.used + held + asked.quantity, found.tariff.cap_minor if found.tariff else None
+    if found.tariff and cap_minor is not None and found.tariff.cost_minor(after) * 10 >= cap_minor * 9:
+        return True
     limit = _resolved(asked, found).value
-    return isinstance(limit, Decimal) and (found.used + held + asked.quantity) * 10 >= limit * 9
+    return isinstance(limit, Decimal) and after * 10 >= limit * 9
 
 
 def _included(segment: Segment, meter: str | None) -> Decimal | None:
@@ -327,13 +345,12 @@ def _standing(known: Known, feature: str, now_ms: int) -> Standing:
         (found.gives for segment in reversed(past[:-1]) if (found := segment.features.get(feature)) and _gives(found)),
         (),
     )
-    is_downgraded = any(grant.kind is SourceKind.FALLBACK for grant in _grants(past[-1])) if past else False
-    return Standing(before, is_downgraded=is_downgraded, is_known=known.version > 0)
+    found = past[-1].features.get(feature) if past else None
+    if found is None:
+        return Standing(before, is_known=known.version > 0)
+    in_grace = any(grant.reason == IN_GRACE for grant in found.gives)
+    return Standing(found.lost or before, bool(found.lost), in_grace, is_known=known.version > 0)
 
 
 def _gives(found: Resolved) -> bool:
     return found.value is UNLIMITED or found.value not in (False, "null", NOTHING)
-
-
-def _grants(segment: Segment) -> Sequence[Grant]:
-    return [grant for found in segment.features.values() for grant in found.gives]

@@ -24,6 +24,7 @@ from pipeline.http.body import Bodies
 from pipeline.http.dependencies import GatewayDependencies, Reader, authorized
 from pipeline.http.errors import ApiError, json_answer, retry_after
 from pipeline.http.queries import AccountInPath, Instant, Parameters
+from schemas.access import Decision
 from schemas.entitlements import UNLIMITED, Entitlements, Grant, Resolved, Value
 from schemas.errors import InvalidInput
 from schemas.events import check_account
@@ -140,7 +141,7 @@ def access_answer(account: str, found: Answer, held_at_ms: int | None = None) ->
             "remaining": text_of(decision.remaining if decision.remaining is not None else Decimal(0)),
         }
     if decision.included is not None:
-        numbers |= {"included": text_of(decision.included), "overage": text_of(decision.overage)}
+        numbers |= {"included": text_of(decision.included), "overage": _overage(decision)}
     if held_at_ms is not None:
         numbers["hold"] = hold_answer(found.hold, held_at_ms) if found.hold else None
     bound = found.overshoot_bound
@@ -165,6 +166,15 @@ def access_answer(account: str, found: Answer, held_at_ms: int | None = None) ->
             else None,
             overshoot_bound=None if bound is None else text_of(bound),
         ),
+    )
+
+
+def _overage(decision: Decision) -> models.OverageAnswer:
+    so_far, cap = decision.spending or (None, None)
+    return models.OverageAnswer(
+        quantity=text_of(decision.overage),
+        so_far=None if so_far is None else models.MoneyAnswer(**so_far._asdict()),
+        cap=None if cap is None else models.MoneyAnswer(**cap._asdict()),
     )
 
 

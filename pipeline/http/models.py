@@ -389,6 +389,14 @@ class UpgradeAnswer(Answer):
     words: str = Field(description="The same in English, for people.")
 
 
+class OverageAnswer(Answer):
+    """Usage beyond the included quantity, which is billed beside the base price."""
+
+    quantity: Decimal = Field(description="With the quantity asked for, and all that is held.")
+    so_far: MoneyAnswer | None = Field(description="What the usage until now costs; null: none is beyond, or unknown.")
+    cap: MoneyAnswer | None = Field(description="What it may cost in a period at most; null without a cap.")
+
+
 class AccessAnswer(Answer):
     """Whether an account may use more of a feature, and why."""
 
@@ -402,7 +410,7 @@ class AccessAnswer(Answer):
     held: str = Field(default="", description="Of a limit or seats: what is promised to other callers.")
     remaining: str = Field(default="", description="Of a limit or seats: a decimal number, or `unlimited`.")
     included: str = Field(default="", description="The usage that the base price covers; absent without a price.")
-    overage: str = Field(default="", description="The usage beyond `included`, with the quantity asked for.")
+    overage: OverageAnswer | None = Field(default=None, description="With `included`: the usage beyond it.")
     value: Any = Field(default=None, description="Of a config: its settings.")
     gives: list[GiveAnswer]
     upgrade: UpgradeAnswer | None = Field(description="What would allow it; null if allowed, or if nothing would.")

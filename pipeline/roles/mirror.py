@@ -33,9 +33,9 @@ from schemas.side_tables import SideTables
 READ_EVENTS_MAX: Final = 500
 HELD_EVENTS_MAX: Final = 10_000
 COUNT_INTERVAL_S: Final = 15.0
+RENEWAL_INTERVAL_S: Final = 0.2
 SWEEP_INTERVAL_S: Final = 10.0
 SWEPT_MAX: Final = 10_000
-RENEWAL_INTERVAL_S: Final = 0.2
 # The events of a sign-up come within a second or two, and share their fetches if they are read together. One event
 # alone does not wait so long: an account waits for what it bought.
 LINGER_S: Final = 1.5

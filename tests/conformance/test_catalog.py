@@ -102,7 +102,12 @@ class World:
             return Ending(inner, countdown, after=after) if countdown else inner
 
         return Parts(
-            self.clock, ending(self.store), ending(self.objects), ending(self.meters), self.meter_set, self.apply
+            self.clock,
+            ending(self.store),
+            ending(self.objects),
+            ending(self.meters),
+            self.meter_set,
+            ending(self).apply,
         )
 
     async def meter_set(self) -> MeterSet | None:
@@ -299,6 +304,41 @@ async def test_an_application_that_ends_at_any_call_goes_on(
     again = await world.plan(DEARER.replace("version: 1\n", "version: 2\n", 1))
     assert ([], [], []) == (again.actions, again.refusals, again.drift)
     assert 1 == len([row for row in await world.tables.audit("") if row.entity_id == "2"])
+
+
+@pytest.mark.parametrize("after", [False, True], ids=["before it acts", "after it acted"])
+async def test_a_first_application_that_ends_at_any_call_goes_on(world: World, after: bool) -> None:
+    """As above, with the meter set in the log, meters and features at Stripe, and nothing that was there before."""
+    plan, ends = await world.plan(SMALL), 0
+    while True:
+        try:
+            countdown = min(ends + 1, 2 if after else 3)
+            await apply_plan(world.parts([countdown], after=after), plan, "anna", "because", lambda _: None)
+            break
+        except Ends:
+            ends += 1
+
+    # Two transactions, the meter set, two meters, three products, a feature and its attachment, and five prices.
+    assert 15 == ends
+    prices = [price.key for price in (await world.objects.read()).prices.values()]
+    assert 5 == len(prices) == len(set(prices))
+    assert [1] == [meter_set.version for meter_set in world.log]
+    assert ([], []) == ((again := await world.plan(SMALL)).actions, again.drift)
+    assert 1 == len(await world.tables.audit(""))
+
+
+async def test_of_two_plans_that_are_applied_at_once_one_ends_without_a_trace(world: World) -> None:
+    plans = [await world.plan(SMALL.replace("rank: 10", f"rank: {rank}")) for rank in (10, 11)]
+
+    both = (apply_plan(world.parts(), plan, "anna", "because", lambda _: None) for plan in plans)
+    outcomes = await asyncio.gather(*both, return_exceptions=True)
+
+    (refused,) = [outcome for outcome in outcomes if isinstance(outcome, BaseException)]
+    assert isinstance(refused, InvalidInput)
+    won = plans[1 - outcomes.index(refused)]
+    assert won.sha256 == (await world.store.standing()).sha256
+    assert 1 == len(await world.tables.audit(""))
+    assert 5 == len((await world.objects.read()).prices)
 
 
 async def test_an_application_that_ends_before_its_archives_goes_on_with_them(world: World) -> None:

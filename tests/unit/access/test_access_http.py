@@ -82,7 +82,7 @@ async def test_an_allowed_check_has_the_numbers(served: Served) -> None:
     names = ("allowed", "reason", "limit", "used", "remaining", "included", "overage")
     assert {name: answer.get(name) for name in names} == {
         "allowed": True, "reason": "included", "limit": "9000", "used": "0", "remaining": "9000", "included": "5000",
-        "overage": "0",
+        "overage": {"quantity": "0", "so_far": None, "cap": None},
     }  # fmt: skip
     assert [give["id"] for give in answer["gives"]] == ["team@1"]
 
