@@ -42,6 +42,7 @@ from sinks.sql.holds import SqlHolds
 from sinks.sql.intents import SqlIntentLedger
 from sinks.sql.notices import SqlNotices
 from sinks.sql.payers import SqlPayers
+from sinks.sql.plan_moves import SqlPlanMoves
 from sinks.sql.queries import links_of, mirror_row, mirror_rows, next_offset, rows_where
 from sinks.sql.tables import account_bindings, audit, cursors, customer_column, mirror, processed_events
 
@@ -101,6 +102,11 @@ class SqlSideTables(ABC):
     def notices(self) -> SqlNotices:
         """The outbox of notices in the same database."""
         return SqlNotices(self._run)
+
+    @property
+    def plan_moves(self) -> SqlPlanMoves:
+        """Moves of subscriptions to another version of their plan, in the same database."""
+        return SqlPlanMoves(self._run)
 
     @abstractmethod
     async def _run(self, body: Callable[[Connection], Answer]) -> Answer:

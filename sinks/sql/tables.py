@@ -16,6 +16,7 @@ from schemas.bills import InvoiceItemState
 from schemas.catalog_changes import PlanState
 from schemas.intent_ledger import IntentState
 from schemas.notices import DeliveryState
+from schemas.plan_moves import MoveState
 from schemas.side_tables import MIRROR_COLUMNS, OVERLAP, PARTS_OF, TABLE_OF, Outcome
 
 metadata: Final = MetaData()
@@ -422,6 +423,24 @@ Index(
     notices.c.id,
     postgresql_where=notices.c.state == "dead",
     sqlite_where=notices.c.state == "dead",
+)
+
+_MOVE_STATES: Final = ", ".join(f"'{state}'" for state in MoveState)
+# Authoritative. The moves of subscriptions to another version of their plan; `stripe_schedule` is "" until it is known.
+plan_moves: Final = _table(
+    "plan_moves",
+    _text("subscription", key=True),
+    _integer("number", key=True),
+    _text("plan"),
+    _integer("from_version"),
+    _integer("to_version"),
+    _text("account"),
+    _text("state"),
+    _integer("made_ms"),
+    _integer("sent_ms", nullable=True),
+    _text("stripe_schedule"),
+    _text("detail"),
+    CheckConstraint(f"state IN ({_MOVE_STATES})", name="plan_moves_state"),
 )
 
 _FETCHED: Final = frozenset(TABLE_OF.values())
