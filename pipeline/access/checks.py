@@ -129,7 +129,7 @@ class AccessChecks:
     ) -> None:
         """`accounts_max`: accounts that are kept in memory; the one that was asked about longest ago goes first.
         Without `holds` no hold can be taken. `on_fallback` is called for each answer without a store."""
-        self._catalog = catalog
+        self.catalog = catalog
         self._usage = usage
         self._clock = clock
         self._accounts = KnownAccounts(entitlements, accounts_max)
@@ -163,7 +163,7 @@ class AccessChecks:
         self.read_ms = now_ms
 
     async def _read_catalog(self) -> None:
-        found = await commerce_of(self._catalog)
+        found = await commerce_of(self.catalog)
         if found is not None and found[0] != self._sha256:
             self._sha256, self._commerce = found
             self._prices = price_list(self._commerce)
