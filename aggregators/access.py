@@ -8,7 +8,7 @@ from aggregators.overage import Tariff
 from schemas.access import Decision, Reason, Standing, Usage
 from schemas.catalog import FeatureType
 from schemas.clock import MINUTE_MS
-from schemas.entitlements import UNLIMITED, Feature, Operation, Resolved, SourceKind, Unlimited
+from schemas.entitlements import IN_TRIAL, UNLIMITED, Feature, Grant, Operation, Resolved, SourceKind, Unlimited
 
 _NONE = Decimal(0)
 
@@ -103,7 +103,11 @@ def _counted(
 def _why_given(resolved: Resolved, standing: Standing, normal: Reason) -> Reason:
     if standing.in_grace:
         return Reason.PAYMENT_FAILED_GRACE
-    return Reason.TRIAL if any(grant.kind is SourceKind.TRIAL for grant in resolved.gives) else normal
+    return Reason.TRIAL if any(_is_trial(grant) for grant in resolved.gives) else normal
+
+
+def _is_trial(grant: Grant) -> bool:
+    return grant.kind is SourceKind.TRIAL or grant.reason == IN_TRIAL
 
 
 def _why_not(resolved: Resolved, standing: Standing) -> Reason:
@@ -115,7 +119,6 @@ def _why_not(resolved: Resolved, standing: Standing) -> Reason:
         return Reason.DENIED_BY_OVERRIDE
     if not standing.is_known:
         return Reason.NO_ACCOUNT
-    lost = {grant.kind for grant in standing.before}
-    if standing.is_downgraded and lost - {SourceKind.TRIAL}:
+    if standing.is_downgraded and not all(map(_is_trial, standing.before)):
         return Reason.DOWNGRADED_UNPAID
-    return Reason.TRIAL_OVER if SourceKind.TRIAL in lost else Reason.NOT_IN_PLAN
+    return Reason.TRIAL_OVER if any(map(_is_trial, standing.before)) else Reason.NOT_IN_PLAN

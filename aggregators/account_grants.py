@@ -3,7 +3,8 @@ granted.
 
 A subscription gives by its status: `active`, `trialing` and `past_due` give their plans; `unpaid` takes them away and
 leaves the fallback plan; `paused`, `incomplete` and `incomplete_expired` give nothing; `canceled` gave until its end. A
-price that the catalog never made gives nothing, and is named.
+pause after the last payment failed is `unpaid`, and one at the end of a trial is an end. A price that the catalog never
+made gives nothing, and is named.
 """
 
 from __future__ import annotations
@@ -22,9 +23,8 @@ from aggregators.entitlements import inputs_sha256, resolve
 from schemas.catalog import QUANTITY, UNLIMITED, Add, AddOn, Catalog, FeatureType, GrantValue, Merge, Plan, PlanId
 from schemas.catalog_changes import Pin
 from schemas.entitlements import (
-    UNLIMITED as TOP,
-)
-from schemas.entitlements import (
+    IN_GRACE,
+    IN_TRIAL,
     Computed,
     Entitled,
     Feature,
@@ -35,10 +35,16 @@ from schemas.entitlements import (
     Span,
     Value,
 )
+from schemas.entitlements import (
+    UNLIMITED as TOP,
+)
 from schemas.periods import INSTANT_MIN_MS
 from schemas.side_tables import Link, Row
 
 _GIVING: Final = frozenset({"active", "trialing", "past_due", "canceled"})
+# Types of a pause at Stripe (the subscription's `status_details`).
+_UNPAID: Final = "final_payment_failure"
+_TRIAL_ENDED: Final = "trial_end_without_payment_method"
 _COMING: Final = frozenset({"active", "not_started"})
 # The included quantity of a meter resolves like a limit, under a name that no feature has.
 INCLUDED: Final = "included:"
@@ -114,42 +120,70 @@ def _subscription(
     commerce: Commerce, link: Link, row: Row, mirror: Mapping[str, Sequence[Row]], collected: _Collected
 ) -> None:
     """Add what one subscription gives while the link holds."""
-    status, subscription = row["status"], str(row["id"])
+    status, paused, trial_end_ms = row["status"], row.get("pause_reason"), _integer(row["trial_end_ms"])
     starts_ms = max(_integer(row["start_ms"]) or INSTANT_MIN_MS, link.starts_ms)
     ends_ms = _first(_integer(row["ended_ms"]), _integer(row["cancel_at_ms"]), link.ends_ms)
+    if status == "paused" and paused == _UNPAID:
+        status = "unpaid"
+    elif status == "paused" and paused == _TRIAL_ENDED:
+        status, ends_ms = "canceled", _first(trial_end_ms, ends_ms)
     if row["deleted"] or (ends_ms is not None and ends_ms <= starts_ms):
         return
     if status not in _GIVING and status != "unpaid":
         return
-    for bought in _bought(subscription, Span(starts_ms, ends_ms), mirror):
-        quantities: dict[PlanId, list[tuple[str, int | None]]] = {}
-        unknown: set[str] = set()
-        for price, quantity in bought.quantities:
-            pin = commerce.pins.get(price)
-            if pin is None or pin.plan not in commerce.sold:
-                unknown.add(price)
-            else:
-                quantities.setdefault(pin.plan, []).append((pin.component, quantity))
+    for bought in _bought(str(row["id"]), Span(starts_ms, ends_ms), mirror):
+        by_plan, unknown = _by_plan(commerce, bought)
         collected.unknown |= unknown
         # A subscription to what the catalog does not sell takes no plan away.
-        if status == "unpaid" and quantities:
+        if status == "unpaid" and by_plan:
             collected.downgraded.append(bought.span)
-        has_plan = any(isinstance(commerce.sold[plan], Plan) for plan in quantities)
+        has_plan = any(isinstance(commerce.sold[plan], Plan) for plan in by_plan)
         if unknown and not has_plan and row["ended_ms"] is None and link.ends_ms is None:
-            collected.unreadable.add(subscription)
-        for plan, paid in quantities.items():
-            sold, source = commerce.sold[plan], subscription
-            if isinstance(sold, AddOn):
-                collected.grants += _addon_grants(plan, sold, bought.span, paid, source)
-                continue
+            collected.unreadable.add(bought.subscription)
+        for span, reason in _parts(bought.span, trial_end_ms, is_overdue=status == "past_due"):
+            for plan, quantities in by_plan.items():
+                found = _bought_grants(plan, commerce.sold[plan], span, quantities, bought.subscription, reason)
+                collected.grants += (grant._replace(reason=reason) for grant in found)
+        if has_plan:
             collected.plans.append(bought.span)
-            collected.grants += _plan_grants(SourceKind.PLAN, plan, sold, bought.span, paid, sold.rank, source)
-            trial_end_ms = _first(_integer(row["trial_end_ms"]), bought.span.ends_ms)
-            if sold.trial and row["trial_end_ms"] is not None and trial_end_ms and trial_end_ms > bought.span.starts_ms:
-                trial = Span(bought.span.starts_ms, trial_end_ms)
-                for name, value in sold.trial.grants.items():
-                    yielded = _grant(SourceKind.TRIAL, plan, name, value, trial, None, 0, source)
-                    collected.grants.append(yielded)
+
+
+def _parts(span: Span, trial_end_ms: int | None, *, is_overdue: bool) -> Iterator[tuple[Span, str]]:
+    """The parts of a span before and after the end of a trial, and the reason of what is given then."""
+    usual = IN_GRACE if is_overdue else ""
+    trial_end_ms = _first(trial_end_ms, span.ends_ms) if trial_end_ms is not None else None
+    if trial_end_ms is None or trial_end_ms <= span.starts_ms:
+        yield span, usual
+        return
+    yield Span(span.starts_ms, trial_end_ms), IN_TRIAL
+    if trial_end_ms != span.ends_ms:
+        yield Span(trial_end_ms, span.ends_ms), usual
+
+
+def _by_plan(commerce: Commerce, bought: _Bought) -> tuple[dict[PlanId, list[tuple[str, int | None]]], set[str]]:
+    """The quantities of each plan and add-on by component, and the prices that the catalog never made."""
+    found: dict[PlanId, list[tuple[str, int | None]]] = {}
+    unknown = set[str]()
+    for price, quantity in bought.quantities:
+        pin = commerce.pins.get(price)
+        if pin is None or pin.plan not in commerce.sold:
+            unknown.add(price)
+        else:
+            found.setdefault(pin.plan, []).append((pin.component, quantity))
+    return found, unknown
+
+
+def _bought_grants(
+    plan: PlanId, sold: Plan | AddOn, span: Span, paid: Sequence[tuple[str, int | None]], cause: str, reason: str
+) -> Iterator[Grant]:
+    """What a plan or an add-on gives over a span, in its trial also what the trial gives instead."""
+    if isinstance(sold, AddOn):
+        yield from _addon_grants(plan, sold, span, paid, cause)
+        return
+    yield from _plan_grants(SourceKind.PLAN, plan, sold, span, paid, sold.rank, cause)
+    if sold.trial and reason == IN_TRIAL:
+        for name, value in sold.trial.grants.items():
+            yield _grant(SourceKind.TRIAL, plan, name, value, span, None, 0, cause)
 
 
 def _bought(subscription: str, span: Span, mirror: Mapping[str, Sequence[Row]]) -> Iterator[_Bought]:

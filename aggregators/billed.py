@@ -91,6 +91,8 @@ def billed_of(links: Iterable[Link], mirror: Mapping[str, Sequence[Row]], now_ms
     }
     items: dict[str, list[BilledItem]] = {}
     for row in mirror.get("subscription_items", ()):
+        if not row["interval"]:
+            continue
         quantity = None if row["quantity"] is None else int(row["quantity"])
         span = int(row["period_start_ms"] or 0), int(row["period_end_ms"] or 0)
         item = BilledItem(str(row["price_id"]), quantity, Interval(str(row["interval"])), *span)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import http.client
 import json
 import logging
 import os
@@ -15,18 +14,24 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from decimal import Decimal
 from typing import Any, Final, Literal, NamedTuple, Self
+from urllib.parse import quote
 
 from emitter.answers import error
+from emitter.encoding import uuid7
 from emitter.notices import Notices
-from emitter.transport import Answer, HttpTransport, Transport, exposes_key
+from emitter.pool import Pool
+from emitter.transport import Answer, exposes_key
 
-PATH: Final = "/v1/access/check"
+CHECK_PATH: Final = "/v1/access/check"
+HOLDS_PATH: Final = "/v1/access/holds/"
 NOTHING_KNOWN: Final[Mapping[str, Any]] = {}
 _log: Final = logging.getLogger("tidemark.emitter")
 
 Policy = Literal["allow", "deny"]
 Quantity = int | float | Decimal | str
 _Key = tuple[str, str, str, str | None]
+# Posts a body to a path; raises `OSError` or `http.client.HTTPException` without an answer.
+Post = Callable[[str, bytes, Mapping[str, str]], Answer]
 
 
 class Allowed(NamedTuple):
@@ -45,6 +50,12 @@ class Allowed(NamedTuple):
 
     def __bool__(self) -> bool:
         return self.allowed
+
+    @property
+    def hold(self) -> str:
+        """The id of the hold that was taken, or ""."""
+        taken = self.answer.get("hold")
+        return str(taken.get("id", "")) if isinstance(taken, dict) else ""
 
 
 class _Cached(NamedTuple):
@@ -72,7 +83,7 @@ class Access:
         connections_max: int = 16,
         request_timeout_s: float = 1.0,
         retry_interval_s: float = 1.0,
-        transport: Callable[[], Transport] | None = None,
+        post: Post | None = None,
         now_s: Callable[[], float] = time.monotonic,
     ) -> None:
         """`on_error`: by feature, what to answer if the gateway does not; `on_error_default` for other features.
@@ -81,8 +92,8 @@ class Access:
         `answers_max` answers are remembered; the one that was asked for longest ago goes first. `connections_max`
         limits the idle connections, and the threads of `check_async`; more callers of `check_async` wait. After a
         failure only one caller in `retry_interval_s` asks the gateway, and waits up to `request_timeout_s` for each
-        step of the connection; the others have their answers at once. `transport` makes a connection. Raises
-        `ValueError` for invalid settings.
+        step of the connection; the others have their answers at once. `post` stands for the connections.
+        Raises `ValueError` for invalid settings.
         """
         if min(answers_max, connections_max) < 1:
             raise ValueError("answers_max and connections_max must be 1 or more")
@@ -90,12 +101,10 @@ class Access:
         for feature, policy in [*policies.items(), ("on_error_default", on_error_default)]:
             if policy not in ("allow", "deny"):
                 raise ValueError(f"the policy of {feature} must be allow or deny, not {policy!r}")
-        if transport is None:
-            if exposes_key(gateway_url):
-                _log.warning("%s is not encrypted: everybody on the way can read the API key", gateway_url)
-            # A wrong URL must fail here: later, it would look like a gateway that does not answer.
-            HttpTransport(gateway_url, request_timeout_s, path=PATH)
-        self._connect = transport or (lambda: HttpTransport(gateway_url, request_timeout_s, path=PATH))
+        if post is None and exposes_key(gateway_url):
+            _log.warning("%s is not encrypted: everybody on the way can read the API key", gateway_url)
+        self._pool = Pool(gateway_url, request_timeout_s, connections_max)
+        self._post = post or self._pool.post
         self._headers = {"authorization": f"Bearer {api_key}", "content-type": "application/json"}
         self._policies, self._default = policies, on_error_default
         self._answer_age_max_s, self._stale_age_max_s = answer_age_max_s, stale_age_max_s
@@ -108,53 +117,85 @@ class Access:
 
     def _reset(self) -> None:
         """Set the empty state: in a new object, and in the child of a fork, whose parent keeps the connections."""
-        for transport in getattr(self, "_idle", ()):
-            if isinstance(transport, HttpTransport):
-                transport.forget()
+        self._pool.forget()
         self._lock = threading.Lock()
-        self._idle: list[Transport] = []
         self._answers: OrderedDict[_Key, _Cached] = OrderedDict()
         self._failed_s: float | None = None
         self._threads: ThreadPoolExecutor | None = None
 
-    def check(self, account: str, feature: str, quantity: Quantity = 1, *, used: Quantity | None = None) -> Allowed:
+    def check(
+        self, account: str, feature: str, quantity: Quantity = 1, *, used: Quantity | None = None, hold_s: int = 0
+    ) -> Allowed:
         """Whether the account may use `quantity` more of a feature; or as many seats more than `used`.
 
-        Blocks for a bounded time. Never raises: an invalid argument has the answer of the feature's policy, and
-        `problem` says what is wrong.
+        With `hold_s`, the quantity is held for the caller for so many seconds if it is allowed, and `Allowed.hold`
+        names the hold; without an answer of the gateway nothing is held. Blocks for a bounded time. Never raises: an
+        invalid argument has the answer of the feature's policy, and `problem` says what is wrong.
         """
         try:
             key = _key(account, feature, quantity, used)
-            return self._remembered(key) or self._asked(key)
+            return (None if hold_s else self._remembered(key)) or self._asked(key, hold_s)
         except Exception as failure:  # noqa: BLE001  # a check must never break the application
             return self._policy(feature, f"{type(failure).__name__}: {failure}")
 
     async def check_async(
-        self, account: str, feature: str, quantity: Quantity = 1, *, used: Quantity | None = None
+        self, account: str, feature: str, quantity: Quantity = 1, *, used: Quantity | None = None, hold_s: int = 0
     ) -> Allowed:
         """The same for asyncio code: a remembered answer comes at once, another from a thread."""
         try:
             key = _key(account, feature, quantity, used)
-            remembered = self._remembered(key)
+            remembered = None if hold_s else self._remembered(key)
             if remembered is not None:
                 return remembered
-            with self._lock:
-                if self._threads is None:
-                    self._threads = ThreadPoolExecutor(self._connections_max, "tidemark-access")
-            ask = self._threads.submit(self.check, account, feature, quantity, used=used)
+            ask = self._executor().submit(self.check, account, feature, quantity, used=used, hold_s=hold_s)
             return await asyncio.wrap_future(ask)
         except Exception as failure:  # noqa: BLE001  # a check must never break the application
             return self._policy(feature, f"{type(failure).__name__}: {failure}")
 
+    def use(self, hold: str, quantity: Quantity | None = None) -> bool:
+        """Say how much of a hold was used, after the events were sent and accepted; all of it without a quantity.
+
+        Returns whether the gateway has it. Repeatable, and never raises. If it is never said, the hold ends by itself.
+        """
+        return self._end(hold, "use", {} if quantity is None else {"quantity": quantity})
+
+    def release(self, hold: str) -> bool:
+        """Give all of a hold back; otherwise as `use`."""
+        return self._end(hold, "release", {})
+
+    async def use_async(self, hold: str, quantity: Quantity | None = None) -> bool:
+        """`use` for asyncio code."""
+        return await asyncio.wrap_future(self._executor().submit(self.use, hold, quantity))
+
+    async def release_async(self, hold: str) -> bool:
+        """`release` for asyncio code."""
+        return await asyncio.wrap_future(self._executor().submit(self.release, hold))
+
+    def _end(self, hold: str, way: str, fields: Mapping[str, Quantity]) -> bool:
+        try:
+            body = json.dumps({name: _text(quantity) for name, quantity in fields.items()}).encode()
+            answer = self._post(f"{HOLDS_PATH}{quote(hold, safe='')}/{way}", body, self._headers)
+        except Exception as failure:  # noqa: BLE001  # the hold of an answer must never break the application
+            self._notices.warn(f"a hold could not be ended: {type(failure).__name__}: {failure}")
+            return False
+        if answer.status != 200:
+            stated = error(answer)
+            self._notices.warn(f"a hold could not be ended: HTTP {answer.status}: {stated.reason}: {stated.detail}")
+        return answer.status == 200
+
+    def _executor(self) -> ThreadPoolExecutor:
+        with self._lock:
+            if self._threads is None:
+                self._threads = ThreadPoolExecutor(self._connections_max, "tidemark-access")
+            return self._threads
+
     def close(self) -> None:
         """Close the connections and end the threads. Safe to call twice; a later check connects again."""
         with self._lock:
-            idle, self._idle = self._idle, []
             threads, self._threads = self._threads, None
         if threads is not None:
             threads.shutdown(wait=False, cancel_futures=True)
-        for transport in idle:
-            _close(transport)
+        self._pool.close()
 
     def __enter__(self) -> Self:
         return self
@@ -173,12 +214,14 @@ class Access:
         self._answers.move_to_end(key)
         return cached.allowed._replace(age_s=age_s)
 
-    def _asked(self, key: _Key) -> Allowed:
+    def _asked(self, key: _Key, hold_s: int) -> Allowed:
         if not self._may_ask():
             return self._without(key, "the gateway did not answer a moment ago")
         asked_s = self._now_s()
         try:
-            answer = self._post(_body(key))
+            # A repeated request for a hold is told by this key, so that a second hold is never taken.
+            headers = self._headers | ({"idempotency-key": uuid7(time.time_ns)} if hold_s else {})
+            answer = self._post(CHECK_PATH, _body(key, hold_s), headers)
         except Exception as failure:  # noqa: BLE001  # a transport of the application may raise anything
             return self._failure(key, f"no answer: {type(failure).__name__}: {failure}")
         document = _document(answer)
@@ -191,7 +234,7 @@ class Access:
         with self._lock:
             self._failed_s = None
             # The gateway does not know either: what it knew before is worth more, and it may know more in a moment.
-            if not document.get("fallback"):
+            if not document.get("fallback") and not hold_s:
                 self._answers[key] = _Cached(asked_s, allowed)
                 self._answers.move_to_end(key)
                 while len(self._answers) > self._answers_max:
@@ -230,34 +273,6 @@ class Access:
         policy = self._policies.get(feature, self._default) if isinstance(feature, str) else self._default
         return Allowed(policy == "allow", f"fallback_{policy}", NOTHING_KNOWN, 0.0, problem)
 
-    def _post(self, body: bytes) -> Answer:
-        with self._lock:
-            transport = self._idle.pop() if self._idle else None
-        if transport is not None and getattr(transport, "is_connected", True):
-            try:
-                return self._kept(transport, transport(body, self._headers))
-            except (ConnectionError, http.client.BadStatusLine):
-                # The gateway closed the idle connection. A check changes nothing, so asking again does no harm.
-                _close(transport)
-            except BaseException:
-                _close(transport)
-                raise
-        transport = self._connect()
-        try:
-            return self._kept(transport, transport(body, self._headers))
-        except BaseException:
-            _close(transport)
-            raise
-
-    def _kept(self, transport: Transport, answer: Answer) -> Answer:
-        with self._lock:
-            keep = len(self._idle) < self._connections_max
-            if keep:
-                self._idle.append(transport)
-        if not keep:
-            _close(transport)
-        return answer
-
 
 def _key(account: str, feature: str, quantity: Quantity, used: Quantity | None) -> _Key:
     if not isinstance(account, str) or not isinstance(feature, str):
@@ -270,10 +285,14 @@ def _text(quantity: Quantity) -> str:
     return f"{Decimal(repr(quantity) if isinstance(quantity, float) else quantity):f}"
 
 
-def _body(key: _Key) -> bytes:
+def _body(key: _Key, hold_s: int) -> bytes:
     account, feature, quantity, used = key
-    wanted = {"account": account, "feature": feature, "quantity": quantity}
-    return json.dumps(wanted if used is None else {**wanted, "used": used}).encode()
+    wanted: dict[str, Any] = {"account": account, "feature": feature, "quantity": quantity}
+    if used is not None:
+        wanted["used"] = used
+    if hold_s:
+        wanted["hold_s"] = hold_s
+    return json.dumps(wanted).encode()
 
 
 def _document(answer: Answer) -> Mapping[str, Any] | None:
@@ -285,11 +304,6 @@ def _document(answer: Answer) -> Mapping[str, Any] | None:
     if not isinstance(document, dict) or not isinstance(document.get("reason"), str):
         return None
     return document if isinstance(document.get("allowed"), bool) else None
-
-
-def _close(transport: Transport) -> None:
-    if isinstance(transport, HttpTransport):
-        transport.close()
 
 
 _live: Final[weakref.WeakSet[Access]] = weakref.WeakSet()

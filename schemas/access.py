@@ -17,13 +17,13 @@ class Reason(StrEnum):
     - `included`: a plan, an add-on, a contract or an override gives the feature, or the base price covers the usage.
     - `overage_billed`: allowed, and billed beside the base price.
     - `soft_limit_passed`: allowed, although the limit is passed.
-    - `trial`: a trial gives the feature.
+    - `trial`: a plan gives the feature within a trial, or the trial itself does.
     - `payment_failed_grace`: allowed, although a payment failed.
     - `not_in_plan`: nothing gives the feature.
     - `limit_reached`, `seats_full`: the limit or the seats have no room for the quantity.
     - `spend_cap_reached`: the overage would cost more than the cap of the plan.
-    - `trial_over`: a trial gave the feature and has ended.
-    - `downgraded_unpaid`: the plan gave the feature, and the account lost it because it did not pay.
+    - `trial_over`: the feature was given within a trial, which has ended.
+    - `downgraded_unpaid`: the plan gives the feature, and does not hold because the account did not pay.
     - `denied_by_override`: a person took the feature away.
     - `no_account`: nobody knows the account, and the default plan does not give the feature.
     - `fallback_allow`, `fallback_deny`: a store does not answer, and the catalog says what then.

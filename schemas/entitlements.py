@@ -58,11 +58,16 @@ class Operation(StrEnum):
     DENY = "deny"
 
 
+# Reasons of what a subscription gives: its trial runs, or a payment failed and it gives still.
+IN_TRIAL: Final = "in trial"
+IN_GRACE: Final = "in grace"
+
+
 class Grant(NamedTuple):
     """One grant over `[starts_ms, ends_ms)`; `ends_ms` None is open.
 
     `source`: the id of its plan version, add-on, contract or override. `rank` orders plans, the highest first. `cause`:
-    the event's id or the person that made it.
+    the subscription or the person that made it. `reason`: why a person made it, or `IN_TRIAL` or `IN_GRACE`.
     """
 
     feature: str
@@ -103,11 +108,12 @@ class Entitled(NamedTuple):
 
 class Resolved(NamedTuple):
     """The value of a feature, and the grants that made it, in the order in which they took part. `is_denied`: a grant
-    denies the feature."""
+    denies the feature. `lost`: what the account had bought, and does not have because it did not pay."""
 
     value: Value
     gives: tuple[Grant, ...] = ()
     is_denied: bool = False
+    lost: tuple[Grant, ...] = ()
 
 
 class Segment(NamedTuple):

@@ -1,6 +1,6 @@
 """Answers "may this account do this?" from memory.
 
-The gateway keeps the entitlements of the accounts that it was asked about, and reads every half a second which accounts
+The gateway keeps the entitlements of the accounts that it was asked about, and reads four times a second which accounts
 have a newer version. If SQL does not answer, what is known goes on being the answer, and the answer says how old it is.
 """
 
@@ -25,15 +25,7 @@ from schemas import catalog as terms
 from schemas.access import Decision, Reason, Standing, Usage
 from schemas.catalog_changes import CatalogStore
 from schemas.clock import MINUTE_MS, SECOND_MS, Clock
-from schemas.entitlements import (
-    UNLIMITED,
-    Entitlements,
-    Feature,
-    Grant,
-    Resolved,
-    Segment,
-    SourceKind,
-)
+from schemas.entitlements import IN_GRACE, UNLIMITED, Entitlements, Feature, Resolved, Segment
 from schemas.errors import InvalidInput, Transient
 from schemas.holds import Hold, Holds
 from schemas.upgrades import Upgrade
@@ -114,7 +106,7 @@ class _Found(NamedTuple):
 
 
 class AccessChecks:
-    """The checks of one gateway. `refresh` must be called every half a second; it also reads the catalog."""
+    """The checks of one gateway. `refresh` must be called some times a second; it also reads the catalog."""
 
     def __init__(
         self,
@@ -276,10 +268,10 @@ class AccessChecks:
         return await self.holds.held(asked.account, asked.together, complete_up_to_ms)
 
     async def _answer(self, commerce: Commerce, asked: _Asked, found: _Found, held: Decimal) -> Answer:
-        decision, upgrade = _decided(asked, found, held), None
+        decision = _decided(asked, found, held)
+        upgrade = None
         if not decision.allowed and decision.reason is not Reason.SPEND_CAP_REACHED:
-            resolved = found.segment.features.get(asked.feature.name, Resolved(False))
-            denied = Denied(asked.feature, resolved, found.used + held + asked.quantity, asked.term.soft)
+            denied = Denied(asked.feature, _resolved(asked, found), found.used + held + asked.quantity, asked.term.soft)
             upgrade = await self._upgrade(commerce, asked.account, found.known.version, denied)
         known, counted, bound = found.known, found.counted, None
         if counted and counted.complete_up_to_ms is not None and counted.a_minute is not None:
@@ -295,26 +287,33 @@ class AccessChecks:
         try:
             billed = await self._billed.get(account, version)
         except Transient as error:
-            _log.warning("a denied check names no upgrade: %s", error)
+            self._warn("denied checks name no upgrade, because SQL does not answer", error)
             return None
         return upgrade_of(commerce, self._prices, billed, denied, self._clock.now_ms())
 
     def _fallen_back(self, asked: _Asked, error: Transient) -> Answer:
         """The answer without a store."""
         self._on_fallback()
+        self._warn("checks are answered without a store, by on_error of their features", error)
+        decision = fallback(asked.feature, allow=asked.term.on_error is terms.OnError.ALLOW)
+        return Answer(asked.feature, decision, 0, 0, self.read_ms, None)
+
+    def _warn(self, what: str, error: Transient) -> None:
         now_ms = self._clock.now_ms()
         if now_ms >= self._warned_ms + WARNING_INTERVAL_MS:
             self._warned_ms = now_ms
-            _log.warning("checks are answered without a store, by on_error of their features: %s", error)
-        decision = fallback(asked.feature, allow=asked.term.on_error is terms.OnError.ALLOW)
-        return Answer(asked.feature, decision, 0, 0, self.read_ms, None)
+            _log.warning("%s: %s", what, error)
+
+
+def _resolved(asked: _Asked, found: _Found) -> Resolved:
+    return found.segment.features.get(asked.feature.name, Resolved(False))
 
 
 def _decided(asked: _Asked, found: _Found, held: Decimal) -> Decision:
     """The decision while holds promise `held`."""
     return decide(
         asked.feature,
-        found.segment.features.get(asked.feature.name, Resolved(False)),
+        _resolved(asked, found),
         Usage(found.used, held),
         asked.quantity,
         _standing(found.known, asked.feature.name, found.now_ms),
@@ -329,7 +328,7 @@ def _is_near(asked: _Asked, found: _Found, held: Decimal) -> bool:
     after, cap_minor = found.used + held + asked.quantity, found.tariff.cap_minor if found.tariff else None
     if found.tariff and cap_minor is not None and found.tariff.cost_minor(after) * 10 >= cap_minor * 9:
         return True
-    limit = found.segment.features.get(asked.feature.name, Resolved(False)).value
+    limit = _resolved(asked, found).value
     return isinstance(limit, Decimal) and after * 10 >= limit * 9
 
 
@@ -346,13 +345,12 @@ def _standing(known: Known, feature: str, now_ms: int) -> Standing:
         (found.gives for segment in reversed(past[:-1]) if (found := segment.features.get(feature)) and _gives(found)),
         (),
     )
-    is_downgraded = any(grant.kind is SourceKind.FALLBACK for grant in _grants(past[-1])) if past else False
-    return Standing(before, is_downgraded=is_downgraded, is_known=known.version > 0)
+    found = past[-1].features.get(feature) if past else None
+    if found is None:
+        return Standing(before, is_known=known.version > 0)
+    in_grace = any(grant.reason == IN_GRACE for grant in found.gives)
+    return Standing(found.lost or before, bool(found.lost), in_grace, is_known=known.version > 0)
 
 
 def _gives(found: Resolved) -> bool:
     return found.value is UNLIMITED or found.value not in (False, "null", NOTHING)
-
-
-def _grants(segment: Segment) -> Sequence[Grant]:
-    return [grant for found in segment.features.values() for grant in found.gives]

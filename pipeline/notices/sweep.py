@@ -74,6 +74,8 @@ class Sweep:
         if not self._channels:
             return swept
         await self._terms.refresh()
+        if not self._terms.features:
+            return swept
         room = self._waiting_max - (await self._outbox.counts()).waiting
         for partition in range(self._partitions):
             cursor = -1

@@ -71,8 +71,8 @@ class SqlEntitlements:
         def body(connection: Connection) -> dict[str, EntitlementVersion]:
             versions: dict[str, EntitlementVersion] = {}
             for chunk in chunks(dict.fromkeys(accounts)):
-                newest = select(found.account, func.max(found.version).label("version"))
-                newest = newest.where(found.account.in_(chunk)).group_by(found.account).subquery()
+                greatest = select(found.account, func.max(found.version).label("version"))
+                newest = greatest.where(found.account.in_(chunk)).group_by(found.account).subquery()
                 wanted = select(entitlement_versions).join(
                     newest, (found.account == newest.c.account) & (found.version == newest.c.version)
                 )

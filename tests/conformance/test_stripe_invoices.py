@@ -22,7 +22,7 @@ AFTER_MS = DECEMBER_MS + 3 * HOUR_MS
 @pytest_asyncio.fixture
 async def billed() -> AsyncIterator[BilledDeployment]:
     """A customer of calls."""
-    async with billed_deployment() as deployment:
+    async with billed_deployment(BilledDeployment) as deployment:
         yield deployment
 
 

@@ -96,7 +96,7 @@ class RunningDev(NamedTuple):
         return sums
 
     def nobody_pays(self) -> None:
-        """Mark the accounts whose reports wait as free: near a month's end, `doctor` rightly calls such reports wrong."""
+        """Mark the accounts whose reports wait as free: near a month's end, `doctor` calls such reports wrong."""
         held = [json.loads(line)["account"] for line in self.run("billing", "list", "--held", "--json").splitlines()]
         for account in sorted(set(held)):
             self.run("account", "bind", account, "--free")

@@ -146,7 +146,7 @@ Kind = TypeVar("Kind", bound=BilledDeployment)
 
 
 @contextlib.asynccontextmanager
-async def billed_deployment(kind: type[Kind] = BilledDeployment, **settings: Any) -> AsyncIterator[Kind]:  # type: ignore[assignment]  # the default of a type variable
+async def billed_deployment(kind: type[Kind], **settings: Any) -> AsyncIterator[Kind]:
     """A deployment that begins on November 1."""
     simulated = SimulatorSettings(summary_lag_s=0, validation_window_s=10, **settings)
     async with serve_simulator(ManualClock(NOVEMBER_MS), simulated) as served:

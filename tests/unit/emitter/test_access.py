@@ -27,9 +27,13 @@ class Gateway:
         self.answer = answer
         self.now_s = 0.0
         self.asked: list[dict[str, Any]] = []
+        self.paths: list[str] = []
+        self.keys: list[str | None] = []
 
-    def __call__(self, body: bytes, headers: Mapping[str, str]) -> Answer:
+    def post(self, path: str, body: bytes, headers: Mapping[str, str]) -> Answer:
         assert headers["authorization"] == "Bearer tm_key"
+        self.paths.append(path)
+        self.keys.append(headers.get("idempotency-key"))
         self.asked.append(json.loads(body))
         if isinstance(self.answer, Exception):
             raise self.answer
@@ -38,7 +42,7 @@ class Gateway:
         return Answer(200, {}, json.dumps(self.answer).encode())
 
     def access(self, **settings: Any) -> Access:
-        return Access("http://unused", "tm_key", transport=lambda: self, now_s=lambda: self.now_s, **settings)
+        return Access("http://unused", "tm_key", post=self.post, now_s=lambda: self.now_s, **settings)
 
 
 def test_an_answer_has_the_word_of_the_gateway_and_all_of_its_answer() -> None:
@@ -191,6 +195,31 @@ def test_an_invalid_question_never_raises(ask: Callable[[Access], Allowed]) -> N
 def test_wrong_settings_are_named_at_once(settings: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=r"must"):
         Access(**{"gateway_url": "http://127.0.0.1:1", "api_key": "tm_key", **settings})
+
+
+def test_a_hold_is_taken_anew_each_time_and_ended_by_its_id() -> None:
+    """A hold is for one caller: it comes from no memory, and its request has a key of its own."""
+    held = {"allowed": True, "reason": "within_limit", "hold": {"id": "hold_1", "state": "open"}}
+    gateway = Gateway(held)
+    access = gateway.access()
+    access.check("bar", "api_calls", 5)
+    taken = [access.check("bar", "api_calls", 5, hold_s=60) for _ in range(2)]
+    ended = access.use(taken[0].hold, Decimal("2.5")), access.use(taken[0].hold), access.release("a/b")
+    assert [each.hold for each in taken] == ["hold_1", "hold_1"]
+    assert ended == (True, True, True)
+    wanted = {"account": "bar", "feature": "api_calls", "quantity": "5"}
+    assert gateway.asked == [wanted, *[{**wanted, "hold_s": 60}] * 2, {"quantity": "2.5"}, {}, {}]
+    assert gateway.paths[3:] == [f"/v1/access/holds/hold_1/{'use'}"] * 2 + ["/v1/access/holds/a%2Fb/release"]
+    assert len({*gateway.keys}) == 3
+
+
+@pytest.mark.parametrize("failure", [each for each in FAILURES if "2xx" not in str(each.id)])
+def test_an_end_of_a_hold_that_fails_never_raises(failure: object, caplog: pytest.LogCaptureFixture) -> None:
+    """The hold ends by itself."""
+    access = Gateway(failure).access()
+    assert not access.use("hold_1")
+    assert not asyncio.run(access.release_async("hold_1"))
+    assert "a hold could not be ended" in caplog.text
 
 
 class Handler(http.server.BaseHTTPRequestHandler):

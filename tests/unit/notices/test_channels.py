@@ -7,8 +7,12 @@ import base64
 import email
 import hmac
 import json
+import os
 import socket
+import subprocess
+import sys
 import threading
+import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from email import policy
@@ -20,6 +24,7 @@ import pytest
 
 from aggregators.notices import secret_bytes, signature
 from pipeline.http.watched_file import WatchedFile
+from pipeline.local.processes import free_port
 from pipeline.roles.notifier import load_keys, open_channels
 from pipeline.settings import load_settings
 from schemas.errors import InvalidInput, Transient
@@ -29,9 +34,11 @@ from sinks.notices.file import FileChannel
 from sinks.notices.mail import MailChannel, MailServer, mail_server
 from sinks.notices.webhook import WebhookChannel
 from sinks.sql.fake import FakeSideTables
+from tests.integration.deployment import until
 from tests.services.postgres import last_link_pays
 from tests.worlds.clock import ManualClock
 
+PAGE = (Path(__file__).parents[3] / "docs" / "notices.md").read_text()
 # The example of the specification, and its signature.
 SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
 OTHER = "whsec_" + base64.b64encode(b"y" * 24).decode()
@@ -132,6 +139,37 @@ async def test_an_answer_that_is_none_is_a_failure(answer: bytes) -> None:
     async with receiving(answer) as (url, _), WebhookChannel(url, keys(SECRET), lambda: NOW_S) as channel:
         with pytest.raises(Transient):
             await channel.send(NOTICE)
+
+
+async def test_the_receiver_of_the_documentation_takes_what_is_genuine() -> None:
+    """The page's program runs unchanged; it verifies with nothing of ours."""
+    program = PAGE.partition("<!-- receiver -->\n```python\n")[2].partition("```")[0]
+    port = free_port()
+    environment = {**os.environ, "PORT": str(port), "NOTICES_SECRET": SECRET}
+    receiver = await asyncio.create_subprocess_exec(
+        sys.executable, "-W", "error", "-c", program, env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+    )
+    assert receiver.stdout is not None
+    try:
+        url, now_s = f"http://127.0.0.1:{port}/", int(time.time())
+        genuine = NOTICE._replace(body='{"data": {"account": "acme"}}')
+        async with WebhookChannel(url, keys(OTHER, SECRET), lambda: now_s) as channel:
+            await until(lambda: _taken(channel, genuine), "the receiver listens")
+            assert await receiver.stdout.readline() == b"ntc_1 acme\n"
+        for secret, at_s in ((OTHER, now_s), (SECRET, now_s - 3_600)):
+            async with WebhookChannel(url, keys(secret), lambda at_s=at_s: at_s) as channel:
+                with pytest.raises(Transient, match="answered 400"):
+                    await channel.send(genuine)
+    finally:
+        receiver.kill()
+        await receiver.communicate()
+
+
+async def _taken(channel: WebhookChannel, notice: Notice) -> bool:
+    try:
+        return await channel.send(notice)
+    except Transient:
+        return False
 
 
 async def test_a_receiver_that_hangs_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
