@@ -9,12 +9,13 @@ from decimal import Decimal
 import pytest
 import pytest_asyncio
 
+from pipeline.access import changes
 from pipeline.access import known as known_accounts
 from pipeline.access.billed import AGE_MS_MAX, PAUSE_MS
 from pipeline.access.checks import AccessChecks
 from schemas.access import Reason
 from schemas.clock import DAY_MS, MINUTE_MS
-from schemas.entitlements import EntitlementVersion, Grant, Operation, SourceKind
+from schemas.entitlements import EntitlementVersion, Grant, Operation, Renewed, SourceKind
 from schemas.errors import InvalidInput, Transient
 from schemas.upgrades import Billed, Money
 from tests.unit.catalog.files import SMALL, catalog_of
@@ -145,9 +146,9 @@ class Late:
     def __init__(self, versions: Sequence[EntitlementVersion]) -> None:
         self.versions = list(versions)
 
-    async def changed(self, since_ms: int, limit: int = 10_000) -> Sequence[EntitlementVersion]:
-        assert since_ms >= 0
-        return self.versions[:limit]
+    async def changed(self, after: int, limit: int = 10_000) -> Sequence[Renewed]:
+        assert after >= 0
+        return [Renewed(each.account, each.version, 1) for each in self.versions[:limit]]
 
 
 async def test_no_older_version_comes_back(business: Business, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -161,7 +162,7 @@ async def test_no_older_version_comes_back(business: Business, monkeypatch: pyte
     assert first is not None
     late = Late([second["acme"], first])
     monkeypatch.setattr(
-        type(business.sql.entitlements), "changed", lambda _self, since_ms, limit: late.changed(since_ms, limit)
+        type(business.sql.entitlements), "changed", lambda _self, after, limit: late.changed(after, limit)
     )
     await business.checks.refresh()
 
@@ -230,7 +231,7 @@ async def test_a_feature_that_is_newer_than_the_entitlements_is_not_given(busine
 
 
 async def test_many_changes_at_once_all_arrive(business: Business, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(known_accounts, "CHANGED_AT_ONCE", 3)
+    monkeypatch.setattr(changes, "CHANGED_AT_ONCE", 3)
     monkeypatch.setattr(known_accounts, "READ_AT_ONCE", 2)
     names = [f"account {number}" for number in range(7)]
     for name in names:
