@@ -173,7 +173,7 @@ async def _page(
 ) -> None:
     touched = {}
     for payer in page:
-        subscriptions, omitted = compared(payer, change, span.to_ms)
+        subscriptions, omitted = compared(payer, change, span)
         result.leave_out(omitted)
         result.payers += 1
         if subscriptions:

@@ -141,6 +141,16 @@ async def _checker(request: Request, _scheme: _Scheme) -> ApiKey:
     return authorized(request.app.state.dependencies, request, Role.CHECK)
 
 
+async def _operator(request: Request, _scheme: _Scheme) -> ApiKey:
+    account = request.path_params.get("account")
+    return authorized(request.app.state.dependencies, request, Role.OPERATOR, account=account)
+
+
+async def _override_reader(request: Request, _scheme: _Scheme) -> ApiKey:
+    account = request.path_params.get("account")
+    return authorized(request.app.state.dependencies, request, Role.READ, Role.OPERATOR, account=account)
+
+
 async def _live(request: Request) -> LiveUsage:
     live: LiveUsage | None = request.app.state.dependencies.live
     if live is None:
@@ -161,5 +171,7 @@ Reader = Annotated[ApiKey, Depends(_reader)]
 Admin = Annotated[ApiKey, Depends(_admin)]
 Operator = Annotated[ApiKey, Depends(_operator)]
 Checker = Annotated[ApiKey, Depends(_checker)]
+Operator = Annotated[ApiKey, Depends(_operator)]
+OverrideReader = Annotated[ApiKey, Depends(_override_reader)]
 Live = Annotated[LiveUsage, Depends(_live)]
 Analytics = Annotated[UsageReader, Depends(_analytics)]

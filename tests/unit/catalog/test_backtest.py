@@ -97,7 +97,7 @@ def backtest(
     first: Mapping[str, int] | None = None,
 ) -> tuple[list[BackBill], dict[LeftOut, int]]:
     """The bills, and how often something is left out."""
-    subscriptions, omitted = compared(who, change_to(new), span.to_ms)
+    subscriptions, omitted = compared(who, change_to(new), span)
     bills, more = back_bills(who, subscriptions, past_usage(totals, first or {}), span)
     counts: dict[LeftOut, int] = {}
     for each in (*omitted, *more):
