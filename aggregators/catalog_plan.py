@@ -185,7 +185,7 @@ def _terms_kept(catalog: Catalog, standing: Standing, *, in_place: bool) -> Iter
             continue
         changed = [field for field in VERSIONED if _bought(known.sold, field) != _bought(sold, field)]
         if changed == ["grants"]:
-            lower = _lower(known.sold.grants, sold.grants)
+            lower = lower_grants(known.sold.grants, sold.grants)
             if in_place and not lower:
                 continue
             hint = "add --in-place, for nobody loses anything, or" if not lower else f"{', '.join(lower)} would fall:"
@@ -200,7 +200,7 @@ def _bought(sold: Plan | AddOn, field: str) -> object:
     return [line.model_copy(update={"name": ""}) for line in value or ()] if field == "prices" else value
 
 
-def _lower(before: Mapping[str, GrantValue], after: Mapping[str, GrantValue]) -> list[str]:
+def lower_grants(before: Mapping[str, GrantValue], after: Mapping[str, GrantValue]) -> list[str]:
     """The grants that fall, or of which nobody can say that they do not."""
     return [name for name, value in before.items() if not _is_kept(value, after.get(name))]
 

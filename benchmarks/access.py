@@ -59,6 +59,10 @@ class Static:
         """The versions of known accounts."""
         return {account: self._versions[account] for account in accounts if account in self._versions}
 
+    async def last_number(self) -> int:
+        """No version is made later."""
+        return 0
+
 
 class StaticCatalog:
     """The catalog that ships, with a price for each component of `professional`."""

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from sinks.stripe.invoice_items import StripeClientInvoiceItems
     from sinks.stripe.invoices import StripeClientInvoices
     from sinks.stripe.objects import StripeClientObjects
+    from sinks.stripe.schedules import StripeClientSchedules
 
 NOT_METERS: Final = Catalog.model_fields.keys() - MeterSet.model_fields.keys()
 # A function imports its driver, so that a role without the driver starts faster.
@@ -168,6 +169,15 @@ async def open_stripe_catalog(base: Base) -> StripeClientCatalog:
     await _check_key(base, "products and prices are made at Stripe with it")
     key, api_base = base.settings.stripe_api_key.get_secret_value(), base.settings.stripe_api_base or None
     return StripeClientCatalog(key, api_base, scope=scope_of(base), nonce=secrets.token_hex(4))
+
+
+async def open_stripe_schedules(base: Base) -> StripeClientSchedules:
+    """Stripe's subscription schedules. Raises `InvalidInput` without a key, and as `check_stripe_key`."""
+    from sinks.stripe.schedules import StripeClientSchedules
+
+    await _check_key(base, "schedules are made at Stripe with it")
+    key, api_base = base.settings.stripe_api_key.get_secret_value(), base.settings.stripe_api_base or None
+    return StripeClientSchedules(key, api_base)
 
 
 async def _check_key(base: Base, without: str) -> None:

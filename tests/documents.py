@@ -104,6 +104,7 @@ EXITS_WITH_1: Final = {
     "catalog apply": f"{_UNANSWERED}; repeat the command, which goes on",
     "catalog drift": _DRIFT,
     "catalog example": "never",
+    "catalog migrate": f"a subscription cannot be moved; or {_UNANSWERED}; repeat the command, which goes on",
     "catalog plan": _UNANSWERED,
     "catalog schema": "never",
     "catalog show": _UNANSWERED,

@@ -30,8 +30,6 @@ from schemas.errors import InvalidInput, Transient
 from schemas.holds import Hold, Holds
 from schemas.upgrades import Upgrade
 
-# A version may become visible after a later one: a transaction takes at most half a minute.
-OVERLAP_MS: Final = MINUTE_MS
 CATALOG_INTERVAL_MS: Final = 5 * SECOND_MS
 # How often the log says that checks are answered without a store. A metric counts them all.
 WARNING_INTERVAL_MS: Final = MINUTE_MS
@@ -121,10 +119,10 @@ class AccessChecks:
     ) -> None:
         """`accounts_max`: accounts that are kept in memory; the one that was asked about longest ago goes first.
         Without `holds` no hold can be taken. `on_fallback` is called for each answer without a store."""
-        self._catalog = catalog
+        self.catalog = catalog
         self._usage = usage
         self._clock = clock
-        self._accounts = KnownAccounts(entitlements, accounts_max)
+        self._accounts = KnownAccounts(entitlements, clock, accounts_max)
         self._billed = BilledAccounts(entitlements, clock, accounts_max)
         self._commerce: Commerce | None = None
         self._prices: PriceList = {}
@@ -148,14 +146,13 @@ class AccessChecks:
         if self._commerce is None or now_ms >= self._catalog_read_ms + CATALOG_INTERVAL_MS:
             await self._read_catalog()
             self._catalog_read_ms = now_ms
-        if self.read_ms:
-            await self._accounts.refresh(max(0, self.read_ms - OVERLAP_MS))
+        await self._accounts.refresh()
         if self.holds is not None:
             await self.holds.refresh()
         self.read_ms = now_ms
 
     async def _read_catalog(self) -> None:
-        found = await commerce_of(self._catalog)
+        found = await commerce_of(self.catalog)
         if found is not None and found[0] != self._sha256:
             self._sha256, self._commerce = found
             self._prices = price_list(self._commerce)

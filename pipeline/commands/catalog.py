@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from functools import partial
 from hashlib import sha256
@@ -55,6 +56,7 @@ from schemas.side_tables import AuditRow
 
 PLAN_BYTES_MAX: Final = 64 << 20
 _PLAN: Final = TypeAdapter(CatalogPlan)
+_DIGEST_LINE: Final = re.compile(rb"[0-9a-f]{64}\n")
 
 Told = Callable[[str], None]
 
@@ -306,6 +308,15 @@ def save_plan(plan: CatalogPlan, path: Path) -> None:
     """Write a plan to a file: its hash in the first line, then the plan."""
     body = _PLAN.dump_json(plan)
     path.write_bytes(f"{sha256(body).hexdigest()}\n".encode() + body)
+
+
+def is_plan(path: Path) -> bool:
+    """Whether a file begins as `save_plan` writes one. Raises `InvalidInput` if it cannot be read."""
+    try:
+        with path.open("rb") as file:
+            return _DIGEST_LINE.fullmatch(file.readline(66)) is not None
+    except OSError as error:
+        raise InvalidInput("plan", f"cannot read {path}: {error.strerror}") from error
 
 
 def load_plan(path: Path) -> CatalogPlan:

@@ -135,6 +135,16 @@ async def _checker(request: Request, _scheme: _Scheme) -> ApiKey:
     return authorized(request.app.state.dependencies, request, Role.CHECK)
 
 
+async def _operator(request: Request, _scheme: _Scheme) -> ApiKey:
+    account = request.path_params.get("account")
+    return authorized(request.app.state.dependencies, request, Role.OPERATOR, account=account)
+
+
+async def _override_reader(request: Request, _scheme: _Scheme) -> ApiKey:
+    account = request.path_params.get("account")
+    return authorized(request.app.state.dependencies, request, Role.READ, Role.OPERATOR, account=account)
+
+
 async def _live(request: Request) -> LiveUsage:
     live: LiveUsage | None = request.app.state.dependencies.live
     if live is None:
@@ -154,5 +164,7 @@ AnyKey = Annotated[ApiKey, Depends(_any_key)]
 Reader = Annotated[ApiKey, Depends(_reader)]
 Admin = Annotated[ApiKey, Depends(_admin)]
 Checker = Annotated[ApiKey, Depends(_checker)]
+Operator = Annotated[ApiKey, Depends(_operator)]
+OverrideReader = Annotated[ApiKey, Depends(_override_reader)]
 Live = Annotated[LiveUsage, Depends(_live)]
 Analytics = Annotated[UsageReader, Depends(_analytics)]

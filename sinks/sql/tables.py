@@ -16,6 +16,7 @@ from schemas.bills import InvoiceItemState
 from schemas.catalog_changes import PlanState
 from schemas.intent_ledger import IntentState
 from schemas.notices import DeliveryState
+from schemas.plan_moves import MoveState
 from schemas.side_tables import MIRROR_COLUMNS, OVERLAP, PARTS_OF, TABLE_OF, Outcome
 
 metadata: Final = MetaData()
@@ -339,7 +340,7 @@ overrides: Final = _table(
     _integer("made_ms"),
     _integer("revoked_ms", nullable=True),
 )
-# Derived, and a ledger: recomputed from the other tables, and each version stays.
+# Derived, and a ledger: recomputed from the other tables, and each version stays. `number` rises over all accounts.
 entitlement_versions: Final = _table(
     "entitlement_versions",
     _text("account", key=True),
@@ -348,8 +349,9 @@ entitlement_versions: Final = _table(
     _text("inputs_sha256"),
     _text("segments_json"),
     _text("cause"),
+    _integer("number"),
 )
-Index("entitlement_versions_by_time", entitlement_versions.c.computed_ms)
+Index("entitlement_versions_by_number", entitlement_versions.c.number)
 # Authoritative. What is promised to a caller, or was. Quantities are decimal text. `request_key`: the caller's name of
 # the request, or "". `until_ms`: up to when the usage may have arrived.
 holds: Final = _table(
@@ -422,6 +424,24 @@ Index(
     notices.c.id,
     postgresql_where=notices.c.state == "dead",
     sqlite_where=notices.c.state == "dead",
+)
+
+_MOVE_STATES: Final = ", ".join(f"'{state}'" for state in MoveState)
+# Authoritative. The moves of subscriptions to another version of their plan; `stripe_schedule` is "" until it is known.
+plan_moves: Final = _table(
+    "plan_moves",
+    _text("subscription", key=True),
+    _integer("number", key=True),
+    _text("plan"),
+    _integer("from_version"),
+    _integer("to_version"),
+    _text("account"),
+    _text("state"),
+    _integer("made_ms"),
+    _integer("sent_ms", nullable=True),
+    _text("stripe_schedule"),
+    _text("detail"),
+    CheckConstraint(f"state IN ({_MOVE_STATES})", name="plan_moves_state"),
 )
 
 _FETCHED: Final = frozenset(TABLE_OF.values())

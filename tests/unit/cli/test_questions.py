@@ -116,6 +116,7 @@ EXAMPLES = {
     ("close-period",): CLOSING[1:],
     ("catalog", "plan"): ["schemas/catalog.default.yaml"],
     ("catalog", "apply"): ["schemas/catalog.default.yaml", "--reason", "because"],
+    ("catalog", "migrate"): ["team@1", "2", "--at", "renewal"],
     ("meters", "apply"): ["schemas/catalog.default.yaml"], ("emit",): ["call", "--account", "acme"],
     ("usage",): ["--account", "acme"], ("top",): ["--meter", "tokens"], ("key", "create"): ["--role", "read"],
     ("key", "revoke"): ["id"], ("billing", "redrive"): ["tm_1", "--reason", "corrected"],

@@ -5,13 +5,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import cast
 
 import pytest
 
 from reconciler.causes import Cause, Pair, Verdict
 from reconciler.entitlements import ACCOUNTS_AT_ONCE, STALE_MAX
 from reconciler.report import Report, Row
-from schemas.entitlement_recount import RecountedFeature
+from schemas.entitlement_recount import EntitlementRecount, RecountedFeature
 from tests.worlds.reconciler import Deployment, settled
 
 SEATS = RecountedFeature("acme", "seats", 3, "4", "4", is_stale=False, is_kept=False)
@@ -38,9 +39,9 @@ class Recount:
         return [row for row in rows if row.account in accounts]
 
 
-async def compared(recount: Recount | None) -> tuple[Report, list[Row]]:
+async def compared(recount: Recount) -> tuple[Report, list[Row]]:
     deployment = await Deployment().start()
-    deployment.views = replace(deployment.views, recount=recount)
+    deployment.views = replace(deployment.views, recount=cast("EntitlementRecount", recount))
     report = await deployment.reconcile()
     return report, [row for row in report.rows if row.pair is Pair.ENTITLEMENTS]
 
