@@ -23,6 +23,7 @@ from schemas.meters import MeterSet
 from schemas.validation import first_problem
 
 if TYPE_CHECKING:
+    from sinks.clickhouse.period_totals import ClickHousePeriodTotals
     from sinks.clickhouse.reader import ClickHouseReader
     from sinks.clickhouse.writer import ClickHouseStore
     from sinks.redis.view import RedisLiveView
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from sinks.stripe.invoice_items import StripeClientInvoiceItems
     from sinks.stripe.invoices import StripeClientInvoices
     from sinks.stripe.objects import StripeClientObjects
+    from sinks.stripe.schedules import StripeClientSchedules
 
 NOT_METERS: Final = Catalog.model_fields.keys() - MeterSet.model_fields.keys()
 # A function imports its driver, so that a role without the driver starts faster.
@@ -112,6 +114,14 @@ def open_usage_reader(settings: Settings) -> ClickHouseReader:
     return ClickHouseReader(open_clickhouse(settings.clickhouse_url, timeout_s=settings.store_timeout_s, abandons=True))
 
 
+def open_period_totals(settings: Settings) -> ClickHousePeriodTotals:
+    """The reader of past periods, which many accounts are asked for at once."""
+    from sinks.clickhouse.client import open_clickhouse
+    from sinks.clickhouse.period_totals import ClickHousePeriodTotals
+
+    return ClickHousePeriodTotals(open_clickhouse(settings.clickhouse_url))
+
+
 def open_stripe(settings: Settings) -> StripeClientMeters | None:
     """The Stripe client, or None without a key."""
     from sinks.stripe.client import StripeClientMeters
@@ -159,6 +169,15 @@ async def open_stripe_catalog(base: Base) -> StripeClientCatalog:
     await _check_key(base, "products and prices are made at Stripe with it")
     key, api_base = base.settings.stripe_api_key.get_secret_value(), base.settings.stripe_api_base or None
     return StripeClientCatalog(key, api_base, scope=scope_of(base), nonce=secrets.token_hex(4))
+
+
+async def open_stripe_schedules(base: Base) -> StripeClientSchedules:
+    """Stripe's subscription schedules. Raises `InvalidInput` without a key, and as `check_stripe_key`."""
+    from sinks.stripe.schedules import StripeClientSchedules
+
+    await _check_key(base, "schedules are made at Stripe with it")
+    key, api_base = base.settings.stripe_api_key.get_secret_value(), base.settings.stripe_api_base or None
+    return StripeClientSchedules(key, api_base)
 
 
 async def _check_key(base: Base, without: str) -> None:

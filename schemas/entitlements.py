@@ -13,6 +13,7 @@ from typing import Final, NamedTuple, Protocol
 
 from schemas.catalog import FeatureType, Merge
 from schemas.side_tables import Link, Row
+from schemas.upgrades import Billed
 
 
 class Unlimited(Enum):
@@ -57,11 +58,16 @@ class Operation(StrEnum):
     DENY = "deny"
 
 
+# Reasons of what a subscription gives: its trial runs, or a payment failed and it gives still.
+IN_TRIAL: Final = "in trial"
+IN_GRACE: Final = "in grace"
+
+
 class Grant(NamedTuple):
     """One grant over `[starts_ms, ends_ms)`; `ends_ms` None is open.
 
     `source`: the id of its plan version, add-on, contract or override. `rank` orders plans, the highest first. `cause`:
-    the event's id or the person that made it.
+    the subscription or the person that made it. `reason`: why a person made it, or `IN_TRIAL` or `IN_GRACE`.
     """
 
     feature: str
@@ -102,11 +108,12 @@ class Entitled(NamedTuple):
 
 class Resolved(NamedTuple):
     """The value of a feature, and the grants that made it, in the order in which they took part. `is_denied`: a grant
-    denies the feature."""
+    denies the feature. `lost`: what the account had bought, and does not have because it did not pay."""
 
     value: Value
     gives: tuple[Grant, ...] = ()
     is_denied: bool = False
+    lost: tuple[Grant, ...] = ()
 
 
 class Segment(NamedTuple):
@@ -143,11 +150,11 @@ class EntitlementVersion(NamedTuple):
 
 
 class Renewed(NamedTuple):
-    """That an account got a new version of its entitlements, and when."""
+    """That an account got a new version of its entitlements. `number`: of all versions of all accounts."""
 
     account: str
     version: int
-    computed_ms: int
+    number: int
 
 
 class Computed(NamedTuple):
@@ -175,8 +182,8 @@ class Entitlements(Protocol):
         ...
 
     async def renew(self, account: str, catalog_sha256: str, resolver: Resolver, now_ms: int) -> bool:
-        """Compute the entitlements of one account again, and keep a new version if the inputs differ. Returns whether
-        it did.
+        """Compute the entitlements of one account again, and keep a new version if the inputs or the segments differ.
+        Returns whether it did.
 
         If a subscription that gave something became unreadable, what the account has stays: a riddle takes nothing
         away. One that never gave anything holds nothing back. Raises `Fenced` if another catalog is active than that
@@ -184,12 +191,24 @@ class Entitlements(Protocol):
         """
         ...
 
+    async def recompute(self, account: str = "") -> int:
+        """Have one account's entitlements, or those of all, computed again; returns of how many accounts."""
+        ...
+
     async def latest(self, accounts: Sequence[str]) -> Mapping[str, EntitlementVersion]:
         """The newest version of each account that has one."""
         ...
 
-    async def changed(self, since_ms: int, limit: int = 10_000) -> Sequence[Renewed]:
-        """Which versions were computed at `since_ms` or later, oldest first."""
+    async def last_number(self) -> int:
+        """The highest number of a version, 0 without any. One that is written now may get a lower one."""
+        ...
+
+    async def changed(self, after: int, limit: int = 10_000) -> Sequence[Renewed]:
+        """The versions whose numbers are higher, by number."""
+        ...
+
+    async def billed(self, account: str, now_ms: int) -> Billed:
+        """What an account pays now, by the mirror; nothing if nobody knows the account."""
         ...
 
     async def version_at(self, account: str, instant_ms: int) -> EntitlementVersion | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from functools import partial
 from hashlib import sha256
@@ -12,10 +13,10 @@ from typing import Any, Final, NamedTuple
 from pydantic import TypeAdapter, ValidationError
 
 from aggregators.catalog import CatalogProblem, read_catalog
+from aggregators.catalog_drift import attachable, drift_of
 from aggregators.catalog_plan import (
     IN_SQL,
     World,
-    drift_of,
     plan_catalog,
     records_of,
     states_after,
@@ -55,6 +56,7 @@ from schemas.side_tables import AuditRow
 
 PLAN_BYTES_MAX: Final = 64 << 20
 _PLAN: Final = TypeAdapter(CatalogPlan)
+_DIGEST_LINE: Final = re.compile(rb"[0-9a-f]{64}\n")
 
 Told = Callable[[str], None]
 
@@ -154,7 +156,7 @@ async def find_drift(settings: Settings) -> list[str]:
         world = await _world(parts)
         if world.standing.catalog is None:
             raise InvalidInput("catalog", "none has been applied: tidemark catalog plan FILE --out PLAN")
-        products = [product for product in wanted(world.standing.catalog).attached if product in world.stripe.products]
+        products = [product for product in attachable(world.standing) if product in world.stripe.products]
         return drift_of(await _with_features(parts, world, products))
 
 
@@ -193,7 +195,7 @@ async def _planned(parts: Parts, catalog: Catalog, *, in_place: bool) -> tuple[C
     world = await _world(parts)
     unread = unread_products(catalog, world.stripe, world.standing)
     world = await _with_features(parts, world, unread)
-    plan = plan_catalog(catalog, world, in_place=in_place)
+    plan = plan_catalog(catalog, world, in_place=in_place, drift=drift_of(world))
     current = await parts.meter_set()
     proposed = catalog.meter_set()
     try:
@@ -306,6 +308,15 @@ def save_plan(plan: CatalogPlan, path: Path) -> None:
     """Write a plan to a file: its hash in the first line, then the plan."""
     body = _PLAN.dump_json(plan)
     path.write_bytes(f"{sha256(body).hexdigest()}\n".encode() + body)
+
+
+def is_plan(path: Path) -> bool:
+    """Whether a file begins as `save_plan` writes one. Raises `InvalidInput` if it cannot be read."""
+    try:
+        with path.open("rb") as file:
+            return _DIGEST_LINE.fullmatch(file.readline(66)) is not None
+    except OSError as error:
+        raise InvalidInput("plan", f"cannot read {path}: {error.strerror}") from error
 
 
 def load_plan(path: Path) -> CatalogPlan:

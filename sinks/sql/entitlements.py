@@ -6,8 +6,9 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Final, TypeVar
 
-from sqlalchemy import Connection, RowMapping, insert, select, update
+from sqlalchemy import Connection, RowMapping, func, insert, select, text, update
 
+from aggregators.billed import billed_of
 from aggregators.entitlement_codec import decode_value, encode_value
 from schemas.entitlements import (
     Computed,
@@ -20,11 +21,12 @@ from schemas.entitlements import (
     SourceKind,
 )
 from schemas.errors import Fenced, InvalidInput
-from schemas.side_tables import Row
+from schemas.side_tables import Link, Row
+from schemas.upgrades import Billed
 from sinks.sql import audit as trail
 from sinks.sql.bindings import owned_rows
 from sinks.sql.intents import Run
-from sinks.sql.queries import Head, insert_new, links_of, lock_accounts, save_heads
+from sinks.sql.queries import Head, chunks, insert_new, links_of, lock_accounts, save_heads
 from sinks.sql.tables import accounts, audit, catalog_versions, entitlement_versions, overrides
 
 Answer = TypeVar("Answer")
@@ -50,18 +52,50 @@ class SqlEntitlements:
     async def renew(self, account: str, catalog_sha256: str, resolver: Resolver, now_ms: int) -> bool:
         return await self._run(lambda connection: _renew(connection, account, catalog_sha256, resolver, now_ms))
 
-    async def latest(self, accounts: Sequence[str]) -> Mapping[str, EntitlementVersion]:
-        def body(connection: Connection) -> dict[str, EntitlementVersion]:
-            found = (_latest(connection, account) for account in dict.fromkeys(accounts))
-            return {version.account: version for version in found if version is not None}
+    async def recompute(self, account: str = "") -> int:
+        is_one = accounts.c.account == account if account else accounts.c.account != ""
+        marked = update(accounts).values(entitled_seq=-1)
+
+        def body(connection: Connection) -> int:
+            # Accounts are locked in ascending order, as everywhere.
+            locked = select(accounts.c.account).where(is_one).order_by(accounts.c.account).with_for_update()
+            names = list(connection.execute(locked).scalars())
+            connection.execute(marked.where(is_one))
+            return len(names)
 
         return await self._run(body)
 
-    async def changed(self, since_ms: int, limit: int = 10_000) -> Sequence[Renewed]:
+    async def latest(self, accounts: Sequence[str]) -> Mapping[str, EntitlementVersion]:
         found = entitlement_versions.c
-        wanted = select(found.account, found.version, found.computed_ms).where(found.computed_ms >= since_ms)
-        wanted = wanted.order_by(found.computed_ms, found.account, found.version).limit(limit)
+
+        def body(connection: Connection) -> dict[str, EntitlementVersion]:
+            versions: dict[str, EntitlementVersion] = {}
+            for chunk in chunks(dict.fromkeys(accounts)):
+                greatest = select(found.account, func.max(found.version).label("version"))
+                newest = greatest.where(found.account.in_(chunk)).group_by(found.account).subquery()
+                wanted = select(entitlement_versions).join(
+                    newest, (found.account == newest.c.account) & (found.version == newest.c.version)
+                )
+                versions |= {row["account"]: _version(row) for row in connection.execute(wanted).mappings()}
+            return versions
+
+        return await self._run(body)
+
+    async def last_number(self) -> int:
+        return await self._run(_last_number)
+
+    async def changed(self, after: int, limit: int = 10_000) -> Sequence[Renewed]:
+        found = entitlement_versions.c
+        wanted = select(found.account, found.version, found.number).where(found.number > after)
+        wanted = wanted.order_by(found.number).limit(limit)
         return await self._run(lambda connection: [Renewed(*row) for row in connection.execute(wanted)])
+
+    async def billed(self, account: str, now_ms: int) -> Billed:
+        def body(connection: Connection) -> Billed:
+            links = links_of(connection, {account})[account]
+            return billed_of(links, _mirror(connection, links), now_ms)
+
+        return await self._run(body)
 
     async def version_at(self, account: str, instant_ms: int) -> EntitlementVersion | None:
         return await self._run(lambda connection: _latest(connection, account, instant_ms))
@@ -82,11 +116,7 @@ def _renew(connection: Connection, account: str, catalog_sha256: str, resolver: 
     if connection.execute(active).scalar() != catalog_sha256:
         raise Fenced("another catalog is active than the one that the entitlements were computed by")
     links = links_of(connection, {account})[account]
-    customers = {link.customer for link in links if link.customer}
-    rows: dict[str, list[Row]] = defaultdict(list)
-    for owned in owned_rows(connection, customers).values():
-        for table, found in owned.items():
-            rows[table] += found
+    rows = _mirror(connection, links)
     people = [made.grant for made in _overrides(connection, account) if made.revoked_ms is None]
     computed, before = resolver(links, rows, people), _latest(connection, account)
     is_new = _is_new(before, computed)
@@ -95,16 +125,38 @@ def _renew(connection: Connection, account: str, catalog_sha256: str, resolver: 
         row = {
             "account": account, "version": version, "computed_ms": now_ms, "inputs_sha256": computed.inputs_sha256,
             "segments_json": computed.segments, "cause": _last_cause(connection, account),
+            "number": _next_number(connection),
         }  # fmt: skip
         connection.execute(insert(entitlement_versions), row)
     connection.execute(update(accounts).where(accounts.c.account == account).values(entitled_seq=head.audit_seq))
     return is_new
 
 
+def _mirror(connection: Connection, links: Sequence[Link]) -> dict[str, list[Row]]:
+    """The mirror's rows of the customers of links, by table."""
+    rows: dict[str, list[Row]] = defaultdict(list)
+    for owned in owned_rows(connection, {link.customer for link in links if link.customer}).values():
+        for table, found in owned.items():
+            rows[table] += found
+    return rows
+
+
+def _last_number(connection: Connection) -> int:
+    return connection.execute(select(func.max(entitlement_versions.c.number))).scalar() or 0
+
+
+def _next_number(connection: Connection) -> int:
+    """A number that no version has. SQLite has no sequences, and only one transaction at a time."""
+    if connection.dialect.name != "postgresql":
+        return _last_number(connection) + 1
+    return int(connection.execute(text("SELECT nextval('entitlement_numbers')")).scalar_one())
+
+
 def _is_new(before: EntitlementVersion | None, computed: Computed) -> bool:
     if before is None:
         return True
-    if before.inputs_sha256 == computed.inputs_sha256:
+    # Another version of the program may resolve the same inputs otherwise.
+    if (before.inputs_sha256, before.segments) == (computed.inputs_sha256, computed.segments):
         return False
     # Each grant has its subscription as its cause, so the text says whether one gave something.
     return not any(f'"{subscription}"' in before.segments for subscription in computed.unreadable)

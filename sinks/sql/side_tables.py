@@ -38,7 +38,11 @@ from sinks.sql.bills import SqlBills
 from sinks.sql.bindings import Planner, binding_of, overlaps_now
 from sinks.sql.catalog import SqlCatalog
 from sinks.sql.entitlements import SqlEntitlements
+from sinks.sql.holds import SqlHolds
 from sinks.sql.intents import SqlIntentLedger
+from sinks.sql.notices import SqlNotices
+from sinks.sql.payers import SqlPayers
+from sinks.sql.plan_moves import SqlPlanMoves
 from sinks.sql.queries import links_of, mirror_row, mirror_rows, next_offset, rows_where
 from sinks.sql.tables import account_bindings, audit, cursors, customer_column, mirror, processed_events
 
@@ -88,9 +92,29 @@ class SqlSideTables(ABC):
         return SqlCatalog(self._run)
 
     @property
+    def payers(self) -> SqlPayers:
+        """Who subscribes to what, in the same database."""
+        return SqlPayers(self._run)
+
+    @property
     def entitlements(self) -> SqlEntitlements:
         """Overrides, and the versions of accounts' entitlements, in the same database."""
         return SqlEntitlements(self._run)
+
+    @property
+    def holds(self) -> SqlHolds:
+        """Holds of limits and seats, in the same database."""
+        return SqlHolds(self._run)
+
+    @property
+    def notices(self) -> SqlNotices:
+        """The outbox of notices in the same database."""
+        return SqlNotices(self._run)
+
+    @property
+    def plan_moves(self) -> SqlPlanMoves:
+        """Moves of subscriptions to another version of their plan, in the same database."""
+        return SqlPlanMoves(self._run)
 
     @abstractmethod
     async def _run(self, body: Callable[[Connection], Answer]) -> Answer:
@@ -103,6 +127,13 @@ class SqlSideTables(ABC):
         def body(connection: Connection) -> set[str]:
             rows = rows_where(connection, processed_events, "event_id", set(event_ids))
             return set(event_ids) - {row["event_id"] for row in rows if row["outcome"] not in WAITING}
+
+        return await self._run(body)
+
+    async def held_among(self, event_ids: Sequence[str]) -> set[str]:
+        def body(connection: Connection) -> set[str]:
+            rows = rows_where(connection, processed_events, "event_id", set(event_ids))
+            return {row["event_id"] for row in rows if row["outcome"] == Outcome.HELD}
 
         return await self._run(body)
 
