@@ -33,6 +33,7 @@ from schemas.catalog_changes import CatalogKind, CatalogStore, KnownPlan, PlanSt
 from schemas.clock import DAY_MS
 from schemas.entitlements import Entitlements, EntitlementVersion
 from schemas.side_tables import MIRROR_COLUMNS, Link, Row
+from schemas.upgrades import Billed
 
 IN_PROCESS: Final = "(i) Checks in a process"
 OVER_HTTP: Final = "(j) Checks over HTTP, 500 a second"
@@ -62,6 +63,10 @@ class Static:
     async def last_number(self) -> int:
         """No version is made later."""
         return 0
+
+    async def billed(self, _account: str, _now_ms: int) -> Billed:
+        """What nobody pays yet; a denied check asks for it."""
+        return Billed()
 
 
 class StaticCatalog:

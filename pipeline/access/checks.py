@@ -7,7 +7,7 @@ have a newer version. If SQL does not answer, what is known goes on being the an
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from decimal import Decimal
 from typing import Final, NamedTuple, Protocol
 
@@ -128,6 +128,7 @@ class AccessChecks:
         self._prices: PriceList = {}
         self._sha256 = ""
         self._features: dict[str, Feature] = {}
+        self._together: Mapping[str, frozenset[str]] = {}
         self._default: Sequence[Segment] = ()
         self._catalog_read_ms = 0
         self._on_fallback = on_fallback
@@ -157,6 +158,7 @@ class AccessChecks:
             self._sha256, self._commerce = found
             self._prices = price_list(self._commerce)
             self._features = {feature.name: feature for feature in features_of(self._commerce)}
+            self._together = _together(self._commerce.catalog.features)
             nobody = granted(self._commerce, (), {}, ())
             self._default = resolve(nobody.features, nobody.entitled)
 
@@ -191,12 +193,10 @@ class AccessChecks:
             return self._fallen_back(asked, error)
 
     def _asked(self, commerce: Commerce, account: str, feature: str, quantity: Decimal, used: Decimal | None) -> _Asked:
-        features = commerce.catalog.features
-        term = features.get(feature)
+        term = commerce.catalog.features.get(feature)
         if term is None:
             raise InvalidInput("feature", f"{feature[:100]!r} is no feature of the catalog: `tidemark catalog show`")
-        together = {name for name, other in features.items() if term.meter and other.meter == term.meter}
-        return _Asked(account, self._features[feature], term, frozenset(together | {feature}), quantity, used)
+        return _Asked(account, self._features[feature], term, self._together[feature], quantity, used)
 
     def _holds_for(self, asked: _Asked, hold: HoldRequest) -> GatewayHolds:
         """Where a hold is taken. Raises `InvalidInput` if it cannot be taken."""
@@ -240,6 +240,8 @@ class AccessChecks:
             known = known._replace(segments=self._default)
         used = counted.used if counted else asked.used or NOTHING
         found = _Found(now_ms, known, segment_at(known.segments, now_ms), counted, used)
+        if counted is None:
+            return found
         return found._replace(tariff=await self._tariff(commerce, asked, found))
 
     async def _tariff(self, commerce: Commerce, asked: _Asked, found: _Found) -> Tariff | None:
@@ -304,6 +306,14 @@ class AccessChecks:
 
 def _resolved(asked: _Asked, found: _Found) -> Resolved:
     return found.segment.features.get(asked.feature.name, Resolved(False))
+
+
+def _together(features: Mapping[str, terms.Feature]) -> dict[str, frozenset[str]]:
+    """For each feature the features that count the same usage, itself among them."""
+    by_meter: dict[str, set[str]] = {}
+    for name, each in features.items():
+        by_meter.setdefault(each.meter or "", set()).add(name)
+    return {name: frozenset(by_meter[each.meter] if each.meter else {name}) for name, each in features.items()}
 
 
 def _decided(asked: _Asked, found: _Found, held: Decimal) -> Decision:

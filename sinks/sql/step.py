@@ -44,6 +44,13 @@ from sinks.sql.tables import account_customers, customer_column, mirror, process
 READER: Final = BILLING_EVENTS_TOPIC
 STRIPE: Final = "stripe"
 MASK: Final = "(not kept)"
+# Made once, because they run very often.
+_FETCH_SEQS: Final = {
+    kind: select(mirror[name].c.id, mirror[name].c.fetch_seq).where(
+        mirror[name].c.id.in_(bindparam("ids", expanding=True))
+    )
+    for kind, name in TABLE_OF.items()
+}
 
 # The rows of one object: by table, then by key.
 Rows = dict[str, dict[str, Values]]
@@ -140,10 +147,9 @@ def fetch_seqs(connection: Connection, names: Collection[ObjectName]) -> dict[Ob
     """The `fetch_seq` of each object, 0 without a row."""
     seqs = dict.fromkeys(names, 0)
     for kind in ObjectKind:
-        table = mirror[TABLE_OF[kind]]
         for chunk in chunks({name.id for name in names if name.kind is kind}):
-            wanted = select(table.c.id, table.c.fetch_seq).where(table.c.id.in_(chunk))
-            seqs |= {ObjectName(kind, row.id): row.fetch_seq for row in connection.execute(wanted)}
+            rows = connection.execute(_FETCH_SEQS[kind], {"ids": chunk})
+            seqs |= {ObjectName(kind, row.id): row.fetch_seq for row in rows}
     return seqs
 
 

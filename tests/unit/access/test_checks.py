@@ -306,8 +306,9 @@ async def test_what_an_account_pays_is_read_once_for_a_version_and_again_later(
     assert len(times) == 3
 
 
-async def test_a_renewed_period_is_that_of_the_answer(business: Business) -> None:
-    """Nothing of the entitlements changes, so there is no other version."""
+@pytest.mark.parametrize("hears", [True, False], ids=["heard of", "not heard of"])
+async def test_a_renewed_period_is_that_of_the_answer(business: Business, hears: bool) -> None:
+    """Nothing of the entitlements changes, so there is no other version, whether the renewal was heard of or not."""
     items = [{"price": business.price, "quantity": 4}]
     business.stripe.call("POST /v1/subscriptions", {"customer": business.customer, "items": items})
     await business.settle()
@@ -315,7 +316,8 @@ async def test_a_renewed_period_is_that_of_the_answer(business: Business) -> Non
     versions, due = [], []
     for days in (0, 15, 22):
         business.clock.advance(days * DAY_MS)
-        await business.settle()
+        if hears:
+            await business.settle()
         answer = await business.checks.check("acme", "tokens", ONE)
         assert answer.upgrade is not None
         versions.append(answer.version)
