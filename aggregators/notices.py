@@ -14,13 +14,23 @@ import msgspec
 from aggregators.account_grants import INCLUDED
 from aggregators.instants import format_instant_ms
 from schemas.catalog import Feature
+from schemas.clock import DAY_MS
 from schemas.entitlements import Segment
 from schemas.meters import Meter
-from schemas.notices import Notice, NoticeKind
+from schemas.notices import Notice, NoticeKind, StripeFact
 from schemas.periods import Period
 
 # Enough for any product of a quantity and a percentage; the default of 28 digits is not.
 EXACT: Final = Context(prec=100)
+# How many days before its end an account hears of it.
+REMIND_DAYS: Final = (7, 1)
+# What a notice of Stripe's facts is about.
+_ABOUT: Final = {
+    NoticeKind.TRIAL_ENDS: "subscription",
+    NoticeKind.PAYMENT_FAILED: "invoice",
+    NoticeKind.SUBSCRIPTION_ENDED: "subscription",
+}
+STRIPE_KINDS: Final = tuple(_ABOUT)
 SECRET_PREFIX: Final = "whsec_"  # noqa: S105  # the prefix of every secret
 SECRET_BYTES_MIN: Final = 24
 
@@ -115,11 +125,34 @@ def warning(log_id: str, account: str, crossing: Crossing, unit: str, period: Pe
     )  # fmt: skip
 
 
+def stripe_notice(log_id: str, fact: StripeFact, now_ms: int) -> Notice | None:
+    """The notice of what the mirror says, or None if none is due. Of the reminders of a trial, the last that is due."""
+    since_ms, until_ms, about = fact.at_ms, fact.at_ms, _ABOUT[fact.kind]
+    data: dict[str, str | int] = {"account": fact.account, about: fact.subject}
+    if fact.kind is NoticeKind.TRIAL_ENDS:
+        due = [days for days in REMIND_DAYS if fact.since_ms <= fact.at_ms - days * DAY_MS <= now_ms]
+        if not due:
+            return None
+        since_ms = fact.at_ms - min(due) * DAY_MS
+        data |= {"days": min(due), "trial_end": format_instant_ms(fact.at_ms)}
+    elif fact.kind is NoticeKind.PAYMENT_FAILED:
+        amount = EXACT.scaleb(Decimal(fact.remaining_minor), -fact.exponent)
+        data |= {"amount": f"{amount:f}", "currency": fact.currency}
+    else:
+        data |= {"ended_at": format_instant_ms(fact.at_ms)}
+    identifier = notice_id(log_id, fact.kind, fact.account, fact.subject, since_ms, 0)
+    body = {"id": identifier, "type": fact.kind.value, "timestamp": format_instant_ms(now_ms), "data": data}
+    text = msgspec.json.encode(body).decode()
+    return Notice(identifier, fact.kind, fact.account, fact.subject, since_ms, until_ms, 0, text, now_ms)
+
+
 def words(notice: Notice) -> tuple[str, str]:
     """The subject and the text of a mail."""
     data = msgspec.json.decode(notice.body)["data"]
+    if notice.kind in _ABOUT:
+        return _stripe_words(notice, data)
     what = {NoticeKind.LIMIT_WARNING: "its limit", NoticeKind.INCLUDED_WARNING: "what its price includes"}[notice.kind]
-    name = "".join(character if character.isprintable() else "?" for character in notice.account)
+    name = _printable(notice.account)
     after = {
         NoticeKind.LIMIT_WARNING: "Beyond the limit, requests may be refused.",
         NoticeKind.INCLUDED_WARNING: "What is used beyond it is billed.",
@@ -130,6 +163,21 @@ def words(notice: Notice) -> tuple[str, str]:
         f"{after}\n"
     )
     return f"{name} has used {notice.percent} % of {what}: {notice.subject}", text
+
+
+def _stripe_words(notice: Notice, data: Mapping[str, str]) -> tuple[str, str]:
+    name = _printable(notice.account)
+    if notice.kind is NoticeKind.TRIAL_ENDS:
+        said = f"The trial of {name} ends at {data['trial_end']}"
+    elif notice.kind is NoticeKind.PAYMENT_FAILED:
+        said = f"A payment of {name} failed: {data['amount']} {data['currency']} are open"
+    else:
+        said = f"A subscription of {name} ended at {data['ended_at']}"
+    return said, f"{said} ({notice.subject}).\n"
+
+
+def _printable(account: str) -> str:
+    return "".join(character if character.isprintable() else "?" for character in account)
 
 
 def secret_bytes(secret: str) -> bytes:

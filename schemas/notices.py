@@ -16,10 +16,16 @@ class NoticeKind(StrEnum):
 
     - `limit_warning`: an account has used so many percent of a limit in its running period.
     - `included_warning`: an account has used so many percent of what its base price covers; more is billed.
+    - `trial_ends`: the trial of a subscription ends in a week or in a day.
+    - `payment_failed`: Stripe tried to collect an invoice, and it is still open.
+    - `subscription_ended`: a subscription has ended.
     """
 
     LIMIT_WARNING = "limit_warning"
     INCLUDED_WARNING = "included_warning"
+    TRIAL_ENDS = "trial_ends"
+    PAYMENT_FAILED = "payment_failed"
+    SUBSCRIPTION_ENDED = "subscription_ended"
 
 
 class ChannelName(StrEnum):
@@ -49,7 +55,8 @@ class DeliveryState(StrEnum):
 
 
 class Notice(NamedTuple):
-    """A fact about an account. `subject`: the feature. `percent`: the threshold that was reached.
+    """A fact about an account. `subject`: the feature, the subscription or the invoice. `percent`: the threshold that
+    was reached; 0 of what Stripe says, where `period_start_ms` is the instant since which the notice is due.
 
     `id` follows from kind, account, subject, period and percent. `body` is the JSON text that is delivered; it is made
     once, so every attempt delivers the same bytes.
@@ -64,6 +71,23 @@ class Notice(NamedTuple):
     percent: int
     body: str
     made_ms: int
+
+
+class StripeFact(NamedTuple):
+    """What the mirror says of a subscription or an invoice of the account that is linked to its customer now.
+
+    `at_ms`: the end of the trial, the creation of the invoice, or the end of the subscription. `since_ms`: when the
+    subscription began. `remaining_minor` and what follows: what is open of the invoice.
+    """
+
+    kind: NoticeKind
+    account: str
+    subject: str
+    at_ms: int
+    since_ms: int = 0
+    remaining_minor: int = 0
+    currency: str = ""
+    exponent: int = 0
 
 
 class Delivery(NamedTuple):
@@ -140,6 +164,16 @@ class NoticeOutbox(Protocol):
 
     async def counts(self) -> DeliveryCounts:
         """How many deliveries wait and are dead."""
+        ...
+
+    async def facts(
+        self, kind: NoticeKind, now_ms: int, after: str = "", limit: int = 500, *, subject: str = ""
+    ) -> Sequence[StripeFact]:
+        """One page of what the mirror says now, by subject, behind `after`; or what it says of one subject.
+
+        Trials that end within a week, invoices of a month that Stripe tried to collect and that are open, and
+        subscriptions that ended within three days. Nothing of the other kinds.
+        """
         ...
 
     async def address(self, account: str, now_ms: int) -> str:

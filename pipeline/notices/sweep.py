@@ -12,13 +12,13 @@ from decimal import Decimal
 from typing import Final, NamedTuple
 
 from aggregators.codec import parse_value
-from aggregators.notices import Crossing, crossings, used_units, warning
+from aggregators.notices import STRIPE_KINDS, Crossing, crossings, stripe_notice, used_units, warning
 from aggregators.periods import period_at
 from pipeline.notices.terms import Terms
 from schemas.clock import DAY_MS, Clock
 from schemas.live_view import AccountDirectory, LiveTotals
 from schemas.meters import Meter
-from schemas.notices import ChannelName, Notice, NoticeOutbox
+from schemas.notices import ChannelName, Notice, NoticeKind, NoticeOutbox
 from schemas.rollup import Checkpoint, TotalKey
 
 # Totals that are read at once: some milliseconds of the server, between which it answers others.
@@ -74,9 +74,11 @@ class Sweep:
         if not self._channels:
             return swept
         await self._terms.refresh()
+        room = self._waiting_max - (await self._outbox.counts()).waiting
+        for kind in STRIPE_KINDS:
+            swept = await self._facts(kind, swept)
         if not self._terms.features:
             return swept
-        room = self._waiting_max - (await self._outbox.counts()).waiting
         for partition in range(self._partitions):
             cursor = -1
             while cursor:
@@ -90,6 +92,16 @@ class Sweep:
                     new = await self._outbox.add(found, self._channels)
                     swept = Swept(swept.totals + len(page), swept.reached + len(found), swept.new + new)
         await self._outbox.prune(self._clock.now_ms() - KEPT_MS, PRUNED_AT_ONCE)
+        return swept
+
+    async def _facts(self, kind: NoticeKind, swept: Swept) -> Swept:
+        """Find what the mirror says. It is much less than what waits at most."""
+        now_ms, after = self._clock.now_ms(), ""
+        while page := await self._outbox.facts(kind, now_ms, after, PAGE):
+            found = [notice for fact in page if (notice := stripe_notice(self._log_id, fact, now_ms)) is not None]
+            new = await self._outbox.add(found, self._channels)
+            swept = swept._replace(reached=swept.reached + len(found), new=swept.new + new)
+            after = page[-1].subject
         return swept
 
     async def _page(self, partition: int, keys: Sequence[TotalKey]) -> Sequence[Notice]:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from aggregators.codec import parse_value
-from aggregators.notices import is_reached, used_units
+from aggregators.notices import STRIPE_KINDS, is_reached, stripe_notice, used_units
 from aggregators.partitioning import partition_of
 from aggregators.periods import period_at
 from pipeline.notices.terms import Terms
 from schemas.clock import Clock
 from schemas.errors import Transient
 from schemas.live_view import AccountDirectory, LiveTotals
-from schemas.notices import Notice
+from schemas.notices import Notice, NoticeOutbox
 from schemas.rollup import TotalKey
 
 
@@ -18,8 +18,17 @@ class Truth:
     """Compares a notice with the newest entitlements and the live usage."""
 
     def __init__(
-        self, terms: Terms, accounts: AccountDirectory, totals: LiveTotals, clock: Clock, partitions: int
+        self,
+        terms: Terms,
+        accounts: AccountDirectory,
+        totals: LiveTotals,
+        outbox: NoticeOutbox,
+        clock: Clock,
+        log_id: str,
+        partitions: int,
     ) -> None:
+        self._outbox = outbox
+        self._log_id = log_id
         self._terms = terms
         self._accounts = accounts
         self._totals = totals
@@ -28,6 +37,8 @@ class Truth:
 
     async def why_not(self, notice: Notice) -> str:
         """Why a notice is not true any more; "" if it is. Raises `Transient` if a store does not say."""
+        if notice.kind in STRIPE_KINDS:
+            return await self._why_not_at_stripe(notice)
         partition = partition_of(notice.account, self._partitions)
         _, states = await self._accounts.accounts(partition, [notice.account])
         if period_at(states[notice.account], self._clock.now_ms()).start_ms != notice.period_start_ms:
@@ -45,3 +56,10 @@ class Truth:
         if used is None or not is_reached(used, bound.quantity, notice.percent):
             return f"{'0' if used is None else f'{used:f}'} of {bound.quantity:f} are used now"
         return ""
+
+    async def _why_not_at_stripe(self, notice: Notice) -> str:
+        now_ms = self._clock.now_ms()
+        facts = await self._outbox.facts(notice.kind, now_ms, subject=notice.subject)
+        made = (stripe_notice(self._log_id, fact, now_ms) for fact in facts)
+        is_so = any(each is not None and each.id == notice.id for each in made)
+        return "" if is_so else "Stripe says otherwise by now"

@@ -48,10 +48,9 @@ async def run_notifier(settings: Settings) -> None:
         channels = await stack.enter_async_context(open_channels(settings, tables.notices, base.clock))
         terms = Terms(tables.catalog, tables.entitlements, base.clock)
         partitions, names = base.genesis.partitions, tuple(channels)
-        truth = Truth(terms, view.accounts, view.totals, base.clock, partitions)
-        sweep = Sweep(
-            terms, view.accounts, view.totals, tables.notices, names, base.clock, base.genesis.log_id, partitions
-        )
+        log_id = base.genesis.log_id
+        truth = Truth(terms, view.accounts, view.totals, tables.notices, base.clock, log_id, partitions)
+        sweep = Sweep(terms, view.accounts, view.totals, tables.notices, names, base.clock, log_id, partitions)
         sending = Sending(tables.notices, truth, channels, base.clock)
         await _run(settings, NotifierLoops(sweep, sending, tables.notices, base.clock), names)
 

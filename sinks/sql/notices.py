@@ -5,15 +5,32 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Final
 
-from sqlalchemy import Connection, RowMapping, and_, bindparam, delete, func, literal_column, or_, select, update
+from sqlalchemy import (
+    Connection,
+    RowMapping,
+    and_,
+    bindparam,
+    delete,
+    exists,
+    func,
+    literal_column,
+    or_,
+    select,
+    update,
+)
 from sqlalchemy.dialects import postgresql, sqlite
 
+from schemas.clock import DAY_MS
 from schemas.errors import InvalidInput
-from schemas.notices import ChannelName, Delivery, DeliveryCounts, DeliveryState, Notice, NoticeKind
+from schemas.notices import ChannelName, Delivery, DeliveryCounts, DeliveryState, Notice, NoticeKind, StripeFact
 from sinks.sql.intents import Run
 from sinks.sql.queries import Values, chunks
 from sinks.sql.tables import account_customers, mirror, notices
 
+# Until when a fact is told. The walk of a sweep ends there, and so does the use of a late notice.
+TRIAL_MS: Final = 7 * DAY_MS
+UNPAID_MS: Final = 30 * DAY_MS
+ENDED_MS: Final = 3 * DAY_MS
 _FACTS: Final = Notice._fields
 # The texts are in the statements because PostgreSQL finds a partial index only then.
 _IS_WAITING: Final = notices.c.state == literal_column(f"'{DeliveryState.WAITING}'")
@@ -97,6 +114,17 @@ class SqlNotices:
 
         return await self._run(body)
 
+    async def facts(
+        self, kind: NoticeKind, now_ms: int, after: str = "", limit: int = 500, *, subject: str = ""
+    ) -> Sequence[StripeFact]:
+        wanted = _facts(kind, now_ms)
+        if wanted is None:
+            return []
+        key = wanted.selected_columns["subject"]
+        wanted = wanted.where(key == _text(subject)) if subject else wanted.where(key > _text(after))
+        wanted = wanted.order_by(key).limit(limit)
+        return await self._run(lambda connection: [StripeFact(kind, *row) for row in connection.execute(wanted).all()])
+
     async def address(self, account: str, now_ms: int) -> str:
         links, customers = account_customers.c, mirror["stripe_customers"].c
         linked = select(links.customer_id).where(links.account == _text(account), links.starts_ms <= now_ms)
@@ -115,6 +143,36 @@ class SqlNotices:
             return len(found)
 
         return await self._run(body)
+
+
+def _facts(kind: NoticeKind, now_ms: int) -> Any:
+    """The statement that lists the facts of a kind, or None for a kind that the mirror does not tell."""
+    subscription, invoice = mirror["subscriptions"].c, mirror["invoices"].c
+    nothing: tuple[Any, ...] = (literal_column("0"), literal_column("''"), literal_column("0"))
+    if kind is NoticeKind.TRIAL_ENDS:
+        is_so = (subscription.status == "trialing") & subscription.trial_end_ms.between(now_ms + 1, now_ms + TRIAL_MS)
+        return _linked(subscription, is_so, now_ms, subscription.trial_end_ms, subscription.start_ms, *nothing)
+    if kind is NoticeKind.SUBSCRIPTION_ENDED:
+        is_so = (subscription.status == "canceled") & subscription.ended_ms.between(now_ms - ENDED_MS, now_ms)
+        return _linked(subscription, is_so, now_ms, subscription.ended_ms, subscription.start_ms, *nothing)
+    if kind is NoticeKind.PAYMENT_FAILED:
+        is_so = (invoice.status == "open") & (invoice.attempt_count > 0)
+        is_so &= invoice.created_ms.between(now_ms - UNPAID_MS, now_ms)
+        owed = (invoice.remaining_minor, func.coalesce(invoice.currency, ""), invoice.exponent)
+        return _linked(invoice, is_so, now_ms, invoice.created_ms, invoice.created_ms, *owed)
+    return None
+
+
+def _linked(
+    table: Any, is_so: Any, now_ms: int, at_ms: Any, since_ms: Any, minor: Any, currency: Any, exponent: Any
+) -> Any:
+    """The rows of a mirror table that are so, each with the account that is linked to its customer now."""
+    links, later = account_customers.c, account_customers.alias().c
+    is_newer = (later.account == links.account) & (later.starts_ms > links.starts_ms) & (later.starts_ms <= now_ms)
+    is_linked = (links.starts_ms <= now_ms) & ~exists().where(is_newer)
+    numbers = (func.coalesce(since_ms, 0), func.coalesce(minor, 0), currency, func.coalesce(exponent, 0))
+    wanted = select(links.account, table.id.label("subject"), at_ms, *numbers)
+    return wanted.where(links.customer_id == table.customer_id, is_linked, is_so, table.deleted.is_distinct_from(1))
 
 
 def _add(connection: Connection, rows: list[Values]) -> int:

@@ -84,7 +84,9 @@ class NoticeWorld(Business):
         live = self.view.accounts, self.view.totals
         kept, receivers = outbox or self.outbox, dict.fromkeys(channels, channel or self.receiver)
         sweep = Sweep(terms, *live, kept, channels, self.clock, self.log_id, self.partitions, waiting_max)
-        return sweep, Sending(kept, Truth(terms, *live, self.clock, self.partitions), receivers, self.clock)
+        return sweep, Sending(
+            kept, Truth(terms, *live, self.outbox, self.clock, self.log_id, self.partitions), receivers, self.clock
+        )
 
     def period(self, account: str) -> Period:
         """The account's running period."""

@@ -16,6 +16,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from email import policy
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -157,7 +158,7 @@ async def test_the_receiver_of_the_documentation_takes_what_is_genuine() -> None
             await until(lambda: _taken(channel, genuine), "the receiver listens")
             assert await receiver.stdout.readline() == b"ntc_1 acme\n"
         for secret, at_s in ((OTHER, now_s), (SECRET, now_s - 3_600)):
-            async with WebhookChannel(url, keys(secret), lambda at_s=at_s: at_s) as channel:
+            async with WebhookChannel(url, keys(secret), partial(int, at_s)) as channel:
                 with pytest.raises(Transient, match="answered 400"):
                     await channel.send(genuine)
     finally:

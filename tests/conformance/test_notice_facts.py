@@ -1,0 +1,67 @@
+"""What the mirror tells the notifier, on PostgreSQL and on the simulation's fake."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from schemas.clock import DAY_MS, HOUR_MS
+from schemas.notices import NoticeKind, StripeFact
+from sinks.sql.side_tables import SqlSideTables
+from tests.worlds.mirrored import NOW_MS, invoice, subscription
+
+TRIAL = {"status": "trialing", "start_ms": NOW_MS - 23 * DAY_MS}
+SAYINGS: dict[str, tuple[dict[str, Any], NoticeKind | None]] = {
+    "a trial ends in a week": ({**TRIAL, "trial_end_ms": NOW_MS + 7 * DAY_MS}, NoticeKind.TRIAL_ENDS),
+    "a trial ends later": ({**TRIAL, "trial_end_ms": NOW_MS + 7 * DAY_MS + 1}, None),
+    "a trial has ended": ({**TRIAL, "trial_end_ms": NOW_MS}, None),
+    "a trial became a plan": ({**TRIAL, "status": "active", "trial_end_ms": NOW_MS + DAY_MS}, None),
+    "a subscription ended": ({"status": "canceled", "ended_ms": NOW_MS}, NoticeKind.SUBSCRIPTION_ENDED),
+    "a subscription ended long ago": ({"status": "canceled", "ended_ms": NOW_MS - 3 * DAY_MS - 1}, None),
+    "a subscription will end": ({"status": "active", "cancel_at_ms": NOW_MS + 1}, None),
+    "a subscription is gone": ({"status": "canceled", "ended_ms": NOW_MS, "deleted": 1}, None),
+}
+
+
+@pytest.mark.parametrize(("columns", "kind"), SAYINGS.values(), ids=SAYINGS)
+async def test_what_the_mirror_says_of_a_subscription(
+    side_tables: SqlSideTables, columns: dict[str, Any], kind: NoticeKind | None
+) -> None:
+    await side_tables.link("acme", "cus_1", 0, "ann", "", NOW_MS)
+    await subscription(side_tables, **columns)
+    found = [fact for each in NoticeKind for fact in await side_tables.notices.facts(each, NOW_MS)]
+    assert [(fact.kind, fact.account, fact.subject) for fact in found] == (
+        [(kind, "acme", "subscription_1")] if kind else []
+    )
+
+
+OPEN: dict[str, tuple[dict[str, Any], bool]] = {
+    "failed": ({"status": "open", "attempt_count": 1}, True),
+    "not tried": ({"status": "open", "attempt_count": 0}, False),
+    "paid": ({"status": "paid", "attempt_count": 2}, False),
+    "old": ({"status": "open", "attempt_count": 4, "created_ms": NOW_MS - 31 * DAY_MS}, False),
+}
+
+
+@pytest.mark.parametrize(("columns", "is_told"), OPEN.values(), ids=OPEN)
+async def test_what_the_mirror_says_of_an_invoice(
+    side_tables: SqlSideTables, columns: dict[str, Any], is_told: bool
+) -> None:
+    await side_tables.link("acme", "cus_1", 0, "ann", "", NOW_MS)
+    await invoice(side_tables, **columns)
+    facts = await side_tables.notices.facts(NoticeKind.PAYMENT_FAILED, NOW_MS)
+    at_ms = NOW_MS - HOUR_MS
+    expected = StripeFact(NoticeKind.PAYMENT_FAILED, "acme", "invoice_1", at_ms, at_ms, 14_900, "usd", 2)
+    assert facts == ([expected] if is_told else [])
+    assert await side_tables.notices.facts(NoticeKind.PAYMENT_FAILED, NOW_MS, "invoice_1") == []
+    assert await side_tables.notices.facts(NoticeKind.PAYMENT_FAILED, NOW_MS, subject="another") == []
+
+
+async def test_a_customer_of_another_account_by_now_and_of_none_is_told_to_nobody(side_tables: SqlSideTables) -> None:
+    await invoice(side_tables, status="open", attempt_count=1)
+    assert await side_tables.notices.facts(NoticeKind.PAYMENT_FAILED, NOW_MS) == []
+    await side_tables.link("acme", "cus_1", 0, "ann", "", NOW_MS)
+    await side_tables.unlink("acme", "ann", "", NOW_MS + DAY_MS)
+    told = [await side_tables.notices.facts(NoticeKind.PAYMENT_FAILED, NOW_MS + days * DAY_MS) for days in (0, 1)]
+    assert [len(facts) for facts in told] == [1, 0]

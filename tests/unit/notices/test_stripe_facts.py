@@ -1,0 +1,70 @@
+"""Notices of what Stripe says: a trial that ends, a payment that failed, a subscription that ended."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from aggregators.notices import STRIPE_KINDS, stripe_notice, words
+from pipeline.notices.sending import PAUSES_MS
+from schemas.clock import DAY_MS
+from schemas.notices import DeliveryState, NoticeKind, StripeFact
+from tests.worlds.mirrored import NOW_MS, invoice
+from tests.worlds.notices import NoticeWorld
+
+
+@pytest.mark.parametrize(
+    ("days_left", "trial_days", "reminded"),
+    [(7.1, 30, None), (7, 30, 7), (1.1, 30, 7), (1, 30, 1), (0.1, 30, 1), (3, 3, None), (1, 3, 1), (0.5, 0.5, None)],
+)
+def test_which_reminder_of_a_trial_is_due(days_left: float, trial_days: float, reminded: int | None) -> None:
+    """None of a time at which the trial had not begun."""
+    end_ms = NOW_MS + round(days_left * DAY_MS)
+    fact = StripeFact(NoticeKind.TRIAL_ENDS, "acme", "sub_1", end_ms, end_ms - round(trial_days * DAY_MS))
+    made = stripe_notice("log", fact, NOW_MS)
+    assert (json.loads(made.body)["data"]["days"] if made else None) == reminded
+
+
+def test_each_kind_has_words_and_data() -> None:
+    said = {}
+    for kind in STRIPE_KINDS:
+        made = stripe_notice("log", StripeFact(kind, "acme", "x_1", NOW_MS + DAY_MS, 0, 14_900, "usd", 2), NOW_MS)
+        assert made is not None
+        said[kind] = words(made)[0], sorted(json.loads(made.body)["data"])
+    assert said == {
+        NoticeKind.TRIAL_ENDS: (
+            "The trial of acme ends at 2026-11-22T10:30:00Z", ["account", "days", "subscription", "trial_end"],
+        ),
+        NoticeKind.PAYMENT_FAILED: (
+            "A payment of acme failed: 149.00 usd are open", ["account", "amount", "currency", "invoice"],
+        ),
+        NoticeKind.SUBSCRIPTION_ENDED: (
+            "A subscription of acme ended at 2026-11-22T10:30:00Z", ["account", "ended_at", "subscription"],
+        ),
+    }  # fmt: skip
+
+
+async def test_a_failed_payment_is_noticed_once_and_not_after_it_was_paid() -> None:
+    world = NoticeWorld()
+    await world.begin()
+    world.clock.ms = NOW_MS
+    await world.sql.link("acme", "cus_1", 0, "ann", "", NOW_MS)
+    await invoice(world.sql, status="open", attempt_count=1)
+    sweep, sending = world.notifier()
+    world.receiver.answers = ["refused"]
+    for _ in range(2):
+        await sweep.turn()
+        await sending.turn()
+    assert [row.state for row in await world.rows()] == [DeliveryState.WAITING]
+    await invoice(world.sql, status="paid", attempt_count=2)
+    world.clock.advance(PAUSES_MS[0])
+    await sending.turn()
+    (row,) = await world.rows()
+    assert (row.state, row.detail, world.receiver.taken) == (DeliveryState.OBSOLETE, "Stripe says otherwise by now", [])
+
+    await invoice(world.sql, status="open", attempt_count=3)
+    for _ in range(2):
+        await sweep.turn()
+        await sending.turn()
+    assert [notice.kind for notice in world.receiver.taken] == [NoticeKind.PAYMENT_FAILED]
