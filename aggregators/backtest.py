@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from decimal import Decimal
+from functools import lru_cache
 from typing import NamedTuple
 
 from aggregators.catalog_prices import prices_of
@@ -93,12 +94,12 @@ def price_change(standing: Standing, catalog: Catalog) -> PriceChange:
     return PriceChange(before, after, components, meters)
 
 
-def compared(payer: Payer, change: PriceChange, now_ms: int) -> tuple[list[Compared], list[Omission]]:
+def compared(payer: Payer, change: PriceChange, span: Span) -> tuple[list[Compared], list[Omission]]:
     """The subscriptions of a payer that are on another version of a plan than the file's."""
     found: list[Compared] = []
     omitted: list[Omission] = []
     for subscription in payer.subscriptions:
-        outcome = _compared(subscription, change, now_ms)
+        outcome = _compared(subscription, change, span)
         if isinstance(outcome, Omission):
             omitted.append(outcome._replace(subject=f"{payer.customer} ({outcome.subject})"))
         elif outcome is not None:
@@ -110,7 +111,7 @@ def compared(payer: Payer, change: PriceChange, now_ms: int) -> tuple[list[Compa
     return found, omitted
 
 
-def _compared(subscription: PaidSubscription, change: PriceChange, now_ms: int) -> Compared | Omission | None:
+def _compared(subscription: PaidSubscription, change: PriceChange, span: Span) -> Compared | Omission | None:
     groups: dict[PlanId, list[tuple[PaidItem, Price]]] = {}
     for item in subscription.items:
         price = change.before.get(item.price)
@@ -140,7 +141,7 @@ def _compared(subscription: PaidSubscription, change: PriceChange, now_ms: int) 
     if unknown := {each.price.meter for each in (*before, *after)} - change.meters.keys() - {""}:
         return Omission(LeftOut.NO_USAGE, min(unknown))
     pairs = [pair for own in groups.values() for pair in own]
-    if subscription.starts_ms <= now_ms and not all(_follows_anchor(subscription, *pair) for pair in pairs):
+    if subscription.starts_ms < span.to_ms and not all(_follows_anchor(subscription, *pair, span) for pair in pairs):
         return Omission(LeftOut.OTHER_PERIODS, subscription.id)
     plans = ", ".join(f"{plan} → {change.after[plan.name][0]}" for plan in changed)
     return Compared(subscription, plans, tuple(before), tuple(after))
@@ -176,10 +177,10 @@ def _new_charges(
             yield Charge(price, 1)
 
 
-def _follows_anchor(subscription: PaidSubscription, item: PaidItem, price: Price) -> bool:
+def _follows_anchor(subscription: PaidSubscription, item: PaidItem, price: Price, span: Span) -> bool:
     """Whether the period that Stripe has is one of those counted from the anchor. In a trial none is yet."""
-    end_ms = _minute(item.period_end_ms)
-    return _period(subscription, price.terms.interval, end_ms - 1).end_ms == end_ms
+    ends = (period.end_ms for period in _periods(subscription, price.terms.interval, span))
+    return _minute(item.period_end_ms) in ends
 
 
 def back_bills(
@@ -242,15 +243,13 @@ def _usage_periods(payer: Payer, each: Compared, usage: PastUsage, span: Span, o
     counted_ms = max((usage.first_usage_ms.get(meter, span.to_ms) for meter in new), default=INSTANT_MIN_MS)
     found: list[Period] = []
     counts: dict[LeftOut, int] = {}
-    period = _period(subscription, interval, span.from_ms - 1)
-    while period.start_ms < span.to_ms:
+    for period in _periods(subscription, interval, span):
         if period.start_ms >= _minute(subscription.starts_ms):
             reason = _why_not(payer.account, meters, period, usage, span, counted_ms)
             if reason is None:
                 found.append(period)
             else:
                 counts[reason] = counts.get(reason, 0) + 1
-        period = _period(subscription, interval, period.end_ms)
     omitted += [Omission(reason, payer.customer, count) for reason, count in counts.items()]
     return found
 
@@ -284,19 +283,14 @@ def past_usage(totals: Iterable[PeriodTotal], first_usage_ms: Mapping[str, int])
 def _starts(subscription: PaidSubscription, interval: str, span: Span) -> list[int]:
     """The instants of the span at which a whole period begins that is paid ahead."""
     first_ms = max(span.from_ms, _minute(subscription.starts_ms))
-    start_ms = _period(subscription, interval, first_ms - 1).end_ms
-    starts: list[int] = []
-    while start_ms < span.to_ms:
-        starts.append(start_ms)
-        start_ms = _period(subscription, interval, start_ms).end_ms
-    return starts
+    return [period.start_ms for period in _periods(subscription, interval, span) if period.start_ms >= first_ms]
 
 
 def _begins_within(subscription: PaidSubscription, interval: str, span: Span) -> bool:
     """Whether the subscription began in the span, and not where a period begins."""
     begins_ms = _minute(subscription.starts_ms)
-    is_boundary = _period(subscription, interval, begins_ms).start_ms == begins_ms
-    return span.from_ms <= begins_ms < span.to_ms and not is_boundary
+    starts = (period.start_ms for period in _periods(subscription, interval, span))
+    return span.from_ms <= begins_ms < span.to_ms and begins_ms not in starts
 
 
 def months_before(instant_ms: int, months: int) -> int:
@@ -304,8 +298,18 @@ def months_before(instant_ms: int, months: int) -> int:
     return anchored_period(instant_ms, Interval.MONTH, months, instant_ms - 1).start_ms
 
 
-def _period(subscription: PaidSubscription, interval: str, instant_ms: int) -> Period:
-    return anchored_period(_minute(subscription.anchor_ms), Interval(interval), 1, instant_ms)
+def _periods(subscription: PaidSubscription, interval: str, span: Span) -> Sequence[Period]:
+    """The periods that end or begin in the span, counted from the subscription's anchor."""
+    return _anchored_periods(_minute(subscription.anchor_ms), interval, span.from_ms, span.to_ms)
+
+
+# Both sides of a customer have the same few periods.
+@lru_cache(maxsize=64)
+def _anchored_periods(anchor_ms: int, interval: str, from_ms: int, to_ms: int) -> tuple[Period, ...]:
+    periods = [anchored_period(anchor_ms, Interval(interval), 1, from_ms - 1)]
+    while periods[-1].end_ms < to_ms:
+        periods.append(anchored_period(anchor_ms, Interval(interval), 1, periods[-1].end_ms))
+    return tuple(periods)
 
 
 def _minute(instant_ms: int) -> int:

@@ -57,7 +57,7 @@ def paid_of(
     return Paid(plan, component, interval, quantity, terms, is_addon, amount)
 
 
-class Account(NamedTuple):
+class Buyer(NamedTuple):
     """What an account pays, for the interval of its plan. `plan` None: it has no plan of the catalog. `periods`: the
     running period of each item by name."""
 
@@ -117,24 +117,24 @@ def billed_of(links: Iterable[Link], mirror: Mapping[str, Sequence[Row]], now_ms
     return Billed(min(currencies, default=""), tuple(sorted(subscriptions, key=lambda each: each.id)))
 
 
-def accounts_of(commerce: Commerce, prices: PriceList, billed: Billed, now_ms: int) -> Iterator[Account]:
+def buyers_of(commerce: Commerce, prices: PriceList, billed: Billed, now_ms: int) -> Iterator[Buyer]:
     """The account as it may buy: with its plan; without one, for a month, or else for another interval; not at all, if
     it owes something."""
     found = [
-        account
+        buyer
         for subscription in billed.subscriptions
-        if (account := _account(commerce, prices, subscription, now_ms)) is not None
+        if (buyer := _buyer(commerce, prices, subscription, now_ms)) is not None
     ]
     if found:
-        first = min(found, key=lambda account: (-account.rank, account.subscription.id if account.subscription else ""))
+        first = min(found, key=lambda buyer: (-buyer.rank, buyer.subscription.id if buyer.subscription else ""))
         if first.subscription and first.subscription.status in _CHANGING:
             yield first
         return
     currency = billed.currency or next(iter(commerce.catalog.currencies), "")
-    yield from (Account(currency, interval) for interval in _USUAL)
+    yield from (Buyer(currency, interval) for interval in _USUAL)
 
 
-def _account(commerce: Commerce, prices: PriceList, subscription: BilledSubscription, now_ms: int) -> Account | None:
+def _buyer(commerce: Commerce, prices: PriceList, subscription: BilledSubscription, now_ms: int) -> Buyer | None:
     """What an account pays by a subscription; None if that has no plan of the catalog."""
     paid, periods = [], {}
     for item in subscription.items:
@@ -156,7 +156,7 @@ def _account(commerce: Commerce, prices: PriceList, subscription: BilledSubscrip
         return None
     plan, sold = of_plan[0].id, commerce.sold[of_plan[0].id]
     rank = sold.rank if isinstance(sold, Plan) else 0
-    return Account(subscription.currency, of_plan[0].interval, plan, rank, subscription, tuple(paid), periods)
+    return Buyer(subscription.currency, of_plan[0].interval, plan, rank, subscription, tuple(paid), periods)
 
 
 def _terms(prices: PriceList, plan: PlanId, component: str, interval: Interval, currency: str) -> Terms | None:

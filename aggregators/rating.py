@@ -83,6 +83,7 @@ def amount_of(rating: Rating, quantity: Decimal) -> int:
     return sum(rounded(part) for part in _parts(rating, quantity))
 
 
+@lru_cache(maxsize=16_384)
 def exact_amount(rating: Rating, quantity: int) -> Fraction:
     """What a quantity that is paid ahead costs for a whole period, before rounding: Stripe prorates this amount."""
     return sum(_parts(rating, Decimal(quantity)), Fraction(0))

@@ -7,7 +7,7 @@ from typing import Final
 
 from aggregators.instants import civil_from_days
 from schemas.clock import DAY_MS
-from schemas.upgrades import Money, Renewal
+from schemas.upgrades import Money, Recurring
 
 _SIGNS: Final = {"usd": "$", "eur": "€", "gbp": "£", "jpy": "¥"}
 _MONTHS: Final = (
@@ -30,22 +30,22 @@ def date_text(instant_ms: int, now_ms: int) -> str:
     return text if year == civil_from_days(now_ms // DAY_MS)[0] else f"{text}, {year}"
 
 
-def upgrade_words(what: str, due_now: Money, until_ms: int | None, renewal: Renewal | None, now_ms: int) -> str:
+def upgrade_words(what: str, due_now: Money, until_ms: int | None, recurring: Recurring | None, now_ms: int) -> str:
     """What an upgrade costs. `what`: who does what, such as `Professional includes it`. `until_ms`: the end of the time
-    that `due_now` pays for, if that is the rest of a period. `renewal` None: the subscription will have ended."""
+    that `due_now` pays for, if that is the rest of a period. `recurring` None: the subscription will have ended."""
     today = "nothing today"
     if due_now.minor:
         today = f"{'a credit of ' if due_now.minor < 0 else ''}{money_text(due_now)} today"
     if until_ms is not None and due_now.minor:
         days = -((now_ms - until_ms) // DAY_MS)
         today += f" for the {days} days left" if days > 1 else " for the day left"
-    return f"{what}: {today}{_then(renewal, now_ms)}."
+    return f"{what}: {today}{_then(recurring, now_ms)}."
 
 
-def _then(renewal: Renewal | None, now_ms: int) -> str:
-    if renewal is None:
+def _then(recurring: Recurring | None, now_ms: int) -> str:
+    if recurring is None:
         return ""
-    amount = f"{money_text(renewal.amount)} a {renewal.interval}" if renewal.amount.minor else ""
-    usage = "the usage" if renewal.has_usage else ""
+    amount = f"{money_text(recurring.amount)} a {recurring.interval}" if recurring.amount.minor else ""
+    usage = "the usage" if recurring.has_usage else ""
     paid = " and ".join(part for part in (amount, usage) if part) or "nothing"
-    return f", then {paid} from {date_text(renewal.from_ms, now_ms)}"
+    return f", then {paid} from {date_text(recurring.from_ms, now_ms)}"

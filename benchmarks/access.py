@@ -17,6 +17,7 @@ import httpx
 
 from aggregators.account_grants import resolver_of
 from aggregators.catalog import read_catalog
+from benchmarks.catalog import catalog_figures
 from benchmarks.figures import Figure
 from benchmarks.machine import cpu_s, quantile, resident_bytes
 from benchmarks.services import Process
@@ -32,6 +33,7 @@ from schemas.catalog_changes import CatalogKind, CatalogStore, KnownPlan, PlanSt
 from schemas.clock import DAY_MS
 from schemas.entitlements import Entitlements, EntitlementVersion
 from schemas.side_tables import MIRROR_COLUMNS, Link, Row
+from schemas.upgrades import Billed
 
 IN_PROCESS: Final = "(i) Checks in a process"
 OVER_HTTP: Final = "(j) Checks over HTTP, 500 a second"
@@ -57,6 +59,14 @@ class Static:
     async def latest(self, accounts: Sequence[str]) -> Mapping[str, EntitlementVersion]:
         """The versions of known accounts."""
         return {account: self._versions[account] for account in accounts if account in self._versions}
+
+    async def last_number(self) -> int:
+        """No version is made later."""
+        return 0
+
+    async def billed(self, _account: str, _now_ms: int) -> Billed:
+        """What nobody pays yet; a denied check asks for it."""
+        return Billed()
 
 
 class StaticCatalog:
@@ -267,6 +277,7 @@ async def access_figures(folder: Path, say: Callable[[str], None], *, quick: boo
         say("Checks over HTTP")
         figures += await over_http(dev, folder, 5.0 if quick else 20.0)
         say("Changes at Stripe")
-        return figures + await changes(dev, 10 if quick else 60)
+        figures += await changes(dev, 10 if quick else 60)
+        return figures + await catalog_figures(dev, folder, say, quick=quick)
     finally:
         await dev.stop()

@@ -88,7 +88,7 @@ class LeftOut(StrEnum):
     NO_PRICE = "subscriptions have no price in the new version for their interval and currency"
     NO_QUANTITY = "subscriptions lack a quantity that the new version bills"
     OTHER_INTERVAL = "subscriptions would bill usage by another interval"
-    NOT_REACHED = "customers were not reached within the time limit"
+    NOT_REACHED = "time limit: all customers behind this one were not reached"
 
 
 class Omission(NamedTuple):

@@ -150,11 +150,11 @@ class EntitlementVersion(NamedTuple):
 
 
 class Renewed(NamedTuple):
-    """That an account got a new version of its entitlements, and when."""
+    """That an account got a new version of its entitlements. `number`: of all versions of all accounts."""
 
     account: str
     version: int
-    computed_ms: int
+    number: int
 
 
 class Computed(NamedTuple):
@@ -199,8 +199,12 @@ class Entitlements(Protocol):
         """The newest version of each account that has one."""
         ...
 
-    async def changed(self, since_ms: int, limit: int = 10_000) -> Sequence[Renewed]:
-        """Which versions were computed at `since_ms` or later, oldest first."""
+    async def last_number(self) -> int:
+        """The highest number of a version, 0 without any. One that is written now may get a lower one."""
+        ...
+
+    async def changed(self, after: int, limit: int = 10_000) -> Sequence[Renewed]:
+        """The versions whose numbers are higher, by number."""
         ...
 
     async def billed(self, account: str, now_ms: int) -> Billed:

@@ -103,7 +103,8 @@ class Arrived(NamedTuple):
 class Step(NamedTuple):
     """The events of one read of a partition, the objects fetched for them, and the position to move from and to.
 
-    `set_aside` has the ids of the events some of whose objects are not among `fetched`.
+    `set_aside` has the ids of the events some of whose objects are not among `fetched`. The objects of a held event
+    need not be among them: what the store has goes into the audit.
     """
 
     partition: int
@@ -238,6 +239,10 @@ class SideTables(Protocol):
 
     async def unknown(self, event_ids: Sequence[str]) -> set[str]:
         """Those of the ids that were not processed, or wait."""
+        ...
+
+    async def held_among(self, event_ids: Sequence[str]) -> set[str]:
+        """Those of the ids whose events are held. The store has their objects, fetched after the events."""
         ...
 
     async def seen(self, event_ids: Sequence[str]) -> dict[str, Via]:

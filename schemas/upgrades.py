@@ -59,7 +59,7 @@ class Upgrade(NamedTuple):
     words: str
 
 
-class Renewal(NamedTuple):
+class Recurring(NamedTuple):
     """What is paid ahead after an upgrade: an amount every interval, from an instant on. `has_usage`: usage is billed
     beside it."""
 

@@ -87,6 +87,8 @@ class Fault(StrEnum):
     WRONG_PARTITION = "an event on a partition that is not its account's"
     RETENTION_PASSED = "the log forgets its first records"
     PERIOD_PASSED = "a period ends while its events are under way"
+    INVOICE_PASSED = "an invoice bills usage"
+    INVOICE_LATE = "usage is reported after its invoice is final"
 
 
 # Faults caused by producers, operators or time. All other faults affect a service or a process.
@@ -99,7 +101,7 @@ OF_THE_TRAFFIC: Final = frozenset({
     Fault.DUPLICATE, Fault.OTHER_PRODUCER, Fault.OLD_DUPLICATE, Fault.RETRY_OTHER_TIME,
     Fault.OTHER_PERIOD, Fault.CONFLICT, Fault.SHARED_ID, Fault.LATE, Fault.FAR_LATE, Fault.AHEAD, Fault.TIMELESS,
     Fault.MALFORMED, Fault.BROKEN_RECORD, Fault.FORGED_CONTROL, Fault.FOREIGN_TICK, Fault.WRONG_PARTITION,
-    Fault.PERIOD_PASSED,
+    Fault.PERIOD_PASSED, Fault.INVOICE_PASSED, Fault.INVOICE_LATE,
 })  # fmt: skip
 
 SERVICE_FAULTS: Final = {

@@ -18,6 +18,8 @@ SLOW_LATENCY_S: Final = {"redis": 2.0, "log": 5.0, "stripe": 20.0, "sql": 2.0, "
 AT_ONCE: Final = 0.5
 SLOW: Final = {"redis": 0.985, "log": 0.985, "stripe": 0.985, "sql": 0.985, "clickhouse": 0.9}
 STALL_S_MAX: Final = 900.0
+# Calls of Stripe with faults of their own: nobody can tell whether they had an effect.
+SENDS: Final = frozenset({"send", "create"})
 
 
 class Killed(BaseException):
@@ -93,7 +95,7 @@ class Process:
             self.kill()
             raise Killed(self.name)
         refused, lost = SERVICE_FAULTS[service]
-        sends = service == "stripe" and name == "send"
+        sends = service == "stripe" and name in SENDS
         if fault_draw < rates.refused and not sends and self._faults.strike(refused, key):
             raise Transient(f"{service} does not answer", 0.1 + latency_draw)
         self._trace.note(self.name, service, name)

@@ -38,7 +38,8 @@ async def redriven(world: World) -> bool:
     tried = [*sorted(rejected), *sorted(accepted)[:ACCEPTED_TRIED]]
     refused = set()
     for _ in range(2):
-        redriver = Redriver(world.log, world.ledger, world.stripe, world.stripe, world.clock)
+        bills = world.tables.bills if world.bills else None
+        redriver = Redriver(world.log, world.ledger, world.stripe, world.stripe, world.clock, bills)
         for result in await redriver.redrive(tried, "operator", "the simulation"):
             if result.refused:
                 refused.add(result.identifier)

@@ -25,6 +25,7 @@ from pipeline.webhooks.set_aside import append_set_aside
 from pipeline.webhooks.walker import Canary, Walker
 from schemas.analytics import ArchiveStore, HourlyStore
 from schemas.billing_events import StripeObjects
+from schemas.bills import Bills
 from schemas.clock import MINUTE_MS
 from schemas.control import Genesis
 from schemas.errors import Transient
@@ -44,6 +45,7 @@ from schemas.processing import Processor
 from schemas.rebuild import RowRecounts
 from schemas.reports import StripeMeters
 from schemas.side_tables import SideTables
+from simulation.invoicing import TURN_INTERVAL_S, controller_of
 from simulation.loop import SimulatedClock
 from simulation.processes import Process, Reached
 from simulation.services import Services, WatchedLog
@@ -56,7 +58,7 @@ RELAY_INTERVAL_S: Final = 450.0
 RESTATEMENT_INTERVAL_S: Final = 200.0
 BINDINGS_INTERVAL_S: Final = 300.0
 # The product looks every five seconds, for what is due after minutes.
-RECOVERY_INTERVAL_S: Final = 60.0
+RECOVERY_INTERVAL_S: Final = 90.0
 CANARY_LOOK_S: Final = 40.0
 LINGER_S: Final = 5.0
 PATIENCE_S: Final = 1_800.0
@@ -144,8 +146,16 @@ async def _sink(services: Services, slot: Slot, process: Process, clock: Simulat
     meters = cast("StripeMeters", Reached(process, "stripe", services.stripe))
     resolver = BindingResolver(_ReachedView(services, process).accounts, PARTITIONS)
     ledger = cast("IntentLedger", Reached(process, "sql", services.ledger))
-    sender = StripeSender(log, ledger, meters, resolver, clock, random.Random(chance.random()), SENDER)
-    await _workers(services, slot, process, sender, SINK_GROUP, log, chance)
+    invoicing = services.invoicing
+    bills = cast("Bills", Reached(process, "sql", invoicing.bills)) if invoicing else None
+    sender = StripeSender(log, ledger, meters, resolver, clock, random.Random(chance.random()), SENDER, bills)
+    works = [_workers(services, slot, process, sender, SINK_GROUP, log, chance)]
+    if invoicing:
+        accounts = AccountLog(log, PARTITIONS, SECRET, clock)
+        view = _ReachedView(services, process)
+        controller = controller_of(invoicing, lambda *service: Reached(process, *service), accounts, view, meters)
+        works.append(_relaying(lambda: {0} & slot.wanted, lambda _: controller.turn(), TURN_INTERVAL_S))
+    await _all(process, *works)
 
 
 async def _mirror(

@@ -21,6 +21,7 @@ from simulation.redrive import redriven
 from simulation.roles import SECRET
 from simulation.traffic import PARTITIONS
 from simulation.verify import unsettled, verify
+from simulation.verify_invoices import unbilled, verify_invoices
 from simulation.verify_mirror import unmirrored, verify_mirror
 from simulation.world import Failure, World
 
@@ -124,6 +125,7 @@ async def _lived(world: World) -> None:
     if not world.failures:
         await verify(world)
     if not world.failures and world.bills:
+        await verify_invoices(world)
         await verify_mirror(world)
 
 
@@ -131,7 +133,7 @@ async def _at_rest(world: World) -> None:
     """The liveness phase: all work must end within a bounded simulated time."""
     interval_ms = world.report_interval_ms
     closing_ms = (world.clock.now_ms() // interval_ms + 1) * interval_ms + HOUR_MS
-    what = ""
+    what, rested_ms = "", 0
     for _ in range(ROUNDS_MAX):
         if world.failures:
             return
@@ -140,8 +142,12 @@ async def _at_rest(world: World) -> None:
             continue
         what = await _moving(world, closing_ms)
         if not what:
+            rested_ms = rested_ms or world.clock.now_ms()
+            what = await unbilled(world, rested_ms) if world.bills else ""
+        if not what:
             return
-        await tick(world.log, SECRET, world.genesis)
+        if not rested_ms:
+            await tick(world.log, SECRET, world.genesis)
     world.fail("liveness", f"it never came to rest: {what}")
 
 

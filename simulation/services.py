@@ -10,26 +10,28 @@ from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any, Final, NamedTuple, Protocol
 
-from sqlalchemy import select
+from sqlalchemy import delete, select
 
 from pipeline.logs.fake import FakeLog
 from schemas.billing_events import ObjectName
 from schemas.clock import Clock
 from schemas.control import Genesis
 from schemas.errors import Transient
+from schemas.intent_ledger import IntentLedger
 from schemas.log import Headers, Record
 from schemas.periods import AccountState
 from schemas.reports import MeterEvent
 from schemas.rollup import Checkpoint
 from simulation.faults import Fault, Faults, Rates
+from simulation.invoicing import Invoicing, WatchedBills
 from simulation.loop import SimulatedClock
 from simulation.processes import Trace
 from simulation.stripe_account import DrivenObjects, StripeAccount
 from sinks.clickhouse.fake import FakeClickHouse
 from sinks.redis.fake import FakeAccounts, FakeLiveView, FakeServer, FakeState
 from sinks.sql.fake import FakeSideTables
-from sinks.sql.fake_intents import FakeIntentLedger
-from sinks.sql.tables import metadata
+from sinks.sql.intents import READER
+from sinks.sql.tables import intents, metadata, positions
 from sinks.stripe.fake import FakeFault, FakeStripe
 
 GAP_PROBABILITY: Final = 0.05
@@ -160,15 +162,26 @@ class Services(NamedTuple):
     store: LosingView
     clickhouse: FakeClickHouse
     stripe: FakeStripe
-    ledger: FakeIntentLedger
+    ledger: IntentLedger
     genesis: Genesis
     tables: SharedTables
     objects: UnsureObjects
     canary: str
+    invoicing: Invoicing | None
 
 
 class SharedTables(FakeSideTables):
-    """Like the fake; shows whole tables."""
+    """Like the fake; shows whole tables, and loses the ledger of intents."""
+
+    def watched_bills(self, clock: Clock) -> WatchedBills:
+        """The bills, watched."""
+        return WatchedBills(self._run, clock)
+
+    def empty_ledger(self) -> None:
+        """Lose all intents and the positions of their reader."""
+        with self._engine.begin() as connection:
+            connection.execute(delete(intents))
+            connection.execute(delete(positions).where(positions.c.reader == READER))
 
     def rows(self, table: str) -> list[dict[str, Any]]:
         """All rows of a table, by key."""

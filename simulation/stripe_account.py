@@ -36,9 +36,10 @@ LIST: Final[dict[ObjectKind, tuple[str, dict[str, Any]]]] = {
 class StripeAccount:
     """One account in test mode, whose clock is passed in. Implements `StripeObjects`."""
 
-    def __init__(self, clock: Clock, seed: int = 0) -> None:
+    def __init__(self, clock: Clock, seed: int = 0, *, grace_s: int = 3_600) -> None:
+        """`grace_s`: how long a cycle's invoice stays a draft."""
         self.clock = clock
-        self.simulator = Simulator(clock, SimulatorSettings(seed=seed))
+        self.simulator = Simulator(clock, SimulatorSettings(seed=seed, invoice_grace_s=grace_s))
         self.fetched: list[ObjectName] = []
 
     def call(self, route: str, params: dict[str, Any] | None = None, *ids: str) -> dict[str, Any]:

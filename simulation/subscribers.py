@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from decimal import Decimal
 from typing import Any, Final, cast
 
 from pipeline.logs.bindings import AccountLog, Plan, append_plan, standing
@@ -17,6 +18,7 @@ from schemas.errors import Fenced, InvalidInput, Transient
 from schemas.log import Log
 from schemas.side_tables import SideTables
 from simulation.faults import Fault
+from simulation.invoicing import SOLD
 from simulation.processes import Killed, Process, Reached
 from simulation.roles import SECRET
 from simulation.services import Deployment
@@ -51,10 +53,17 @@ class Subscribers:
         self._doing: tuple[float, str, str] | None = None
         self._runs = 0
         self.customer_of: dict[str, str] = {}
+        self.deleted: set[str] = set()
         self._subscription_of: dict[str, str] = {}
-        meter = self._stripe.meter()
+        meter, other = (self._stripe.meter(name) for name in SOLD)
         self._daily = [self._stripe.price(meter=meter, interval="day", amount=1 + n) for n in range(2)]
         self._monthly = self._stripe.price(meter=meter)
+        self._more = self._stripe.price(meter=other, interval="day", amount=1000)
+        # What each metered price bills, and what a unit costs.
+        self.prices = {
+            self._monthly: (SOLD[0], Decimal(1000)), self._more: (SOLD[1], Decimal(1000)),
+            **{price: (SOLD[0], Decimal(1 + n)) for n, price in enumerate(self._daily)},
+        }  # fmt: skip
         self._flat = [self._stripe.price(interval="day", amount=100 + n) for n in range(WIDE_ITEMS)]
 
     # What happens at Stripe.
@@ -87,6 +96,11 @@ class Subscribers:
             self._stripe.simulator.catch_up()
             await asyncio.sleep(JOBS_INTERVAL_S)
 
+    def begin(self) -> None:
+        """The first customers, whose first period ends within the run."""
+        for account in LINKED[: self._chance.choice((1, 2))]:
+            self.sign_up(account, 0.5 + self._chance.random() * 0.05)
+
     def sign_up(self, account: str, number: float) -> None:
         """A new customer with a subscription, linked at once or later."""
         self.customer_of[account] = self.new_customer("pm_card_visa" if number < 0.9 else "")
@@ -108,22 +122,25 @@ class Subscribers:
             self.sign_up(account, number)
             return
         params: dict[str, Any] = {}
-        if number > 0.6 and self._strike(Fault.TRIAL):
+        if number > 0.7 and self._strike(Fault.TRIAL):
             params["trial_end"] = self._soon_s(number)
-        elif number > 0.4:
+        elif number > 0.2:
             params["billing_cycle_anchor"] = self._soon_s(number)
-        metered = self._monthly if number < 0.2 else self._daily[0]
+        metered = self._monthly if number < 0.1 else self._daily[0]
         flat = self._flat if number * 10 % 1 < 0.3 else self._flat[:1]
-        self._subscription_of[account] = self._stripe.subscribe(customer, metered, *flat, **params)
+        more = (self._more,) if number * 100 % 1 < 0.5 else ()
+        self._subscription_of[account] = self._stripe.subscribe(customer, metered, *more, *flat, **params)
 
     def _change(self, account: str, number: float) -> None:
         """Another metered price, or fewer or more flat ones. What a schedule has is changed in the schedule."""
         body = self._body(account)
-        if body["schedule"] or not self._strike(Fault.SUBSCRIPTION_CHANGED):
+        # What a change bills of a paused subscription, the simulator does not know.
+        if body["schedule"] or body["status"] == "paused" or not self._strike(Fault.SUBSCRIPTION_CHANGED):
             return
         items = body["items"]["data"]
-        metered = next(item for item in items if item["price"]["recurring"]["usage_type"] == "metered")
-        if number < 0.5:
+        sold = [item for item in items if self.prices.get(item["price"]["id"], ("", 0))[0] == SOLD[0]]
+        metered = sold[0] if sold else None
+        if number < 0.5 and metered:
             price = self._monthly if number < 0.2 else self._daily[int(number * 1_000) % 2]
             changes = [{"id": metered["id"], "price": price}]
         elif len(items) > 2:
@@ -167,6 +184,7 @@ class Subscribers:
     def _delete(self, account: str, number: float) -> None:
         if number < 0.4 and self._strike(Fault.CUSTOMER_DELETED):
             self._stripe.delete(self.customer_of[account])
+            self.deleted.add(self.customer_of[account])
             self._subscription_of.pop(account, None)
 
     def _edit(self, account: str, number: float) -> None:

@@ -27,11 +27,13 @@ from schemas.control import (
     Tick,
 )
 from schemas.errors import Fenced, OperatorNeeded, Transient
+from schemas.intent_ledger import IntentLedger
 from schemas.log import BILLING_EVENTS_TOPIC, EVENTS_TOPIC, INBOX_TOPIC, REJECTED_TOPIC, REPORTS_TOPIC, TopicSpec
 from schemas.meters import MeterSet
 from schemas.periods import Billing, Binding, Interval
 from simulation.deliveries import Deliveries
 from simulation.faults import Fault, Faults, Rates
+from simulation.invoicing import GRACES_S, SCOPE, Invoicing, UnsureItems, billed_stripe
 from simulation.loop import SimulatedClock, SimulatedLoop
 from simulation.processes import Killed, Process, Trace
 from simulation.roles import SECRET, Slot, run_role
@@ -55,7 +57,6 @@ from simulation.traffic import (
 )
 from sinks.clickhouse.fake import FakeClickHouse
 from sinks.sql.fake_intents import FakeIntentLedger
-from sinks.stripe.fake import FakeStripe
 
 # Longer than any reader lags. Records that a reader needs are never removed.
 RETENTION_MS: Final = 4 * HOUR_MS
@@ -100,15 +101,18 @@ class World:
         self.log = WatchedLog(self.clock, self.chance("log"))
         self.store = LosingView(self.clock)
         self.clickhouse = FakeClickHouse()
-        self.ledger = FakeIntentLedger()
-        self.stripe = FakeStripe(self.clock, account="acct_simulated", lag_ms=MINUTE_MS)
+        self.stripe_clock = SimulatedClock(loop, ORIGIN_MS)
+        self.account = StripeAccount(self.stripe_clock, seed, grace_s=self.chance("grace").choice(GRACES_S))
+        self.stripe = billed_stripe(self.clock, self.account if self.bills else None)
         for meter in meter_set(METER_SET_VERSIONS, self.report_interval_ms)["meters"]:
             self.stripe.add_meter(str(meter.get("stripe_event_name")))
         self.stripe.fault = StripeFaults(self.chance("stripe"), self.faults, self.rates.stripe)
-        self.stripe_clock = SimulatedClock(loop, ORIGIN_MS)
-        self.account = StripeAccount(self.stripe_clock, seed)
         self.objects = UnsureObjects(self.account, self.chance("reads"), self.faults, self.rates.stripe / 3)
         self.tables = SharedTables(timeline, overlaps)
+        # In SQL where the period-close controller reads it. Elsewhere SQL would cost as much as the rest of a run.
+        self.ledger: IntentLedger = self.tables.intents if self.bills else FakeIntentLedger()
+        items = UnsureItems(self.account, self.chance("items"), self.faults, self.rates.stripe)
+        self.invoicing = Invoicing.drawn(self.tables.watched_bills(self.clock), self.ledger, items, self.chance("late"))
         self.deliveries = Deliveries(self)
         self.subscribers = Subscribers(self)
         self.canary = ""
@@ -133,7 +137,7 @@ class World:
         self._tasks: list[asyncio.Task[None]] = []
 
     def chance(self, name: str) -> random.Random:
-        """A separate random stream per name, the same in every process."""
+        """A random stream of its own for each name, the same in every process."""
         return random.Random(f"{self.seed}/{name}")
 
     def process_clock(self, name: str) -> SimulatedClock:
@@ -167,12 +171,11 @@ class World:
         for account in ACCOUNTS[:2]:
             await self.bind(account, anchor_ms=0)
         if self.bills:
-            await self.tables.migrate("test:acct_simulated", self.genesis.log_id)
+            await self.tables.migrate(SCOPE, self.genesis.log_id)
             self.canary = self.account.customer("")
-            self.subscribers.sign_up(LINKED[0], 0.0)
+            self.subscribers.begin()
             self._tasks.append(asyncio.ensure_future(self.subscribers.pass_time()))
-        for slot in self.slots:
-            self._tasks.append(asyncio.ensure_future(self._supervise(slot)))
+        self._tasks += [asyncio.ensure_future(self._supervise(slot)) for slot in self.slots]
 
     async def change_meter_set(self) -> None:
         """Append the next version of the meter set to every partition."""
@@ -254,16 +257,9 @@ class World:
         """Restart the process of a slot whenever it ends, like an init system."""
         chance = self.chance(f"supervisor {slot.name}")
         services = Services(
-            self.log,
-            self.store,
-            self.clickhouse,
-            self.stripe,
-            self.ledger,
-            self.genesis,
-            self.tables,
-            self.objects,
-            self.canary,
-        )
+            self.log, self.store, self.clickhouse, self.stripe, self.ledger, self.genesis, self.tables, self.objects,
+            self.canary, self.invoicing if self.bills else None,
+        )  # fmt: skip
         while True:
             if self.loop.time() < slot.down_until_s:
                 await asyncio.sleep(min(60.0, slot.down_until_s - self.loop.time()))
@@ -334,9 +330,8 @@ class World:
         for step in range(steps):
             await asyncio.sleep(chance.expovariate(steps / SPAN_S))
             events = traffic.batch(self.clock.now_ms() + skew_ms)
-            appends = self._appends(chance, events)
-            for topic, partition, value in appends:
-                await self._append(chance, f"{name}.{step}", topic, partition, value)
+            for append in self._appends(chance, events):
+                await self._append(chance, f"{name}.{step}", *append)
 
     def _appends(self, chance: random.Random, events: list[Any]) -> list[tuple[str, int, bytes]]:
         draw = chance.random()
@@ -349,7 +344,7 @@ class World:
         if draw < 0.25:
             return [(INBOX_TOPIC, chance.randrange(PARTITIONS), encoded([event])[1:-1]) for event in events]
         placed = [(partition_of(_account(event), PARTITIONS), encoded([event])[1:-1]) for event in events]
-        return [(EVENTS_TOPIC, partition, value) for partition, value in batches(placed)]
+        return [(EVENTS_TOPIC, *batch) for batch in batches(placed)]
 
     async def _append(self, chance: random.Random, key: str, topic: str, partition: int, value: bytes) -> None:
         """Append until the log acknowledges, like the emitter, or until the producer dies."""
@@ -389,9 +384,8 @@ class World:
                 await self.bind(account, **fields)
             elif draw < 0.6 and self.faults.strike(Fault.PERIOD_CLOSED, f"{now_ms}"):
                 instant_ms = now_ms - chance.choice((0, 0, 1)) * DAY_MS
-                await self.control(
-                    account, CloseRecord(account=account, revision=self._revision(account), instant_ms=instant_ms)
-                )
+                closed = CloseRecord(account=account, revision=self._revision(account), instant_ms=instant_ms)
+                await self.control(account, closed)
             elif (
                 draw < 0.75
                 and self.meter_set_version < METER_SET_VERSIONS
@@ -484,7 +478,13 @@ class World:
             await asyncio.sleep(self.chance("ledger emptied").uniform(600, SPAN_S))
             if self.faults.strike(Fault.LEDGER_EMPTIED, ""):
                 self.trace.note("ledger emptied")
-                self.ledger.empty()
+                self._empty_ledger()
+
+    def _empty_ledger(self) -> None:
+        if isinstance(self.ledger, FakeIntentLedger):
+            self.ledger.empty()
+        else:
+            self.tables.empty_ledger()
 
 
 def _is_whole(state: dict[int, Any]) -> bool:

@@ -7,7 +7,7 @@ have a newer version. If SQL does not answer, what is known goes on being the an
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from decimal import Decimal
 from typing import Final, NamedTuple, Protocol
 
@@ -30,8 +30,6 @@ from schemas.errors import InvalidInput, Transient
 from schemas.holds import Hold, Holds
 from schemas.upgrades import Upgrade
 
-# A version may become visible after a later one: a transaction takes at most half a minute.
-OVERLAP_MS: Final = MINUTE_MS
 CATALOG_INTERVAL_MS: Final = 5 * SECOND_MS
 # How often the log says that checks are answered without a store. A metric counts them all.
 WARNING_INTERVAL_MS: Final = MINUTE_MS
@@ -121,15 +119,16 @@ class AccessChecks:
     ) -> None:
         """`accounts_max`: accounts that are kept in memory; the one that was asked about longest ago goes first.
         Without `holds` no hold can be taken. `on_fallback` is called for each answer without a store."""
-        self._catalog = catalog
+        self.catalog = catalog
         self._usage = usage
         self._clock = clock
-        self._accounts = KnownAccounts(entitlements, accounts_max)
+        self._accounts = KnownAccounts(entitlements, clock, accounts_max)
         self._billed = BilledAccounts(entitlements, clock, accounts_max)
         self._commerce: Commerce | None = None
         self._prices: PriceList = {}
         self._sha256 = ""
         self._features: dict[str, Feature] = {}
+        self._together: Mapping[str, frozenset[str]] = {}
         self._default: Sequence[Segment] = ()
         self._catalog_read_ms = 0
         self._on_fallback = on_fallback
@@ -148,18 +147,18 @@ class AccessChecks:
         if self._commerce is None or now_ms >= self._catalog_read_ms + CATALOG_INTERVAL_MS:
             await self._read_catalog()
             self._catalog_read_ms = now_ms
-        if self.read_ms:
-            await self._accounts.refresh(max(0, self.read_ms - OVERLAP_MS))
+        await self._accounts.refresh()
         if self.holds is not None:
             await self.holds.refresh()
         self.read_ms = now_ms
 
     async def _read_catalog(self) -> None:
-        found = await commerce_of(self._catalog)
+        found = await commerce_of(self.catalog)
         if found is not None and found[0] != self._sha256:
             self._sha256, self._commerce = found
             self._prices = price_list(self._commerce)
             self._features = {feature.name: feature for feature in features_of(self._commerce)}
+            self._together = _together(self._commerce.catalog.features)
             nobody = granted(self._commerce, (), {}, ())
             self._default = resolve(nobody.features, nobody.entitled)
 
@@ -194,12 +193,10 @@ class AccessChecks:
             return self._fallen_back(asked, error)
 
     def _asked(self, commerce: Commerce, account: str, feature: str, quantity: Decimal, used: Decimal | None) -> _Asked:
-        features = commerce.catalog.features
-        term = features.get(feature)
+        term = commerce.catalog.features.get(feature)
         if term is None:
             raise InvalidInput("feature", f"{feature[:100]!r} is no feature of the catalog: `tidemark catalog show`")
-        together = {name for name, other in features.items() if term.meter and other.meter == term.meter}
-        return _Asked(account, self._features[feature], term, frozenset(together | {feature}), quantity, used)
+        return _Asked(account, self._features[feature], term, self._together[feature], quantity, used)
 
     def _holds_for(self, asked: _Asked, hold: HoldRequest) -> GatewayHolds:
         """Where a hold is taken. Raises `InvalidInput` if it cannot be taken."""
@@ -243,6 +240,8 @@ class AccessChecks:
             known = known._replace(segments=self._default)
         used = counted.used if counted else asked.used or NOTHING
         found = _Found(now_ms, known, segment_at(known.segments, now_ms), counted, used)
+        if counted is None:
+            return found
         return found._replace(tariff=await self._tariff(commerce, asked, found))
 
     async def _tariff(self, commerce: Commerce, asked: _Asked, found: _Found) -> Tariff | None:
@@ -307,6 +306,14 @@ class AccessChecks:
 
 def _resolved(asked: _Asked, found: _Found) -> Resolved:
     return found.segment.features.get(asked.feature.name, Resolved(False))
+
+
+def _together(features: Mapping[str, terms.Feature]) -> dict[str, frozenset[str]]:
+    """For each feature the features that count the same usage, itself among them."""
+    by_meter: dict[str, set[str]] = {}
+    for name, each in features.items():
+        by_meter.setdefault(each.meter or "", set()).add(name)
+    return {name: frozenset(by_meter[each.meter] if each.meter else {name}) for name, each in features.items()}
 
 
 def _decided(asked: _Asked, found: _Found, held: Decimal) -> Decision:

@@ -8,11 +8,12 @@ from collections.abc import Mapping, Sequence
 from typing import Final, NamedTuple
 
 from aggregators.entitlement_codec import decode
+from pipeline.access.changes import Changes
+from schemas.clock import Clock
 from schemas.entitlements import Entitlements, EntitlementVersion, Segment
 
 ACCOUNTS_MAX: Final = 100_000
-# How many names of changed accounts, and how many entitlements, one read takes.
-CHANGED_AT_ONCE: Final = 10_000
+# How many entitlements one read takes.
 READ_AT_ONCE: Final = 100
 
 
@@ -27,9 +28,10 @@ class Known(NamedTuple):
 class KnownAccounts:
     """Reads an account when somebody first asks, and its newer versions by `refresh`."""
 
-    def __init__(self, entitlements: Entitlements, accounts_max: int = ACCOUNTS_MAX) -> None:
+    def __init__(self, entitlements: Entitlements, clock: Clock, accounts_max: int = ACCOUNTS_MAX) -> None:
         """`accounts_max`: accounts that are kept; the one that was asked about longest ago goes first."""
         self._entitlements = entitlements
+        self._changes = Changes(entitlements, clock)
         self._accounts_max = accounts_max
         self._accounts: OrderedDict[str, Known] = OrderedDict()
         self._reading: dict[str, asyncio.Future[Mapping[str, EntitlementVersion]]] = {}
@@ -37,11 +39,10 @@ class KnownAccounts:
     def __len__(self) -> int:
         return len(self._accounts)
 
-    async def refresh(self, since_ms: int) -> None:
+    async def refresh(self) -> None:
         """Read the newer versions of the accounts in memory, of which another catalog may make many at once. Raises
         `Transient`; what is known stays then."""
-        while True:
-            found = await self._entitlements.changed(since_ms, CHANGED_AT_ONCE)
+        async for found in self._changes.pages():
             newer = sorted({each.account for each in found if self._is_older(each.account, each.version)})
             for start in range(0, len(newer), READ_AT_ONCE):
                 latest = await self._entitlements.latest(newer[start : start + READ_AT_ONCE])
@@ -49,9 +50,6 @@ class KnownAccounts:
                     # Versions only rise: a late answer of SQL brings no older one back.
                     if self._is_older(account, version.version):
                         self._accounts[account] = _known(version)
-            if len(found) < CHANGED_AT_ONCE or found[-1].computed_ms == since_ms:
-                return
-            since_ms = found[-1].computed_ms
 
     def _is_older(self, account: str, version: int) -> bool:
         known = self._accounts.get(account)

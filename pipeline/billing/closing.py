@@ -171,7 +171,16 @@ class ClosingController:
         for partition in range(await self._log.partition_count(REPORTS_TOPIC)):
             ends[partition] = (await self._log.bounds(REPORTS_TOPIC, partition)).next
         wanted, self._ends = self._ends or ends, ends
-        return all([(await self._ledger.position(partition) or 0) >= end for partition, end in wanted.items()])
+        return all([await self._has_all(partition, end) for partition, end in wanted.items()])
+
+    async def _has_all(self, partition: int, end: int) -> bool:
+        """Whether the ledger has all records below an offset. The last offsets of a partition may hold no record."""
+        position = await self._ledger.position(partition)
+        if position is not None and position >= end:
+            return True
+        first = (await self._log.bounds(REPORTS_TOPIC, partition)).first if position is None else position
+        left = await self._log.read(REPORTS_TOPIC, partition, first, 1)
+        return not left or left[0].offset >= end
 
     async def _learn_prices(self, invoices: Sequence[str]) -> set[str]:
         """Read the prices that are not known yet; returns those that Stripe does not give."""

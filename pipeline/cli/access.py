@@ -120,6 +120,7 @@ def account_override(
     reason: str,
 ) -> None:
     """Grant FEATURE to account NAME beside its plan, or take it away. The same grant again changes nothing."""
+    from pipeline.access.overriding import Wish
     from pipeline.commands import access
     from schemas.entitlements import Operation
 
@@ -130,9 +131,7 @@ def account_override(
         raise InvalidInput("--set", "give one of --set, --add, --at-least, --at-most and --deny")
     ((operation, value),) = chosen
     ends_ms = None if until is None else instant_ms("--until", until)
-    wish = access.Wish(
-        account_name(name), feature, Operation(operation), value, ends_ms, by or user(), reason, contract
-    )
+    wish = Wish(account_name(name), feature, Operation(operation), value, ends_ms, by or user(), reason, contract)
     _show(run(access.override(settings(), wish)))
 
 

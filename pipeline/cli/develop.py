@@ -144,6 +144,7 @@ Tidemark is running.
   ClickHouse (SQL)    {instance.clickhouse_read_only_url}  read-only; any ClickHouse client, or curl
   Stripe simulator    {instance.stripe_url}
   Log                 {instance.environment["TIDEMARK_LOG_URL"]}
+  Notices             {instance.environment["TIDEMARK_MAIL_URL"]}
   Data and logs       {instance.data_dir}
 
 In another terminal:

@@ -156,7 +156,7 @@ async def run_backtest(
         await _page(page, totals, change, first_usage_ms, span, result, write)
         after = page[-1].customer
         if time.monotonic() - began_s >= time_limit_s and len(page) == PAGE_PAYERS:
-            result.leave_out([Omission(LeftOut.NOT_REACHED, f"those after {after}")])
+            result.leave_out([Omission(LeftOut.NOT_REACHED, after)])
             break
     result.took_s = time.monotonic() - began_s
     return result
@@ -173,7 +173,7 @@ async def _page(
 ) -> None:
     touched = {}
     for payer in page:
-        subscriptions, omitted = compared(payer, change, span.to_ms)
+        subscriptions, omitted = compared(payer, change, span)
         result.leave_out(omitted)
         result.payers += 1
         if subscriptions:

@@ -11,7 +11,17 @@ from pydantic import BaseModel
 
 from pipeline.access.holds import KEY_CHARACTERS_MAX
 from pipeline.http.body import BATCH, LINES, PLAIN, SINGLE
-from pipeline.http.models import AccessAnswer, AccessCheck, AccountWish, ErrorAnswer, EventsAnswer, HoldUse, Readiness
+from pipeline.http.models import (
+    AccessAnswer,
+    AccessCheck,
+    AccountWish,
+    ContractWish,
+    ErrorAnswer,
+    EventsAnswer,
+    HoldUse,
+    OverrideWish,
+    Readiness,
+)
 from schemas.events import UsageEvent
 
 DESCRIPTION: Final = (
@@ -45,7 +55,15 @@ NOT_READY: Final[dict[int | str, dict[str, Any]]] = {
 _KEY: Final = '-H "Authorization: Bearer $TIDEMARK_API_KEY"'
 _MONTH: Final = "from=2026-11-01T00:00:00Z&to=2026-12-01T00:00:00Z"
 ACCOUNT: Final = "/v1/accounts/{account}"
+OVERRIDE: Final = f"{ACCOUNT}/overrides/{{feature}}"
 HOLD_PATH: Final = "/v1/access/holds/{hold}"
+# The bodies that handlers read themselves.
+_BODIES: Final[Mapping[tuple[str, str], type[BaseModel]]] = {
+    (ACCOUNT, "put"): AccountWish,
+    (OVERRIDE, "put"): OverrideWish,
+    (f"{ACCOUNT}/contracts", "post"): ContractWish,
+    (f"{HOLD_PATH}/use", "post"): HoldUse,
+}
 _TARGETS: Final = {
     "/v1/usage": f"/v1/usage?meter=tokens&account=acme&window=day&group_by=model&{_MONTH}",
     "/v1/usage/current": "/v1/usage/current?account=acme",
@@ -58,6 +76,7 @@ _TARGETS: Final = {
     ACCOUNT: "/v1/accounts/acme",
     "/v1/accounts/{account}/usage": "/v1/accounts/acme/usage",
     "/v1/accounts/{account}/entitlements": "/v1/accounts/acme/entitlements",
+    "/v1/accounts/{account}/overrides": "/v1/accounts/acme/overrides",
 }
 # A command for each path that needs a key.
 EXAMPLES: Final[Mapping[str, str]] = {
@@ -69,6 +88,12 @@ EXAMPLES: Final[Mapping[str, str]] = {
     "/v1/access/check": f"""curl "$GATEWAY/v1/access/check" \\
   {_KEY} \\
   -d '{{"account": "acme", "feature": "api_calls", "quantity": "1"}}'""",
+    OVERRIDE: f"""curl -X PUT "$GATEWAY/v1/accounts/acme/overrides/api_calls" \\
+  {_KEY} \\
+  -d '{{"does": "add", "value": "5000", "until": "2027-01-01T00:00:00Z", "by": "ann", "reason": "ticket 4711"}}'""",
+    f"{ACCOUNT}/contracts": f"""curl "$GATEWAY/v1/accounts/acme/contracts" \\
+  {_KEY} \\
+  -d '{{"terms": [{{"feature": "api_calls", "does": "set", "value": "500000"}}], "by": "ann", "reason": "signed"}}'""",
     f"{HOLD_PATH}/use": f"""curl "$GATEWAY/v1/access/holds/hold_5d41402abc4b2a76b9719d911017c592/use" \\
   {_KEY} \\
   -d '{{"quantity": "40"}}'""",
@@ -77,6 +102,9 @@ EXAMPLES: Final[Mapping[str, str]] = {
     **{path: f'curl "$GATEWAY{target}" \\\n  {_KEY}' for path, target in _TARGETS.items()},
     "/v1/accounts/{account}/flush": f'curl -X POST "$GATEWAY/v1/accounts/acme/flush" \\\n  {_KEY}',
 }
+REVOKE_EXAMPLE: Final = (
+    f'curl -X DELETE "$GATEWAY/v1/accounts/acme/overrides/api_calls?by=ann&reason=mistake" \\\n  {_KEY}'
+)
 LINK_EXAMPLE: Final = f"""curl -X PUT "$GATEWAY/v1/accounts/acme" \\
   {_KEY} \\
   -H "Content-Type: application/json" \\
@@ -137,16 +165,15 @@ def document(app: FastAPI) -> dict[str, Any]:
     for path, media_type in _TEXTS.items():
         openapi["paths"][path]["get"]["responses"]["200"]["content"] = {media_type: {"schema": {"type": "string"}}}
     # The handler reads the body itself, because FastAPI would read one of any size.
-    openapi["paths"][ACCOUNT]["put"]["requestBody"] = {
-        "required": True,
-        "content": {PLAIN: {"schema": _schema(AccountWish, schemas)}},
-    }
-    openapi["paths"][f"{HOLD_PATH}/use"]["post"]["requestBody"] = {
-        "content": {PLAIN: {"schema": _schema(HoldUse, schemas)}}
-    }
+    for (path, method), model in _BODIES.items():
+        openapi["paths"][path][method]["requestBody"] = {
+            "required": model is not HoldUse,
+            "content": {PLAIN: {"schema": _schema(model, schemas)}},
+        }
     for path, command in EXAMPLES.items():
         for operation in openapi["paths"][path].values():
             operation["x-codeSamples"] = [{"lang": "Shell", "source": command}]
+    openapi["paths"][OVERRIDE]["delete"]["x-codeSamples"] = [{"lang": "Shell", "source": REVOKE_EXAMPLE}]
     openapi["paths"][ACCOUNT]["put"]["x-codeSamples"] = [{"lang": "Shell", "source": LINK_EXAMPLE}]
     openapi["paths"] = {path: openapi["paths"][path] for path in sorted(openapi["paths"], key=_reading_order)}
     return openapi

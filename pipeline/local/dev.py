@@ -6,6 +6,7 @@ Starts Valkey, PostgreSQL, the ClickHouse engine, the Stripe simulator, optional
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import fcntl
 import json
@@ -117,13 +118,11 @@ class Dev:
             kafka = LocalKafka(self.data_dir / "kafka", progress=self.progress)
             await self.supervisor.start_service("kafka", kafka)
             log_url = kafka.url
-        self.progress("Starting PostgreSQL (1 s)")
+        self.progress("Starting PostgreSQL, the ClickHouse engine and the Stripe simulator (1 s)")
         postgres = LocalPostgres(self.data_dir / "postgres")
-        await self.supervisor.start_service("postgres", postgres)
-        self.progress("Starting the ClickHouse engine (1 s)")
-        clickhouse = await self._start_clickhouse()
-        self.progress("Starting the Stripe simulator")
-        await self._start_simulator()
+        _, clickhouse, _ = await asyncio.gather(
+            self.supervisor.start_service("postgres", postgres), self._start_clickhouse(), self._start_simulator()
+        )
         self.api_key = identity["api_key"]
         gateway_port = str(self.options.gateway_port or free_port())
         self.environment = {
@@ -139,6 +138,8 @@ class Dev:
             "TIDEMARK_STRIPE_ACCOUNT": SIMULATOR_ACCOUNT,
             "TIDEMARK_API_KEYS": str(self.data_dir / API_KEYS_FILE),
             "TIDEMARK_GATEWAY_PORT": gateway_port,
+            # A developer sees a notice at once.
+            "TIDEMARK_NOTICES_SWEEP_S": os.environ.get("TIDEMARK_NOTICES_SWEEP_S", "3"),
             "TIDEMARK_MAIL_URL": os.environ.get("TIDEMARK_MAIL_URL", f"file://{self.data_dir / NOTICES_FILE}"),
             **await self._webhooks(gateway_port),
         }

@@ -15,6 +15,7 @@ from typing import Any, Final, NamedTuple
 import httpx
 
 from aggregators.instants import format_instant_ms
+from pipeline.access.overriding import Wish as GrantWish
 from pipeline.clock import SystemClock
 from pipeline.commands import access, billing, catalog
 from pipeline.open import DEFAULT_CATALOG
@@ -132,7 +133,7 @@ class Example:
         ]
         await billing.link(self._settings, wishes)
         for name, feature, operation, value, reason in OVERRIDES:
-            await access.override(self._settings, access.Wish(name, feature, operation, value, None, ACTOR, reason))
+            await access.override(self._settings, GrantWish(name, feature, operation, value, None, ACTOR, reason))
         await self._emit()
         self._told(f"The example business is there: {len(ACCOUNTS)} accounts on four plans")
 

@@ -9,17 +9,15 @@ from aggregators.account_grants import features_of, granted
 from aggregators.entitlement_codec import decode
 from aggregators.entitlements import resolve, segment_at
 from aggregators.notices import Bound, bounds_of
+from pipeline.access.changes import Changes
 from pipeline.access.renewal import commerce_of
 from schemas.catalog import Feature
 from schemas.catalog_changes import CatalogStore
-from schemas.clock import MINUTE_MS, SECOND_MS, Clock
+from schemas.clock import SECOND_MS, Clock
 from schemas.entitlements import Entitlements, EntitlementVersion, Segment
 
 CATALOG_INTERVAL_MS: Final = 5 * SECOND_MS
-# A version may become visible after a later one: a transaction takes at most half a minute.
-OVERLAP_MS: Final = MINUTE_MS
 ACCOUNTS_MAX: Final = 200_000
-CHANGED_AT_ONCE: Final = 10_000
 
 # What holds from an instant on, for each segment that has not ended.
 _Steps = tuple[tuple[int, tuple[Bound, ...]], ...]
@@ -39,7 +37,7 @@ class Terms:
         self._sha256 = ""
         self._default: Sequence[Segment] = ()
         self._read_ms: int | None = None
-        self._changed_ms: int | None = None
+        self._changes = Changes(entitlements, clock)
         self._known: dict[str, _Steps] = {}
         self._shared: dict[tuple[Bound, ...], tuple[Bound, ...]] = {}
         self.features: Mapping[str, Feature] = {}
@@ -53,11 +51,9 @@ class Terms:
         """Take the active catalog, and forget the accounts that changed. Raises `Transient`; what is known stays."""
         now_ms = self._clock.now_ms()
         await self._read_catalog(now_ms)
-        if self._changed_ms is None:
-            self._known.clear()
-        else:
-            await self._forget_changed(max(0, self._changed_ms - OVERLAP_MS))
-        self._changed_ms = now_ms
+        async for found in self._changes.pages():
+            for renewed in found:
+                self._known.pop(renewed.account, None)
 
     async def _read_catalog(self, now_ms: int) -> None:
         if self._read_ms is not None and 0 <= now_ms - self._read_ms < CATALOG_INTERVAL_MS:
@@ -73,19 +69,6 @@ class Terms:
         self._default = resolve(features_of(commerce), nobody.entitled)
         self._known.clear()
         self._shared.clear()
-
-    async def _forget_changed(self, since_ms: int) -> None:
-        while True:
-            found = await self._entitlements.changed(since_ms, CHANGED_AT_ONCE)
-            for renewed in found:
-                self._known.pop(renewed.account, None)
-            if len(found) < CHANGED_AT_ONCE:
-                return
-            if found[-1].computed_ms == since_ms:
-                # More accounts than a page changed at one instant: which ones is not told, so all are read again.
-                self._known.clear()
-                return
-            since_ms = found[-1].computed_ms
 
     async def bounds(self, accounts: Sequence[str], now_ms: int) -> Mapping[str, tuple[Bound, ...]]:
         """The bounds of accounts now, as of the last `refresh` or later. Raises `Transient`."""

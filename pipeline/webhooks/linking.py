@@ -30,6 +30,9 @@ WAIT_S: Final = 60.0
 LOOK_EVERY_S: Final = 0.2
 # Stripe takes 25 reads a second of a sandbox; eight at once stay near that.
 AT_ONCE_MAX: Final = 8
+# So many customers are looked for in Stripe's lists of all, a hundred a read, if the lists have no more pages than
+# there are customers. One by one, each customer costs three reads.
+LISTED_MIN: Final = 20
 
 
 class Linking(NamedTuple):
@@ -106,7 +109,9 @@ async def _linked(parts: Linking, wish: Wish) -> Linked:
 async def _mirrored(parts: Linking, customers: Sequence[str], run: str) -> None:
     """Have customers and their subscriptions and schedules fetched, and wait until they are in the mirror."""
     slots = asyncio.Semaphore(AT_ONCE_MAX)
-    owners: dict[ObjectName, str] = {}
+    owners = await _listed(parts.objects, set(customers)) if len(customers) >= LISTED_MIN else {}
+    # A deleted customer is in no list.
+    unlisted = [customer for customer in customers if ObjectName(ObjectKind.CUSTOMER, customer) not in owners]
 
     async def find(customer: str) -> None:
         async with slots:
@@ -116,7 +121,7 @@ async def _mirrored(parts: Linking, customers: Sequence[str], run: str) -> None:
                 raise InvalidInput("customer", f"Stripe knows no {customer} {where}")
             owners.update(dict.fromkeys([*await owned(parts.objects, customer), name], customer))
 
-    await all_or_first_error(find(customer) for customer in customers)
+    await all_or_first_error(find(customer) for customer in unlisted)
     missing = await parts.tables.fetch_seqs(list(owners))
     now_s = parts.clock.now_ms() // SECOND_MS
     records = [resync_record(run, name, customer, now_s) for name, customer in owners.items()]
@@ -132,6 +137,22 @@ async def _mirrored(parts: Linking, customers: Sequence[str], run: str) -> None:
                 "the events to process); then repeat the command"
             )
         await parts.patience.sleep(LOOK_EVERY_S)
+
+
+async def _listed(objects: StripeObjects, customers: set[str]) -> dict[ObjectName, str]:
+    """The customers that Stripe lists, after their subscriptions and schedules, each with its customer; nothing if
+    Stripe's lists have more pages than there are customers. Errors as `StripeObjects`."""
+    found: dict[ObjectName, str] = {}
+    pages = 0
+    for kind in (ObjectKind.SUBSCRIPTION, ObjectKind.SCHEDULE, ObjectKind.CUSTOMER):
+        after = ""
+        while page := await objects.names(kind, after):
+            pages += 1
+            if pages > len(customers):
+                return {}
+            found.update((name, owner) for name, owner in page if owner in customers)
+            after = page[-1][0].id
+    return found
 
 
 async def owned(objects: StripeObjects, customer: str) -> list[ObjectName]:

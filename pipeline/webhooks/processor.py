@@ -149,8 +149,11 @@ class BillingEventProcessor:
         for _ in range(STALE_MAX):
             new = await self._tables.unknown([each.event.id for each in arrived])
             claimed = [each for each in arrived if each.event.id in new]
-            objects = await self._rows([] if refused else claimed)
-            missing = {each.event.id: _missing(each.event, objects, refused) for each in claimed}
+            # What a held event names was fetched after the event, and is in the mirror.
+            held = await self._tables.held_among(sorted(new)) if new and not refused else set[str]()
+            fresh = [each for each in claimed if each.event.id not in held]
+            objects = await self._rows([] if refused else fresh)
+            missing = {each.event.id: _missing(each.event, objects, refused) for each in fresh}
             aside = {event_id: why for event_id, why in missing.items() if why is not None}
             kept |= set(await self._tables.seen(sorted(aside.keys() - kept)))
             for each in claimed:

@@ -9,7 +9,7 @@ from collections.abc import Collection, Mapping, Sequence
 from decimal import Decimal
 from typing import Any, Final
 
-from sqlalchemy import Connection, RowMapping, and_, func, or_, select, update
+from sqlalchemy import Connection, Integer, RowMapping, and_, bindparam, func, literal_column, or_, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
 from schemas.bills import (
@@ -47,6 +47,55 @@ _SOURCE: Final = _lines.join(_invoices, _invoices.c.id == _lines.c.invoice_id).j
     prices, prices.c.id == _lines.c.price_id
 )
 
+# Statements that run very often are made once: to make one takes longer than to execute it.
+_AT_MOST: Final = bindparam("at_most", type_=Integer)
+_FINALIZED: Final = (
+    select(_invoices.c.id)
+    .select_from(_SOURCE)
+    .where(
+        _METERED, _invoices.c.customer_id == bindparam("of_customer"), prices.c.event_name == bindparam("of_name"),
+        _lines.c.start_ms <= bindparam("instant_ms"), _lines.c.end_ms > bindparam("instant_ms"),
+        _invoices.c.finalized_ms.is_not(None),
+    )
+    .order_by(_invoices.c.id)
+    .limit(1)
+)  # fmt: skip
+_DRAFTS: Final = (
+    select(_invoices.c.id)
+    .where(
+        # The text is in the statement because PostgreSQL finds the partial index only then.
+        _invoices.c.status == literal_column("'draft'"), _invoices.c.deleted == 0,
+        _invoices.c.finalizes_ms >= bindparam("from_ms"), _invoices.c.finalizes_ms < bindparam("to_ms"),
+    )
+    .order_by(_invoices.c.finalizes_ms)
+    .limit(_AT_MOST)
+)  # fmt: skip
+_due_ms = func.coalesce(closings.c.due_ms, 0)
+_DUE: Final = (
+    select(_invoices.c.id)
+    .select_from(_invoices.outerjoin(closings, closings.c.invoice == _invoices.c.id))
+    .where(
+        _invoices.c.finalized_ms >= bindparam("oldest_ms"),
+        or_(_due_ms <= bindparam("now_ms"), _due_ms > bindparam("ahead_ms")),
+    )
+    .order_by(_due_ms, _invoices.c.finalized_ms, _invoices.c.id)
+    .limit(_AT_MOST)
+)
+_sent_ms = func.coalesce(invoice_items.c.sent_ms, 0)
+_UNSENT: Final = (
+    select(invoice_items)
+    .where(
+        or_(
+            invoice_items.c.state == literal_column("'intended'"),
+            (invoice_items.c.state == literal_column("'held'"))
+            & or_(_sent_ms <= bindparam("held_before_ms"), _sent_ms > bindparam("ahead_ms")),
+        )
+    )
+    # An item that fails again and again comes behind those that were not tried yet.
+    .order_by(_sent_ms, invoice_items.c.created_ms, invoice_items.c.identifier)
+    .limit(_AT_MOST)
+)
+
 
 class SqlBills:
     """Implements `schemas.bills.Bills`, whose docstrings hold."""
@@ -55,32 +104,16 @@ class SqlBills:
         self._run = run
 
     async def finalized(self, event_name: str, stripe_customer: str, instant_ms: int) -> str:
-        found = (
-            select(_invoices.c.id)
-            .select_from(_SOURCE)
-            .where(
-                _METERED, _invoices.c.customer_id == stripe_customer, prices.c.event_name == event_name,
-                _lines.c.start_ms <= instant_ms, _lines.c.end_ms > instant_ms, _invoices.c.finalized_ms.is_not(None),
-            )
-            .order_by(_invoices.c.id)
-        )  # fmt: skip
-        return await self._run(lambda connection: connection.execute(found.limit(1)).scalar() or "")
+        asked = {"of_customer": stripe_customer, "of_name": event_name, "instant_ms": instant_ms}
+        return await self._run(lambda connection: connection.execute(_FINALIZED, asked).scalar() or "")
 
     async def drafts(self, from_ms: int, to_ms: int, limit: int) -> Sequence[str]:
-        column = _invoices.c
-        found = select(column.id).where(
-            column.status == "draft", column.deleted == 0, column.finalizes_ms >= from_ms, column.finalizes_ms < to_ms
-        )
-        return await self._run(lambda connection: _first(connection, found.order_by(column.finalizes_ms), limit))
+        asked = {"from_ms": from_ms, "to_ms": to_ms, "at_most": limit}
+        return await self._run(lambda connection: list(connection.execute(_DRAFTS, asked).scalars()))
 
     async def due(self, oldest_ms: int, now_ms: int, limit: int) -> Sequence[str]:
-        column, due_ms = _invoices.c, func.coalesce(closings.c.due_ms, 0)
-        found = select(column.id).select_from(_invoices.outerjoin(closings, closings.c.invoice == column.id))
-        is_due = or_(due_ms <= now_ms, due_ms > now_ms + LOOK_AGAIN_MAX_MS)
-        found = found.where(column.finalized_ms >= oldest_ms, is_due)
-        return await self._run(
-            lambda connection: _first(connection, found.order_by(due_ms, column.finalized_ms, column.id), limit)
-        )
+        asked = {"oldest_ms": oldest_ms, "now_ms": now_ms, "ahead_ms": now_ms + LOOK_AGAIN_MAX_MS, "at_most": limit}
+        return await self._run(lambda connection: list(connection.execute(_DUE, asked).scalars()))
 
     async def unknown_prices(self, invoices: Sequence[str]) -> Sequence[str]:
         def body(connection: Connection) -> list[str]:
@@ -142,14 +175,8 @@ class SqlBills:
         return await self._run(body)
 
     async def unsent(self, held_before_ms: int, limit: int) -> Sequence[InvoiceItem]:
-        column = invoice_items.c
-        sent_ms = func.coalesce(column.sent_ms, 0)
-        is_due = or_(sent_ms <= held_before_ms, sent_ms > held_before_ms + HELD_MAX_MS)
-        is_held = (column.state == InvoiceItemState.HELD) & is_due
-        wanted = select(invoice_items).where(or_(column.state == InvoiceItemState.INTENDED, is_held))
-        # An item that fails again and again comes behind those that were not tried yet.
-        wanted = wanted.order_by(func.coalesce(column.sent_ms, 0), column.created_ms, column.identifier).limit(limit)
-        return await self._run(lambda connection: list(map(_item_of, connection.execute(wanted).mappings())))
+        asked = {"held_before_ms": held_before_ms, "ahead_ms": held_before_ms + HELD_MAX_MS, "at_most": limit}
+        return await self._run(lambda connection: list(map(_item_of, connection.execute(_UNSENT, asked).mappings())))
 
     async def settle(self, before: InvoiceItem, after: InvoiceItem, now_ms: int) -> bool:
         column = invoice_items.c

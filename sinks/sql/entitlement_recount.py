@@ -33,12 +33,14 @@ linked AS (
     ORDER BY account, starts_ms DESC
 ),
 subscribed AS (
-    SELECT l.account, s.customer_id, s.id, s.status, s.trial_end_ms,
+    SELECT l.account, s.customer_id, s.id, s.trial_end_ms,
+        CASE WHEN s.status = 'paused' THEN 'unpaid' ELSE s.status END AS status,
         GREATEST(COALESCE(s.start_ms, l.starts_ms), l.starts_ms) AS begins_ms
     FROM linked l JOIN subscriptions s ON s.customer_id = l.customer_id AND l.customer_id <> ''
     WHERE s.deleted IS DISTINCT FROM 1 AND COALESCE(s.start_ms <= :now, TRUE)
         AND COALESCE(LEAST(s.ended_ms, s.cancel_at_ms) > :now, TRUE)
-        AND s.status IN ('active', 'trialing', 'past_due', 'canceled', 'unpaid')
+        AND (s.status IN ('active', 'trialing', 'past_due', 'canceled', 'unpaid')
+            OR (s.status = 'paused' AND s.pause_reason = 'final_payment_failure'))
 ),
 phases AS (
     SELECT s.account, s.id, (phase->>'start_ms')::bigint AS starts_ms, phase->'prices' AS prices

@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Final, TypeVar
 
-from sqlalchemy import Connection, RowMapping, func, insert, select, update
+from sqlalchemy import Connection, RowMapping, func, insert, select, text, update
 
 from aggregators.billed import billed_of
 from aggregators.entitlement_codec import decode_value, encode_value
@@ -81,10 +81,13 @@ class SqlEntitlements:
 
         return await self._run(body)
 
-    async def changed(self, since_ms: int, limit: int = 10_000) -> Sequence[Renewed]:
+    async def last_number(self) -> int:
+        return await self._run(_last_number)
+
+    async def changed(self, after: int, limit: int = 10_000) -> Sequence[Renewed]:
         found = entitlement_versions.c
-        wanted = select(found.account, found.version, found.computed_ms).where(found.computed_ms >= since_ms)
-        wanted = wanted.order_by(found.computed_ms, found.account, found.version).limit(limit)
+        wanted = select(found.account, found.version, found.number).where(found.number > after)
+        wanted = wanted.order_by(found.number).limit(limit)
         return await self._run(lambda connection: [Renewed(*row) for row in connection.execute(wanted)])
 
     async def billed(self, account: str, now_ms: int) -> Billed:
@@ -122,6 +125,7 @@ def _renew(connection: Connection, account: str, catalog_sha256: str, resolver: 
         row = {
             "account": account, "version": version, "computed_ms": now_ms, "inputs_sha256": computed.inputs_sha256,
             "segments_json": computed.segments, "cause": _last_cause(connection, account),
+            "number": _next_number(connection),
         }  # fmt: skip
         connection.execute(insert(entitlement_versions), row)
     connection.execute(update(accounts).where(accounts.c.account == account).values(entitled_seq=head.audit_seq))
@@ -135,6 +139,17 @@ def _mirror(connection: Connection, links: Sequence[Link]) -> dict[str, list[Row
         for table, found in owned.items():
             rows[table] += found
     return rows
+
+
+def _last_number(connection: Connection) -> int:
+    return connection.execute(select(func.max(entitlement_versions.c.number))).scalar() or 0
+
+
+def _next_number(connection: Connection) -> int:
+    """A number that no version has. SQLite has no sequences, and only one transaction at a time."""
+    if connection.dialect.name != "postgresql":
+        return _last_number(connection) + 1
+    return int(connection.execute(text("SELECT nextval('entitlement_numbers')")).scalar_one())
 
 
 def _is_new(before: EntitlementVersion | None, computed: Computed) -> bool:

@@ -7,7 +7,7 @@ from decimal import Context, Decimal
 from typing import Any, Final, Protocol, TypeVar
 
 import msgspec
-from sqlalchemy import Connection, RowMapping, bindparam, func, literal_column, select, text, update
+from sqlalchemy import Connection, Integer, RowMapping, bindparam, func, literal_column, select, text, update
 from sqlalchemy.dialects import postgresql, sqlite
 
 from aggregators.report_records import recorded
@@ -26,6 +26,15 @@ _PROGRESS: Final = ("stripe_customer", "hold", "detail", "not_before_ms", "failu
 # The text is in the statements because PostgreSQL finds a partial index only then.
 _IS_PENDING: Final = intents.c.state == literal_column("'pending'")
 _COLUMNS: Final = list(intents.c.keys())
+# Statements that run very often are made once: to make one takes longer than to execute it.
+_DUE: Final = (
+    select(intents)
+    .where(
+        intents.c.log_partition == bindparam("partition"), _IS_PENDING, intents.c.not_before_ms <= bindparam("now_ms")
+    )
+    .order_by(intents.c.not_before_ms, intents.c.log_offset)
+    .limit(bindparam("at_most", type_=Integer))
+)
 _ROWS: Final = text("SELECT * FROM json_populate_recordset(NULL::intents, CAST(:rows AS json))").columns(*intents.c)
 
 Answer = TypeVar("Answer")
@@ -72,9 +81,7 @@ class SqlIntentLedger:
         return await self._run(body)
 
     async def due(self, partition: int, now_ms: int, limit: int) -> Sequence[LedgerIntent]:
-        is_due = (intents.c.log_partition == partition) & _IS_PENDING & (intents.c.not_before_ms <= now_ms)
-        wanted = select(intents).where(is_due).order_by(intents.c.not_before_ms, intents.c.log_offset).limit(limit)
-        return await self._selected(wanted)
+        return await self._selected(_DUE, {"partition": partition, "now_ms": now_ms, "at_most": limit})
 
     async def waits(self, partition: int, waiting: Sequence[LedgerIntent]) -> None:
         same = func.coalesce(intents.c.attempted_at_ms, -1) == bindparam("attempt_was")
@@ -137,8 +144,10 @@ class SqlIntentLedger:
     async def found(self, identifiers: Sequence[str]) -> Sequence[LedgerIntent]:
         return await self._run(lambda connection: list(_found(connection, set(identifiers))))
 
-    async def _selected(self, wanted: Any) -> Sequence[LedgerIntent]:
-        return await self._run(lambda connection: [_intent_of(row) for row in connection.execute(wanted).mappings()])
+    async def _selected(self, wanted: Any, values: Values | None = None) -> Sequence[LedgerIntent]:
+        return await self._run(
+            lambda connection: [_intent_of(row) for row in connection.execute(wanted, values).mappings()]
+        )
 
 
 def _found(connection: Connection, identifiers: set[str]) -> Iterable[LedgerIntent]:
@@ -150,16 +159,19 @@ def _write(connection: Connection, changed: Iterable[LedgerIntent]) -> None:
     rows = sorted(map(_row_of, changed), key=lambda row: row["identifier"])
     for chunk in chunks(rows):
         if connection.dialect.name == "postgresql":
-            # One value with all rows is several times as fast as a statement for each row.
-            wanted = postgresql.insert(intents).from_select(_COLUMNS, _ROWS)
-            connection.execute(_upsert(wanted), {"rows": msgspec.json.encode(chunk).decode()})
+            connection.execute(_UPSERT_ROWS, {"rows": msgspec.json.encode(chunk).decode()})
         else:
-            connection.execute(_upsert(sqlite.insert(intents)), chunk)
+            connection.execute(_UPSERT, chunk)
 
 
 def _upsert(insert: Any) -> Any:
     others = {name: insert.excluded[name] for name in _COLUMNS if name != "identifier"}
     return insert.on_conflict_do_update(index_elements=["identifier"], set_=others)
+
+
+# One value with all rows is several times as fast as a statement for each row.
+_UPSERT_ROWS: Final = _upsert(postgresql.insert(intents).from_select(_COLUMNS, _ROWS))
+_UPSERT: Final = _upsert(sqlite.insert(intents))
 
 
 def _text(value: Any) -> Any:

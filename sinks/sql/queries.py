@@ -5,11 +5,13 @@ from __future__ import annotations
 import zlib
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from itertools import zip_longest
 from typing import Any, Final
 
-from sqlalchemy import Column, Connection, Table, bindparam, select, text, update
+from sqlalchemy import Column, Connection, Select, Table, bindparam, select, text, update
 from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.sql.dml import ReturningInsert
 
 from schemas.errors import Fenced
 from schemas.side_tables import MIRROR_COLUMNS, Link
@@ -46,21 +48,40 @@ def rows_where(connection: Connection, table: Table, column: str, values: Collec
     return [
         dict(row)
         for chunk in chunks(values)
-        for row in connection.execute(select(table).where(table.c[column].in_(chunk))).mappings()
+        for row in connection.execute(_where_in(table, column), {"wanted": chunk}).mappings()
     ]
+
+
+# Statements that run very often are made once: to make one takes longer than to execute it.
+@cache
+def _where_in(table: Table, column: str) -> Select[Any]:
+    return select(table).where(table.c[column].in_(bindparam("wanted", expanding=True)))
 
 
 def insert_new(connection: Connection, table: Table, rows: Sequence[Values]) -> int:
     """Insert the rows whose key is new. Returns their number. Waits for a transaction that inserts the same key."""
-    insert = postgresql.insert if connection.dialect.name == "postgresql" else sqlite.insert
+    return len(connection.execute(_insert_new(table, connection.dialect.name), rows).all()) if rows else 0
+
+
+@cache
+def _insert_new(table: Table, dialect: str) -> ReturningInsert[Any]:
+    insert = postgresql.insert if dialect == "postgresql" else sqlite.insert
     key: Column[Any] = next(iter(table.primary_key))
-    return len(connection.execute(insert(table).on_conflict_do_nothing().returning(key), rows).all()) if rows else 0
+    return insert(table).on_conflict_do_nothing().returning(key)
+
+
+_HERE: Final = (positions.c.reader == bindparam("of_reader")) & (positions.c.log_partition == bindparam("partition"))
+_NEXT_OFFSET: Final = select(positions.c.next_offset).where(_HERE)
+_MOVE: Final = (
+    update(positions)
+    .where(_HERE, positions.c.next_offset == bindparam("believed"))
+    .values(next_offset=bindparam("moved_to"))
+)
 
 
 def next_offset(connection: Connection, reader: str, partition: int) -> int | None:
     """The stored position of a reader in a partition."""
-    here = (positions.c.reader == reader) & (positions.c.log_partition == partition)
-    found: int | None = connection.execute(select(positions.c.next_offset).where(here)).scalar()
+    found: int | None = connection.execute(_NEXT_OFFSET, {"of_reader": reader, "partition": partition}).scalar()
     return found
 
 
@@ -77,9 +98,8 @@ def move_position(
 
     Raises `Fenced` if the position is not the believed one.
     """
-    here = (positions.c.reader == reader) & (positions.c.log_partition == partition)
-    moved = update(positions).where(here, positions.c.next_offset == believed_offset).values(next_offset=next_offset)
-    if connection.execute(moved).rowcount:
+    here = {"of_reader": reader, "partition": partition, "believed": believed_offset, "moved_to": next_offset}
+    if believed_offset is not None and connection.execute(_MOVE, here).rowcount:
         return
     row = {"reader": reader, "log_partition": partition, "next_offset": next_offset}
     if not may_begin or not insert_new(connection, positions, [row]):

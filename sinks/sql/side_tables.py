@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 from sqlalchemy import Connection, bindparam, func, literal_column, select, update
 from sqlalchemy.dialects import postgresql, sqlite
@@ -47,6 +47,14 @@ from sinks.sql.queries import links_of, mirror_row, mirror_rows, next_offset, ro
 from sinks.sql.tables import account_bindings, audit, cursors, customer_column, mirror, processed_events
 
 Answer = TypeVar("Answer")
+
+# Made once, because it runs very often. The texts are in it because PostgreSQL finds the partial index only then.
+_HEARD_MS: Final = select(func.max(processed_events.c.processed_ms)).where(
+    processed_events.c.type == literal_column("'customer.updated'"),
+    processed_events.c.via == literal_column("'webhook'"),
+    processed_events.c.customer_id == bindparam("of_customer"),
+    processed_events.c.processed_ms >= bindparam("since_ms"),
+)
 
 
 def no_overlaps(mirror: Mapping[str, Sequence[Row]], now_ms: int) -> Sequence[Overlap]:  # noqa: ARG001  # a protocol
@@ -119,6 +127,13 @@ class SqlSideTables(ABC):
         def body(connection: Connection) -> set[str]:
             rows = rows_where(connection, processed_events, "event_id", set(event_ids))
             return set(event_ids) - {row["event_id"] for row in rows if row["outcome"] not in WAITING}
+
+        return await self._run(body)
+
+    async def held_among(self, event_ids: Sequence[str]) -> set[str]:
+        def body(connection: Connection) -> set[str]:
+            rows = rows_where(connection, processed_events, "event_id", set(event_ids))
+            return {row["event_id"] for row in rows if row["outcome"] == Outcome.HELD}
 
         return await self._run(body)
 
@@ -269,13 +284,8 @@ class SqlSideTables(ABC):
         return [(ObjectName(kind, identifier), of or "") for identifier, of in rows]
 
     async def heard_ms(self, customer: str, since_ms: int) -> int | None:
-        found = processed_events.c
-        # The texts are in the statement because PostgreSQL finds the partial index only then.
-        is_delivered = (found.type == literal_column("'customer.updated'")) & (found.via == literal_column("'webhook'"))
-        wanted = select(func.max(found.processed_ms)).where(
-            is_delivered, found.customer_id == customer, found.processed_ms >= since_ms
-        )
-        return await self._run(lambda connection: connection.execute(wanted).scalar())
+        asked = {"of_customer": customer, "since_ms": since_ms}
+        return await self._run(lambda connection: connection.execute(_HEARD_MS, asked).scalar())
 
     async def cursor(self, name: str) -> Cursor | None:
         wanted = select(cursors.c.until_s, cursors.c.moved_ms).where(cursors.c.name == name)

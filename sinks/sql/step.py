@@ -44,6 +44,13 @@ from sinks.sql.tables import account_customers, customer_column, mirror, process
 READER: Final = BILLING_EVENTS_TOPIC
 STRIPE: Final = "stripe"
 MASK: Final = "(not kept)"
+# Made once, because they run very often.
+_FETCH_SEQS: Final = {
+    kind: select(mirror[name].c.id, mirror[name].c.fetch_seq).where(
+        mirror[name].c.id.in_(bindparam("ids", expanding=True))
+    )
+    for kind, name in TABLE_OF.items()
+}
 
 # The rows of one object: by table, then by key.
 Rows = dict[str, dict[str, Values]]
@@ -69,7 +76,11 @@ class Work(NamedTuple):
 def commit(connection: Connection, step: Step, planner: Planner) -> dict[str, Outcome]:
     """Apply a step. See `schemas.side_tables.SideTables.commit`."""
     # Read before the locks, because the rows say which customers to lock. `_write` refuses a row that moved since.
-    stored = stored_objects(connection, [fetched.name for fetched in step.fetched])
+    named = {name for each in step.arrived if each.event.id not in step.set_aside for name in each.event.objects}
+    left = named - {fetched.name for fetched in step.fetched}
+    stored = stored_objects(connection, [*left, *(fetched.name for fetched in step.fetched)])
+    kept = {name: stored[name].fetch_seq for name in left if stored[name].fetch_seq}
+    step = step._replace(fetched=[*step.fetched, *(_as_fetched(name, stored[name]) for name in sorted(kept))])
     owners = {fetched.name: _owners(fetched, stored) for fetched in step.fetched}
     customers = {arrived.event.id: _customers(arrived, owners) for arrived in step.arrived}
     concerned = set().union(*customers.values(), *owners.values())
@@ -77,6 +88,8 @@ def commit(connection: Connection, step: Step, planner: Planner) -> dict[str, Ou
     account_of, names = _accounts(connection, concerned, step.now_ms)
     heads = lock_accounts(connection, names)
     move_position(connection, READER, step.partition, step.believed_offset, step.next_offset)
+    if kept and fetch_seqs(connection, kept) != kept:
+        raise Stale("an object of a held event was fetched meanwhile")
 
     processed = _processed(connection, [arrived.event.id for arrived in step.arrived])
     new: dict[str, Arrived] = {}
@@ -102,12 +115,17 @@ def commit(connection: Connection, step: Step, planner: Planner) -> dict[str, Ou
         if row is not None:
             rows.append((row, heads[account].audit_hash))
     _claim(connection, new, processed, outcomes, customers, step)
-    _write(connection, works, step.now_ms)
+    _write(connection, [work for work in works if work.name not in kept], step.now_ms)
     audit.append(connection, rows)
     if new:
         plan_bindings(connection, heads, planner, step.now_ms)
         save_heads(connection, heads)
     return outcomes
+
+
+def _as_fetched(name: ObjectName, stored: Stored) -> Fetched:
+    """What the store has of an object of a held event, which was not fetched again."""
+    return Fetched(name, stored.fetch_seq, {table: list(rows.values()) for table, rows in stored.rows.items()})
 
 
 def stored_objects(connection: Connection, names: Collection[ObjectName]) -> dict[ObjectName, Stored]:
@@ -129,10 +147,9 @@ def fetch_seqs(connection: Connection, names: Collection[ObjectName]) -> dict[Ob
     """The `fetch_seq` of each object, 0 without a row."""
     seqs = dict.fromkeys(names, 0)
     for kind in ObjectKind:
-        table = mirror[TABLE_OF[kind]]
         for chunk in chunks({name.id for name in names if name.kind is kind}):
-            wanted = select(table.c.id, table.c.fetch_seq).where(table.c.id.in_(chunk))
-            seqs |= {ObjectName(kind, row.id): row.fetch_seq for row in connection.execute(wanted)}
+            rows = connection.execute(_FETCH_SEQS[kind], {"ids": chunk})
+            seqs |= {ObjectName(kind, row.id): row.fetch_seq for row in rows}
     return seqs
 
 

@@ -340,7 +340,7 @@ overrides: Final = _table(
     _integer("made_ms"),
     _integer("revoked_ms", nullable=True),
 )
-# Derived, and a ledger: recomputed from the other tables, and each version stays.
+# Derived, and a ledger: recomputed from the other tables, and each version stays. `number` rises over all accounts.
 entitlement_versions: Final = _table(
     "entitlement_versions",
     _text("account", key=True),
@@ -349,8 +349,9 @@ entitlement_versions: Final = _table(
     _text("inputs_sha256"),
     _text("segments_json"),
     _text("cause"),
+    _integer("number"),
 )
-Index("entitlement_versions_by_time", entitlement_versions.c.computed_ms)
+Index("entitlement_versions_by_number", entitlement_versions.c.number)
 # Authoritative. What is promised to a caller, or was. Quantities are decimal text. `request_key`: the caller's name of
 # the request, or "". `until_ms`: up to when the usage may have arrived.
 holds: Final = _table(

@@ -117,6 +117,7 @@ class Drawn:
     def subscription(self, customer: str, name: str) -> None:
         self.add(
             "subscriptions", id=name, customer_id=customer, status=self.rng.choice(STATUSES), fetch_seq=1, fetched_ms=1,
+            pause_reason=self.rng.choice([None, "pause_requested", "final_payment_failure"]),
             start_ms=NOW_MS - self.rng.randint(0, 20) * DAY_MS, ended_ms=None, cancel_at_ms=self.instant(),
             trial_end_ms=self.instant(), deleted=int(self.rng.random() < 0.1),
         )  # fmt: skip

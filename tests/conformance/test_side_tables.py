@@ -247,7 +247,13 @@ async def test_a_slow_fetch_does_not_bring_back_an_object_that_was_gone_before_t
     assert (row["deleted"], row["customer_id"]) == (1, None)
 
 
-async def test_a_held_event_is_mirrored_and_applied_once_its_customer_is_linked(side_tables: SideTables) -> None:
+@pytest.mark.parametrize(
+    "fetched_again",
+    [pytest.param([fetched_subscription(1)], id="fetched again"), pytest.param([], id="what the store has")],
+)
+async def test_a_held_event_is_mirrored_and_applied_once_its_customer_is_linked(
+    side_tables: SideTables, fetched_again: list[Fetched]
+) -> None:
     events = [event(1, subscription()), event(2, invoice(9), customer="cus_9")]
     fetched = [fetched_subscription(), fetched_invoice(number=9, customer="cus_9")]
     assert set((await side_tables.commit(step(0, events, fetched))).values()) == {Outcome.HELD}
@@ -259,7 +265,7 @@ async def test_a_held_event_is_mirrored_and_applied_once_its_customer_is_linked(
 
     await linked(side_tables)
     assert [due.account for due in await side_tables.due_bindings()] == ["acme"], "from the rows that are there"
-    again = step(2, [event(1, subscription())], [fetched_subscription(1)], next_offset=2)
+    again = step(2, [event(1, subscription())], fetched_again, next_offset=2)
     assert await side_tables.commit(again) == {"evt_1": Outcome.APPLIED}
     assert not await side_tables.held("cus_1")
     row = (await side_tables.audit("acme"))[-1]

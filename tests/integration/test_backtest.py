@@ -117,6 +117,7 @@ class Shop(BilledDeployment):
 
     tables: PostgresSideTables
     period_totals: ClickHousePeriodTotals
+    prices: dict[str, str]
 
     async def buy(self, account: str, *keys: str, quantity: int = 1, currency: str = "usd", link: bool = True) -> None:
         """Subscribe a new customer to prices of the catalog, and link the account."""
@@ -128,8 +129,6 @@ class Shop(BilledDeployment):
         await self.subscribe(account, items=items)
         if link:
             await self.tables.link(account, self.customers[account], NOVEMBER_MS, "ann", "", self.clock.ms)
-
-    prices: dict[str, str]
 
     async def backtest(self, plans: str, write: Any = lambda _: None) -> Backtest:
         """The backtest of a file on what was billed since November 1, as the command makes it."""
@@ -149,10 +148,12 @@ async def shop(clickhouse: ClickHouse, postgres_url: str) -> AsyncIterator[Shop]
         shop.views = replace(shop.views, reader=ClickHouseReader(clickhouse), hourly=store)
         shop.period_totals = ClickHousePeriodTotals(clickhouse)
         shop.tables = PostgresSideTables(postgres_url, timeline, overlaps=overlaps)
-        await shop.tables.migrate("test:acct_simulator", shop.world.log_id)
-        shop.prices = dict(await sell(shop, shop.tables, catalog_file(BEFORE)))
-        yield shop
-        await shop.tables.close()
+        try:
+            await shop.tables.migrate("test:acct_simulator", shop.world.log_id)
+            shop.prices = dict(await sell(shop, shop.tables, catalog_file(BEFORE)))
+            yield shop
+        finally:
+            await shop.tables.close()
 
 
 async def sell_november(shop: Shop) -> None:

@@ -170,6 +170,21 @@ def test_another_price_is_for_new_customers_and_the_old_ones_keep_theirs(dev: Ru
     assert "no drift\n" == run(dev, ".venv/bin/tidemark catalog drift")
 
 
+@pytest.mark.parametrize("dev", [()], ids=["embedded"], indirect=True)
+def test_the_example_business_gets_its_notices(dev: RunningDev) -> None:
+    """Two of its accounts have used most of what the free plan allows. The role `notifier` writes into a file."""
+    found: list[tuple[str, int]] = []
+    deadline_s = time.monotonic() + COUNTED_S
+    while len(found) < 3:
+        assert time.monotonic() < deadline_s, f"only {found}"
+        time.sleep(0.1)
+        files = (dev.folder / ".tidemark").rglob("notices.jsonl")
+        notices = [json.loads(line)["data"] for file in files for line in file.read_text().splitlines()]
+        found = sorted((each["account"], each["percent"]) for each in notices)
+    assert found == [("arcade", 80), ("atelier", 80), ("atelier", 100)]
+    assert "file sent atelier limit_warning api_calls 100 %" in run(dev, ".venv/bin/tidemark notices list")
+
+
 def test_the_readmes_python_is_right() -> None:
     """The emitter example runs as printed, against an address where nobody listens: `emit` returns at once."""
     (example,) = commands("python")

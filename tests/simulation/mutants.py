@@ -38,6 +38,7 @@ from sinks.clickhouse.fake import FakeClickHouse
 from sinks.redis.fake import FakeOutbox, FakeServer
 from tests.simulation.billing_mutants import BILLING
 from tests.simulation.binding_mutants import BINDINGS
+from tests.simulation.closing_mutants import CLOSING
 from tests.simulation.flush_mutants import FLUSHES
 from tests.simulation.late_binding_mutants import LATE_BINDINGS
 from tests.simulation.mirror_mutants import MIRROR
@@ -339,6 +340,7 @@ MUTANTS: Final = (
     *BINDINGS,
     *LATE_BINDINGS,
     *FLUSHES,
+    *CLOSING,
     *MIRROR,
 )  # fmt: skip
 

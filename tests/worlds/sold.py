@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import cast
 
+from aggregators.catalog import read_catalog
 from pipeline.commands.catalog import Parts, apply_plan, plan_content
 from schemas.catalog import Catalog
 from schemas.catalog_changes import CatalogKind
@@ -19,8 +20,8 @@ from tests.worlds.billed import CALLS, BilledDeployment
 async def sell(deployment: BilledDeployment, tables: SqlSideTables, text: str) -> Mapping[str, str]:
     """Plan and apply a catalog file whose meters are those of the deployment. Returns the price ids by lookup key."""
     objects = StripeClientCatalog(TEST_KEY, deployment.url, scope="test:acct_simulator", nonce="t")
-    meters: Any = deployment.meters
-    parts = Parts(deployment.clock, tables.catalog, objects, _as_catalog(meters), _in_force, _refused)
+    meters = cast("StripeCatalog", deployment.meters)
+    parts = Parts(deployment.clock, tables.catalog, objects, meters, _in_force, _refused)
     checked = await plan_content(parts, text.encode())
     assert checked.plan is not None, checked.problems
     assert [] == checked.plan.refusals
@@ -28,10 +29,6 @@ async def sell(deployment: BilledDeployment, tables: SqlSideTables, text: str) -
     await objects.close()
     records = (await tables.catalog.standing()).records
     return {key: record.stripe_id for (kind, key), record in records.items() if kind is CatalogKind.PRICE}
-
-
-def _as_catalog(meters: StripeCatalog) -> StripeCatalog:
-    return meters
 
 
 async def _in_force() -> MeterSet:
@@ -63,8 +60,6 @@ plans:
 
 def parsed(text: str) -> Catalog:
     """A catalog that must be right."""
-    from aggregators.catalog import read_catalog
-
     catalog, problems = read_catalog(text.encode(), {})
     assert catalog is not None, problems
     return catalog

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Mapping, Sequence
+from decimal import Decimal
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -72,6 +73,18 @@ async def test_a_denied_check_says_why_and_what_would_allow_it(served: Served) -
         },
     }  # fmt: skip
     assert answer["freshness"]["version"] == 1
+
+
+async def test_a_denied_limit_names_the_add_on_and_how_many(served: Served) -> None:
+    subscribe(served.business)
+    await served.business.settle()
+    served.business.used = Decimal(9_000)
+    _, answer = await served.check({"account": "acme", "feature": "tokens"})
+
+    assert (answer["reason"], answer["upgrade"]) == ("limit_reached", {
+        "addon": "boost@1", "quantity": 1, "due_now": {"minor": 500, "currency": "usd", "exponent": 2},
+        "words": "The add-on boost includes it: $5.00 today, then $5.00 a month from December 10.",
+    })  # fmt: skip
 
 
 async def test_an_allowed_check_has_the_numbers(served: Served) -> None:

@@ -9,12 +9,13 @@ from decimal import Decimal
 import pytest
 import pytest_asyncio
 
+from pipeline.access import changes
 from pipeline.access import known as known_accounts
-from pipeline.access.billed import AGE_MS_MAX
+from pipeline.access.billed import AGE_MS_MAX, PAUSE_MS
 from pipeline.access.checks import AccessChecks
 from schemas.access import Reason
 from schemas.clock import DAY_MS, MINUTE_MS
-from schemas.entitlements import EntitlementVersion, Grant, Operation, SourceKind
+from schemas.entitlements import EntitlementVersion, Grant, Operation, Renewed, SourceKind
 from schemas.errors import InvalidInput, Transient
 from schemas.upgrades import Billed, Money
 from tests.unit.catalog.files import SMALL, catalog_of
@@ -145,9 +146,9 @@ class Late:
     def __init__(self, versions: Sequence[EntitlementVersion]) -> None:
         self.versions = list(versions)
 
-    async def changed(self, since_ms: int, limit: int = 10_000) -> Sequence[EntitlementVersion]:
-        assert since_ms >= 0
-        return self.versions[:limit]
+    async def changed(self, after: int, limit: int = 10_000) -> Sequence[Renewed]:
+        assert after >= 0
+        return [Renewed(each.account, each.version, 1) for each in self.versions[:limit]]
 
 
 async def test_no_older_version_comes_back(business: Business, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -161,7 +162,7 @@ async def test_no_older_version_comes_back(business: Business, monkeypatch: pyte
     assert first is not None
     late = Late([second["acme"], first])
     monkeypatch.setattr(
-        type(business.sql.entitlements), "changed", lambda _self, since_ms, limit: late.changed(since_ms, limit)
+        type(business.sql.entitlements), "changed", lambda _self, after, limit: late.changed(after, limit)
     )
     await business.checks.refresh()
 
@@ -230,7 +231,7 @@ async def test_a_feature_that_is_newer_than_the_entitlements_is_not_given(busine
 
 
 async def test_many_changes_at_once_all_arrive(business: Business, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(known_accounts, "CHANGED_AT_ONCE", 3)
+    monkeypatch.setattr(changes, "CHANGED_AT_ONCE", 3)
     monkeypatch.setattr(known_accounts, "READ_AT_ONCE", 2)
     names = [f"account {number}" for number in range(7)]
     for name in names:
@@ -305,8 +306,9 @@ async def test_what_an_account_pays_is_read_once_for_a_version_and_again_later(
     assert len(times) == 3
 
 
-async def test_a_renewed_period_is_that_of_the_answer(business: Business) -> None:
-    """Nothing of the entitlements changes, so there is no other version."""
+@pytest.mark.parametrize("hears", [True, False], ids=["heard of", "not heard of"])
+async def test_a_renewed_period_is_that_of_the_answer(business: Business, hears: bool) -> None:
+    """Nothing of the entitlements changes, so there is no other version, whether the renewal was heard of or not."""
     items = [{"price": business.price, "quantity": 4}]
     business.stripe.call("POST /v1/subscriptions", {"customer": business.customer, "items": items})
     await business.settle()
@@ -314,7 +316,8 @@ async def test_a_renewed_period_is_that_of_the_answer(business: Business) -> Non
     versions, due = [], []
     for days in (0, 15, 22):
         business.clock.advance(days * DAY_MS)
-        await business.settle()
+        if hears:
+            await business.settle()
         answer = await business.checks.check("acme", "tokens", ONE)
         assert answer.upgrade is not None
         versions.append(answer.version)
@@ -325,12 +328,36 @@ async def test_a_renewed_period_is_that_of_the_answer(business: Business) -> Non
 
 
 async def test_without_sql_a_denied_check_names_no_upgrade(business: Business, monkeypatch: pytest.MonkeyPatch) -> None:
+    """SQL is asked once in a while, and not by every check."""
     await business.reason("tokens")
+    times: list[int] = []
 
-    async def away(_self: object, _account: str, _now_ms: int) -> Billed:
+    async def away(_self: object, _account: str, now_ms: int) -> Billed:
+        times.append(now_ms)
         raise Transient("PostgreSQL does not answer")
 
     monkeypatch.setattr(type(business.sql.entitlements), "billed", away)
-    answer = await business.checks.check("acme", "sso", ONE)
+    answers = [await business.checks.check("acme", "sso", ONE) for _ in range(3)]
+    business.clock.advance(PAUSE_MS)
+    answers.append(await business.checks.check("acme", "sso", ONE))
 
-    assert (answer.decision.reason, answer.upgrade) == (Reason.NOT_IN_PLAN, None)
+    assert {(each.decision.reason, each.upgrade) for each in answers} == {(Reason.NOT_IN_PLAN, None)}
+    assert len(times) == 2
+
+
+async def test_denied_checks_that_come_together_read_once_what_is_paid(
+    business: Business, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await business.reason("tokens")
+    store, read, calls = business.sql.entitlements, type(business.sql.entitlements).billed, 0
+
+    async def slow(_self: object, account: str, now_ms: int) -> Billed:
+        nonlocal calls
+        calls += 1
+        await asyncio.sleep(0)
+        return await read(store, account, now_ms)
+
+    monkeypatch.setattr(type(store), "billed", slow)
+    answers = await asyncio.gather(*(business.checks.check("acme", "sso", ONE) for _ in range(5)))
+
+    assert (calls, {each.upgrade.offer for each in answers if each.upgrade}) == (1, {TEAM})

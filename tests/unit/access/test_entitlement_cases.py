@@ -205,6 +205,12 @@ CASES: Final[dict[str, Case]] = {
     "a limit that only the highest plan raises": Case(
         [essential()], "calls", NO, "limit_reached", 1000, [ESS], "scale@1 8210", used=1000, quantity=6000
     ),
+    "a limit, by billions": Case(
+        [essential()], "calls", NO, "limit_reached", 1000, [ESS], "scale@1 8210", used=1000, quantity=5 * 10**9
+    ),
+    "seats, by billions": Case(
+        [essential()], "locations", NO, "seats_full", 1, [ESS], "scale@1 8210", used=1, quantity=10**9
+    ),
     "a limit with an add-on": Case(
         [sub({"essential.v4.location": 1} | EXTRA)], "calls", YES, "within_limit", 2000, [ESS, "addon:extra_calls@1"],
         used=1999,

@@ -7,7 +7,7 @@ import pytest
 from aggregators.instants import parse_instant_us
 from aggregators.upgrade_words import date_text, money_text, upgrade_words
 from schemas.periods import Interval
-from schemas.upgrades import Money, Renewal
+from schemas.upgrades import Money, Recurring
 
 
 def at(text: str) -> int:
@@ -16,7 +16,7 @@ def at(text: str) -> int:
 
 NOW = at("2026-11-21T00:00:00")
 END = at("2026-12-10T00:00:00")
-MONTHLY = Renewal(Money(14900, "usd", 2), Interval.MONTH, END, has_usage=False)
+MONTHLY = Recurring(Money(14900, "usd", 2), Interval.MONTH, END, has_usage=False)
 
 
 @pytest.mark.parametrize(
@@ -88,7 +88,7 @@ WORDS = {
 
 
 @pytest.mark.parametrize(("facts", "text"), WORDS.values(), ids=WORDS)
-def test_words(facts: tuple[int, int | None, Renewal | None], text: str) -> None:
+def test_words(facts: tuple[int, int | None, Recurring | None], text: str) -> None:
     minor, until_ms, renewal = facts
 
     assert upgrade_words("Pro includes it", Money(minor, "usd", 2), until_ms, renewal, NOW) == text

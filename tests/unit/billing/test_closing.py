@@ -15,6 +15,7 @@ from aggregators.binding_timeline import timeline
 from pipeline.billing.closing import ClosingPolicy
 from schemas.bills import InvoiceItem, InvoiceItemState, LatePolicy
 from schemas.clock import DAY_MS, HOUR_MS, MINUTE_MS
+from schemas.log import REPORTS_TOPIC
 from schemas.reports import MeterEvent
 from sinks.sql.fake import FakeSideTables
 from stripe_simulator.faults import Fault, FaultKind
@@ -125,6 +126,13 @@ async def test_a_ledger_that_is_being_read_again_credits_nobody(world: ClosingWo
     world.controller = world.new_controller(ledger=lost.intents)
     await world.turns(3)
     assert (amounts(world), await world.items_of("acme"), await world.states("acme")) == ([], [], {})
+
+
+async def test_last_offsets_without_records_delay_nobody(world: ClosingWorld) -> None:
+    """As after a transaction: the log's end is behind its last record, and no record may come for long."""
+    world.log._partitions[REPORTS_TOPIC, 0].next_offset += 1
+    await world.turns(3)
+    assert (amounts(world), await state(world)) == ([250], "confirmed")
 
 
 async def test_a_lost_database_bills_nothing_again(world: ClosingWorld) -> None:

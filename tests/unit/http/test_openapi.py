@@ -66,7 +66,7 @@ async def test_the_document_and_the_manual_list_the_same_paths(gateway: Gateway)
         f"{method.upper()} {path}" for path, methods in document["paths"].items() for method in methods if path != "/"
     }
 
-    written = {f"{method} {path}" for method, path in re.findall(r"`(GET|POST|PUT) (/[^`?\s]+)", HTTP_API)}
+    written = {f"{method} {path}" for method, path in re.findall(r"`(GET|POST|PUT|DELETE) (/[^`?\s]+)", HTTP_API)}
 
     assert described == written
 
@@ -127,6 +127,15 @@ ANSWERS: Final = [
     pytest.param("GET", "/v1/notices?account=acme", "/v1/notices", 200, id="notices"),
     pytest.param("GET", "/v1/accounts/acme/entitlements", "/v1/accounts/{account}/entitlements", 200, id="access"),
     pytest.param("POST", "/v1/access/check", "/v1/access/check", 400, id="check of something else"),
+    pytest.param("GET", "/v1/accounts/acme/overrides", "/v1/accounts/{account}/overrides", 200, id="overrides"),
+    pytest.param(
+        "DELETE",
+        "/v1/accounts/acme/overrides/pos?by=ann&reason=why",
+        "/v1/accounts/{account}/overrides/{feature}",
+        200,
+        id="take back",
+    ),
+    pytest.param("POST", "/v1/accounts/acme/contracts", "/v1/accounts/{account}/contracts", 400, id="a contract"),
     pytest.param("POST", "/v1/access/holds/hold_1/release", "/v1/access/holds/{hold}/release", 404, id="no hold"),
     pytest.param("POST", "/v1/events", "/v1/events", 207, id="events"),
     pytest.param("POST", "/v1/events?verify=1", "/v1/events", 207, id="verified events"),

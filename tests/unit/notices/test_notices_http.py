@@ -57,7 +57,8 @@ async def test_pages_follow_each_other(gateway: Gateway) -> None:
     ("key", "query", "status", "accounts"),
     [
         ("", "", 401, None), ("read", "", 403, None), ("ingest", "", 403, None),
-        ("admin", "", 200, {"acme", "globex", "initech"}), ("admin", "account=globex", 200, {"globex"}),
+        ("admin", "", 200, {"acme", "globex", "initech"}), ("check", "", 403, None),
+        ("operator", "", 200, {"acme", "globex", "initech"}), ("admin", "account=globex", 200, {"globex"}),
         ("acme", "", 200, {"acme"}), ("acme", "account=acme", 200, {"acme"}), ("acme", "account=globex", 403, None),
         ("admin", "state=lost", 400, None), ("admin", "cursor=x", 400, None), ("admin", "limit=0", 400, None),
     ],

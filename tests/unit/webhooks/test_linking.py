@@ -12,7 +12,8 @@ import pytest_asyncio
 from aggregators.binding_timeline import overlaps, timeline
 from aggregators.partitioning import partition_of
 from pipeline.webhooks.binding_outbox import BindingOutbox
-from pipeline.webhooks.linking import Linked, Linking, Wish, link_customers
+from pipeline.webhooks.linking import LISTED_MIN, Linked, Linking, Wish, link_customers
+from schemas.billing_events import ObjectKind, ObjectName
 from schemas.clock import DAY_MS, MINUTE_MS
 from schemas.errors import InvalidInput, Transient
 from schemas.meters import Policy
@@ -152,6 +153,32 @@ async def test_a_customer_that_stripe_does_not_know_is_refused(world: BillingWor
         await beside_the_mirror(world, asked(world, "cus_typo"))
 
     assert await world.tables.links(ACME) == []
+
+
+@pytest.mark.parametrize("is_long", [False, True], ids=["all are linked", "few of many are linked"])
+async def test_many_links_cost_few_reads_of_stripe(world: BillingWorld, *, is_long: bool) -> None:
+    """A deleted customer is found too. If the lists are long, each customer is looked at."""
+    payer = yearly(world)
+    customers = [payer, *(world.stripe.customer("") for _ in range(2 * LISTED_MIN))]
+    world.stripe.delete(customers[-1])
+    names, reads = world.stripe.names, list[str]()
+
+    async def listed(kind: ObjectKind, after: str = "", customer: str = "") -> list[tuple[ObjectName, str]]:
+        reads.append(customer)
+        if is_long and not customer:
+            return [(ObjectName(kind, "cus_stranger"), "cus_stranger")]
+        return await names(kind, after, customer)
+
+    world.stripe.names = listed  # type: ignore[assignment,method-assign,unused-ignore]  # a test replaces it
+    wishes = [Wish(f"account_{number}", customer, None, "ada", "") for number, customer in enumerate(customers)]
+    await beside_the_mirror(world, link_customers(parts_of(world), wishes, "first"))
+
+    assert [
+        link.customer for number in range(len(wishes)) for link in await world.tables.links(f"account_{number}")
+    ] == (customers)
+    assert (Billing.MAPPED, payer) in await due(world)
+    # The mirror's fetches are no reads of a list. Of the deleted customer, both lists are read.
+    assert len(reads) <= (4 * len(customers) if is_long else 8)
 
 
 async def test_a_link_releases_more_held_events_than_one_page(world: BillingWorld) -> None:

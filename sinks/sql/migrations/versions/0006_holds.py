@@ -1,4 +1,4 @@
-"""The table of holds. `sinks/sql/tables.py` says what it is for."""
+"""The table of holds, and the numbers of versions of entitlements. `sinks/sql/tables.py` says what they are for."""
 
 from __future__ import annotations
 
@@ -26,10 +26,14 @@ STATEMENTS = (
     "CREATE UNIQUE INDEX holds_by_request ON holds (account, request_key) WHERE request_key <> ''",
     "CREATE INDEX open_holds ON holds (account, until_ms)",
     "CREATE INDEX holds_by_end ON holds (until_ms, account)",
+    "ALTER TABLE entitlement_versions ADD COLUMN number BIGINT NOT NULL DEFAULT 0",
+    "CREATE SEQUENCE entitlement_numbers",
+    "CREATE INDEX entitlement_versions_by_number ON entitlement_versions (number)",
+    "DROP INDEX entitlement_versions_by_time",
 )
 
 
 def upgrade() -> None:
-    """Create the table."""
+    """Create the table, and number the versions from now on."""
     for statement in STATEMENTS:
         op.execute(statement)

@@ -1,0 +1,102 @@
+"""What people grant to an account beside its plan, and take back."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Sequence
+from decimal import Decimal
+from typing import NamedTuple
+
+import msgspec
+
+from pipeline.access.renewal import commerce_of
+from schemas.catalog import FeatureType
+from schemas.catalog_changes import CatalogStore
+from schemas.entitlements import UNLIMITED, Entitlements, Grant, Operation, Override, SourceKind, Value
+from schemas.errors import InvalidInput
+from schemas.events import check_account
+from schemas.periods import INSTANT_MIN_MS
+
+
+class Wish(NamedTuple):
+    """What a person grants to an account. `value` is a number, `unlimited`, `true`, `false` or the JSON of a config."""
+
+    account: str
+    feature: str
+    operation: Operation
+    value: str
+    ends_ms: int | None
+    actor: str
+    reason: str
+    contract: bool = False
+
+
+async def grant_wish(catalog: CatalogStore, entitlements: Entitlements, wish: Wish, now_ms: int) -> Override:
+    """Grant what a person wishes, from now on. The same again changes nothing.
+
+    Raises `InvalidInput` for a feature or value that does not fit the active catalog, and `Transient`.
+    """
+    check_account(wish.account)
+    if wish.ends_ms is not None and wish.ends_ms <= now_ms:
+        raise InvalidInput("until", "is not later than now")
+    found = await commerce_of(catalog)
+    if found is None:
+        raise InvalidInput("feature", "no catalog is active: see `tidemark catalog plan --help`")
+    features = found[1].catalog.features
+    if wish.feature not in features:
+        raise InvalidInput("feature", f"{wish.feature[:100]!r} is no feature of the catalog: `tidemark catalog show`")
+    value = _value(wish, features[wish.feature].type)
+    kind = SourceKind.CONTRACT if wish.contract else SourceKind.OVERRIDE
+    source = f"{kind.value} {secrets.token_hex(4)}"
+    # An override holds from now on; what was allowed before stays in the versions that are kept.
+    grant = Grant(
+        wish.feature, kind, source, wish.operation, value, now_ms, wish.ends_ms, cause=wish.actor, reason=wish.reason
+    )
+    same = repeated(await entitlements.overrides(wish.account), grant)
+    return same or await entitlements.override(wish.account, grant, wish.actor, now_ms)
+
+
+def repeated(known: Sequence[Override], grant: Grant) -> Override | None:
+    """The override in force that a grant only repeats. A value that was set otherwise since is set again."""
+    rivals = [
+        made
+        for made in known
+        if made.revoked_ms is None
+        and (made.grant.feature, made.grant.kind, made.grant.operation) == (grant.feature, grant.kind, grant.operation)
+    ]
+    if grant.operation is Operation.SET:
+        rivals = rivals[-1:]
+    return next((made for made in rivals if _terms(made.grant) == _terms(grant)), None)
+
+
+def _terms(grant: Grant) -> Grant:
+    return grant._replace(source="", starts_ms=INSTANT_MIN_MS)
+
+
+def _value(wish: Wish, kind: FeatureType) -> Value:
+    """The value of a wish, as its feature needs it."""
+    if wish.operation is Operation.DENY:
+        return False
+    if kind is FeatureType.FLAG and wish.value in ("true", "false"):
+        return wish.value == "true"
+    if kind in (FeatureType.LIMIT, FeatureType.SEAT):
+        if wish.value == UNLIMITED.value and wish.operation in (Operation.SET, Operation.AT_LEAST):
+            return UNLIMITED
+        if wish.value.isascii() and wish.value.isdigit() and len(wish.value) <= 15:
+            return Decimal(wish.value)
+    if kind is FeatureType.CONFIG and wish.operation is Operation.SET and wish.value.startswith("{"):
+        return _config(wish.value)
+    forms = {
+        FeatureType.FLAG: "true or false",
+        FeatureType.CONFIG: "a JSON object, and only --set",
+        FeatureType.LIMIT: "a whole number of up to 15 digits, or unlimited",
+        FeatureType.SEAT: "a whole number of up to 15 digits, or unlimited",
+    }
+    raise InvalidInput("value", f"{wish.feature} is a {kind.value}: give {forms[kind]}")
+
+
+def _config(text: str) -> str:
+    try:
+        return msgspec.json.encode(msgspec.json.decode(text), order="sorted").decode()
+    except msgspec.DecodeError as error:
+        raise InvalidInput("value", f"is not JSON: {error}") from error
