@@ -141,11 +141,6 @@ async def _checker(request: Request, _scheme: _Scheme) -> ApiKey:
     return authorized(request.app.state.dependencies, request, Role.CHECK)
 
 
-async def _operator(request: Request, _scheme: _Scheme) -> ApiKey:
-    account = request.path_params.get("account")
-    return authorized(request.app.state.dependencies, request, Role.OPERATOR, account=account)
-
-
 async def _override_reader(request: Request, _scheme: _Scheme) -> ApiKey:
     account = request.path_params.get("account")
     return authorized(request.app.state.dependencies, request, Role.READ, Role.OPERATOR, account=account)
@@ -169,7 +164,6 @@ async def _analytics(request: Request) -> UsageReader:
 AnyKey = Annotated[ApiKey, Depends(_any_key)]
 Reader = Annotated[ApiKey, Depends(_reader)]
 Admin = Annotated[ApiKey, Depends(_admin)]
-Operator = Annotated[ApiKey, Depends(_operator)]
 Checker = Annotated[ApiKey, Depends(_checker)]
 Operator = Annotated[ApiKey, Depends(_operator)]
 OverrideReader = Annotated[ApiKey, Depends(_override_reader)]
