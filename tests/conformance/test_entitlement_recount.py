@@ -57,7 +57,7 @@ GRANTS: Sequence[tuple[str, Operation, Value]] = (
     ("reporting", Operation.SET, '{"days":365,"note":"a: b"}'), ("reporting", Operation.DENY, False),
     ("nothing", Operation.SET, Decimal(1)),
 )  # fmt: skip
-ACCOUNTS = 250
+ACCOUNTS = 150
 STATUSES = ("active", "active", "trialing", "past_due", "canceled", "unpaid", "paused", "incomplete")
 
 

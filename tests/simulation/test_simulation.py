@@ -74,7 +74,7 @@ def test_every_kind_of_fault_is_really_met() -> None:
 
     assert not coverage.missing()
     # Every fourth run has the faults of Stripe's webhooks and of the mirror.
-    assert coverage.missing_pairs() < 1_200
+    assert coverage.missing_pairs() < 1_300
     assert "redis loses everything" in coverage.text()
 
 
