@@ -1,9 +1,9 @@
 """Derives the grants of an account: from its subscriptions, the plan versions that their prices name, and what people
 granted.
 
-A subscription gives by its status: `active`, `trialing` and `past_due` give their plans; `unpaid` takes them away and
-leaves the fallback plan; `paused`, `incomplete` and `incomplete_expired` give nothing; `canceled` gave until its end. A
-price that the catalog never made gives nothing, and is named.
+A subscription gives by its status: `active`, `trialing` and `past_due` give their plans; `unpaid` gives nothing, and
+leaves the fallback plan unless another subscription gives a plan; `paused`, `incomplete` and `incomplete_expired` give
+nothing; `canceled` gave until its end. A price that the catalog never made gives nothing, and is named.
 """
 
 from __future__ import annotations
@@ -12,12 +12,13 @@ import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
-from typing import Final, NamedTuple
+from itertools import zip_longest
+from typing import Any, Final, NamedTuple
 
 import msgspec
 
 from aggregators.entitlement_codec import encode
-from aggregators.entitlements import inputs_sha256, resolve
+from aggregators.entitlements import inputs_sha256, resolve, shortened
 from schemas.catalog import QUANTITY, UNLIMITED, Add, AddOn, Catalog, FeatureType, GrantValue, Merge, Plan, PlanId
 from schemas.catalog_changes import Pin
 from schemas.entitlements import (
@@ -76,7 +77,7 @@ class _Bought(NamedTuple):
 class _Collected:
     grants: list[Grant] = field(default_factory=list)
     plans: list[Span] = field(default_factory=list)
-    downgraded: list[Span] = field(default_factory=list)
+    unpaid: list[Span] = field(default_factory=list)
     unknown: set[str] = field(default_factory=set)
     unreadable: set[str] = field(default_factory=set)
 
@@ -97,7 +98,8 @@ def granted(
         for row in mirror.get("subscriptions", ()):
             if link.customer and row["customer_id"] == link.customer:
                 _subscription(commerce, link, row, mirror, collected)
-    entitled = Entitled(tuple(collected.grants), plans=tuple(collected.plans), downgraded=tuple(collected.downgraded))
+    plans = tuple(collected.plans)
+    entitled = Entitled(tuple(collected.grants), plans, downgraded=tuple(_without(collected.unpaid, plans)))
     unknown, unreadable = tuple(sorted(collected.unknown)), tuple(sorted(collected.unreadable))
     return Granted(features_of(commerce), entitled, unknown, unreadable)
 
@@ -117,12 +119,13 @@ def _subscription(
     """Add what one subscription gives while the link holds."""
     status, subscription = row["status"], str(row["id"])
     starts_ms = max(_integer(row["start_ms"]) or INSTANT_MIN_MS, link.starts_ms)
-    ends_ms = _first(_integer(row["ended_ms"]), _integer(row["cancel_at_ms"]), link.ends_ms)
+    phases, phases_end_ms = _phases(subscription, mirror)
+    ends_ms = _first(_integer(row["ended_ms"]), _integer(row["cancel_at_ms"]), phases_end_ms, link.ends_ms)
     if row["deleted"] or (ends_ms is not None and ends_ms <= starts_ms):
         return
     if status not in _GIVING and status != "unpaid":
         return
-    for bought in _bought(subscription, Span(starts_ms, ends_ms), mirror):
+    for bought in _bought(subscription, Span(starts_ms, ends_ms), phases, mirror):
         quantities: dict[PlanId, dict[str, int | None]] = {}
         unknown: set[str] = set()
         for price, quantity in bought.quantities:
@@ -134,10 +137,12 @@ def _subscription(
         collected.unknown |= unknown
         # A subscription to what the catalog does not sell takes no plan away.
         if status == "unpaid" and quantities:
-            collected.downgraded.append(bought.span)
+            collected.unpaid.append(bought.span)
         has_plan = any(isinstance(commerce.sold[plan], Plan) for plan in quantities)
         if unknown and not has_plan and row["ended_ms"] is None and link.ends_ms is None:
             collected.unreadable.add(subscription)
+        if status == "unpaid":
+            continue
         for plan, by_component in quantities.items():
             sold, source = commerce.sold[plan], subscription
             if isinstance(sold, AddOn):
@@ -149,18 +154,31 @@ def _subscription(
             if sold.trial and row["trial_end_ms"] is not None and trial_end_ms and trial_end_ms > bought.span.starts_ms:
                 trial = Span(bought.span.starts_ms, trial_end_ms)
                 for name, value in sold.trial.grants.items():
-                    yielded = _grant(SourceKind.TRIAL, plan, name, value, trial, None, 0, source)
+                    yielded = _grant(SourceKind.TRIAL, plan, name, value, trial, None, sold.rank, source)
                     collected.grants.append(yielded)
 
 
-def _bought(subscription: str, span: Span, mirror: Mapping[str, Sequence[Row]]) -> Iterator[_Bought]:
+def _without(spans: Sequence[Span], others: Sequence[Span]) -> Iterator[Span]:
+    """The parts of spans in which none of the others holds."""
+    cuts = sorted({instant for span in (*spans, *others) for instant in span if instant is not None})
+    for starts_ms, ends_ms in zip_longest(cuts, cuts[1:]):
+        if any(span.contains(starts_ms) for span in spans) and not any(span.contains(starts_ms) for span in others):
+            yield Span(starts_ms, ends_ms)
+
+
+def _phases(subscription: str, mirror: Mapping[str, Sequence[Row]]) -> tuple[Sequence[Any], int | None]:
+    """The phases of a subscription's schedule, and when the schedule ends the subscription; None if it does not."""
+    for schedule in mirror.get("subscription_schedules", ()):
+        if schedule["subscription_id"] == subscription and schedule["status"] in _COMING and not schedule["deleted"]:
+            phases = json.loads(str(schedule["phases_json"]))
+            return phases, phases[-1]["end_ms"] if schedule["end_behavior"] == "cancel" else None
+    return (), None
+
+
+def _bought(
+    subscription: str, span: Span, phases: Sequence[Any], mirror: Mapping[str, Sequence[Row]]
+) -> Iterator[_Bought]:
     """What a subscription has now, and what its schedule's later phases bring."""
-    phases = [
-        phase
-        for schedule in mirror.get("subscription_schedules", ())
-        if schedule["subscription_id"] == subscription and schedule["status"] in _COMING and not schedule["deleted"]
-        for phase in json.loads(str(schedule["phases_json"]))
-    ]
     items = [row for row in mirror.get("subscription_items", ()) if row["subscription_id"] == subscription]
     # The items are those of the phase that their period lies in.
     shown_ms = max((_integer(row["period_start_ms"]) or 0 for row in items), default=0)
@@ -254,9 +272,11 @@ def _first(*instants: int | None) -> int | None:
 def resolver_of(commerce: Commerce) -> Resolver:
     """The function that computes an account's entitlements by a catalog."""
 
-    def resolved(links: Iterable[Link], mirror: Mapping[str, Sequence[Row]], people: Iterable[Grant]) -> Computed:
+    def resolved(
+        links: Iterable[Link], mirror: Mapping[str, Sequence[Row]], people: Iterable[Grant], since_ms: int
+    ) -> Computed:
         found = granted(commerce, links, mirror, people)
-        segments = encode(resolve(found.features, found.entitled))
+        segments = encode(shortened(resolve(found.features, found.entitled), since_ms))
         return Computed(inputs_sha256(found.features, found.entitled), segments, found.unreadable)
 
     return resolved

@@ -8,14 +8,13 @@ import dataclasses
 import random
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
-from typing import Any, Final, NamedTuple, Protocol
+from typing import Any, Final, Protocol
 
 from sqlalchemy import select
 
 from pipeline.logs.fake import FakeLog
 from schemas.billing_events import ObjectName
 from schemas.clock import Clock
-from schemas.control import Genesis
 from schemas.errors import Transient
 from schemas.log import Headers, Record
 from schemas.periods import AccountState
@@ -25,10 +24,8 @@ from simulation.faults import Fault, Faults, Rates
 from simulation.loop import SimulatedClock
 from simulation.processes import Trace
 from simulation.stripe_account import DrivenObjects, StripeAccount
-from sinks.clickhouse.fake import FakeClickHouse
 from sinks.redis.fake import FakeAccounts, FakeLiveView, FakeServer, FakeState
 from sinks.sql.fake import FakeSideTables
-from sinks.sql.fake_intents import FakeIntentLedger
 from sinks.sql.tables import metadata
 from sinks.stripe.fake import FakeFault, FakeStripe
 
@@ -151,20 +148,6 @@ class CountedState(FakeState):
         await super().commit(partition, believed, changes)
         slices = len({key.slice_start_ms for key in self._server.at(partition).marks})
         self.slices_max[partition] = max(self.slices_max[partition], slices)
-
-
-class Services(NamedTuple):
-    """The services of a simulated process. `tables` is the deployment's one SQL store, for whoever keeps rows there."""
-
-    log: WatchedLog
-    store: LosingView
-    clickhouse: FakeClickHouse
-    stripe: FakeStripe
-    ledger: FakeIntentLedger
-    genesis: Genesis
-    tables: SharedTables
-    objects: UnsureObjects
-    canary: str
 
 
 class SharedTables(FakeSideTables):

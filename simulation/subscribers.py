@@ -16,6 +16,7 @@ from schemas.control import CloseRecord
 from schemas.errors import Fenced, InvalidInput, Transient
 from schemas.log import Log
 from schemas.side_tables import SideTables
+from simulation.commerce import Commerce
 from simulation.faults import Fault
 from simulation.processes import Killed, Process, Reached
 from simulation.roles import SECRET
@@ -27,8 +28,6 @@ HAPPENINGS: Final = 20
 SOON_AGAIN: Final = 0.5
 SOON_S_MAX: Final = 60.0
 HOUR_S: Final = 3_600
-# More items than a nested list of Stripe's shows.
-WIDE_ITEMS: Final = 12
 JOBS_INTERVAL_S: Final = 120.0
 LATE_LINK_S_MAX: Final = 5_400.0
 AGAIN_S: Final = 60.0
@@ -42,7 +41,7 @@ class Subscribers:
     `customer_of` says which customer an account has by the last word of the operator; "" if it was unlinked.
     """
 
-    def __init__(self, world: Deployment) -> None:
+    def __init__(self, world: Deployment, commerce: Commerce) -> None:
         self._world = world
         self._stripe = world.account
         self._chance = world.chance("subscribers")
@@ -52,10 +51,7 @@ class Subscribers:
         self._runs = 0
         self.customer_of: dict[str, str] = {}
         self._subscription_of: dict[str, str] = {}
-        meter = self._stripe.meter()
-        self._daily = [self._stripe.price(meter=meter, interval="day", amount=1 + n) for n in range(2)]
-        self._monthly = self._stripe.price(meter=meter)
-        self._flat = [self._stripe.price(interval="day", amount=100 + n) for n in range(WIDE_ITEMS)]
+        self._daily, self._monthly, self._flat = commerce.daily, commerce.monthly, commerce.flat
 
     # What happens at Stripe.
 

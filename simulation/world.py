@@ -30,12 +30,16 @@ from schemas.errors import Fenced, OperatorNeeded, Transient
 from schemas.log import BILLING_EVENTS_TOPIC, EVENTS_TOPIC, INBOX_TOPIC, REJECTED_TOPIC, REPORTS_TOPIC, TopicSpec
 from schemas.meters import MeterSet
 from schemas.periods import Billing, Binding, Interval
+from simulation.commerce import Commerce
 from simulation.deliveries import Deliveries
 from simulation.faults import Fault, Faults, Rates
+from simulation.gateways import GATEWAYS, Gateways
 from simulation.loop import SimulatedClock, SimulatedLoop
+from simulation.people import People
 from simulation.processes import Killed, Process, Trace
-from simulation.roles import SECRET, Slot, run_role
-from simulation.services import LosingView, Services, SharedTables, StripeFaults, UnsureObjects, WatchedLog
+from simulation.renewals import WatchedRenewals
+from simulation.roles import SECRET, Services, Slot, run_role
+from simulation.services import LosingView, SharedTables, StripeFaults, UnsureObjects, WatchedLog
 from simulation.stripe_account import StripeAccount
 from simulation.subscribers import Subscribers
 from simulation.traffic import (
@@ -110,7 +114,10 @@ class World:
         self.objects = UnsureObjects(self.account, self.chance("reads"), self.faults, self.rates.stripe / 3)
         self.tables = SharedTables(timeline, overlaps)
         self.deliveries = Deliveries(self)
-        self.subscribers = Subscribers(self)
+        self.commerce = Commerce(self.account)
+        self.subscribers = Subscribers(self, self.commerce)
+        self.people = People(self, self.commerce)
+        self.gateways = Gateways(self.fail)
         self.canary = ""
         self.genesis = Genesis(log_id=f"log-{seed}", partitions=PARTITIONS, stripe_account="acct_simulated")
         self.meter_set_version = 0
@@ -130,6 +137,7 @@ class World:
         ]  # fmt: skip
         if self.bills:
             self.slots += [Slot("mirror", 0, set(everything)), Slot("mirror", 1, set())]
+            self.slots += [Slot("gateway", number, set()) for number in range(GATEWAYS)]
         self._tasks: list[asyncio.Task[None]] = []
 
     def chance(self, name: str) -> random.Random:
@@ -225,7 +233,7 @@ class World:
             self._lost_seconds(), self._fail_over(), self._emptied(), self._ledger_emptied(),
         ]  # fmt: skip
         if self.bills:
-            befalling += [self.subscribers.live(SPAN_S), self.subscribers.operate()]
+            befalling += [self.subscribers.live(SPAN_S), self.subscribers.operate(), self.people.live(SPAN_S)]
         tasks = [asyncio.ensure_future(work) for work in befalling]
         await asyncio.gather(*(asyncio.ensure_future(work) for work in producers))
         for task in tasks:
@@ -241,6 +249,7 @@ class World:
             slot.down_until_s = 0.0
         if self.bills:
             await self.subscribers.settle()
+            await self.people.settle()
 
     def stop(self) -> None:
         """Stop all processes."""
@@ -254,16 +263,9 @@ class World:
         """Restart the process of a slot whenever it ends, like an init system."""
         chance = self.chance(f"supervisor {slot.name}")
         services = Services(
-            self.log,
-            self.store,
-            self.clickhouse,
-            self.stripe,
-            self.ledger,
-            self.genesis,
-            self.tables,
-            self.objects,
-            self.canary,
-        )
+            self.log, self.store, self.clickhouse, self.stripe, self.ledger, self.genesis, self.tables, self.objects,
+            self.canary, self.gateways, WatchedRenewals(self.tables, self.commerce, self.fail),
+        )  # fmt: skip
         while True:
             if self.loop.time() < slot.down_until_s:
                 await asyncio.sleep(min(60.0, slot.down_until_s - self.loop.time()))

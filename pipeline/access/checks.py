@@ -13,15 +13,14 @@ from typing import Final, NamedTuple
 
 from aggregators.access import decide, fallback
 from aggregators.account_grants import INCLUDED, Commerce, features_of, granted, upgrade_for
-from aggregators.entitlements import next_change_ms, resolve, segment_at
+from aggregators.entitlements import is_given, next_change_ms, resolve, segment_at
 from pipeline.access.known import ACCOUNTS_MAX, Known, KnownAccounts
 from pipeline.access.renewal import commerce_of
 from schemas import catalog as terms
 from schemas.access import Decision, Standing, Usage
 from schemas.catalog_changes import CatalogStore
-from schemas.clock import MINUTE_MS, SECOND_MS, Clock
+from schemas.clock import SECOND_MS, Clock
 from schemas.entitlements import (
-    UNLIMITED,
     Entitlements,
     Feature,
     Grant,
@@ -31,8 +30,6 @@ from schemas.entitlements import (
 )
 from schemas.errors import InvalidInput, Transient
 
-# A version may become visible after a later one: a transaction takes at most half a minute.
-OVERLAP_MS: Final = MINUTE_MS
 CATALOG_INTERVAL_MS: Final = 5 * SECOND_MS
 NOTHING: Final = Decimal(0)
 
@@ -99,16 +96,19 @@ class AccessChecks:
     async def refresh(self) -> None:
         """Take what changed in SQL since the last call. Raises `Transient`; what is known stays then."""
         now_ms = self._clock.now_ms()
+        # First, because no account is read before a catalog is known.
+        await self._accounts.refresh()
         if self._commerce is None or now_ms >= self._catalog_read_ms + CATALOG_INTERVAL_MS:
             await self._read_catalog()
             self._catalog_read_ms = now_ms
-        if self.read_ms:
-            await self._accounts.refresh(max(0, self.read_ms - OVERLAP_MS))
         self.read_ms = now_ms
 
     async def _read_catalog(self) -> None:
+        if await self._catalog.active_sha256() == self._sha256:
+            # Reading all terms takes milliseconds, in which no check is answered.
+            return
         found = await commerce_of(self._catalog)
-        if found is not None and found[0] != self._sha256:
+        if found is not None:
             self._sha256, self._commerce = found
             self._features = {feature.name: feature for feature in features_of(self._commerce)}
             nobody = granted(self._commerce, (), {}, ())
@@ -168,15 +168,15 @@ def _standing(known: Known, feature: str, now_ms: int) -> Standing:
     """What the account had of a feature before, and whether it has its plan."""
     past = [segment for segment in known.segments if segment.from_ms <= now_ms]
     before = next(
-        (found.gives for segment in reversed(past[:-1]) if (found := segment.features.get(feature)) and _gives(found)),
+        (
+            found.gives
+            for segment in reversed(past[:-1])
+            if (found := segment.features.get(feature)) and is_given(found)
+        ),
         (),
     )
     is_downgraded = any(grant.kind is SourceKind.FALLBACK for grant in _grants(past[-1])) if past else False
     return Standing(before, is_downgraded=is_downgraded, is_known=known.version > 0)
-
-
-def _gives(found: Resolved) -> bool:
-    return found.value is UNLIMITED or found.value not in (False, "null", NOTHING)
 
 
 def _grants(segment: Segment) -> Sequence[Grant]:

@@ -39,6 +39,10 @@ class SqlCatalog:
     async def standing(self) -> Standing:
         return await self._run(_standing)
 
+    async def active_sha256(self) -> str:
+        wanted = select(catalog_versions.c.sha256).where(catalog_versions.c.state == "active")
+        return await self._run(lambda connection: str(connection.execute(wanted).scalar() or ""))
+
     async def subscriptions_by_price(self) -> Mapping[str, frozenset[str]]:
         return await self._run(_subscriptions_by_price)
 

@@ -9,12 +9,14 @@ from typing import Final, TypeVar
 from sqlalchemy import Connection, RowMapping, insert, select, update
 
 from aggregators.entitlement_codec import decode_value, encode_value
+from schemas.clock import DAY_MS
 from schemas.entitlements import (
     Computed,
     EntitlementVersion,
     Grant,
     Operation,
     Override,
+    Recomputed,
     Renewed,
     Resolver,
     SourceKind,
@@ -24,13 +26,17 @@ from schemas.side_tables import Row
 from sinks.sql import audit as trail
 from sinks.sql.bindings import owned_rows
 from sinks.sql.intents import Run
-from sinks.sql.queries import Head, insert_new, links_of, lock_accounts, save_heads
-from sinks.sql.tables import accounts, audit, catalog_versions, entitlement_versions, overrides
+from sinks.sql.queries import Head, insert_new, links_of, lock_accounts, next_offset, save_heads
+from sinks.sql.tables import accounts, audit, catalog_versions, entitlement_versions, overrides, positions
 
 Answer = TypeVar("Answer")
 
 OVERRIDE_COMMAND: Final = "account override"
 ENTITY: Final = "override"
+# The position that counts the versions of all accounts.
+VERSIONS: Final = "entitlement versions"
+# The `entitled_seq` of an account that was not computed yet, or by another catalog.
+MARKED: Final = -1
 
 
 class SqlEntitlements:
@@ -39,15 +45,15 @@ class SqlEntitlements:
     def __init__(self, run: Run) -> None:
         self._run = run
 
-    async def stale(self, limit: int = 500) -> Sequence[str]:
+    async def stale(self, limit: int = 500, after: str = "") -> Sequence[str]:
         # The row without a name is the catalog's.
         wanted = select(accounts.c.account).where(
-            accounts.c.entitled_seq != accounts.c.audit_seq, accounts.c.account != ""
+            accounts.c.entitled_seq != accounts.c.audit_seq, accounts.c.account > after
         )
         wanted = wanted.order_by(accounts.c.account).limit(limit)
         return await self._run(lambda connection: list(connection.execute(wanted).scalars()))
 
-    async def renew(self, account: str, catalog_sha256: str, resolver: Resolver, now_ms: int) -> bool:
+    async def renew(self, account: str, catalog_sha256: str, resolver: Resolver, now_ms: int) -> Recomputed:
         return await self._run(lambda connection: _renew(connection, account, catalog_sha256, resolver, now_ms))
 
     async def latest(self, accounts: Sequence[str]) -> Mapping[str, EntitlementVersion]:
@@ -57,10 +63,13 @@ class SqlEntitlements:
 
         return await self._run(body)
 
-    async def changed(self, since_ms: int, limit: int = 10_000) -> Sequence[Renewed]:
+    async def newest(self) -> int:
+        return await self._run(lambda connection: next_offset(connection, VERSIONS, 0) or 0)
+
+    async def changed(self, after: int, limit: int = 10_000) -> Sequence[Renewed]:
         found = entitlement_versions.c
-        wanted = select(found.account, found.version, found.computed_ms).where(found.computed_ms >= since_ms)
-        wanted = wanted.order_by(found.computed_ms, found.account, found.version).limit(limit)
+        wanted = select(found.account, found.version, found.number).where(found.number > after)
+        wanted = wanted.order_by(found.number).limit(limit)
         return await self._run(lambda connection: [Renewed(*row) for row in connection.execute(wanted)])
 
     async def version_at(self, account: str, instant_ms: int) -> EntitlementVersion | None:
@@ -76,7 +85,7 @@ class SqlEntitlements:
         return await self._run(lambda connection: _overrides(connection, account))
 
 
-def _renew(connection: Connection, account: str, catalog_sha256: str, resolver: Resolver, now_ms: int) -> bool:
+def _renew(connection: Connection, account: str, catalog_sha256: str, resolver: Resolver, now_ms: int) -> Recomputed:
     head = lock_accounts(connection, {account})[account]
     active = select(catalog_versions.c.sha256).where(catalog_versions.c.state == "active")
     if connection.execute(active).scalar() != catalog_sha256:
@@ -88,31 +97,57 @@ def _renew(connection: Connection, account: str, catalog_sha256: str, resolver: 
         for table, found in owned.items():
             rows[table] += found
     people = [made.grant for made in _overrides(connection, account) if made.revoked_ms is None]
-    computed, before = resolver(links, rows, people), _latest(connection, account)
+    before = _latest(connection, account)
+    computed = resolver(links, rows, people, _since_ms(now_ms))
     is_new = _is_new(before, computed)
+    if before and before.inputs_sha256 == computed.inputs_sha256:
+        # Another version of the program may resolve the same inputs otherwise.
+        is_new = before.segments != resolver(links, rows, people, _since_ms(before.computed_ms)).segments
     if is_new:
         version = before.version + 1 if before else 1
         row = {
             "account": account, "version": version, "computed_ms": now_ms, "inputs_sha256": computed.inputs_sha256,
-            "segments_json": computed.segments, "cause": _last_cause(connection, account),
+            "segments_json": computed.segments, "cause": _cause(connection, account),
+            "number": _next_number(connection),
         }  # fmt: skip
         connection.execute(insert(entitlement_versions), row)
     connection.execute(update(accounts).where(accounts.c.account == account).values(entitled_seq=head.audit_seq))
-    return is_new
+    return Recomputed(is_new, computed.unreadable)
+
+
+def _since_ms(computed_ms: int) -> int:
+    """From when on a version is exact: the clock of a gateway may be behind that of the mirror."""
+    return computed_ms - DAY_MS
 
 
 def _is_new(before: EntitlementVersion | None, computed: Computed) -> bool:
     if before is None:
         return True
-    if before.inputs_sha256 == computed.inputs_sha256:
-        return False
     # Each grant has its subscription as its cause, so the text says whether one gave something.
     return not any(f'"{subscription}"' in before.segments for subscription in computed.unreadable)
 
 
-def _last_cause(connection: Connection, account: str) -> str:
-    wanted = select(audit.c.cause).where(audit.c.account == account).order_by(audit.c.seq.desc()).limit(1)
-    return str(connection.execute(wanted).scalar() or "")
+def _next_number(connection: Connection) -> int:
+    """The next number of a version. It locks the last one until the transaction ends, so that no number becomes visible
+    before a lower one: clocks of processes differ, and transactions overlap."""
+    here = (positions.c.reader == VERSIONS) & (positions.c.log_partition == 0)
+    insert_new(connection, positions, [{"reader": VERSIONS, "log_partition": 0, "next_offset": 0}])
+    raised = update(positions).where(here).values(next_offset=positions.c.next_offset + 1)
+    return int(connection.execute(raised.returning(positions.c.next_offset)).scalar_one())
+
+
+def _cause(connection: Connection, account: str) -> str:
+    """What happened to the account last: an event, a command, or the catalog that became active after them."""
+    rows = select(audit.c.cause, audit.c.at_ms).where(audit.c.account == account).order_by(audit.c.seq.desc()).limit(1)
+    cause, at_ms = connection.execute(rows).one_or_none() or ("", -1)
+    marked = select(accounts.c.entitled_seq).where(accounts.c.account == account)
+    if connection.execute(marked).scalar() == MARKED:
+        catalog = select(catalog_versions.c.version).where(
+            catalog_versions.c.state == "active", catalog_versions.c.applied_ms > at_ms
+        )
+        if (version := connection.execute(catalog).scalar()) is not None:
+            return f"catalog {version}"
+    return str(cause)
 
 
 def _latest(connection: Connection, account: str, until_ms: int | None = None) -> EntitlementVersion | None:

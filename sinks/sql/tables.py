@@ -337,7 +337,8 @@ overrides: Final = _table(
     _integer("made_ms"),
     _integer("revoked_ms", nullable=True),
 )
-# Derived, and a ledger: recomputed from the other tables, and each version stays.
+# Derived, and a ledger: recomputed from the other tables, and each version stays. `number` is the order of the versions
+# of all accounts, from 1; 0 for those of an older program, for which nobody waits.
 entitlement_versions: Final = _table(
     "entitlement_versions",
     _text("account", key=True),
@@ -346,8 +347,9 @@ entitlement_versions: Final = _table(
     _text("inputs_sha256"),
     _text("segments_json"),
     _text("cause"),
+    Column("number", INTEGER, nullable=False, server_default="0"),
 )
-Index("entitlement_versions_by_time", entitlement_versions.c.computed_ms)
+Index("entitlement_versions_by_number", entitlement_versions.c.number)
 
 _FETCHED: Final = frozenset(TABLE_OF.values())
 _COUNTS: Final = frozenset({"attempt_count", "deleted", "exponent", "interval_count", "is_proration"})

@@ -36,6 +36,7 @@ from schemas.log import EVENTS_TOPIC, INBOX_TOPIC
 from simulation.traffic import ORIGIN_MS
 from sinks.clickhouse.fake import FakeClickHouse
 from sinks.redis.fake import FakeOutbox, FakeServer
+from tests.simulation.access_mutants import ACCESS
 from tests.simulation.billing_mutants import BILLING
 from tests.simulation.binding_mutants import BINDINGS
 from tests.simulation.flush_mutants import FLUSHES
@@ -340,6 +341,7 @@ MUTANTS: Final = (
     *LATE_BINDINGS,
     *FLUSHES,
     *MIRROR,
+    *ACCESS,
 )  # fmt: skip
 
 
