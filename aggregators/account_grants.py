@@ -1,14 +1,16 @@
 """Derives the grants of an account: from its subscriptions, the plan versions that their prices name, and what people
 granted.
 
-A subscription gives by its status: `active`, `trialing` and `past_due` give their plans; `unpaid` gives nothing, and
+A subscription gives by its status: `active`, `trialing` and `past_due` give their plans; `unpaid` takes them away and
 leaves the fallback plan unless another subscription gives a plan; `paused`, `incomplete` and `incomplete_expired` give
-nothing; `canceled` gave until its end. A price that the catalog never made gives nothing, and is named.
+nothing; `canceled` gave until its end. A pause after the last payment failed is `unpaid`, and one at the end of a trial
+is an end. A price that the catalog never made gives nothing, and is named.
 """
 
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
@@ -22,9 +24,8 @@ from aggregators.entitlements import inputs_sha256, resolve, shortened
 from schemas.catalog import QUANTITY, UNLIMITED, Add, AddOn, Catalog, FeatureType, GrantValue, Merge, Plan, PlanId
 from schemas.catalog_changes import Pin
 from schemas.entitlements import (
-    UNLIMITED as TOP,
-)
-from schemas.entitlements import (
+    IN_GRACE,
+    IN_TRIAL,
     Computed,
     Entitled,
     Feature,
@@ -35,15 +36,19 @@ from schemas.entitlements import (
     Span,
     Value,
 )
+from schemas.entitlements import (
+    UNLIMITED as TOP,
+)
 from schemas.periods import INSTANT_MIN_MS
 from schemas.side_tables import Link, Row
 
 _GIVING: Final = frozenset({"active", "trialing", "past_due", "canceled"})
+# Types of a pause at Stripe (the subscription's `status_details`).
+_UNPAID: Final = "final_payment_failure"
+_TRIAL_ENDED: Final = "trial_end_without_payment_method"
 _COMING: Final = frozenset({"active", "not_started"})
 # The included quantity of a meter resolves like a limit, under a name that no feature has.
 INCLUDED: Final = "included:"
-# Seats are bought by number, so a plan whose seats are paid gives as many as are wanted.
-_SEATS_MAX: Final = 10**9
 
 
 class Commerce(NamedTuple):
@@ -77,6 +82,7 @@ class _Bought(NamedTuple):
 class _Collected:
     grants: list[Grant] = field(default_factory=list)
     plans: list[Span] = field(default_factory=list)
+    owed: list[Grant] = field(default_factory=list)
     unpaid: list[Span] = field(default_factory=list)
     unknown: set[str] = field(default_factory=set)
     unreadable: set[str] = field(default_factory=set)
@@ -93,13 +99,15 @@ def granted(
     for kind, name in ((SourceKind.DEFAULT, default), (SourceKind.FALLBACK, fallback)):
         if name is not None:
             plan = commerce.catalog.plans[name]
-            collected.grants += _plan_grants(kind, PlanId(name, plan.version), plan, everywhere, {}, 0)
+            collected.grants += _plan_grants(kind, PlanId(name, plan.version), plan, everywhere, (), 0)
     for link in links:
         for row in mirror.get("subscriptions", ()):
             if link.customer and row["customer_id"] == link.customer:
                 _subscription(commerce, link, row, mirror, collected)
-    plans = tuple(collected.plans)
-    entitled = Entitled(tuple(collected.grants), plans, downgraded=tuple(_without(collected.unpaid, plans)))
+    plans, downgraded = tuple(collected.plans), tuple(_without(collected.unpaid, collected.plans))
+    # What was not paid is lost while nothing else gives a plan; else it is nothing.
+    lost = (grant for owed in collected.owed for grant in _within(owed, downgraded))
+    entitled = Entitled((*collected.grants, *lost), plans, downgraded=downgraded)
     unknown, unreadable = tuple(sorted(collected.unknown)), tuple(sorted(collected.unreadable))
     return Granted(features_of(commerce), entitled, unknown, unreadable)
 
@@ -117,45 +125,72 @@ def _subscription(
     commerce: Commerce, link: Link, row: Row, mirror: Mapping[str, Sequence[Row]], collected: _Collected
 ) -> None:
     """Add what one subscription gives while the link holds."""
-    status, subscription = row["status"], str(row["id"])
+    status, paused, trial_end_ms = row["status"], row.get("pause_reason"), _integer(row["trial_end_ms"])
     starts_ms = max(_integer(row["start_ms"]) or INSTANT_MIN_MS, link.starts_ms)
-    phases, phases_end_ms = _phases(subscription, mirror)
+    phases, phases_end_ms = _phases(str(row["id"]), mirror)
     ends_ms = _first(_integer(row["ended_ms"]), _integer(row["cancel_at_ms"]), phases_end_ms, link.ends_ms)
+    if status == "paused" and paused == _UNPAID:
+        status = "unpaid"
+    elif status == "paused" and paused == _TRIAL_ENDED:
+        status, ends_ms = "canceled", _first(trial_end_ms, ends_ms)
     if row["deleted"] or (ends_ms is not None and ends_ms <= starts_ms):
         return
     if status not in _GIVING and status != "unpaid":
         return
-    for bought in _bought(subscription, Span(starts_ms, ends_ms), phases, mirror):
-        quantities: dict[PlanId, dict[str, int | None]] = {}
-        unknown: set[str] = set()
-        for price, quantity in bought.quantities:
-            pin = commerce.pins.get(price)
-            if pin is None or pin.plan not in commerce.sold:
-                unknown.add(price)
-            else:
-                quantities.setdefault(pin.plan, {})[pin.component] = quantity
+    for bought in _bought(str(row["id"]), Span(starts_ms, ends_ms), phases, mirror):
+        by_plan, unknown = _by_plan(commerce, bought)
         collected.unknown |= unknown
         # A subscription to what the catalog does not sell takes no plan away.
-        if status == "unpaid" and quantities:
+        if status == "unpaid" and by_plan:
             collected.unpaid.append(bought.span)
-        has_plan = any(isinstance(commerce.sold[plan], Plan) for plan in quantities)
+        has_plan = any(isinstance(commerce.sold[plan], Plan) for plan in by_plan)
         if unknown and not has_plan and row["ended_ms"] is None and link.ends_ms is None:
-            collected.unreadable.add(subscription)
-        if status == "unpaid":
-            continue
-        for plan, by_component in quantities.items():
-            sold, source = commerce.sold[plan], subscription
-            if isinstance(sold, AddOn):
-                collected.grants += _addon_grants(plan, sold, bought.span, by_component, source)
-                continue
+            collected.unreadable.add(bought.subscription)
+        for span, reason in _parts(bought.span, trial_end_ms, is_overdue=status == "past_due"):
+            for plan, quantities in by_plan.items():
+                found = _bought_grants(plan, commerce.sold[plan], span, quantities, bought.subscription, reason)
+                given = collected.owed if status == "unpaid" else collected.grants
+                given += (grant._replace(reason=reason) for grant in found)
+        if has_plan and status != "unpaid":
             collected.plans.append(bought.span)
-            collected.grants += _plan_grants(SourceKind.PLAN, plan, sold, bought.span, by_component, sold.rank, source)
-            trial_end_ms = _first(_integer(row["trial_end_ms"]), bought.span.ends_ms)
-            if sold.trial and row["trial_end_ms"] is not None and trial_end_ms and trial_end_ms > bought.span.starts_ms:
-                trial = Span(bought.span.starts_ms, trial_end_ms)
-                for name, value in sold.trial.grants.items():
-                    yielded = _grant(SourceKind.TRIAL, plan, name, value, trial, None, sold.rank, source)
-                    collected.grants.append(yielded)
+
+
+def _parts(span: Span, trial_end_ms: int | None, *, is_overdue: bool) -> Iterator[tuple[Span, str]]:
+    """The parts of a span before and after the end of a trial, and the reason of what is given then."""
+    usual = IN_GRACE if is_overdue else ""
+    trial_end_ms = _first(trial_end_ms, span.ends_ms) if trial_end_ms is not None else None
+    if trial_end_ms is None or trial_end_ms <= span.starts_ms:
+        yield span, usual
+        return
+    yield Span(span.starts_ms, trial_end_ms), IN_TRIAL
+    if trial_end_ms != span.ends_ms:
+        yield Span(trial_end_ms, span.ends_ms), usual
+
+
+def _by_plan(commerce: Commerce, bought: _Bought) -> tuple[dict[PlanId, list[tuple[str, int | None]]], set[str]]:
+    """The quantities of each plan and add-on by component, and the prices that the catalog never made."""
+    found: dict[PlanId, list[tuple[str, int | None]]] = {}
+    unknown = set[str]()
+    for price, quantity in bought.quantities:
+        pin = commerce.pins.get(price)
+        if pin is None or pin.plan not in commerce.sold:
+            unknown.add(price)
+        else:
+            found.setdefault(pin.plan, []).append((pin.component, quantity))
+    return found, unknown
+
+
+def _bought_grants(
+    plan: PlanId, sold: Plan | AddOn, span: Span, paid: Sequence[tuple[str, int | None]], cause: str, reason: str
+) -> Iterator[Grant]:
+    """What a plan or an add-on gives over a span, in its trial also what the trial gives instead."""
+    if isinstance(sold, AddOn):
+        yield from _addon_grants(plan, sold, span, paid, cause)
+        return
+    yield from _plan_grants(SourceKind.PLAN, plan, sold, span, paid, sold.rank, cause)
+    if sold.trial and reason == IN_TRIAL:
+        for name, value in sold.trial.grants.items():
+            yield _grant(SourceKind.TRIAL, plan, name, value, span, None, sold.rank, cause)
 
 
 def _without(spans: Sequence[Span], others: Sequence[Span]) -> Iterator[Span]:
@@ -164,6 +199,14 @@ def _without(spans: Sequence[Span], others: Sequence[Span]) -> Iterator[Span]:
     for starts_ms, ends_ms in zip_longest(cuts, cuts[1:]):
         if any(span.contains(starts_ms) for span in spans) and not any(span.contains(starts_ms) for span in others):
             yield Span(starts_ms, ends_ms)
+
+
+def _within(grant: Grant, spans: Iterable[Span]) -> Iterator[Grant]:
+    """The parts of a grant that lie in spans."""
+    for span in spans:
+        starts_ms, ends_ms = max(grant.starts_ms, span.starts_ms), _first(grant.ends_ms, span.ends_ms)
+        if ends_ms is None or starts_ms < ends_ms:
+            yield grant._replace(starts_ms=starts_ms, ends_ms=ends_ms)
 
 
 def _phases(subscription: str, mirror: Mapping[str, Sequence[Row]]) -> tuple[Sequence[Any], int | None]:
@@ -201,13 +244,18 @@ def _plan_grants(
     plan: PlanId,
     sold: Plan,
     span: Span,
-    quantities: Mapping[str, int | None],
+    paid: Sequence[tuple[str, int | None]],
     rank: int,
     cause: str = "",
 ) -> Iterator[Grant]:
-    paid = {line.quantity: quantities.get(line.component) for line in sold.prices if line.quantity}
+    # A component may be paid by the month for some seats and by the year for others.
+    seats: Counter[str] = Counter()
+    for component, number in paid:
+        seats.update(
+            {line.quantity: number or 0 for line in sold.prices if line.quantity and line.component == component}
+        )
     for name, value in sold.grants.items():
-        yield _grant(kind, plan, name, value, span, paid.get(name), rank, cause)
+        yield _grant(kind, plan, name, value, span, seats[name], rank, cause)
     for line in sold.prices:
         if line.meter:
             quantity = Decimal(sold.included.meters.get(line.meter, 0))
@@ -217,19 +265,24 @@ def _plan_grants(
 
 
 def _addon_grants(
-    plan: PlanId, sold: AddOn, span: Span, quantities: Mapping[str, int | None], cause: str
+    plan: PlanId, sold: AddOn, span: Span, paid: Sequence[tuple[str, int | None]], cause: str
 ) -> Iterator[Grant]:
-    times = sum(1 if quantity is None else quantity for quantity in quantities.values())
+    times = sum(1 if quantity is None else quantity for _, quantity in paid)
     if not times:
         return
-    for name, value in sold.grants.items():
-        grant = _grant(SourceKind.ADDON, plan, name, value, span, times, 0, cause)
-        if grant.operation is Operation.ADD and isinstance(grant.value, Decimal):
-            grant = grant._replace(value=grant.value * times)
-        elif grant.operation is Operation.SET and not isinstance(grant.value, str):
-            # An add-on gives at least what it says, and takes nothing.
-            grant = grant._replace(operation=Operation.AT_LEAST)
-        yield grant
+    for name in sold.grants:
+        yield addon_grant(plan, sold, name, span, times, cause)
+
+
+def addon_grant(addon: PlanId, sold: AddOn, feature: str, span: Span, times: int, cause: str = "") -> Grant:
+    """What so many of an add-on give of one of its features."""
+    grant = _grant(SourceKind.ADDON, addon, feature, sold.grants[feature], span, times, 0, cause)
+    if grant.operation is Operation.ADD and isinstance(grant.value, Decimal):
+        return grant._replace(value=grant.value * times)
+    if grant.operation is Operation.SET and not isinstance(grant.value, str):
+        # An add-on gives at least what it says, and takes nothing.
+        return grant._replace(operation=Operation.AT_LEAST)
+    return grant
 
 
 def _grant(
@@ -280,26 +333,3 @@ def resolver_of(commerce: Commerce) -> Resolver:
         return Computed(inputs_sha256(found.features, found.entitled), segments, found.unreadable)
 
     return resolved
-
-
-def upgrade_for(commerce: Commerce, feature: str, wanted: Decimal, plan: str = "") -> str:
-    """The first add-on for `plan`, or else the lowest plan, that gives the feature, or a limit of `wanted`; "" if none
-    does. Both are named with their versions."""
-    offers: list[tuple[int, str, PlanId, Mapping[str, GrantValue]]] = [
-        (each.rank, name, PlanId(name, each.version), each.grants) for name, each in commerce.catalog.plans.items()
-    ]
-    offers += [
-        (-1, name, PlanId(name, each.version), each.grants)
-        for name, each in commerce.catalog.addons.items()
-        if plan in each.plans
-    ]
-    for _, _, offer, grants in sorted(offers, key=lambda offered: offered[:2]):
-        if feature in grants and _allows(*meaning(grants[feature], paid=_SEATS_MAX), wanted):
-            return str(offer)
-    return ""
-
-
-def _allows(operation: Operation, value: Value, wanted: Decimal) -> bool:
-    if isinstance(value, Decimal):
-        return operation is Operation.ADD or value >= wanted
-    return value is not False

@@ -6,7 +6,7 @@ Every problem has its line and field, and all are found at once, as far as each 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from pydantic import ValidationError
 
@@ -42,7 +42,7 @@ def read_catalog(
         written = Catalog.model_validate(document.value)
     except ValidationError as error:
         found = [
-            (tuple(detail["loc"]), problem.message)
+            (tuple(detail["loc"]) or _repeated(document.value), problem.message)
             for detail, problem in zip(error.errors(include_url=False), problems(error), strict=True)
         ]
         return None, _sorted(CatalogProblem(document.line(path), _field(path), message) for path, message in found)
@@ -51,6 +51,22 @@ def read_catalog(
     if broken:
         return None, _sorted(CatalogProblem(document.line(path), _field(path), message) for path, message in broken)
     return catalog, ()
+
+
+def _repeated(value: Any) -> Path:
+    """The meter that has the slug or the event name of one before it. The meter set as a whole refuses it, so all other
+    fields have their form; or the file is no map at all."""
+    if not isinstance(value, dict):
+        return ()
+    seen: set[tuple[str, str]] = set()
+    for part in ("meters", "retired"):
+        for index, meter in enumerate(value.get(part, ())):
+            for name in ("slug", "stripe_event_name") if part == "meters" else ("slug",):
+                if (name, meter.get(name)) in seen:
+                    return (part, index, name)
+                if meter.get(name):
+                    seen.add((name, meter[name]))
+    return ()
 
 
 def _field(path: Path) -> str:

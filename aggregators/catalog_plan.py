@@ -7,7 +7,7 @@ sold changes in SQL after everything is at Stripe.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from decimal import Decimal, localcontext
 from hashlib import sha256
 from typing import Any, Final, NamedTuple
@@ -27,7 +27,6 @@ from schemas.catalog_changes import (
     Verb,
 )
 
-OURS: Final = "tm."
 # What an action is about that SQL alone does, in the transaction that makes the catalog active.
 IN_SQL: Final = "plan"
 
@@ -71,7 +70,7 @@ def wanted(catalog: Catalog) -> Wanted:
             )
             products[product.id] = (product, plan, component)
         if components:
-            attached[product_id(plan, next(iter(components)))] = _flags(catalog, sold)
+            attached[product_id(plan, next(iter(components)))] = flags_of(catalog, sold)
     features = {
         feature.stripe_feature: feature.description or name
         for name, feature in catalog.features.items()
@@ -90,7 +89,8 @@ def _product_name(plan: PlanId, sold: Plan | AddOn, component: str) -> str:
     return f"{name}: {own or component.replace('_', ' ')}"
 
 
-def _flags(catalog: Catalog, sold: Plan | AddOn) -> frozenset[str]:
+def flags_of(catalog: Catalog, sold: Plan | AddOn) -> frozenset[str]:
+    """The lookup keys of the features that a plan or an add-on has at Stripe."""
     return frozenset(
         feature.stripe_feature
         for name, feature in catalog.features.items()
@@ -110,8 +110,9 @@ def unread_products(catalog: Catalog, stripe: AtStripe, standing: Standing) -> l
     return [product for product, features in found.items() if features and product in stripe.products.keys() - done]
 
 
-def plan_catalog(catalog: Catalog, world: World, *, in_place: bool = False) -> CatalogPlan:
-    """The plan, without the actions and refusals of the meter set, which the log decides."""
+def plan_catalog(catalog: Catalog, world: World, *, in_place: bool = False, drift: Sequence[str] = ()) -> CatalogPlan:
+    """The plan, without the actions and refusals of the meter set, which the log decides. `drift` is what
+    `aggregators.catalog_drift` finds."""
     digest = catalog_hash(catalog)
     want, touched = wanted(catalog), touched_by(world)
     refusals = [
@@ -122,7 +123,7 @@ def plan_catalog(catalog: Catalog, world: World, *, in_place: bool = False) -> C
     actions = [*_at_stripe(want, world), *_states(catalog, states, world), *_archives(states, world)]
     return CatalogPlan(
         catalog, digest, world.standing.sha256, world.standing.applying, in_place, actions, refusals,
-        drift_of(world), {str(plan): count for plan, count in sorted(touched.items())},
+        list(drift), {str(plan): count for plan, count in sorted(touched.items())},
     )  # fmt: skip
 
 
@@ -236,7 +237,7 @@ def _unlike(want: Wanted, world: World) -> Iterator[str]:
         found, record = by_key.get(key), world.standing.records.get((CatalogKind.PRICE, key))
         if found and found.terms != price.terms:
             yield (
-                f"{key}: Stripe's price {found.id} has {_differences(found.terms, price.terms)}; a price never "
+                f"{key}: Stripe's price {found.id} has {differences_text(found.terms, price.terms)}; a price never "
                 f"changes: raise the version of {price.plan.name} to {price.plan.version + 1}"
             )
         elif record and (found is None or found.id != record.stripe_id):
@@ -250,7 +251,8 @@ def _unlike(want: Wanted, world: World) -> Iterator[str]:
             yield f"meters: {meter.fault}"
 
 
-def _differences(found: Any, terms: Any) -> str:
+def differences_text(found: Any, terms: Any) -> str:
+    """The fields in which a value differs from what it should be."""
     return ", ".join(
         f"{field} {getattr(found, field)!s}, not {getattr(terms, field)!s}"
         for field in terms._fields
@@ -269,7 +271,7 @@ def _at_stripe(want: Wanted, world: World) -> Iterator[Action]:
             yield Action(Verb.CREATE, CatalogKind.PRODUCT, key, product.name)
         elif found != product:
             note = "; the tax code changes the tax of future invoices" if found.tax_code != product.tax_code else ""
-            yield Action(Verb.UPDATE, CatalogKind.PRODUCT, key, f"{_differences(found, product)}{note}")
+            yield Action(Verb.UPDATE, CatalogKind.PRODUCT, key, f"{differences_text(found, product)}{note}")
     for key, name in want.features.items():
         if key not in stripe.features:
             yield Action(Verb.CREATE, CatalogKind.FEATURE, key, name)
@@ -335,56 +337,3 @@ def _archives(states: Mapping[PlanId, KnownPlan], world: World) -> Iterator[Acti
         found: Any = at_stripe[record.kind].get(record.stripe_id)
         if found and found.is_active:
             yield Action(Verb.ARCHIVE, record.kind, record.key)
-
-
-def drift_of(world: World) -> list[str]:
-    """What Stripe has otherwise than it was applied, and what is sold there past the catalog."""
-    standing, stripe, found = world.standing, world.stripe, list[str]()
-    touched = touched_by(world)
-    want = wanted(standing.catalog) if standing.catalog else None
-    for (_, key), record in standing.records.items():
-        is_live = record.plan is None or standing.plans[record.plan].state is not PlanState.RETIRED
-        if record.kind is CatalogKind.PRICE:
-            price = stripe.prices.get(record.stripe_id)
-            if price is None:
-                found.append(f"price {record.stripe_id} ({key}) is not at Stripe")
-            elif price.key != key:
-                found.append(f"price {record.stripe_id} has the lookup key {price.key or 'none'}, and had {key}")
-            elif is_live and not price.is_active:
-                users = touched.get(record.plan, 0) if record.plan else 0
-                found.append(f"price {record.stripe_id} ({key}) is archived; {users} subscriptions have its plan")
-            elif want and key in want.prices and price.terms != want.prices[key].terms:
-                found.append(
-                    f"price {record.stripe_id} ({key}) has {_differences(price.terms, want.prices[key].terms)}"
-                )
-        elif record.kind is CatalogKind.PRODUCT:
-            product = stripe.products.get(key)
-            if product is None:
-                found.append(f"product {key} is not at Stripe")
-            elif want and key in want.products and product != want.products[key][0]:
-                found.append(f"product {key} has {_differences(product, want.products[key][0])}")
-        elif record.kind is CatalogKind.METER:
-            meter = stripe.meters.get(key)
-            if meter is None or meter.fault:
-                found.append(f"meter {key}: {meter.fault if meter else 'is not at Stripe'}")
-        elif key not in stripe.features:
-            found.append(f"feature {key} is not at Stripe")
-    if want:
-        found += [
-            f"product {product} has the features {', '.join(sorted(stripe.attached[product])) or 'none'}, not "
-            f"{', '.join(sorted(features)) or 'none'}"
-            for product, features in want.attached.items()
-            if product in stripe.attached and stripe.attached[product] != features
-        ]
-    pins = standing.pins()
-    found += [
-        f"price {price} is in {len(subscriptions)} subscriptions and no plan of the catalog has it"
-        for price, subscriptions in sorted(world.usage.items())
-        if price not in pins
-    ]
-    found += [
-        f"price {price.id} has the lookup key {price.key} and was never applied"
-        for price in stripe.prices.values()
-        if price.key.startswith(OURS) and price.id not in pins and price.is_active
-    ]
-    return found

@@ -26,6 +26,7 @@ class _Resolved(msgspec.Struct, omit_defaults=True):
     value: bool | str
     gives: list[_Grant] = []
     denied: bool = False
+    lost: list[_Grant] = []
 
 
 class _Segment(msgspec.Struct):
@@ -42,7 +43,12 @@ def encode(segments: Sequence[Segment]) -> str:
         _Segment(
             segment.from_ms,
             {
-                name: _Resolved(_written(found.value), [_write(grant) for grant in found.gives], found.is_denied)
+                name: _Resolved(
+                    _written(found.value),
+                    [_write(grant) for grant in found.gives],
+                    found.is_denied,
+                    [_write(grant) for grant in found.lost],
+                )
                 for name, found in sorted(segment.features.items())
             },
         )
@@ -57,7 +63,12 @@ def decode(text: str) -> tuple[Segment, ...]:
         Segment(
             each.from_ms,
             {
-                name: Resolved(_read(found.value), tuple(_grant(name, made) for made in found.gives), found.denied)
+                name: Resolved(
+                    _read(found.value),
+                    tuple(_grant(name, made) for made in found.gives),
+                    found.denied,
+                    tuple(_grant(name, made) for made in found.lost),
+                )
                 for name, found in each.features.items()
             },
         )

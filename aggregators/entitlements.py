@@ -25,7 +25,8 @@ from schemas.entitlements import UNLIMITED, Entitled, Feature, Grant, Operation,
 from schemas.periods import INSTANT_MIN_MS
 
 _PLANS: Final = frozenset({SourceKind.PLAN, SourceKind.TRIAL})
-_SUSPENDED: Final = _PLANS | {SourceKind.ADDON, SourceKind.PROMOTION, SourceKind.DEFAULT}
+_BOUGHT: Final = _PLANS | {SourceKind.ADDON, SourceKind.PROMOTION}
+_SUSPENDED: Final = _BOUGHT | {SourceKind.DEFAULT}
 _BASES: Final = (SourceKind.DEFAULT, SourceKind.PLAN, SourceKind.FALLBACK)
 # Each later layer sees the value of those before it.
 _LAYERS: Final = (
@@ -83,12 +84,16 @@ def next_change_ms(segments: Sequence[Segment], instant_ms: int) -> int | None:
 
 def at_instant(features: Sequence[Feature], entitled: Entitled, instant_ms: int) -> Mapping[str, Resolved]:
     """What each feature gives at one instant."""
-    holding = _holding(entitled, instant_ms)
-    by_feature: dict[str, list[Grant]] = {feature.name: [] for feature in features}
-    for grant in sorted(holding, key=_identity):
-        if grant.feature in by_feature:
-            by_feature[grant.feature].append(grant)
-    return {feature.name: _resolved(feature, by_feature[feature.name]) for feature in features}
+    holding, lost = (_by_feature(grants) for grants in _holding(entitled, instant_ms))
+    resolved = {feature.name: resolved_of(feature, holding.get(feature.name, ())) for feature in features}
+    return {name: found._replace(lost=tuple(lost[name])) if name in lost else found for name, found in resolved.items()}
+
+
+def _by_feature(grants: Iterable[Grant]) -> Mapping[str, Sequence[Grant]]:
+    found: dict[str, list[Grant]] = {}
+    for grant in sorted(grants, key=_identity):
+        found.setdefault(grant.feature, []).append(grant)
+    return found
 
 
 def inputs_sha256(features: Sequence[Feature], entitled: Entitled) -> str:
@@ -106,8 +111,9 @@ def sources_of(gives: Iterable[Grant]) -> list[str]:
     return list(dict.fromkeys(f"{grant.kind}:{grant.source}" for grant in gives))
 
 
-def _holding(entitled: Entitled, instant_ms: int) -> list[Grant]:
-    """The grants that are in force at an instant, after dunning and contracts took out what they suspend."""
+def _holding(entitled: Entitled, instant_ms: int) -> tuple[list[Grant], list[Grant]]:
+    """The grants that are in force at an instant, after dunning and contracts took out what they suspend, and those
+    that dunning took."""
     is_downgraded, is_replaced, has_plan = (
         any(span.contains(instant_ms) for span in spans)
         for spans in (entitled.downgraded, entitled.replaced, entitled.plans)
@@ -115,17 +121,18 @@ def _holding(entitled: Entitled, instant_ms: int) -> list[Grant]:
     suspended: set[SourceKind] = {SourceKind.DEFAULT} if has_plan or is_replaced else set()
     if is_replaced:
         suspended |= _PLANS
+    lost = _BOUGHT - suspended if is_downgraded else frozenset()
     suspended |= _SUSPENDED if is_downgraded else {SourceKind.FALLBACK}
-    return [
+    begun = [
         grant
         for grant in entitled.grants
-        if grant.kind not in suspended
-        and grant.starts_ms <= instant_ms
-        and (grant.ends_ms is None or instant_ms < grant.ends_ms)
+        if grant.starts_ms <= instant_ms and (grant.ends_ms is None or instant_ms < grant.ends_ms)
     ]
+    return [grant for grant in begun if grant.kind not in suspended], [grant for grant in begun if grant.kind in lost]
 
 
-def _resolved(feature: Feature, grants: Sequence[Grant]) -> Resolved:
+def resolved_of(feature: Feature, grants: Sequence[Grant]) -> Resolved:
+    """What the grants of a feature that are in force at one instant give together."""
     denying = tuple(grant for grant in grants if grant.operation is Operation.DENY)
     if denying:
         return Resolved(_nothing(feature), denying, is_denied=True)

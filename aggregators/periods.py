@@ -32,7 +32,7 @@ def period_at(state: AccountState, instant_ms: int) -> Period:
 def _cut_period(cuts: tuple[Cut, ...], instant_ms: int) -> Period:
     index = max(i for i, cut in enumerate(cuts) if i == 0 or cut.from_ms <= instant_ms)
     cut = cuts[index]
-    period = _anchored(cut.anchor_ms, cut.interval, cut.interval_count, instant_ms)
+    period = anchored_period(cut.anchor_ms, cut.interval, cut.interval_count, instant_ms)
     start_ms = period.start_ms if index == 0 else max(period.start_ms, cut.from_ms)
     end_ms = period.end_ms if index + 1 == len(cuts) else min(period.end_ms, cuts[index + 1].from_ms)
     return Period(start_ms, end_ms)
@@ -49,7 +49,7 @@ def cuts_of(bindings: tuple[Binding, ...], payer_cuts_ms: tuple[int, ...]) -> tu
     for from_ms in payer_cuts_ms:
         before = [cut for cut in cuts if cut.from_ms <= from_ms]
         last = before[-1]
-        if from_ms not in (last.from_ms, _anchored(*last[1:], from_ms).start_ms):
+        if from_ms not in (last.from_ms, anchored_period(*last[1:], from_ms).start_ms):
             cuts[len(before) :] = [last._replace(from_ms=from_ms), *cuts[len(before) :]]
     return tuple(cuts)
 
@@ -61,7 +61,8 @@ def _calendar_month(day: int) -> Period:
     return Period(days_from_civil(year, month, 1) * DAY_MS, days_from_civil(*after, 1) * DAY_MS)
 
 
-def _anchored(anchor_ms: int, interval: Interval, interval_count: int, instant_ms: int) -> Period:
+def anchored_period(anchor_ms: int, interval: Interval, interval_count: int, instant_ms: int) -> Period:
+    """The period that contains the instant, counted from an anchor before or after the instant."""
     if interval in (Interval.DAY, Interval.WEEK):
         length_ms = interval_count * DAY_MS * (7 if interval is Interval.WEEK else 1)
         start_ms = anchor_ms + (instant_ms - anchor_ms) // length_ms * length_ms

@@ -8,11 +8,13 @@ away from zero.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from decimal import Decimal, InvalidOperation
 from fractions import Fraction
+from functools import lru_cache
 from typing import Any, Final, NamedTuple
 
+from schemas.catalog import PriceTerms
 from schemas.errors import InvalidInput
 
 # Stripe's amounts have at most twelve digits before and after the point.
@@ -47,6 +49,14 @@ def rating_of(terms: str) -> Rating:
         raise InvalidInput("price", f"does not have the form that Stripe documents: {error}") from error
 
 
+@lru_cache(maxsize=4_096)
+def rating_of_terms(terms: PriceTerms) -> Rating:
+    """The terms of a price of the catalog, whose packages are rounded up."""
+    tiers = tuple(Tier(tier.up_to, Fraction(tier.unit_minor), Fraction(tier.flat_minor)) for tier in terms.tiers)
+    unit = Fraction(terms.unit_minor or 0)
+    return Rating(terms.currency, unit, tiers, terms.mode == "volume", terms.package, rounds_up=True)
+
+
 def _rating(price: Any) -> Rating:
     package = price.get("transform_quantity") or {"divide_by": 1, "round": "down"}
     divide_by, rounds = package.get("divide_by"), package.get("round")
@@ -70,22 +80,32 @@ def amount_of(rating: Rating, quantity: Decimal) -> int:
     A fraction of a unit belongs to the tier of the unit that it begins. No usage is in the first tier, so the tier's
     flat amount is due.
     """
+    return sum(rounded(part) for part in _parts(rating, quantity))
+
+
+def exact_amount(rating: Rating, quantity: int) -> Fraction:
+    """What a quantity that is paid ahead costs for a whole period, before rounding: Stripe prorates this amount."""
+    return sum(_parts(rating, Decimal(quantity)), Fraction(0))
+
+
+def _parts(rating: Rating, quantity: Decimal) -> Iterator[Fraction]:
+    """The parts of an amount that are rounded by themselves."""
     units = max(Fraction(quantity), Fraction(0))
     if not rating.tiers:
         packages = units / rating.divide_by
         if rating.divide_by > 1:
             packages = Fraction(-(-packages // 1) if rating.rounds_up else packages // 1)
-        return _rounded(packages * rating.unit_amount)
-    total, below = 0, Fraction(0)
+        yield packages * rating.unit_amount
+    below = Fraction(0)
     for tier in rating.tiers:
         is_last = tier.up_to is None or units <= tier.up_to
         if is_last or not rating.is_volume:
             upper = units if is_last else Fraction(tier.up_to or 0)
-            total += _rounded((upper - below) * tier.unit_amount) + _rounded(tier.flat_amount)
+            yield (upper - below) * tier.unit_amount
+            yield tier.flat_amount
             below = upper
         if is_last:
             break
-    return total
 
 
 def billed_quantity(rating: Rating, quantity: Decimal, amount_minor: int) -> Decimal | None:
@@ -99,7 +119,8 @@ def billed_quantity(rating: Rating, quantity: Decimal, amount_minor: int) -> Dec
     return None
 
 
-def _rounded(amount: Fraction) -> int:
+def rounded(amount: Fraction) -> int:
+    """The nearest whole minor unit; half is rounded away from zero."""
     sign = -1 if amount < 0 else 1
     return sign * int(abs(amount) + Fraction(1, 2))
 

@@ -17,6 +17,7 @@ import uvloop
 
 from aggregators.instants import civil_from_days, days_from_civil
 from benchmarks import growth
+from benchmarks.access import access_figures
 from benchmarks.broker import RUN_TIMEOUT_S, Bench, Feed, throughput, together_and_memory
 from benchmarks.emitting import emit_figures
 from benchmarks.figures import Figure, Report
@@ -112,11 +113,17 @@ async def measure(plan: Plan, accounts: int, folder: Path, report: Report, say: 
     report.add(*await growth.Growth(folder / "growth", report, say).figures(plan.growth))
 
 
+async def only_access(folder: Path, report: Report, say: Callable[[str], None], *, quick: bool) -> None:
+    """Measure checks alone."""
+    report.add(*await access_figures(folder, say, quick=quick))
+
+
 def main() -> int:
     """Run, print, and return 1 if counts are wrong."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description="Measure Tidemark on this machine.")
     parser.add_argument("--quick", action="store_true", help="a fifth of the events, about 2 minutes instead of 12")
     parser.add_argument("--json", action="store_true", help="end with one line of JSON instead of the table")
+    parser.add_argument("--only", choices=["access"], help="one part alone")
     parser.add_argument("--accounts", type=int, default=ACCOUNTS, help=f"how many accounts emit; {ACCOUNTS} by default")
     arguments = parser.parse_args()
     if not 1 <= arguments.accounts <= ACCOUNTS_MAX:
@@ -129,7 +136,11 @@ def main() -> int:
 
     report = Report(description())
     with tempfile.TemporaryDirectory(prefix="tidemark-bench-") as folder:
-        main_coroutine = measure(QUICK if arguments.quick else FULL, arguments.accounts, Path(folder), report, say)
+        main_coroutine = (
+            only_access(Path(folder), report, say, quick=arguments.quick)
+            if arguments.only
+            else measure(QUICK if arguments.quick else FULL, arguments.accounts, Path(folder), report, say)
+        )
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             runner.run(main_coroutine)
     report.machine["accounts"] = f"{arguments.accounts:,}"

@@ -43,7 +43,8 @@ class Report:
     def table(self) -> str:
         """The figures as a table."""
         lines = [f"{name:10} {value}" for name, value in self.machine.items()]
-        lines.append(f"bare       {self.bare_us:.2f} µs per event: consume from Kafka and decode, nothing else")
+        if self.bare_us:
+            lines.append(f"bare       {self.bare_us:.2f} µs per event: consume from Kafka and decode, nothing else")
         section = ""
         for figure in self._figures:
             if figure.section != section:

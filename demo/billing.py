@@ -29,6 +29,7 @@ ACTOR: Final = "demo"
 COUNTED_TYPES: Final = ("customer.subscription.created", "invoice.paid")
 MIRROR: Final = "mirror"
 POSTGRES: Final = "postgres"
+SQL_ROLES: Final = (MIRROR, "sink")
 _Mirror = Mapping[str, Sequence[Row]]
 
 
@@ -74,7 +75,7 @@ class BillingWalk:
                 mirror = await tools.tables.mirror()
                 return sum(row["status"] == "active" for row in mirror["subscriptions"]) == plan.INVOICES
 
-            await self._until(is_bound, "the bindings that follow from the subscriptions")
+            await self.until(is_bound, "the bindings that follow from the subscriptions")
             if tools.base.clock.now_ms() > plan.BOUND_BY_MS:
                 raise OperatorNeeded(
                     "the sign-ups took eight minutes, which is too long: run the demo on a quiet machine"
@@ -88,7 +89,7 @@ class BillingWalk:
         async def are_final() -> bool:
             return not await self._stripe.has_drafts()
 
-        await self._until(are_final, "the invoices to be final")
+        await self.until(are_final, "the invoices to be final")
         invoices = await self._stripe.invoices()
         self._story.invoices = sum(invoice.reason == "subscription_cycle" for invoice in invoices)
         self._story.invoice_mismatches = compared(self._customers, invoices, totals)
@@ -115,7 +116,7 @@ class BillingWalk:
         self._step("Linking the accounts again: no resync brings links back, only a backup or your own list of them")
         await self._link()
         async with opened(self._settings) as tools:
-            await self._until(lambda: _are_sent(tools), "the bindings")
+            await self.until(lambda: _are_sent(tools), "the bindings")
         self._story.rebound = sum(revision != revisions[name] for name, revision in (await self._revisions()).items())
         happened = await self._stripe.happened()
         self._story.webhooks_dropped, self._story.webhooks_doubled = happened.get(DROPPED, 0), happened.get(DOUBLED, 0)
@@ -137,7 +138,7 @@ class BillingWalk:
         async def is_done() -> bool:
             return await lag_events(tools.base, tools.tables) == 0
 
-        await self._until(is_done, "the events in the SQL database")
+        await self.until(is_done, "the events in the SQL database")
 
     async def _revisions(self) -> dict[str, int]:
         """The revision of each account's last binding, by account."""
@@ -154,20 +155,22 @@ class BillingWalk:
     async def _delete_database(self) -> None:
         supervisor = self._dev.supervisor
         server = supervisor.children[POSTGRES].process
-        await supervisor.children[MIRROR].stop()
+        await asyncio.gather(*(supervisor.children[role].stop() for role in SQL_ROLES))
         await supervisor.children[POSTGRES].stop()
         shutil.rmtree(self._dev.data_dir / POSTGRES)
         await supervisor.start_service(POSTGRES, server)
-        supervisor.start(MIRROR, ("pipeline.cli", MIRROR), self._dev.environment)
+        for role in SQL_ROLES:
+            supervisor.start(role, ("pipeline.cli", role), self._dev.environment)
 
-    async def _until(self, condition: Callable[[], Awaitable[bool]], what: str) -> None:
+    async def until(self, condition: Callable[[], Awaitable[bool]], what: str, look_s: float = POLL_S) -> None:
+        """Return when a condition holds; raises `OperatorNeeded` after `PATIENCE_S`, or if a process fails for good."""
         deadline_s = asyncio.get_running_loop().time() + PATIENCE_S
         while not await condition():
             if self._dev.supervisor.failure.done():
                 self._dev.supervisor.failure.result()
             if asyncio.get_running_loop().time() > deadline_s:
                 raise OperatorNeeded(f"waited {PATIENCE_S:.0f} s for {what}; see {self._dev.data_dir}/logs")
-            await asyncio.sleep(POLL_S)
+            await asyncio.sleep(look_s)
 
 
 def compared(

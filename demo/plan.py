@@ -1,5 +1,5 @@
 """The demo's plan: customers sign up; two and a half simulated hours around a month's end at 300
-times real speed; invoices."""
+times real speed; invoices; an upgrade."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Final
 
 from schemas.clock import HOUR_MS, MINUTE_MS
 
-METER_SET: Final = Path(__file__).parent / "meters.yaml"
+CATALOG: Final = Path(__file__).parent / "catalog.yaml"
 FACTOR: Final = 300
 MONTH_END_MS: Final = 1_793_491_200_000  # 2026-11-01T00:00:00Z
 START_MS: Final = MONTH_END_MS - 60 * MINUTE_MS
@@ -26,6 +26,8 @@ LATE_FROM_MS: Final = MONTH_END_MS + 65 * MINUTE_MS
 # The value in the demo's meter set. With whole hours, arrival hours and report buckets close together.
 REPORT_INTERVAL_MS: Final = 2 * HOUR_MS
 
+# What the demo proves. Nobody is notified.
+ROLES: Final = ("worker", "archive", "router", "sink", "gateway", "mirror")
 # Few partitions and large inserts, because one machine runs everything.
 ENVIRONMENT: Final = {
     "TIDEMARK_PARTITIONS": "2",
@@ -58,6 +60,14 @@ INVOICE_GRACE_MS: Final = 72 * HOUR_MS
 INVOICES_FINAL_MS: Final = MONTH_END_MS + INVOICE_GRACE_MS + 30 * MINUTE_MS
 # Each paying account gets one.
 INVOICES: Final = len(ACCOUNTS) - len(FREE_ACCOUNTS)
+
+# One more customer, who comes at the end and buys what the catalog sells.
+NEW_ACCOUNT: Final = f"acct_{len(ACCOUNTS):04d}"
+STARTER_PRICE: Final = "tm.starter.v1.base.month.usd"
+BUSINESS_PRICE: Final = "tm.business.v1.base.month.usd"
+# What the plan starter gives, and what only the plan business gives.
+STARTER_FEATURE: Final = "exports"
+ASKED_FEATURE: Final = "single_sign_on"
 
 
 def anchor_ms(account: str) -> int:

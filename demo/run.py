@@ -9,10 +9,12 @@ import random
 import shutil
 import tempfile
 from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
 from demo import plan
+from demo.access import LOOK_S, AccessWalk
 from demo.billing import BillingWalk
 from demo.faults import lose_event, send_twice
 from demo.settled import unsettled_intents
@@ -59,7 +61,8 @@ class Demo:
                 gateway_port=0,
                 clickhouse_port=0,
                 clock=f"file:{self._clock_path}",
-                meter_set=plan.METER_SET,
+                meter_set=plan.CATALOG,
+                roles=plan.ROLES,
                 modules={"worker": ("demo.worker",)},
                 environment=plan.ENVIRONMENT,
                 simulator_arguments=("--invoice-grace-s", str(plan.INVOICE_GRACE_MS // SECOND_MS)),
@@ -93,12 +96,18 @@ class Demo:
             await self._prove(expected)
             self._go_on_to(max(plan.INVOICES_FINAL_MS, self.clock.now_ms()), plan.BILLING_FACTOR)
             await billing.bill(expected.totals)
-            await asyncio.gather(self._break_it(), billing.lose_database())
+            await asyncio.gather(self._break_it(), self._lose_database(billing))
         finally:
             if billing is not None:
                 await billing.close()
             await self.dev.stop()
         return self.story
+
+    async def _lose_database(self, billing: BillingWalk) -> None:
+        """Lose the SQL database and fill it again; then ask what an account may do."""
+        await billing.lose_database()
+        until = partial(billing.until, look_s=LOOK_S)
+        await AccessWalk(self.dev, self.story, self.screen.step, until).run()
 
     async def _traffic(self) -> None:
         document = {

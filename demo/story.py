@@ -6,6 +6,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
+from demo.answers import Check
 from demo.plan import INVOICES
 from demo.verify import Mismatch
 from reconciler.causes import Verdict
@@ -35,6 +36,9 @@ class Story:
     mirror_rows: int = 0
     resync_differences: int | None = None
     rebound: int | None = None
+    check_denied: Check | None = None
+    check_allowed: Check | None = None
+    check_allowed_after_s: float = 0.0
 
     def result(self) -> dict[str, object]:
         """The results for the line of JSON."""
@@ -53,6 +57,9 @@ class Story:
             "webhooks_dropped": self.webhooks_dropped,
             "webhooks_doubled": self.webhooks_doubled,
             "resync_differences": self.resync_differences,
+            "check_denied": self.check_denied is not None,
+            "check_unlocked_by": self.check_denied.unlocked_by if self.check_denied else "",
+            "check_allowed_after_s": round(self.check_allowed_after_s, 2) if self.check_allowed else None,
             "events_per_s": round(self.traffic.get("sent", 0) / self.traffic_s) if self.traffic_s else 0,
         }
 
@@ -75,7 +82,7 @@ def verdict(story: Story, kills: int) -> list[str]:
         counters[name] for name in ("counted", "duplicate", "unmetered", "late", "rejected", "deferred")
     ):
         problems.append("the counters do not add up")
-    return problems + _billing_problems(story)
+    return problems + _billing_problems(story) + _access_problems(story)
 
 
 def _billing_problems(story: Story) -> list[str]:
@@ -91,3 +98,10 @@ def _billing_problems(story: Story) -> list[str]:
     if not (story.webhooks_dropped and story.webhooks_doubled and story.webhooks_recovered and story.mirror_kills):
         problems.append("no webhook was dropped, doubled and recovered, or the mirror was not killed; run it again")
     return problems
+
+
+def _access_problems(story: Story) -> list[str]:
+    denied, allowed = story.check_denied, story.check_allowed
+    if denied is None or allowed is None or denied.unlocked_by not in allowed.by or not denied.unlocked_by:
+        return ["no check was denied, named the plan that would allow it, and was allowed by that plan afterwards"]
+    return []

@@ -51,6 +51,10 @@ class StripeAccount:
         for fault in _FAULTS:
             (await self._api.post("/_simulator/faults", json=fault)).raise_for_status()
 
+    async def end_faults(self) -> None:
+        """Deliver all webhooks from now on."""
+        (await self._api.delete("/_simulator/faults")).raise_for_status()
+
     async def happened(self) -> dict[str, int]:
         """How many faults happened, by kind."""
         faults: dict[str, int] = (await self._api.get("/_simulator/faults")).json()["happened"]
@@ -91,6 +95,21 @@ class StripeAccount:
                     "proration_behavior": "none",
                 },
             )
+
+    async def price_of(self, lookup_key: str) -> str:
+        """The id of a price of the catalog."""
+        return str((await self._get("prices", {"lookup_keys[]": lookup_key}))["data"][0]["id"])
+
+    async def buy(self, customer: str, card: str, price: str) -> dict[str, Any]:
+        """Create a subscription to one price."""
+        return await self._post(
+            "subscriptions", {"customer": customer, "default_payment_method": card, "items[0][price]": price}
+        )
+
+    async def change_price(self, subscription: dict[str, Any], price: str) -> None:
+        """Move a subscription of one item to another price."""
+        item = subscription["items"]["data"][0]["id"]
+        await self._post(f"subscriptions/{subscription['id']}", {"items[0][id]": item, "items[0][price]": price})
 
     async def has_drafts(self) -> bool:
         """Whether an invoice is not final yet."""

@@ -13,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from aggregators.instants import format_instant_ms
+from demo.plan import ASKED_FEATURE, NEW_ACCOUNT
 from demo.story import Story
 from reconciler.table import render_table
 from schemas.clock import Clock
@@ -111,6 +112,7 @@ def summary(story: Story, problems: list[str]) -> RenderableType:
     if story.faulty_report is not None:
         parts += [Text("After the two faults:"), Text(render_table(story.faulty_report, rows_max=10))]
     parts += [Text(f"  found: {fault}") for fault in story.faults_found]
+    parts += [Text(line) for line in _access_lines(story)]
     if problems:
         parts.append(Text("\nNOT PROVEN: " + "; ".join(problems), style="bold red"))
     else:
@@ -132,3 +134,14 @@ def _add_billing(table: Table, story: Story) -> None:
     table.add_row(f"{len(story.invoice_mismatches)}", "  differ from base price + units × price by the oracle")
     table.add_row(f"{story.mirror_rows:,}", "rows of Stripe's objects before the SQL database was deleted, of which")
     table.add_row(f"{story.resync_differences}", "  differ after the resync into an empty database")
+
+
+def _access_lines(story: Story) -> list[str]:
+    """What was asked and answered before and after the upgrade."""
+    if story.check_denied is None or story.check_allowed is None:
+        return []
+    return [
+        f"\nMay {NEW_ACCOUNT} use {ASKED_FEATURE}?",
+        f"  no: {story.check_denied.reason}. {story.check_denied.words}",
+        f"  {story.check_allowed_after_s:.1f} s after the upgrade at Stripe, yes: {story.check_allowed.words}",
+    ]

@@ -50,7 +50,7 @@ def exposes_key(gateway_url: str) -> bool:
 
 
 class HttpTransport:
-    """Posts to `gateway_url` + `/v1/events`. Ignores redirects and the proxy variables of the environment."""
+    """Posts to paths behind `gateway_url`. Ignores redirects and the proxy variables of the environment."""
 
     def __init__(self, gateway_url: str, timeout_s: float = 10.0, tls: ssl.SSLContext | None = None) -> None:
         """Raises `ValueError` if the URL is not `http://HOST[:PORT][/PREFIX]` or `https://…`."""
@@ -59,17 +59,21 @@ class HttpTransport:
             raise ValueError(f"gateway_url {gateway_url!r} must look like http://127.0.0.1:8080")
         self._host, self._port = parts.hostname, parts.port
         self._tls = (tls or ssl.create_default_context()) if parts.scheme == "https" else None
-        self._path = parts.path.rstrip("/") + "/v1/events"
+        self._prefix = parts.path.rstrip("/")
         self._timeout_s = timeout_s
         self._connection: http.client.HTTPConnection | None = None
 
     def __call__(self, body: bytes, headers: Mapping[str, str]) -> Answer:
-        """See `Transport`. `timeout_s` bounds each wait on the socket."""
+        """See `Transport`: posts events."""
+        return self.post("/v1/events", body, headers)
+
+    def post(self, path: str, body: bytes, headers: Mapping[str, str]) -> Answer:
+        """As `Transport`, for any path. `timeout_s` bounds each wait on the socket."""
         connection = self._connection or self._connect()
         broken = False
         try:
             try:
-                connection.request("POST", self._path, body, dict(headers))
+                connection.request("POST", self._prefix + path, body, dict(headers))
             except BrokenPipeError:
                 # A gateway that refuses a large body may answer and close the connection before it has read the body.
                 broken = True
@@ -82,6 +86,11 @@ class HttpTransport:
         if broken or response.will_close or len(content) > ANSWER_BYTES_MAX:
             self.close()
         return Answer(response.status, {name.lower(): text for name, text in response.getheaders()}, content)
+
+    @property
+    def is_connected(self) -> bool:
+        """Whether a connection is kept. The gateway may have closed the connection since."""
+        return self._connection is not None
 
     def forget(self) -> None:
         """Forget the connection without closing it. After a fork it belongs to the parent."""

@@ -16,6 +16,7 @@ MetricName = Literal[
     "tidemark_gateway_events_total",
     "tidemark_gateway_requests_total",
     "tidemark_gateway_request_seconds",
+    "tidemark_gateway_fallback_checks_total",
     "tidemark_gateway_pending_events",
     "tidemark_gateway_pending_bytes",
     "tidemark_gateway_append_failures_total",
@@ -65,6 +66,13 @@ MetricName = Literal[
     "tidemark_mirror_walked_seconds",
     "tidemark_mirror_canary_heard_seconds",
     "tidemark_mirror_canary_silent",
+    "tidemark_notices_swept_seconds",
+    "tidemark_notices_sweep_duration_seconds",
+    "tidemark_notices_reached",
+    "tidemark_notices_waiting",
+    "tidemark_notices_oldest_age_seconds",
+    "tidemark_notices_dead",
+    "tidemark_notice_attempts_total",
 ]
 
 
@@ -86,6 +94,11 @@ METRICS: Final[dict[MetricName, MetricSpec]] = {
     "tidemark_gateway_requests_total": MetricSpec(
         "counter", "Requests by route and HTTP status. 5xx: check the log and the stores.",
         ("route", "status"),
+    ),
+    "tidemark_gateway_fallback_checks_total": MetricSpec(
+        "counter",
+        "Checks that were answered without a store, by `on_error` of their features. Grows: Redis or PostgreSQL does "
+        "not answer; the log says once a minute which.",
     ),
     "tidemark_gateway_request_seconds": MetricSpec(
         "histogram", "Duration of requests by route. The log's durable append dominates ingest.",
@@ -300,6 +313,34 @@ METRICS: Final[dict[MetricName, MetricSpec]] = {
         "gauge",
         "1 if the last event of the canary customer did not come as a webhook within two minutes. Look at the endpoint "
         "in Stripe's dashboard, at its secret, and at the gateway.",
+    ),
+    "tidemark_notices_swept_seconds": MetricSpec(
+        "gauge",
+        "When the usage of all accounts was last looked at for notices, Unix time. Over a few minutes old: a store "
+        "does not answer, or too many notices wait.",
+    ),
+    "tidemark_notices_sweep_duration_seconds": MetricSpec(
+        "gauge", "How long the last look at the usage of all accounts took. Above TIDEMARK_NOTICES_SWEEP_S: raise that."
+    ),
+    "tidemark_notices_reached": MetricSpec(
+        "gauge", "Thresholds that accounts have reached in their running periods, as of the last look."
+    ),
+    "tidemark_notices_waiting": MetricSpec(
+        "gauge", "Notices that wait to be sent, by one channel each; at 100 000 no more are made until some are sent."
+    ),
+    "tidemark_notices_oldest_age_seconds": MetricSpec(
+        "gauge", "How old the oldest notice is that waits; 0 if none does. Grows: a receiver does not take notices."
+    ),
+    "tidemark_notices_dead": MetricSpec(
+        "gauge",
+        "Notices that a receiver did not take for three days. Above 0: `tidemark notices list --state dead` says why, "
+        "and `tidemark notices retry` sends them again.",
+    ),
+    "tidemark_notice_attempts_total": MetricSpec(
+        "counter",
+        "Attempts to send a notice, by channel and result. `failed`: the receiver did not take it. `postponed`: a "
+        "store did not say whether it is still true. The other results are the states of a delivery.",
+        ("channel", "result"),
     ),
 }  # fmt: skip
 

@@ -23,6 +23,7 @@ from schemas.meters import MeterSet
 from schemas.validation import first_problem
 
 if TYPE_CHECKING:
+    from sinks.clickhouse.period_totals import ClickHousePeriodTotals
     from sinks.clickhouse.reader import ClickHouseReader
     from sinks.clickhouse.writer import ClickHouseStore
     from sinks.redis.view import RedisLiveView
@@ -110,6 +111,14 @@ def open_usage_reader(settings: Settings) -> ClickHouseReader:
     from sinks.clickhouse.reader import ClickHouseReader
 
     return ClickHouseReader(open_clickhouse(settings.clickhouse_url, timeout_s=settings.store_timeout_s, abandons=True))
+
+
+def open_period_totals(settings: Settings) -> ClickHousePeriodTotals:
+    """The reader of past periods, which many accounts are asked for at once."""
+    from sinks.clickhouse.client import open_clickhouse
+    from sinks.clickhouse.period_totals import ClickHousePeriodTotals
+
+    return ClickHousePeriodTotals(open_clickhouse(settings.clickhouse_url))
 
 
 def open_stripe(settings: Settings) -> StripeClientMeters | None:

@@ -23,6 +23,7 @@ SCHEMES: Final = {
 }
 
 
+MAIL_SCHEMES: Final = ("smtps://", "smtp+starttls://", "smtp://", "file:///")
 # docs.stripe.com/rate-limits: meter events in live mode, except those of the stream.
 CALLS_PER_S_MAX: Final = 1_000
 # Schemes of an address with one host and one port.
@@ -146,6 +147,27 @@ class Settings(BaseSettings):
         description="Seconds before Stripe finalizes a draft invoice in which the customer's usage is reported at once",
     )
 
+    notices_sweep_s: float = Field(
+        default=60.0,
+        ge=1,
+        le=3600,
+        description="Seconds between two looks at the usage of all accounts, which find what is to be noticed",
+    )
+    notices_webhook_url: str = Field(
+        default="", description="Where the role `notifier` posts notices, `https://…`; no webhook if unset"
+    )
+    notices_webhook_secrets: Path | None = Field(
+        default=None,
+        description="File with the secrets that sign notices, `whsec_…`, one on each line; each line signs; a change "
+        "needs no restart",
+    )
+    mail_url: SecretStr = Field(
+        default=SecretStr("off"),
+        description="`off`; `smtps://USER:PASSWORD@HOST:PORT?from=ADDRESS`, or `smtp+starttls://…` or `smtp://…`, to "
+        "mail notices to the account's Stripe customer, or to `&to=ADDRESS`; or `file:///PATH` to write them into a "
+        "file",
+    )
+
     gateway_host: str = Field(default="127.0.0.1", description="Address of the gateway")
     gateway_port: int = Field(default=8080, ge=0, le=65535, description="Port of the gateway; 0 takes a free port")
     query_timeout_s: float = Field(
@@ -206,14 +228,22 @@ class Settings(BaseSettings):
             raise ValueError(f"must start with {', '.join(schemes[:-1])} or {schemes[-1]}")
         return _address(value)
 
-    @field_validator("stripe_api_base", "stripe_webhook_url")
+    @field_validator("mail_url")
+    @classmethod
+    def _mail_address(cls, value: SecretStr) -> SecretStr:
+        text = value.get_secret_value()
+        if text != "off" and not text.startswith(MAIL_SCHEMES):
+            raise ValueError(f"must be off, or start with {', '.join(MAIL_SCHEMES)}")
+        return value
+
+    @field_validator("stripe_api_base", "stripe_webhook_url", "notices_webhook_url")
     @classmethod
     def _web_address(cls, value: str) -> str:
         if value and not value.startswith(("http://", "https://")):
             raise ValueError("must start with http:// or https://")
         return _address(value)
 
-    @field_validator("meters", "api_keys", "stripe_webhook_secrets", mode="before")
+    @field_validator("meters", "api_keys", "stripe_webhook_secrets", "notices_webhook_secrets", mode="before")
     @classmethod
     def _unset_if_empty(cls, value: object) -> object:
         return None if value == "" else value

@@ -15,7 +15,8 @@ class Cause(StrEnum):
       `usage_hourly` are idempotent; Redis is rebuilt). At Stripe, report the difference as a correction.
     - `extra`: a view has more than the others. Rebuild the view in the detail. At Stripe, cancel the meter event or
       credit the difference, and find out who else sends to this meter.
-    - `differing`: the mirror of an object at Stripe has other values. Have the objects fetched again.
+    - `differing`: the mirror of an object at Stripe has other values: have the objects fetched again. Or an account's
+      entitlements are not what its subscriptions and overrides give: have them computed again.
     - `unknown_customer`: usage waits because its account has no Stripe customer at the usage's instant. Bind the
       account or mark it free, before Stripe finalizes the period's invoice.
     - `conflict`: one event id arrived with two types, sources or payloads; the first was counted. Ask the producer
@@ -64,6 +65,8 @@ class Pair(StrEnum):
     STRIPE = "intents ↔ stripe"
     INVOICES = "intents ↔ invoices"
     MIRROR = "stripe ↔ mirror"
+    ENTITLEMENTS = "mirror ↔ entitlements"
+    FLAGS = "entitlements ↔ stripe"
     COUNTERS = "counters"
     DUPLICATES = "usage_events ↔ usage_duplicates"
 

@@ -12,7 +12,7 @@ from schemas.reconciliation import PastRead
 
 
 class Past:
-    """The last reads of sums, and of customers' invoices."""
+    """The last reads of sums, and of customers' invoices and features."""
 
     def __init__(self, reads: Iterable[PastRead]) -> None:
         self._reads = list(reads)
@@ -26,6 +26,14 @@ class Past:
             for read in self._reads
             if read.pair == Pair.STRIPE.name.lower()
         }  # fmt: skip
+
+    def flags(self) -> Mapping[str, LastRead]:
+        """The last read of each customer's features."""
+        return {
+            read.stripe_customer: LastRead(read.read_at_ms, frozenset({Cause(read.cause)}))
+            for read in self._reads
+            if read.pair == Pair.FLAGS.name.lower()
+        }
 
     def invoices(self) -> Mapping[str, LastRead]:
         """The last read of each customer's invoices. What was in flight because its period ran is left out: the

@@ -18,7 +18,7 @@ from schemas.periods import Period
 ROWS_MAX: Final = 10_000
 CONFIRMED_MAX: Final = 100_000
 # There always is a bill that is not final yet, and an object that Stripe has just changed.
-_ALWAYS: Final = frozenset({(Pair.INVOICES, Cause.IN_FLIGHT), (Pair.MIRROR, Cause.IN_FLIGHT)})
+_ALWAYS: Final = frozenset((pair, Cause.IN_FLIGHT) for pair in (Pair.INVOICES, Pair.MIRROR, Pair.FLAGS))
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 
 

@@ -13,6 +13,7 @@ from reconciler.attribution import Attribution, StartName, attribution_of, total
 from reconciler.causes import ARCHIVE_HAS_MORE, ARCHIVE_LACKS, Cause, Pair, direction
 from reconciler.compare import Difference, Range
 from reconciler.coverage import NOTHING_DUE
+from reconciler.entitlements import EntitlementComparison
 from reconciler.history import History
 from reconciler.hourly_cells import CellsComparison
 from reconciler.intents import IntentsComparison
@@ -23,6 +24,7 @@ from reconciler.recount import PartitionState, Recounter, TotalName
 from reconciler.redis_totals import TotalsComparison
 from reconciler.report import Findings, Report, Row
 from reconciler.reports_index import ReportsIndex
+from reconciler.stripe_flags import FlagComparison
 from reconciler.stripe_sums import StripeComparison
 from reconciler.views import Behind, PartitionStates, ReconcilePolicy, Views, attempted
 from schemas.analytics import RecountKey
@@ -145,6 +147,12 @@ class _Run:
             self.findings.add(Row(Pair.STRIPE, Cause.UNCHECKED, detail=detail))
         else:
             await self._at_stripe(partitions)
+        await attempted(
+            self.findings,
+            Pair.ENTITLEMENTS,
+            None,
+            EntitlementComparison(self.views, self.clock, self.findings).run(),
+        )
         reading = self.views.reader.conflicts(self.policy.rows_max)
         conflicts = await attempted(self.findings, Pair.DUPLICATES, None, reading)
         if conflicts is None:
@@ -156,7 +164,8 @@ class _Run:
             self.findings.add(Row(Pair.DUPLICATES, Cause.CONFLICT, account=conflict.account, detail=detail))
 
     async def _at_stripe(self, partitions: Iterable[int]) -> None:
-        """Compare bills, sums and the mirror: half of the reads, a quarter and a quarter at least, if all are due."""
+        """Compare bills, sums, flags and the mirror: half of the reads, a quarter, an eighth and an eighth at least, if
+        all are due."""
         findings, limit = self.findings, self.policy.stripe_reads_max
         common = (self.views, self.policy, self.clock, self.index, self._period_of, findings, self.range)
         bills = InvoiceComparison(*common, self.past.invoices())
@@ -167,6 +176,8 @@ class _Run:
         kept = limit // 4 if self.views.tables is not None else 0
         left = max(0, limit - kept - findings.stripe_reads)
         findings.sums = await attempted(findings, Pair.STRIPE, None, sums.run(partitions, left)) or NOTHING_DUE
+        flags = FlagComparison(self.views, self.policy, self.clock, findings, self.past.flags())
+        await attempted(findings, Pair.FLAGS, None, flags.run(max(0, limit - findings.stripe_reads) // 2))
         mirror = MirrorComparison(self.views, self.clock, findings)
         await attempted(findings, Pair.MIRROR, None, mirror.run(max(0, limit - findings.stripe_reads)))
 

@@ -15,10 +15,10 @@ from reconciler.report import Report, Row, instant_text
 
 _VERDICTS: Final = {
     Verdict.EQUAL: "equal: every value that is final was compared, and all views agree",
-    Verdict.DRIFT: "drift: two views hold different counts",
+    Verdict.DRIFT: "drift: two views hold different values",
     Verdict.INCOMPLETE: "incomplete: no difference, but not everything could be compared",
 }
-WITHOUT_PERIODS: Final = (Pair.COUNTERS, Pair.DUPLICATES)
+WITHOUT_PERIODS: Final = (Pair.COUNTERS, Pair.DUPLICATES, Pair.MIRROR, Pair.ENTITLEMENTS, Pair.FLAGS)
 NOTHING_IN_RANGE: Final = "equal, but no period with usage lies in the range: no total was compared"
 
 

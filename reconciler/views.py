@@ -13,6 +13,7 @@ from reconciler.report import ROWS_MAX, Findings, Row
 from schemas.analytics import ArchivePosition, HourlyStore, UsageReader
 from schemas.bills import Bills
 from schemas.clock import MINUTE_MS, Clock
+from schemas.entitlement_recount import EntitlementRecount
 from schemas.errors import InvalidInput, OperatorNeeded, Refused, Transient
 from schemas.invoices import StripeInvoices
 from schemas.live_view import LiveView
@@ -31,7 +32,7 @@ class Views:
     """The views to compare. `stripe` is None if no reporting is configured. `rejections` reads what Stripe rejected
     after answering 200; if it is None, a shortage at Stripe is reported as such a rejection. Without `invoices`, as
     without a key, nothing is said about bills and the mirror. `bills` knows what was
-    written off. `no_tables` says why the side tables cannot be read, ""
+    written off, `recount` computes entitlements a second time. `no_tables` says why the side tables cannot be read, ""
     if the deployment has none."""
 
     live: LiveView
@@ -44,6 +45,7 @@ class Views:
     tables: SideTables | None = None
     bills: Bills | None = None
     no_tables: str = ""
+    recount: EntitlementRecount | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,6 +7,7 @@ from enum import StrEnum
 from typing import NamedTuple
 
 from schemas.entitlements import Grant, Unlimited
+from schemas.upgrades import Money
 
 
 class Reason(StrEnum):
@@ -16,13 +17,13 @@ class Reason(StrEnum):
     - `included`: a plan, an add-on, a contract or an override gives the feature, or the base price covers the usage.
     - `overage_billed`: allowed, and billed beside the base price.
     - `soft_limit_passed`: allowed, although the limit is passed.
-    - `trial`: a trial gives the feature.
+    - `trial`: a plan gives the feature within a trial, or the trial itself does.
     - `payment_failed_grace`: allowed, although a payment failed.
     - `not_in_plan`: nothing gives the feature.
     - `limit_reached`, `seats_full`: the limit or the seats have no room for the quantity.
     - `spend_cap_reached`: the overage would cost more than the cap of the plan.
-    - `trial_over`: a trial gave the feature and has ended.
-    - `downgraded_unpaid`: the plan gave the feature, and the account lost it because it did not pay.
+    - `trial_over`: the feature was given within a trial, which has ended.
+    - `downgraded_unpaid`: the plan gives the feature, and does not hold because the account did not pay.
     - `denied_by_override`: a person took the feature away.
     - `no_account`: nobody knows the account, and the default plan does not give the feature.
     - `fallback_allow`, `fallback_deny`: a store does not answer, and the catalog says what then.
@@ -48,14 +49,17 @@ class Reason(StrEnum):
 
 
 class Usage(NamedTuple):
-    """What of a limit or of seats is taken, in units: `used` is counted, `held` is promised to others.
-
-    `overage_max`: the greatest overage that the spend cap allows; None without a cap.
-    """
+    """What of a limit or of seats is taken, in units: `used` is counted, `held` is promised to others."""
 
     used: Decimal = Decimal(0)
     held: Decimal = Decimal(0)
-    overage_max: Decimal | None = None
+
+
+class Spending(NamedTuple):
+    """What the overage of a period costs so far, and what it may cost at most; `cap` is None without a cap."""
+
+    so_far: Money
+    cap: Money | None
 
 
 class Standing(NamedTuple):
@@ -74,7 +78,8 @@ class Standing(NamedTuple):
 
 class Decision(NamedTuple):
     """Whether it is allowed, and why. `limit`, `used`, `held` and `remaining` are None for flags and configs;
-    `overage` is the quantity beyond what is included, 0 without an included quantity. `value` is a config's JSON."""
+    `overage` is the quantity beyond what is included, 0 without an included quantity. `value` is a config's JSON.
+    `spending`: what the overage costs; None if that is not known, or nothing is beyond."""
 
     allowed: bool
     reason: Reason
@@ -86,3 +91,4 @@ class Decision(NamedTuple):
     included: Decimal | None = None
     overage: Decimal = Decimal(0)
     value: str | None = None
+    spending: Spending | None = None

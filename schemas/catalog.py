@@ -77,7 +77,10 @@ class OnError(StrEnum):
 
 
 class Feature(_Value):
-    """What a plan can allow. `meter` and the fields after it are of a limit, `holder` and those after it of a seat."""
+    """What a plan can allow. `meter` and the fields after it are of a limit, `holder` and those after it of a seat.
+
+    `warn_percent`: at which parts of the limit, and of what the price includes, a notice is made (docs/notices.md).
+    """
 
     type: FeatureType
     merge: Merge | None = None
@@ -87,7 +90,7 @@ class Feature(_Value):
     meter: Slug | None = None
     per: Literal["period"] = "period"
     soft: bool = False
-    warn_percent: tuple[Annotated[int, Field(ge=1, le=100)], ...] = Field(default=(), max_length=10)
+    warn_percent: tuple[Annotated[int, Field(ge=1, le=100)], ...] = Field(default=(80, 100), max_length=10)
     holder: Slug | None = None
     below_active: Literal["refuse"] = "refuse"
     invites_reserve_h: Annotated[int, Field(ge=1, le=8_760)] | None = None

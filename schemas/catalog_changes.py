@@ -113,12 +113,14 @@ class StripeFeature(NamedTuple):
 
 
 class StripePrice(NamedTuple):
-    """A price. `key` is its lookup key, "" if it has none."""
+    """A price. `key` is its lookup key, "" if it has none. `made_for`: the plan and the component in its metadata, with
+    a space between them."""
 
     id: str
     key: str
     terms: PriceTerms
     is_active: bool = True
+    made_for: str = ""
 
 
 class AtStripe(NamedTuple):

@@ -13,6 +13,7 @@ from typing import Final, NamedTuple, Protocol
 
 from schemas.catalog import FeatureType, Merge
 from schemas.side_tables import Link, Row
+from schemas.upgrades import Billed
 
 
 class Unlimited(Enum):
@@ -57,11 +58,16 @@ class Operation(StrEnum):
     DENY = "deny"
 
 
+# Reasons of what a subscription gives: its trial runs, or a payment failed and it gives still.
+IN_TRIAL: Final = "in trial"
+IN_GRACE: Final = "in grace"
+
+
 class Grant(NamedTuple):
     """One grant over `[starts_ms, ends_ms)`; `ends_ms` None is open.
 
     `source`: the id of its plan version, add-on, contract or override. `rank` orders plans, the highest first. `cause`:
-    the event's id or the person that made it.
+    the subscription or the person that made it. `reason`: why a person made it, or `IN_TRIAL` or `IN_GRACE`.
     """
 
     feature: str
@@ -102,11 +108,12 @@ class Entitled(NamedTuple):
 
 class Resolved(NamedTuple):
     """The value of a feature, and the grants that made it, in the order in which they took part. `is_denied`: a grant
-    denies the feature."""
+    denies the feature. `lost`: what the account had bought, and does not have because it did not pay."""
 
     value: Value
     gives: tuple[Grant, ...] = ()
     is_denied: bool = False
+    lost: tuple[Grant, ...] = ()
 
 
 class Segment(NamedTuple):
@@ -195,6 +202,10 @@ class Entitlements(Protocol):
         """
         ...
 
+    async def recompute(self, account: str = "") -> int:
+        """Have one account's entitlements, or those of all, computed again; returns of how many accounts."""
+        ...
+
     async def latest(self, accounts: Sequence[str]) -> Mapping[str, EntitlementVersion]:
         """The newest version of each account that has one."""
         ...
@@ -205,6 +216,10 @@ class Entitlements(Protocol):
 
     async def changed(self, after: int, limit: int = 10_000) -> Sequence[Renewed]:
         """Which versions came after the one of that number, in their order. None becomes visible late."""
+        ...
+
+    async def billed(self, account: str, now_ms: int) -> Billed:
+        """What an account pays now, by the mirror; nothing if nobody knows the account."""
         ...
 
     async def version_at(self, account: str, instant_ms: int) -> EntitlementVersion | None:

@@ -105,6 +105,11 @@ class StripeInvoices(Protocol):
         for each object with more than ten parts."""
         ...
 
+    async def active_features(self, stripe_customer: str) -> frozenset[str]:
+        """The lookup keys of the features that the customer may use, as Stripe says; of all pages. Costs a call, and
+        one for each hundred features more."""
+        ...
+
     async def changed_since(self, since_ms: int) -> AbstractSet[str]:
         """The ids of the objects and of the customers that Stripe's events of the time since name."""
         ...

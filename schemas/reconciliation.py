@@ -95,7 +95,7 @@ class ReconciliationRecords(Protocol):
         ...
 
     async def past_reads(self) -> Sequence[PastRead]:
-        """The last reads of the sums and invoices that are in the rows."""
+        """The last reads of the sums, invoices and customers' features that are in the rows."""
         ...
 
     async def stripe_reads(self, from_ms: int) -> int:

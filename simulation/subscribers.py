@@ -129,6 +129,14 @@ class Subscribers:
             changes = [{"price": price} for price in self._flat if price not in held]
         self._stripe.change(self._subscription_of[account], items=changes)
 
+    def _buy(self, account: str, number: float) -> None:
+        """More or fewer of a seat or an add-on, or none."""
+        body = self._body(account)
+        items = [item for item in body["items"]["data"] if item["price"]["recurring"]["usage_type"] == "licensed"]
+        if items and not body["schedule"] and self._strike(Fault.SUBSCRIPTION_CHANGED):
+            changes = [{"id": items[int(number * 1_000) % len(items)]["id"], "quantity": int(number * 100) % 4}]
+            self._stripe.change(self._subscription_of[account], items=changes)
+
     def _cancel(self, account: str, number: float) -> None:
         if not self._strike(Fault.SUBSCRIPTION_CANCELED):
             return
@@ -215,7 +223,7 @@ class Subscribers:
         return self._stripe.read(ObjectName(ObjectKind.SUBSCRIPTION, self._subscription_of[account])) or {}
 
     ACTIONS: Final = (
-        _change, _change, _cancel, _pause, _schedule, _end_trial, _delete, _edit, _edit, _move, _resync, _close
+        _change, _change, _buy, _cancel, _pause, _schedule, _end_trial, _delete, _edit, _edit, _move, _resync, _close
     )  # fmt: skip
 
     # The operator.

@@ -16,7 +16,7 @@ from annotated_types import Ge, Gt, Le, Lt
 from pydantic import SecretStr
 
 from pipeline.cli import cli
-from pipeline.cli.context import EXIT_FAILURE, EXIT_INPUT, EXIT_INTERRUPTED, EXIT_OPERATOR
+from pipeline.cli.context import EXIT_FAILURE, EXIT_INPUT, EXIT_INTERRUPTED, EXIT_NO, EXIT_OPERATOR
 from pipeline.metrics import METRICS
 from pipeline.settings import Settings
 from reconciler.report import Findings, gauge_values
@@ -97,6 +97,7 @@ EXITS_WITH_1: Final = {
     "billing audit": _UNANSWERED,
     "billing bills": _UNANSWERED,
     "billing list": _UNANSWERED,
+    "billing recompute": _UNANSWERED,
     "billing redrive": "a report was refused, or the log, Stripe or a store did not answer: repeat the command",
     "billing resync": f"{_UNANSWERED}; repeat the command with its --run to go on",
     "billing status": _UNANSWERED,
@@ -106,7 +107,7 @@ EXITS_WITH_1: Final = {
     "catalog plan": _UNANSWERED,
     "catalog schema": "never",
     "catalog show": _UNANSWERED,
-    "check": "the account may not; or a store did not answer, and the feature denies then",
+    "check": "a store did not answer, and the feature denies then",
     "close-period": _UNANSWERED,
     "dev": "a process did not start, or ended; its log is in the message",
     "doctor": "a check failed",
@@ -114,7 +115,12 @@ EXITS_WITH_1: Final = {
     "gateway": _ROLE,
     "key create": "the file cannot be written",
     "key revoke": "the file cannot be written",
+    "hold release": _UNANSWERED,
+    "hold use": _UNANSWERED,
     "mirror": _ROLE,
+    "notices list": _UNANSWERED,
+    "notices retry": _UNANSWERED,
+    "notifier": _ROLE,
     "meters apply": _UNANSWERED,
     "meters check": "never",
     "meters schema": "never",
@@ -278,9 +284,10 @@ def errors_page() -> str:
         + "\n## Exit codes\n\n"
         f"Every command exits with 0 on success, with {EXIT_INPUT} on a wrong argument, setting, file or event, with\n"
         f"{EXIT_OPERATOR} if an operator must choose, and with {EXIT_INTERRUPTED} if it was interrupted, or asked and\n"
-        f"the answer was no. A command that asks where nobody can answer exits with {EXIT_INPUT}: add `--yes`. Only\n"
-        f"{EXIT_FAILURE} depends on the command. An error is one line on stderr that names the option, the field or\n"
-        "the setting.\n\n"
+        f"the answer was no. A command that asks where nobody can answer exits with {EXIT_INPUT}: add `--yes`.\n"
+        f"`tidemark check` exits with {EXIT_NO} if the account may not, and `tidemark hold use` if the hold is over.\n"
+        f"Only {EXIT_FAILURE} depends on the command. An error is one line on stderr that names the option, the\n"
+        "field or the setting.\n\n"
         + _table(("Command", f"{EXIT_FAILURE} means"), _exits())
         + "\n`python -m demo`, `python -m simulation` and `python -m benchmarks` exit with 1 if a count is wrong.\n"
         "A role that ends with 3 ends with 3 again after a restart: see\n"

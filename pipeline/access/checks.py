@@ -1,58 +1,72 @@
 """Answers "may this account do this?" from memory.
 
-The gateway keeps the entitlements of the accounts that it was asked about, and reads every half a second which accounts
+The gateway keeps the entitlements of the accounts that it was asked about, and reads four times a second which accounts
 have a newer version. If SQL does not answer, what is known goes on being the answer, and the answer says how old it is.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 from decimal import Decimal
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, Protocol
 
-from aggregators.access import decide, fallback
-from aggregators.account_grants import INCLUDED, Commerce, features_of, granted, upgrade_for
+from aggregators.access import decide, fallback, overshoot_bound
+from aggregators.account_grants import INCLUDED, Commerce, features_of, granted
 from aggregators.entitlements import is_given, next_change_ms, resolve, segment_at
+from aggregators.overage import Tariff, is_capped, tariff_of
+from aggregators.price_list import PriceList, price_list
+from aggregators.upgrade import Denied, upgrade_of
+from pipeline.access.billed import BilledAccounts
+from pipeline.access.holds import GatewayHolds, HoldRequest, check_hold
 from pipeline.access.known import ACCOUNTS_MAX, Known, KnownAccounts
 from pipeline.access.renewal import commerce_of
 from schemas import catalog as terms
-from schemas.access import Decision, Standing, Usage
+from schemas.access import Decision, Reason, Standing, Usage
 from schemas.catalog_changes import CatalogStore
-from schemas.clock import SECOND_MS, Clock
-from schemas.entitlements import (
-    Entitlements,
-    Feature,
-    Grant,
-    Resolved,
-    Segment,
-    SourceKind,
-)
+from schemas.clock import MINUTE_MS, SECOND_MS, Clock
+from schemas.entitlements import IN_GRACE, Entitlements, Feature, Resolved, Segment
 from schemas.errors import InvalidInput, Transient
+from schemas.holds import Hold, Holds
+from schemas.upgrades import Upgrade
 
 CATALOG_INTERVAL_MS: Final = 5 * SECOND_MS
+# How often the log says that checks are answered without a store. A metric counts them all.
+WARNING_INTERVAL_MS: Final = MINUTE_MS
 NOTHING: Final = Decimal(0)
 
 _log: Final = logging.getLogger(__name__)
 
 
 class Counted(NamedTuple):
-    """The usage of a meter in the account's running period. `complete_up_to_ms` is None if that is not known."""
+    """The usage of a meter in the account's running period. `complete_up_to_ms` is None if that is not known.
+
+    `a_minute`: the usage of a minute at the present rate, None if that is not known. `is_cached`: it was read before.
+    """
 
     used: Decimal
     period_end_ms: int
     complete_up_to_ms: int | None
+    a_minute: Decimal | None = None
+    is_cached: bool = False
 
 
-# The live usage of (account, meter); raises `Transient` if Redis does not answer.
-UsageSource = Callable[[str, str], Awaitable[Counted]]
+class UsageSource(Protocol):
+    """The live usage."""
+
+    async def __call__(self, account: str, meter: str, /, *, fresh: bool = False) -> Counted:
+        """The usage of an account's meter, with `fresh` from the store in any case. Raises `Transient` if the store
+        does not answer."""
+        ...
 
 
 class Answer(NamedTuple):
     """A decision with what a person may want to know of it.
 
     `version` and `computed_ms`: of the entitlements. `read_ms`: when SQL last said which versions are the newest.
-    `changes_ms`: when the answer may change by itself. `upgrade`: the plan or add-on that would allow it, or "".
+    `changes_ms`: when the answer may change by itself. `upgrade`: the plan or add-on that would allow it; None if there
+    is none, or if it is not known what the account pays. `hold`: what was taken for the caller. `overshoot_bound`: by
+    how much "allowed" may be wrong; None: not known.
     """
 
     feature: Feature
@@ -61,12 +75,36 @@ class Answer(NamedTuple):
     computed_ms: int
     read_ms: int
     changes_ms: int | None
-    upgrade: str = ""
+    upgrade: Upgrade | None = None
     counted: Counted | None = None
+    hold: Hold | None = None
+    overshoot_bound: Decimal | None = None
+
+
+class _Asked(NamedTuple):
+    """One check, with what the catalog says of its feature. `together`: the features that count the same usage."""
+
+    account: str
+    feature: Feature
+    term: terms.Feature
+    together: frozenset[str]
+    quantity: Decimal
+    used: Decimal | None
+
+
+class _Found(NamedTuple):
+    """What is known of an account at one instant."""
+
+    now_ms: int
+    known: Known
+    segment: Segment
+    counted: Counted | None
+    used: Decimal
+    tariff: Tariff | None = None
 
 
 class AccessChecks:
-    """The checks of one gateway. `refresh` must be called every half a second; it also reads the catalog."""
+    """The checks of one gateway. `refresh` must be called some times a second; it also reads the catalog."""
 
     def __init__(
         self,
@@ -75,17 +113,26 @@ class AccessChecks:
         usage: UsageSource,
         clock: Clock,
         accounts_max: int = ACCOUNTS_MAX,
+        *,
+        holds: Holds | None = None,
+        on_fallback: Callable[[], None] = lambda: None,
     ) -> None:
-        """`accounts_max`: accounts that are kept in memory; the one that was asked about longest ago goes first."""
+        """`accounts_max`: accounts that are kept in memory; the one that was asked about longest ago goes first.
+        Without `holds` no hold can be taken. `on_fallback` is called for each answer without a store."""
         self._catalog = catalog
         self._usage = usage
         self._clock = clock
         self._accounts = KnownAccounts(entitlements, accounts_max)
+        self._billed = BilledAccounts(entitlements, clock, accounts_max)
         self._commerce: Commerce | None = None
+        self._prices: PriceList = {}
         self._sha256 = ""
         self._features: dict[str, Feature] = {}
         self._default: Sequence[Segment] = ()
         self._catalog_read_ms = 0
+        self._on_fallback = on_fallback
+        self._warned_ms = 0
+        self.holds = None if holds is None else GatewayHolds(holds, clock)
         self.read_ms = 0
 
     @property
@@ -101,6 +148,8 @@ class AccessChecks:
         if self._commerce is None or now_ms >= self._catalog_read_ms + CATALOG_INTERVAL_MS:
             await self._read_catalog()
             self._catalog_read_ms = now_ms
+        if self.holds is not None:
+            await self.holds.refresh()
         self.read_ms = now_ms
 
     async def _read_catalog(self) -> None:
@@ -110,15 +159,25 @@ class AccessChecks:
         found = await commerce_of(self._catalog)
         if found is not None:
             self._sha256, self._commerce = found
+            self._prices = price_list(self._commerce)
             self._features = {feature.name: feature for feature in features_of(self._commerce)}
             nobody = granted(self._commerce, (), {}, ())
             self._default = resolve(nobody.features, nobody.entitled)
 
-    async def check(self, account: str, feature: str, quantity: Decimal, used: Decimal | None = None) -> Answer:
-        """Whether the account may use `quantity` more of a feature, or as many seats more than `used`.
+    async def check(
+        self,
+        account: str,
+        feature: str,
+        quantity: Decimal,
+        used: Decimal | None = None,
+        hold: HoldRequest | None = None,
+    ) -> Answer:
+        """Whether the account may use `quantity` more of a feature, or as many seats more than `used`. With `hold`, the
+        quantity is held for the caller if it is allowed.
 
-        Raises `InvalidInput` for a feature that the catalog does not have, and `Transient` before the catalog was read.
-        A store that does not answer makes an answer by the feature's `on_error`.
+        Raises `InvalidInput` for a feature that the catalog does not have, or a hold that cannot be taken, and
+        `Transient` before the catalog was read. A store that does not answer makes an answer by the feature's
+        `on_error`, without a hold.
         """
         commerce = self._commerce
         if commerce is None:
@@ -126,36 +185,152 @@ class AccessChecks:
             commerce = self._commerce
         if commerce is None:
             raise InvalidInput("feature", "no catalog is active: see `tidemark catalog plan --help`")
-        term = commerce.catalog.features.get(feature)
+        asked = self._asked(commerce, account, feature, quantity, used)
+        holds = None if hold is None else self._holds_for(asked, hold)
+        try:
+            if hold is None or holds is None:
+                return await self._plain(commerce, asked)
+            return await self._with_hold(commerce, asked, holds, hold)
+        except Transient as error:
+            return self._fallen_back(asked, error)
+
+    def _asked(self, commerce: Commerce, account: str, feature: str, quantity: Decimal, used: Decimal | None) -> _Asked:
+        features = commerce.catalog.features
+        term = features.get(feature)
         if term is None:
             raise InvalidInput("feature", f"{feature[:100]!r} is no feature of the catalog: `tidemark catalog show`")
-        what, now_ms = self._features[feature], self._clock.now_ms()
-        try:
-            known = await self._accounts.get(account)
-            counted = await self._usage(account, term.meter) if term.meter else None
-        except Transient as error:
-            _log.warning("a check is answered without a store: %s", error)
-            decision = fallback(what, allow=term.on_error is terms.OnError.ALLOW)
-            return Answer(what, decision, 0, 0, self.read_ms, None)
+        together = {name for name, other in features.items() if term.meter and other.meter == term.meter}
+        return _Asked(account, self._features[feature], term, frozenset(together | {feature}), quantity, used)
+
+    def _holds_for(self, asked: _Asked, hold: HoldRequest) -> GatewayHolds:
+        """Where a hold is taken. Raises `InvalidInput` if it cannot be taken."""
+        check_hold(hold, asked.quantity)
+        if self.holds is None:
+            raise InvalidInput("hold_s", "no holds can be taken here")
+        if asked.feature.type not in (terms.FeatureType.LIMIT, terms.FeatureType.SEAT):
+            raise InvalidInput("hold_s", f"{asked.feature.name} is a {asked.feature.type.value}: leave hold_s out")
+        return self.holds
+
+    async def _plain(self, commerce: Commerce, asked: _Asked) -> Answer:
+        found = await self._found(commerce, asked)
+        held = await self._held(asked, found)
+        if found.counted and found.counted.is_cached and _is_near(asked, found, held):
+            found = await self._found(commerce, asked, fresh=True)
+            held = await self._held(asked, found)
+        return await self._answer(commerce, asked, found, held)
+
+    async def _with_hold(self, commerce: Commerce, asked: _Asked, holds: GatewayHolds, request: HoldRequest) -> Answer:
+        found = await self._found(commerce, asked, fresh=True)
+        wanted = holds.wanted(
+            asked.account, asked.feature.name, asked.quantity, request, is_metered=asked.term.meter is not None
+        )
+
+        def allows(held: Decimal) -> bool:
+            return _decided(asked, found, held).allowed
+
+        complete_up_to_ms = found.counted.complete_up_to_ms if found.counted else None
+        taken = await holds.take(wanted, asked.together, allows, complete_up_to_ms)
+        answer = await self._answer(commerce, asked, found, taken.held)
+        if taken.is_repeated and not answer.decision.allowed:
+            # It was allowed when the hold was taken.
+            answer = answer._replace(decision=answer.decision._replace(allowed=True, reason=Reason.WITHIN_LIMIT))
+        return answer._replace(hold=taken.hold)
+
+    async def _found(self, commerce: Commerce, asked: _Asked, *, fresh: bool = False) -> _Found:
+        now_ms = self._clock.now_ms()
+        known = await self._accounts.get(asked.account)
+        counted = await self._usage(asked.account, asked.term.meter, fresh=fresh) if asked.term.meter else None
         if not known.version:
             known = known._replace(segments=self._default)
-        segment = segment_at(known.segments, now_ms)
-        taken = counted.used if counted else used or NOTHING
-        decision = decide(
-            what,
-            segment.features.get(feature, Resolved(False)),
-            Usage(taken),
-            quantity,
-            _standing(known, feature, now_ms),
-            included=_included(segment, term.meter),
-            soft=term.soft,
-        )
-        upgrade = ""
-        if not decision.allowed:
-            plan = next((made.source.partition("@")[0] for made in _plans(segment)), "")
-            upgrade = upgrade_for(commerce, feature, taken + quantity, plan)
-        changes_ms = next_change_ms(known.segments, now_ms)
-        return Answer(what, decision, known.version, known.computed_ms, self.read_ms, changes_ms, upgrade, counted)
+        used = counted.used if counted else asked.used or NOTHING
+        found = _Found(now_ms, known, segment_at(known.segments, now_ms), counted, used)
+        return found._replace(tariff=await self._tariff(commerce, asked, found))
+
+    async def _tariff(self, commerce: Commerce, asked: _Asked, found: _Found) -> Tariff | None:
+        """What usage beyond the included quantity costs, if that may decide, or if there is any."""
+        meter, covered = asked.term.meter, found.segment.features.get(f"{INCLUDED}{asked.term.meter}")
+        if meter is None or covered is None or not isinstance(covered.value, Decimal) or not covered.gives:
+            return None
+        decides = is_capped(commerce, covered, meter)
+        if not decides and found.used <= covered.value:
+            return None
+        try:
+            billed = await self._billed.get(asked.account, found.known.version)
+        except Transient:
+            if decides:
+                raise
+            return None
+        return tariff_of(commerce, self._prices, billed, covered, meter)
+
+    async def _held(self, asked: _Asked, found: _Found) -> Decimal:
+        if self.holds is None or asked.feature.type not in (terms.FeatureType.LIMIT, terms.FeatureType.SEAT):
+            return NOTHING
+        complete_up_to_ms = found.counted.complete_up_to_ms if found.counted else None
+        return await self.holds.held(asked.account, asked.together, complete_up_to_ms)
+
+    async def _answer(self, commerce: Commerce, asked: _Asked, found: _Found, held: Decimal) -> Answer:
+        decision = _decided(asked, found, held)
+        upgrade = None
+        if not decision.allowed and decision.reason is not Reason.SPEND_CAP_REACHED:
+            denied = Denied(asked.feature, _resolved(asked, found), found.used + held + asked.quantity, asked.term.soft)
+            upgrade = await self._upgrade(commerce, asked.account, found.known.version, denied)
+        known, counted, bound = found.known, found.counted, None
+        if counted and counted.complete_up_to_ms is not None and counted.a_minute is not None:
+            bound = overshoot_bound(counted.a_minute, found.now_ms - counted.complete_up_to_ms, held)
+        changes_ms = next_change_ms(known.segments, found.now_ms)
+        return Answer(
+            asked.feature, decision, known.version, known.computed_ms, self.read_ms, changes_ms, upgrade, counted,
+            overshoot_bound=bound,
+        )  # fmt: skip
+
+    async def _upgrade(self, commerce: Commerce, account: str, version: int, denied: Denied) -> Upgrade | None:
+        """What would allow a denied check. Another answer of the check does not depend on it."""
+        try:
+            billed = await self._billed.get(account, version)
+        except Transient as error:
+            self._warn("denied checks name no upgrade, because SQL does not answer", error)
+            return None
+        return upgrade_of(commerce, self._prices, billed, denied, self._clock.now_ms())
+
+    def _fallen_back(self, asked: _Asked, error: Transient) -> Answer:
+        """The answer without a store."""
+        self._on_fallback()
+        self._warn("checks are answered without a store, by on_error of their features", error)
+        decision = fallback(asked.feature, allow=asked.term.on_error is terms.OnError.ALLOW)
+        return Answer(asked.feature, decision, 0, 0, self.read_ms, None)
+
+    def _warn(self, what: str, error: Transient) -> None:
+        now_ms = self._clock.now_ms()
+        if now_ms >= self._warned_ms + WARNING_INTERVAL_MS:
+            self._warned_ms = now_ms
+            _log.warning("%s: %s", what, error)
+
+
+def _resolved(asked: _Asked, found: _Found) -> Resolved:
+    return found.segment.features.get(asked.feature.name, Resolved(False))
+
+
+def _decided(asked: _Asked, found: _Found, held: Decimal) -> Decision:
+    """The decision while holds promise `held`."""
+    return decide(
+        asked.feature,
+        _resolved(asked, found),
+        Usage(found.used, held),
+        asked.quantity,
+        _standing(found.known, asked.feature.name, found.now_ms),
+        included=_included(found.segment, asked.term.meter),
+        soft=asked.term.soft,
+        tariff=found.tariff,
+    )
+
+
+def _is_near(asked: _Asked, found: _Found, held: Decimal) -> bool:
+    """Whether the account would have used 90 % of its limit or of its cap or more, so that no old total may decide."""
+    after, cap_minor = found.used + held + asked.quantity, found.tariff.cap_minor if found.tariff else None
+    if found.tariff and cap_minor is not None and found.tariff.cost_minor(after) * 10 >= cap_minor * 9:
+        return True
+    limit = _resolved(asked, found).value
+    return isinstance(limit, Decimal) and after * 10 >= limit * 9
 
 
 def _included(segment: Segment, meter: str | None) -> Decimal | None:
@@ -175,13 +350,8 @@ def _standing(known: Known, feature: str, now_ms: int) -> Standing:
         ),
         (),
     )
-    is_downgraded = any(grant.kind is SourceKind.FALLBACK for grant in _grants(past[-1])) if past else False
-    return Standing(before, is_downgraded=is_downgraded, is_known=known.version > 0)
-
-
-def _grants(segment: Segment) -> Sequence[Grant]:
-    return [grant for found in segment.features.values() for grant in found.gives]
-
-
-def _plans(segment: Segment) -> Sequence[Grant]:
-    return [grant for grant in _grants(segment) if grant.kind is SourceKind.PLAN]
+    found = past[-1].features.get(feature) if past else None
+    if found is None:
+        return Standing(before, is_known=known.version > 0)
+    in_grace = any(grant.reason == IN_GRACE for grant in found.gives)
+    return Standing(found.lost or before, bool(found.lost), in_grace, is_known=known.version > 0)

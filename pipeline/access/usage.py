@@ -10,7 +10,7 @@ from aggregators.codec import parse_value
 from aggregators.partitioning import partition_of
 from aggregators.periods import period_at
 from pipeline.access.checks import Counted
-from schemas.clock import Clock
+from schemas.clock import MINUTE_MS, SECOND_MS, Clock
 from schemas.errors import Transient
 from schemas.live_view import AccountDirectory, LiveTotals
 from schemas.meters import Meter
@@ -19,13 +19,27 @@ from schemas.rollup import Checkpoint, TotalKey
 # How old an answer of Redis may be that a check uses again.
 AGE_MS_MAX: Final = 250
 ACCOUNTS_MAX: Final = 100_000
+# The rate of usage is that between two reads which are as far apart. Without such reads it is not known.
+RATE_MS_MIN: Final = SECOND_MS
+RATE_MS_MAX: Final = 3 * MINUTE_MS
+
+
+class _Sample(NamedTuple):
+    """The totals by meter, complete up to an instant."""
+
+    complete_up_to_ms: int
+    totals: dict[str, str]
 
 
 class _Read(NamedTuple):
+    """One answer of Redis. `earlier`: two samples of the same period, the older one a minute or more before."""
+
     read_ms: int
+    period_start_ms: int
     period_end_ms: int
     checkpoint: Checkpoint
     totals: dict[str, str]
+    earlier: tuple[_Sample, ...] = ()
 
 
 class LiveUsageSource:
@@ -38,11 +52,12 @@ class LiveUsageSource:
         self._clock = clock
         self._reads: OrderedDict[str, _Read] = OrderedDict()
 
-    async def __call__(self, account: str, meter: str) -> Counted:
-        """The usage of a meter. Raises `Transient` if Redis does not answer, or nothing was counted yet."""
-        found = self._reads.get(account)
-        if found is None or not 0 <= self._clock.now_ms() - found.read_ms <= AGE_MS_MAX:
-            found = await self._read(account)
+    async def __call__(self, account: str, meter: str, *, fresh: bool = False) -> Counted:
+        """The usage of a meter; with `fresh` from Redis in any case. Raises `Transient` if Redis does not answer, or
+        nothing was counted yet."""
+        found, is_cached = self._reads.get(account), True
+        if fresh or found is None or not 0 <= self._clock.now_ms() - found.read_ms <= AGE_MS_MAX:
+            found, is_cached = _after(found, await self._read(account)), False
             self._reads[account] = found
             self._reads.move_to_end(account)
             if len(self._reads) > ACCOUNTS_MAX:
@@ -50,7 +65,8 @@ class LiveUsageSource:
         checkpoint = found.checkpoint
         known = checkpoint.meter_set.meter(meter) if checkpoint.meter_set else None
         used = Decimal(0) if known is None else _value(found.totals.get(meter), known)
-        return Counted(used, found.period_end_ms, checkpoint.stream_time_ms)
+        a_minute = None if known is None else _a_minute(found, used, known)
+        return Counted(used, found.period_end_ms, checkpoint.stream_time_ms, a_minute, is_cached=is_cached)
 
     async def _read(self, account: str) -> _Read:
         partition, now_ms = partition_of(account, self._partitions), self._clock.now_ms()
@@ -60,7 +76,28 @@ class LiveUsageSource:
         checkpoint, totals = await self._totals.account_totals(partition, [key])
         if checkpoint is None:
             raise Transient("nothing has been counted on this account's partition yet: is a worker running?")
-        return _Read(now_ms, period.end_ms, checkpoint, dict(totals.get(key, {})))
+        return _Read(now_ms, period.start_ms, period.end_ms, checkpoint, dict(totals.get(key, {})))
+
+
+def _after(before: _Read | None, read: _Read) -> _Read:
+    """A read with the samples that give its rate."""
+    if before is None or before.period_start_ms != read.period_start_ms:
+        return read
+    last = _Sample(before.checkpoint.stream_time_ms, before.totals)
+    samples = before.earlier or (last,)
+    # The younger sample becomes the older one once it is a minute old.
+    if last.complete_up_to_ms - samples[-1].complete_up_to_ms >= MINUTE_MS:
+        samples = (samples[-1], last)
+    return read._replace(earlier=samples)
+
+
+def _a_minute(read: _Read, used: Decimal, meter: Meter) -> Decimal | None:
+    """The usage of a minute, at the rate since the older sample; None if no sample is old and young enough."""
+    for sample in read.earlier:
+        span_ms = read.checkpoint.stream_time_ms - sample.complete_up_to_ms
+        if RATE_MS_MIN <= span_ms <= RATE_MS_MAX:
+            return max(Decimal(0), used - _value(sample.totals.get(meter.slug), meter)) * MINUTE_MS / span_ms
+    return None
 
 
 def _value(text: str | None, meter: Meter) -> Decimal:

@@ -73,7 +73,8 @@ async def opened(settings: Settings, *, mirror: bool = True) -> AsyncIterator[Op
         if tables is not None:
             stack.push_async_callback(tables.close)
         reader, bills = ClickHouseReader(clickhouse), tables.bills if tables is not None else None
-        views = Views(view, reader, store, base.log, meters, meters, invoices, tables, bills, no_tables)
+        recount = tables.entitlement_recount if tables is not None else None
+        views = Views(view, reader, store, base.log, meters, meters, invoices, tables, bills, no_tables, recount)
         yield Opened(base, views, ClickHouseReconciliations(clickhouse), store, meters, tables)
 
 

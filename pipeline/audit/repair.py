@@ -6,9 +6,10 @@ cannot be done safely is a step by hand, with what to do.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from enum import StrEnum
-from typing import Final, NamedTuple
+from hashlib import blake2b
+from typing import Final, NamedTuple, Protocol
 
 from aggregators.quantities import decimal_text
 from aggregators.report_records import ReportedIntent
@@ -16,13 +17,18 @@ from aggregators.stripe_sums import SCALE_MAX, units_of
 from pipeline.billing.redrive import Failed, Redriver
 from reconciler.causes import Cause, Pair
 from reconciler.report import Report, Row, instant_text
-from schemas.clock import HOUR_MS, SECOND_MS, Clock
-from schemas.errors import InvalidInput, Refused
+from schemas.clock import DAY_MS, HOUR_MS, MINUTE_MS, SECOND_MS, Clock
+from schemas.errors import InvalidInput, Refused, Transient
 from schemas.reconciliation import ReconciliationRecords, RepairRow
-from schemas.reports import OutcomeStatus, StripeAdjustments
+from schemas.reports import MeterEvent, OutcomeStatus, SendStatus, StripeAdjustments, StripeMeters
 
 # Stripe cancels events that it received within 24 h; an hour less leaves room for clocks and slow calls.
 CANCEL_WITHIN_MS: Final = 23 * HOUR_MS
+# Stripe tells a repeated event by its identifier for 24 h, and takes timestamps of the last 35 days.
+REPEAT_WITHIN_MS: Final = 23 * HOUR_MS
+TIMESTAMP_AGE_MAX_MS: Final = 34 * DAY_MS
+# Stripe's sum has an event within the hour. Before that, a second counter event would count the first one's quantity.
+SUM_LAG_MS: Final = 2 * HOUR_MS
 BEGUN: Final = "begun"
 DONE: Final = "done"
 _NOT_SENT: Final = frozenset({OutcomeStatus.FREE, OutcomeStatus.REPLACED, OutcomeStatus.LATE})
@@ -30,16 +36,19 @@ _NOT_SENT: Final = frozenset({OutcomeStatus.FREE, OutcomeStatus.REPLACED, Outcom
 
 class RepairKind(StrEnum):
     """`REDRIVE`: send a rejected report again. `CANCEL`: take an event of ours back that Stripe counts too much.
-    `INVOICE_ITEM`: the period-close controller of the sink bills it. `BY_HAND`: a person must act at Stripe."""
+    `COUNTER`: send an event with the negative of what Stripe counts too much in a running period. `INVOICE_ITEM`: the
+    period-close controller of the sink bills it. `BY_HAND`: a person must act at Stripe."""
 
     REDRIVE = "redrive"
     CANCEL = "cancel"
+    COUNTER = "counter"
     INVOICE_ITEM = "invoice_item"
     BY_HAND = "by_hand"
 
 
 class RepairStep(NamedTuple):
-    """One step of a plan; `text` says what is done and why. Only a redrive and a cancellation have an identifier."""
+    """One step of a plan; `text` says what is done and why. `identifier` is that of the report that a redrive or a
+    cancellation is about; for a counter event it names the sum, and `timestamp_s` is the event's."""
 
     kind: RepairKind
     event_name: str
@@ -47,6 +56,7 @@ class RepairStep(NamedTuple):
     quantity: str
     text: str
     identifier: str = ""
+    timestamp_s: int = 0
 
     @property
     def name(self) -> str:
@@ -56,7 +66,7 @@ class RepairStep(NamedTuple):
     @property
     def is_executable(self) -> bool:
         """Whether `execute` does it."""
-        return self.kind in (RepairKind.REDRIVE, RepairKind.CANCEL)
+        return self.kind in (RepairKind.REDRIVE, RepairKind.CANCEL, RepairKind.COUNTER)
 
 
 class Repaired(NamedTuple):
@@ -105,7 +115,7 @@ def _unbilled(row: Row) -> RepairStep:
 
 def _extra(row: Row, ours: Iterable[ReportedIntent], now_ms: int) -> RepairStep:
     """Cancel the one event of ours that Stripe should not have and that explains the surplus. Stripe lists no meter
-    events, so an event of another sender is unknown here."""
+    events, so an event of another sender is unknown here: while the period runs, its quantity is countered."""
     surplus = int(units_of(row.found) - units_of(row.expected))
     found = [each for each in ours if _is_surplus(each, row, surplus, now_ms)]
     quantity = decimal_text(surplus, SCALE_MAX)
@@ -113,10 +123,21 @@ def _extra(row: Row, ours: Iterable[ReportedIntent], now_ms: int) -> RepairStep:
         identifier = found[0].intent.identifier
         text = f"cancel the meter event {identifier} of {row.stripe_customer}: Stripe counts {quantity} too much"
         return RepairStep(RepairKind.CANCEL, row.event_name, row.stripe_customer, quantity, text, identifier)
+    if row.period is not None and row.period.start_ms <= now_ms < row.period.end_ms:
+        text = (
+            f"send {row.event_name} of {row.stripe_customer} with the value -{quantity}: Stripe counts {quantity} too "
+            f"much, {_when(row)}, and no event of ours of the last day explains it. Find the other sender first"
+        )
+        # An early hour: the sender looks for events in doubt in later ones.
+        first_ms = max(row.period.start_ms + MINUTE_MS - SECOND_MS, now_ms - TIMESTAMP_AGE_MAX_MS)
+        sum_name = f"{row.event_name} {row.stripe_customer} {row.period.start_ms}"
+        return RepairStep(
+            RepairKind.COUNTER, row.event_name, row.stripe_customer, quantity, text, sum_name,
+            min(first_ms, now_ms) // SECOND_MS,
+        )  # fmt: skip
     text = (
         f"Stripe counts {quantity} {row.event_name} of {row.stripe_customer} too much, {_when(row)}, and no event of "
-        "ours of the last day explains it: find the other sender, cancel its event at Stripe within 24 h, or credit "
-        "the quantity on the invoice"
+        "ours of the last day explains it: find the other sender, and credit the quantity on the invoice"
     )
     return RepairStep(RepairKind.BY_HAND, row.event_name, row.stripe_customer, quantity, text)
 
@@ -142,10 +163,17 @@ def _when(row: Row) -> str:
     return f"{instant_text(row.period.start_ms)} to {instant_text(row.period.end_ms)}" if row.period else ""
 
 
+class Note(Protocol):
+    """Stores what became of a step, and under which identifier if the step has another one."""
+
+    async def __call__(self, step: RepairStep, result: str, identifier: str = "") -> None: ...
+
+
 async def execute(
     steps: Sequence[RepairStep],
     redriver: Redriver,
     adjustments: StripeAdjustments,
+    meters: StripeMeters,
     records: ReconciliationRecords,
     clock: Clock,
     actor: str,
@@ -159,15 +187,17 @@ async def execute(
     if not actor.strip() or not reason.strip():
         raise InvalidInput("--reason", "say who repairs, and why: the records keep both")
 
-    async def note(step: RepairStep, result: str) -> None:
+    async def note(step: RepairStep, result: str, identifier: str = "") -> None:
         await records.note_repair(
             RepairRow(
-                step.name, step.kind, step.identifier, step.event_name, step.stripe_customer, step.quantity, actor,
-                reason, clock.now_ms(), result,
+                step.name, step.kind, identifier or step.identifier, step.event_name, step.stripe_customer,
+                step.quantity, actor, reason, clock.now_ms(), result,
             )
         )  # fmt: skip
 
     repaired = [await _cancel(step, adjustments, records, note) for step in steps if step.kind is RepairKind.CANCEL]
+    counters = [step for step in steps if step.kind is RepairKind.COUNTER]
+    repaired += [await _counter(step, meters, records, note, clock.now_ms()) for step in counters]
     redrives = [step for step in steps if step.kind is RepairKind.REDRIVE]
     if redrives:
         for step in redrives:
@@ -184,7 +214,7 @@ async def _cancel(
     step: RepairStep,
     adjustments: StripeAdjustments,
     records: ReconciliationRecords,
-    note: Callable[[RepairStep, str], Awaitable[None]],
+    note: Note,
 ) -> Repaired:
     before = await records.repair(step.name)
     if before is not None and before.result == DONE:
@@ -197,3 +227,29 @@ async def _cancel(
         return Repaired(step, False, f"refused: {error}")
     await note(step, DONE)
     return Repaired(step, True, DONE)
+
+
+async def _counter(
+    step: RepairStep, meters: StripeMeters, records: ReconciliationRecords, note: Note, now_ms: int
+) -> Repaired:
+    """Send the negative quantity. One that a crash left begun is sent again as it was, under its identifier."""
+    before = await records.repair(step.name)
+    if before is not None and before.result == DONE and now_ms < before.at_ms + SUM_LAG_MS:
+        return Repaired(step, True, f"done already, by {before.actor}; Stripe's sum shows it within the hour")
+    if before is not None and before.result == BEGUN:
+        if now_ms >= before.at_ms + REPEAT_WITHIN_MS:
+            text = f"a run of {before.actor} was interrupted: see at Stripe whether it has {before.identifier}"
+            return Repaired(step, False, f"refused: {text}, then counter the rest by hand")
+        step, identifier = step._replace(quantity=before.quantity), before.identifier
+    else:
+        identity = f"{step.name} {step.quantity} {now_ms}"
+        identifier = "tm_" + blake2b(identity.encode(), digest_size=20).hexdigest()
+        await note(step, BEGUN, identifier)
+    event = MeterEvent(identifier, step.event_name, step.stripe_customer, f"-{step.quantity}", step.timestamp_s)
+    result = await meters.send(event)
+    if result.status in (SendStatus.RETRY, SendStatus.STOP):
+        raise Transient(f"Stripe did not answer the counter event {identifier}, repeat the command: {result.detail}")
+    accepted = result.status in (SendStatus.ACCEPTED, SendStatus.DUPLICATE)
+    text = DONE if accepted else f"refused: {result.detail}"
+    await note(step, text, identifier)
+    return Repaired(step, accepted, text)

@@ -1,7 +1,7 @@
 """The `tidemark` command. One module per kind of user: roles, developers (dev, emit, usage, periods, top), operators.
 
 Imported by no other package; may import all. Invariant: an error of the project is one line with the remedy, and an
-exit code for scripts (1 drift or failure, 2 bad input, 3 an operator must choose).
+exit code for scripts (1 drift or failure, 2 bad input, 3 an operator must choose, 4 the answer of a check is no).
 """
 
 from __future__ import annotations
@@ -14,15 +14,16 @@ from typing import Final, NoReturn
 
 import click
 
-from pipeline.cli.access import check
+from pipeline.cli.access import check, hold
 from pipeline.cli.billing import webhooks
 from pipeline.cli.catalog import catalog
 from pipeline.cli.context import EXIT_FAILURE, EXIT_INPUT, EXIT_INTERRUPTED, EXIT_OPERATOR
 from pipeline.cli.develop import dev, emit, key, periods, stripe_simulator, top, usage
+from pipeline.cli.notices import notices
 from pipeline.cli.operate import account, billing, close_period, doctor, meters, quarantine
 from pipeline.cli.rebuild import rebuild
 from pipeline.cli.reconcile import reconcile
-from pipeline.cli.roles import archive, auditor, gateway, mirror, router, sink, worker
+from pipeline.cli.roles import archive, auditor, gateway, mirror, notifier, router, sink, worker
 from schemas.errors import InvalidInput, OperatorNeeded, TidemarkError
 
 LINE_MAX: Final = 1_000
@@ -48,9 +49,9 @@ def cli() -> None:
 
 for command in (
     dev, stripe_simulator, emit, usage, periods, top, key, reconcile, billing, webhooks, quarantine, meters, account,
-    catalog, check,
+    catalog, check, hold, notices,
     close_period, doctor, rebuild,
-    worker, archive, router, gateway, sink, mirror, auditor,
+    worker, archive, router, gateway, sink, mirror, auditor, notifier,
 ):  # fmt: skip
     cli.add_command(command)
 

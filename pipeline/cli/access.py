@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from pipeline.cli.context import settings
+from pipeline.cli.context import EXIT_FAILURE, EXIT_NO, settings
 from pipeline.cli.operate import account, account_name, instant_ms, user
 from schemas.errors import InvalidInput
 
@@ -24,27 +24,74 @@ _OPERATIONS = ("set", "add", "at_least", "at_most")
 @click.argument("feature")
 @click.option("--quantity", default="1", show_default=True, help="How much more.")
 @click.option("--used", default=None, help="Of seats: how many are taken.")
+@click.option("--hold", "seconds", type=click.IntRange(1), help="Hold the quantity for so many seconds, up to 3600.")
+@click.option("--key", default="", help="With --hold, a name of the request: the same name gets the same hold.")
 @click.option("--json", "as_json", is_flag=True, help="Print the answer of POST /v1/access/check.")
-def check(name: str, feature: str, quantity: str, used: str | None, as_json: bool) -> None:
-    """Ask whether ACCOUNT may use more of FEATURE, and why. Exit code 1 if it may not."""
+def check(
+    name: str, feature: str, quantity: str, used: str | None, seconds: int | None, key: str, as_json: bool
+) -> None:
+    """Ask whether ACCOUNT may use more of FEATURE, and why. Exit code 4 if it may not."""
+    from pipeline.access.holds import HoldRequest
     from pipeline.commands import access
     from pipeline.http.access import access_answer
 
     checked = account_name(name)
     taken = None if used is None else _quantity("--used", used)
-    found = run(access.check(settings(), checked, feature, _quantity("--quantity", quantity), taken))
-    answer = access_answer(checked, found)
+    wanted = None if seconds is None else HoldRequest(seconds, key)
+    found, now_ms = run(access.check(settings(), checked, feature, _quantity("--quantity", quantity), taken, wanted))
+    answer = access_answer(checked, found, None if wanted is None else now_ms)
     if as_json:
         click.echo(answer.model_dump_json(exclude_unset=True))
     else:
         click.echo(f"{'yes' if answer.allowed else 'no'}: {answer.reason}")
         if answer.limit:
-            click.echo(f"{answer.used} of {answer.limit} used, {answer.remaining} left")
+            held = "" if answer.held == "0" else f", {answer.held} held"
+            click.echo(f"{answer.used} of {answer.limit} used{held}, {answer.remaining} left")
+        if answer.hold:
+            click.echo(f"{answer.hold.id} holds {answer.hold.quantity} until {answer.hold.expires_at}")
         for give in answer.gives:
             click.echo(f"{give.source} {give.id}: {give.does} {give.value}")
         if answer.upgrade:
-            click.echo(f"{answer.upgrade} would allow it")
-    raise SystemExit(0 if answer.allowed else 1)
+            click.echo(answer.upgrade.words)
+    if not answer.allowed:
+        raise SystemExit(EXIT_FAILURE if answer.fallback else EXIT_NO)
+
+
+@click.group("hold")
+def hold() -> None:
+    """Say what became of a quantity that `tidemark check --hold` took."""
+
+
+@hold.command("use")
+@click.argument("hold_id", metavar="HOLD")
+@click.option("--quantity", default=None, help="How much was used; all that is held if unset.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def hold_use(hold_id: str, quantity: str | None, as_json: bool) -> None:
+    """Say that HOLD was used, after the events of the usage were sent. Exit code 4 if the hold is over."""
+    _end(hold_id, None if quantity is None else _quantity("--quantity", quantity), as_json=as_json)
+
+
+@hold.command("release")
+@click.argument("hold_id", metavar="HOLD")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def hold_release(hold_id: str, as_json: bool) -> None:
+    """Give all that HOLD holds back. Exit code 4 if it was used before."""
+    _end(hold_id, Decimal(0), as_json=as_json)
+
+
+def _end(hold_id: str, used: Decimal | None, *, as_json: bool) -> None:
+    from pipeline.commands import access
+    from pipeline.http.access import hold_answer
+
+    ended, is_done, now_ms = run(access.end_hold(settings(), hold_id, used))
+    answer = hold_answer(ended, now_ms)
+    if as_json:
+        click.echo(answer.model_dump_json())
+    else:
+        of = f" {answer.used} of {answer.quantity}" if ended.used else ""
+        click.echo(f"{answer.state}{of}" if is_done else f"nothing was changed: the hold is {answer.state}{of}")
+    if not is_done:
+        raise SystemExit(EXIT_NO)
 
 
 @account.command("override")

@@ -77,6 +77,20 @@ def billing_resync(name: str, run_name: str, as_json: bool) -> None:
         click.echo(f"resync {made}: {listed}; the role mirror fetches them, see tidemark billing status")
 
 
+@billing.command("recompute")
+@click.option("--account", "name", default="", help="Only this account.")
+@_JSON
+def billing_recompute(name: str, as_json: bool) -> None:
+    """Have the role `mirror` compute what accounts may do again, from the mirror, the catalog and the overrides.
+
+    Changes nothing if the entitlements are right. Safe to repeat.
+    """
+    from pipeline.commands.billing import recompute
+
+    count = run(recompute(settings(), account_name(name) if name else ""))
+    click.echo(json.dumps({"accounts": count}) if as_json else f"{count} accounts; the role mirror computes them now")
+
+
 @billing.command("status")
 @_JSON
 def billing_status(as_json: bool) -> None:

@@ -42,13 +42,32 @@ def catalog_example() -> None:
 @click.argument("file", type=_FILE)
 @click.option("--out", type=click.Path(dir_okay=False, path_type=Path), help="Write the plan here, to apply it.")
 @click.option("--in-place", is_flag=True, help="Let grants of a version change if none falls.")
+@click.option(
+    "--backtest",
+    "months",
+    metavar="MONTHS",
+    help="Also print what the new prices would have billed each customer in the last MONTHS, such as 6m.",
+)
+@click.option(
+    "--csv",
+    "csv_path",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Write all customers of the backtest here, as CSV.",
+)
 @_JSON
-def catalog_plan(file: Path, out: Path | None, in_place: bool, as_json: bool) -> None:
+def catalog_plan(
+    file: Path, out: Path | None, in_place: bool, months: str | None, csv_path: Path | None, as_json: bool
+) -> None:
     """Compare FILE with what was applied and with Stripe, and print what would change. Changes nothing.
 
     Prints every line of FILE that is wrong, and exits with 2, also if the change is refused.
     """
+    from pipeline.commands.backtest import backtest_document, backtest_file, backtest_lines, months_of
     from pipeline.commands.catalog import plan_document, plan_file, plan_lines, save_plan
+
+    count = months_of(months) if months else 0
+    if csv_path and not months:
+        raise InvalidInput("--csv", "is for the customers of a backtest: add --backtest 6m")
 
     plan, problems = run(plan_file(settings(), file, in_place=in_place))
     if plan is None:
@@ -58,7 +77,16 @@ def catalog_plan(file: Path, out: Path | None, in_place: bool, as_json: bool) ->
             for line, field, message in problems:
                 click.echo(f"{file.name}:{line}: {field}: {message}")
         raise InvalidInput(file.name, f"{len(problems)} problems; nothing is planned until they are corrected")
-    click.echo(json.dumps(plan_document(plan)) if as_json else "\n".join(plan_lines(plan)))
+    document = plan_document(plan)
+    if not as_json:
+        click.echo("\n".join(plan_lines(plan)))
+    if count and not plan.refusals:
+        tested = run(backtest_file(settings(), plan.catalog, count, csv_path))
+        document["backtest"] = backtest_document(tested)
+        if not as_json:
+            click.echo("\n".join(backtest_lines(tested)))
+    if as_json:
+        click.echo(json.dumps(document))
     if plan.refusals:
         raise InvalidInput(file.name, f"{len(plan.refusals)} refusals; see above")
     if out:

@@ -26,6 +26,7 @@ NO_DEV: Final = "is not set and no `tidemark dev` runs here"
 EXIT_FAILURE = 1
 EXIT_INPUT = 2
 EXIT_OPERATOR = 3
+EXIT_NO = 4
 EXIT_INTERRUPTED = 130
 
 

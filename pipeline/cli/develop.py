@@ -23,6 +23,8 @@ from schemas.errors import InvalidInput, Refused, Transient
 if TYPE_CHECKING:
     import httpx
 
+    from pipeline.local.dev import DevOptions
+
 PORT: Final = click.IntRange(0, 65_535)
 METER_SET_FILE: Final = click.Path(dir_okay=False, readable=True, path_type=Path)
 # Longer than the gateway's own limits, so that its answer is seen.
@@ -43,11 +45,17 @@ GATEWAY_TIMEOUT_S: Final = 30.0
     show_default=True,
     help="Worker processes (more than one needs --kafka).",
 )
-def dev(kafka: bool, port: int, clickhouse_port: int, meter_set_path: Path | None, workers: int) -> None:
+@click.option(
+    "--example/--no-example",
+    default=True,
+    help="Whether the first start makes an example business: accounts on plans. Never with --meters.",
+)
+def dev(kafka: bool, port: int, clickhouse_port: int, meter_set_path: Path | None, workers: int, example: bool) -> None:
     """Run everything on this machine until ctrl-C. Data stays in .tidemark/.
 
-    Starts the log, Valkey, the ClickHouse engine, a Stripe simulator and all roles, without Docker. Prints an API key
-    and all addresses.
+    Starts the log, Valkey, PostgreSQL, the ClickHouse engine, a Stripe simulator and all roles, without Docker. Prints
+    an API key and all addresses. The first start also makes an example business in the simulator: three dozen accounts
+    on the plans of the catalog that ships.
     """
     if workers > 1 and not kafka:
         raise InvalidInput("--workers", "the embedded log has one reader per group; add --kafka")
@@ -61,7 +69,12 @@ def dev(kafka: bool, port: int, clickhouse_port: int, meter_set_path: Path | Non
     with locked_folder(data_dir(), "TIDEMARK_DATA_DIR"):
         for option, wanted in (("--port", port), ("--clickhouse-port", clickhouse_port)):
             _check_free(option, wanted)
-        asyncio.run(_dev(kafka, port, clickhouse_port, meter_set_path, workers))
+        from pipeline.local.dev import DevOptions
+
+        folder = data_dir() / "kafka-shape" if kafka else data_dir()
+        options = DevOptions(folder, kafka, port, clickhouse_port, meter_set=meter_set_path, workers=workers)
+        options.example = example and meter_set_path is None
+        asyncio.run(_dev(options))
 
 
 @click.command("stripe-simulator", context_settings={"ignore_unknown_options": True}, add_help_option=False)
@@ -89,22 +102,23 @@ def _check_free(option: str, port: int) -> None:
             raise InvalidInput(option, message) from error
 
 
-async def _dev(kafka: bool, port: int, clickhouse_port: int, meter_set_path: Path | None, workers: int) -> None:
+async def _dev(options: DevOptions) -> None:
     from pipeline.http.serving import stop_event
-    from pipeline.local.dev import Dev, DevOptions, write_private
+    from pipeline.local.dev import Dev, write_private
 
-    folder = data_dir() / "kafka-shape" if kafka else data_dir()
-    options = DevOptions(folder, kafka, port, clickhouse_port, meter_set=meter_set_path, workers=workers)
+    folder = options.data_dir
     stop = stop_event()
     instance = Dev(options, lambda message: click.echo(f"  {message}"))
     try:
         await instance.start()
         write_private(data_dir() / DEV_FILE, json.loads((folder / DEV_FILE).read_text()))
         click.echo(_welcome(instance))
+        example = asyncio.create_task(instance.make_example())
         stopped: asyncio.Future[Any] = asyncio.ensure_future(stop.wait())
         await asyncio.wait({stopped, instance.supervisor.failure}, return_when=asyncio.FIRST_COMPLETED)
         if instance.supervisor.failure.done():
             instance.supervisor.failure.result()
+        example.cancel()
         click.echo("Stopping; the data stays in " + str(folder))
     finally:
         (data_dir() / DEV_FILE).unlink(missing_ok=True)
@@ -137,6 +151,7 @@ In another terminal:
   export TIDEMARK_API_KEY={instance.api_key}
   {command} emit api.request --account acme --data '{{"method":"GET","region":"eu"}}'
   {command} usage --account acme
+  {command} check cafe members --used 4    an account of the example business
 Press ctrl-C to stop."""
 
 
@@ -345,7 +360,7 @@ def _keys_file() -> Path:
 
 
 @key.command("create")
-@click.option("--role", type=click.Choice(["ingest", "read", "admin"]), required=True)
+@click.option("--role", type=click.Choice(["ingest", "read", "check", "operator", "admin"]), required=True)
 @click.option("--account", default=None, help="Restrict the key to one account.")
 def key_create(role: str, account: str | None) -> None:
     """Print a new API key. Only the hash of the key is stored."""

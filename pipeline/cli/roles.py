@@ -79,6 +79,18 @@ def auditor() -> None:
 
 
 @click.command()
+def notifier() -> None:
+    """Find accounts that near or pass their limits, and deliver notices by webhook, mail or into a file.
+
+    See docs/notices.md.
+    """
+    from pipeline.roles.notifier import run_notifier
+    from pipeline.runner.runner import run_in_loop
+
+    run_in_loop(run_notifier(role_settings()))
+
+
+@click.command()
 def gateway() -> None:
     """Serve the HTTP API: POST /v1/events, GET /v1/usage, GET /v1/accounts/{id}/usage."""
     from pipeline.roles.gateway import run_gateway

@@ -9,6 +9,7 @@ from decimal import Decimal
 from typing import TYPE_CHECKING, NamedTuple
 
 from pipeline.access.checks import AccessChecks, Answer
+from pipeline.access.holds import GatewayHolds, HoldRequest
 from pipeline.access.renewal import commerce_of
 from pipeline.access.usage import LiveUsageSource
 from pipeline.open import Base, open_base, open_live_view, open_side_tables
@@ -17,6 +18,7 @@ from schemas.catalog import FeatureType
 from schemas.entitlements import UNLIMITED, Grant, Operation, Override, SourceKind, Value
 from schemas.errors import InvalidInput
 from schemas.events import check_account
+from schemas.holds import Hold
 from schemas.periods import INSTANT_MIN_MS
 
 if TYPE_CHECKING:
@@ -36,18 +38,39 @@ class Wish(NamedTuple):
     contract: bool = False
 
 
-async def check(settings: Settings, account: str, feature: str, quantity: Decimal, used: Decimal | None) -> Answer:
-    """Whether an account may use `quantity` more of a feature. Raises `InvalidInput` and `Transient`."""
+async def check(
+    settings: Settings,
+    account: str,
+    feature: str,
+    quantity: Decimal,
+    used: Decimal | None,
+    hold: HoldRequest | None = None,
+) -> tuple[Answer, int]:
+    """Whether an account may use `quantity` more of a feature, and the time. With `hold`, the quantity is held. Raises
+    `InvalidInput` and `Transient`."""
     check_account(account)
     async with _stores(settings) as (base, tables):
         view = open_live_view(settings)
         try:
             usage = LiveUsageSource(view.accounts, view.totals, base.genesis.partitions, base.clock)
-            return await AccessChecks(tables.catalog, tables.entitlements, usage, base.clock).check(
-                account, feature, quantity, used
-            )
+            checks = AccessChecks(tables.catalog, tables.entitlements, usage, base.clock, holds=tables.holds)
+            return await checks.check(account, feature, quantity, used, hold), base.clock.now_ms()
         finally:
             await view.close()
+
+
+async def end_hold(settings: Settings, hold_id: str, used: Decimal | None) -> tuple[Hold, bool, int]:
+    """Say what was used of a hold: all of it (None), a quantity, or nothing (0). Returns the hold, whether it is as was
+    said, and the time. Raises `InvalidInput` if there is no such hold, or more was used than was held, and `Transient`.
+    """
+    async with _stores(settings) as (base, tables):
+        holds = GatewayHolds(tables.holds, base.clock)
+        found = await holds.get(hold_id)
+        if found is None:
+            raise InvalidInput("HOLD", f"there is no hold {hold_id[:100]!r}; an ended one is kept for a day")
+        wanted = found.quantity if used is None else used
+        ended = await holds.end(found, wanted)
+        return ended, ended.used == wanted, base.clock.now_ms()
 
 
 async def override(settings: Settings, wish: Wish) -> Override:

@@ -125,6 +125,15 @@ async def run_resync(
         return counts
 
 
+async def recompute(settings: Settings, account: str = "") -> int:
+    """Have the role mirror compute one account's entitlements again, or those of all; returns of how many accounts."""
+    async with _stores(settings) as (_, tables):
+        found = await tables.entitlements.recompute(account)
+        if account and not found:
+            raise InvalidInput("--account", f"{account!r} is not known: tidemark account link")
+        return found
+
+
 async def status(settings: Settings) -> Status:
     """How far the side tables are, and what waits."""
     async with _stores(settings) as (base, tables):

@@ -12,10 +12,10 @@ from typing import Any, Final, NamedTuple
 from pydantic import TypeAdapter, ValidationError
 
 from aggregators.catalog import CatalogProblem, read_catalog
+from aggregators.catalog_drift import attachable, drift_of
 from aggregators.catalog_plan import (
     IN_SQL,
     World,
-    drift_of,
     plan_catalog,
     records_of,
     states_after,
@@ -154,7 +154,7 @@ async def find_drift(settings: Settings) -> list[str]:
         world = await _world(parts)
         if world.standing.catalog is None:
             raise InvalidInput("catalog", "none has been applied: tidemark catalog plan FILE --out PLAN")
-        products = [product for product in wanted(world.standing.catalog).attached if product in world.stripe.products]
+        products = [product for product in attachable(world.standing) if product in world.stripe.products]
         return drift_of(await _with_features(parts, world, products))
 
 
@@ -193,7 +193,7 @@ async def _planned(parts: Parts, catalog: Catalog, *, in_place: bool) -> tuple[C
     world = await _world(parts)
     unread = unread_products(catalog, world.stripe, world.standing)
     world = await _with_features(parts, world, unread)
-    plan = plan_catalog(catalog, world, in_place=in_place)
+    plan = plan_catalog(catalog, world, in_place=in_place, drift=drift_of(world))
     current = await parts.meter_set()
     proposed = catalog.meter_set()
     try:

@@ -101,7 +101,7 @@ async def run_repair(
         if decided is None:
             return int(report.verdict is Verdict.DRIFT), []
         redriver = Redriver(log, tables.intents, meters, meters, clock, tables.bills)
-        repaired = await execute(steps, redriver, meters, stores.records, clock, *decided)
+        repaired = await execute(steps, redriver, meters, meters, stores.records, clock, *decided)
     code = int(any(not each.ok for each in repaired) or any(not step.is_executable for step in steps))
     return code, [f"{each.step.name}: {each.result}" for each in repaired]
 

@@ -17,15 +17,19 @@ from aggregators.entitlement_codec import decode
 from aggregators.entitlements import segment_at
 from aggregators.instants import format_instant_ms
 from pipeline.access.checks import AccessChecks, Answer
+from pipeline.access.holds import HoldRequest
 from pipeline.http import models
 from pipeline.http.api_keys import Role
 from pipeline.http.body import Bodies
 from pipeline.http.dependencies import GatewayDependencies, Reader, authorized
 from pipeline.http.errors import ApiError, json_answer, retry_after
 from pipeline.http.queries import AccountInPath, Instant, Parameters
+from schemas.access import Decision
 from schemas.entitlements import UNLIMITED, Entitlements, Grant, Resolved, Value
 from schemas.errors import InvalidInput
 from schemas.events import check_account
+from schemas.holds import Hold
+from schemas.upgrades import Upgrade
 
 BODY_BYTES_MAX: Final = 256 * 1024
 CHECKS_MAX: Final = 100
@@ -41,6 +45,7 @@ class Wanted(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     feature: str
     quantity: str = "1"
     used: str | None = None
+    hold_s: int = 0
 
 
 class EntitlementParameters(Parameters):
@@ -57,9 +62,10 @@ class AccessEndpoints:
         self._bodies = Bodies(BODY_BYTES_MAX)
 
     async def check(self, request: Request) -> Response:
-        """Whether an account may use more of a feature, and why; or a list of such answers. Answered from memory."""
-        key = authorized(self._dependencies, request, Role.READ)
-        checks, _ = self._opened()
+        """Whether an account may use more of a feature, and why; or a list of such answers. Answered from memory,
+        unless the quantity is to be held."""
+        key = authorized(self._dependencies, request, Role.CHECK, Role.READ)
+        checks, _ = opened_access(self._dependencies)
         async with self._bodies.read(request) as body:
             wanted = _wanted(body)
         asked = [wanted] if isinstance(wanted, Wanted) else wanted
@@ -67,22 +73,28 @@ class AccessEndpoints:
             check_account(each.account)
             if not key.reaches(each.account):
                 raise ApiError(403, "forbidden", f"key {key.id} belongs to another account", "account")
+            if each.hold_s and not key.may(Role.CHECK):
+                raise ApiError(403, "forbidden", f"key {key.id} may only read: a hold needs check or admin", "hold_s")
+            if each.hold_s and isinstance(wanted, list):
+                raise InvalidInput("hold_s", "holds are taken one at a time: send the check alone, not in a list")
+        request_key = request.headers.get("idempotency-key", "")
         # Side by side: a store that hangs delays the list as long as one check.
-        answers = await asyncio.gather(*(self._answer(checks, each) for each in asked))
+        answers = await asyncio.gather(*(self._answer(checks, each, request_key) for each in asked))
         return json_answer(answers[0] if isinstance(wanted, Wanted) else models.AccessAnswers(answers=answers))
 
-    async def _answer(self, checks: AccessChecks, wanted: Wanted) -> models.AccessAnswer:
+    async def _answer(self, checks: AccessChecks, wanted: Wanted, request_key: str) -> models.AccessAnswer:
         quantity = quantity_of("quantity", wanted.quantity)
         used = None if wanted.used is None else quantity_of("used", wanted.used)
-        found = await checks.check(wanted.account, wanted.feature, quantity, used)
-        return access_answer(wanted.account, found)
+        hold = HoldRequest(wanted.hold_s, request_key) if wanted.hold_s else None
+        found = await checks.check(wanted.account, wanted.feature, quantity, used, hold)
+        return access_answer(wanted.account, found, self._dependencies.clock.now_ms() if hold else None)
 
     async def entitlements(
         self, _key: Reader, account: AccountInPath, parameters: Annotated[EntitlementParameters, Query()]
     ) -> Response:
         """What an account may do now, or was allowed to do at an instant, and which event or person made it so."""
         check_account(account)
-        _, store = self._opened()
+        _, store = opened_access(self._dependencies)
         now_ms = self._dependencies.clock.now_ms()
         at_ms = now_ms if parameters.at is None else parameters.at
         version = await store.version_at(account, at_ms)
@@ -105,28 +117,34 @@ class AccessEndpoints:
             )
         )
 
-    def _opened(self) -> tuple[AccessChecks, Entitlements]:
-        access = self._dependencies.access
-        if access is None:
-            raise ApiError(501, "not_configured", "this gateway answers no checks: set TIDEMARK_SQL_URL")
-        opened = access()
-        if opened is None:
-            raise ApiError(503, "not_known_yet", "PostgreSQL has not answered yet", headers=retry_after(2))
-        return opened
+
+def opened_access(dependencies: GatewayDependencies) -> tuple[AccessChecks, Entitlements]:
+    """The checks of a gateway, and the store. Raises `ApiError` without PostgreSQL, or until it answers."""
+    access = dependencies.access
+    if access is None:
+        raise ApiError(501, "not_configured", "this gateway answers no checks: set TIDEMARK_SQL_URL")
+    opened = access()
+    if opened is None:
+        raise ApiError(503, "not_known_yet", "PostgreSQL has not answered yet", headers=retry_after(2))
+    return opened
 
 
-def access_answer(account: str, found: Answer) -> models.AccessAnswer:
-    """A check's answer in JSON."""
+def access_answer(account: str, found: Answer, held_at_ms: int | None = None) -> models.AccessAnswer:
+    """A check's answer in JSON. `held_at_ms`: when a hold was asked for, if one was."""
     decision, counted = found.decision, found.counted
     numbers: dict[str, Any] = {}
     if decision.limit is not None:
         numbers = {
             "limit": text_of(decision.limit),
             "used": text_of(decision.used or Decimal(0)),
+            "held": text_of(decision.held or Decimal(0)),
             "remaining": text_of(decision.remaining if decision.remaining is not None else Decimal(0)),
         }
     if decision.included is not None:
-        numbers |= {"included": text_of(decision.included), "overage": text_of(decision.overage)}
+        numbers |= {"included": text_of(decision.included), "overage": _overage(decision)}
+    if held_at_ms is not None:
+        numbers["hold"] = hold_answer(found.hold, held_at_ms) if found.hold else None
+    bound = found.overshoot_bound
     return models.AccessAnswer(
         account=account,
         feature=found.feature.name,
@@ -136,7 +154,7 @@ def access_answer(account: str, found: Answer) -> models.AccessAnswer:
         **numbers,
         **({"value": msgspec.json.decode(decision.value)} if decision.value is not None else {}),
         gives=gives_of(decision.gives),
-        upgrade=found.upgrade or None,
+        upgrade=_upgrade(found.upgrade) if found.upgrade else None,
         fallback=decision.reason.value.startswith("fallback"),
         resets_at=format_instant_ms(counted.period_end_ms) if counted else None,
         freshness=models.Freshness(
@@ -146,7 +164,40 @@ def access_answer(account: str, found: Answer) -> models.AccessAnswer:
             usage_complete_up_to=format_instant_ms(counted.complete_up_to_ms)
             if counted and counted.complete_up_to_ms is not None
             else None,
+            overshoot_bound=None if bound is None else text_of(bound),
         ),
+    )
+
+
+def _overage(decision: Decision) -> models.OverageAnswer:
+    so_far, cap = decision.spending or (None, None)
+    return models.OverageAnswer(
+        quantity=text_of(decision.overage),
+        so_far=None if so_far is None else models.MoneyAnswer(**so_far._asdict()),
+        cap=None if cap is None else models.MoneyAnswer(**cap._asdict()),
+    )
+
+
+def hold_answer(hold: Hold, now_ms: int) -> models.HoldAnswer:
+    """A hold in JSON."""
+    return models.HoldAnswer(
+        id=hold.id,
+        account=hold.account,
+        feature=hold.feature,
+        quantity=text_of(hold.quantity),
+        state=hold.state(now_ms).value,
+        expires_at=format_instant_ms(hold.expires_ms),
+        used=None if hold.used is None else text_of(hold.used),
+    )
+
+
+def _upgrade(found: Upgrade) -> models.UpgradeAnswer:
+    counted = {} if found.quantity is None else {"quantity": found.quantity}
+    return models.UpgradeAnswer(
+        **{"addon" if found.is_addon else "plan": str(found.offer)},
+        **counted,
+        due_now=models.MoneyAnswer(**found.due_now._asdict()),
+        words=found.words,
     )
 
 

@@ -36,10 +36,13 @@ _NOBODY: Final = "0" * 64
 
 
 class Role(StrEnum):
-    """What a key may do: send events, read usage, or everything."""
+    """What a key may do: send events, read usage, ask for access and take holds, grant things to accounts, or
+    everything."""
 
     INGEST = "ingest"
     READ = "read"
+    CHECK = "check"
+    OPERATOR = "operator"
     ADMIN = "admin"
 
 
@@ -54,9 +57,9 @@ class ApiKey(BaseModel):
     hash: str = Field(pattern=r"^[0-9a-f]{64}$")
     created: str
 
-    def may(self, role: Role) -> bool:
-        """Whether the key has the role. `admin` has every role."""
-        return self.role in (role, Role.ADMIN)
+    def may(self, *roles: Role) -> bool:
+        """Whether the key has one of the roles. `admin` has every role."""
+        return self.role in (*roles, Role.ADMIN)
 
     def reaches(self, account: str) -> bool:
         """Whether the key may write and read the account."""

@@ -31,8 +31,10 @@ from pipeline.http.errors import Handler, answering, http_exception, json_answer
 from pipeline.http.events import EventsEndpoint
 from pipeline.http.flush import FlushEndpoint
 from pipeline.http.health import Health
+from pipeline.http.holds import HoldEndpoints
 from pipeline.http.intents import IntentsEndpoint
-from pipeline.http.openapi import DESCRIPTION, NO_TOP, NOT_READY, REFUSALS, document
+from pipeline.http.notices import NoticesEndpoint
+from pipeline.http.openapi import DESCRIPTION, HOLD_PATH, NO_TOP, NOT_READY, REFUSALS, document
 from pipeline.http.pages import Pages
 from pipeline.http.periods import PeriodsEndpoint
 from pipeline.http.queries import Parameters
@@ -160,6 +162,8 @@ def _add_reads(app: FastAPI, dependencies: GatewayDependencies, exposition: Call
     get("/v1/meters/{meter:name}/top", tops.top_by_path, *top, responses=NO_TOP)
     intents = IntentsEndpoint(dependencies).listed
     get("/v1/billing/intents", intents, "Reports to Stripe", models.IntentsAnswer, 400, 401, 403, 501, 503)
+    listed = NoticesEndpoint(dependencies).listed
+    get("/v1/notices", listed, "Notices and their deliveries", models.NoticesAnswer, 400, 401, 403, 501, 503)
     get("/v1/meters", meters, "The meters of the meter set", models.MetersAnswer, 401)
     get("/healthz", health.alive, "Whether the process answers", models.Alive)
     get("/readyz", health.ready, "Whether the gateway takes events", models.Readiness, responses=NOT_READY)
@@ -194,7 +198,7 @@ def _add_accounts(app: FastAPI, dependencies: GatewayDependencies) -> None:
 
 
 def _add_access(app: FastAPI, dependencies: GatewayDependencies) -> None:
-    """Add the path that shows entitlements; checks are answered past FastAPI's layers."""
+    """Add the paths that show entitlements and end holds; checks are answered past FastAPI's layers."""
     statuses = (400, 401, 403, 404, 501, 503)
     app.add_api_route(
         "/v1/accounts/{account:name}/entitlements",
@@ -204,6 +208,13 @@ def _add_access(app: FastAPI, dependencies: GatewayDependencies) -> None:
         response_description=_meaning(models.EntitlementsAnswer, ""),
         responses={status: REFUSALS[status] for status in (*statuses, "default")},
     )
+    holds = HoldEndpoints(dependencies)
+    ends = (400, 401, 403, 404, 409, 501, 503)
+    more: dict[str, Any] = {"methods": ["POST"], "response_model": models.HoldAnswer}
+    more |= {"response_description": models.HoldAnswer.__doc__}
+    more |= {"responses": {status: REFUSALS[status] for status in (*ends, "default")}}
+    app.add_api_route(f"{HOLD_PATH}/use", holds.use, summary="Say how much of a hold was used", **more)
+    app.add_api_route(f"{HOLD_PATH}/release", holds.release, summary="Give a hold back", **more)
 
 
 def _meaning(model: Any, summary: str) -> str:

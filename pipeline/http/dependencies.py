@@ -22,6 +22,7 @@ from schemas.intent_ledger import IntentState, LedgerIntent
 from schemas.live_view import AccountDirectory, DedupMarks, DeferredEvents, LiveTotals
 from schemas.log import Log
 from schemas.meters import MeterSet
+from schemas.notices import NoticeOutbox
 from schemas.side_tables import Link
 
 MeterSetSource = Callable[[], Awaitable[MeterSet | None]]
@@ -66,7 +67,7 @@ class GatewayDependencies:
     from its store, None before the first time. Without `live` the gateway does not answer current usage. Without
     `usage` the gateway does not answer usage over time. Without `hourly`, `complete_up_to` is null.
     Without `accounts` the gateway links no accounts and lists no intents. Without `access` it answers no checks; while
-    `access` returns None, SQL has not answered yet.
+    `access` returns None, SQL has not answered yet. `notices` is alike, and lists notices.
     """
 
     log: Log
@@ -81,14 +82,13 @@ class GatewayDependencies:
     meter_set_age_s: Callable[[], float | None] | None = None
     accounts: AccountLinks | None = None
     access: Callable[[], tuple[AccessChecks, Entitlements] | None] | None = None
+    notices: Callable[[], NoticeOutbox | None] | None = None
 
 
-def authorized(
-    dependencies: GatewayDependencies, request: Request, role: Role | None, account: str | None = None
-) -> ApiKey:
-    """The key of a request. `role` None allows every role.
+def authorized(dependencies: GatewayDependencies, request: Request, *roles: Role, account: str | None = None) -> ApiKey:
+    """The key of a request, which must have one of the roles; without roles every key may.
 
-    Raises `ApiError`: 401 without a valid key, 403 if the key does not have the role or belongs to another account.
+    Raises `ApiError`: 401 without a valid key, 403 if the key has none of the roles or belongs to another account.
     """
     scheme, _, text = request.headers.get("authorization", "").partition(" ")
     text = text.strip()
@@ -98,8 +98,8 @@ def authorized(
     if key is None:
         message = "send a valid key: Authorization: Bearer tm_…; `tidemark key create` makes one"
         raise ApiError(401, "unauthorized", message, headers={"WWW-Authenticate": 'Bearer realm="tidemark"'})
-    if role is not None and not key.may(role):
-        needed = role if role is Role.ADMIN else f"{role} or admin"
+    if roles and not key.may(*roles):
+        needed = " or ".join(dict.fromkeys((*roles, Role.ADMIN)))
         raise ApiError(403, "forbidden", f"key {key.id} has the role {key.role}: this needs {needed}")
     if account is not None and not key.reaches(account):
         raise ApiError(403, "forbidden", f"key {key.id} belongs to another account", "account")
@@ -116,19 +116,23 @@ _Scheme = Annotated[object, Security(_BEARER)]
 
 
 async def _any_key(request: Request, _scheme: _Scheme) -> ApiKey:
-    return authorized(request.app.state.dependencies, request, None)
+    return authorized(request.app.state.dependencies, request)
 
 
 async def _reader(request: Request, _scheme: _Scheme) -> ApiKey:
     """A key that may read the account that the request names in its path or query, if it names one."""
     account = request.path_params.get("account") or request.query_params.get("account")
-    return authorized(request.app.state.dependencies, request, Role.READ, account)
+    return authorized(request.app.state.dependencies, request, Role.READ, account=account)
 
 
 async def _admin(request: Request, _scheme: _Scheme) -> ApiKey:
     """A key of the role admin. If the key belongs to an account, the path must name that account."""
     account = request.path_params.get("account")
-    return authorized(request.app.state.dependencies, request, Role.ADMIN, account)
+    return authorized(request.app.state.dependencies, request, Role.ADMIN, account=account)
+
+
+async def _checker(request: Request, _scheme: _Scheme) -> ApiKey:
+    return authorized(request.app.state.dependencies, request, Role.CHECK)
 
 
 async def _live(request: Request) -> LiveUsage:
@@ -149,5 +153,6 @@ async def _analytics(request: Request) -> UsageReader:
 AnyKey = Annotated[ApiKey, Depends(_any_key)]
 Reader = Annotated[ApiKey, Depends(_reader)]
 Admin = Annotated[ApiKey, Depends(_admin)]
+Checker = Annotated[ApiKey, Depends(_checker)]
 Live = Annotated[LiveUsage, Depends(_live)]
 Analytics = Annotated[UsageReader, Depends(_analytics)]

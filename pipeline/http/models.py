@@ -6,6 +6,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from schemas.holds import HOLD_S_MAX
+
 Instant = Annotated[str, Field(json_schema_extra={"format": "date-time"})]
 Decimal = Annotated[str, Field(description="An exact decimal number as text.")]
 
@@ -140,6 +142,29 @@ class IntentsAnswer(Answer):
     """Reports to Stripe, by identifier."""
 
     intents: list[IntentAnswer]
+    next_cursor: str = Field(default="", description="The `cursor` of the next page; absent on the last page.")
+
+
+class NoticeAnswer(Answer):
+    """A notice on its way through one channel."""
+
+    id: str = Field(description="The header `webhook-id`; equal in every attempt and channel.")
+    type: str
+    account: str
+    made_at: Instant
+    channel: str
+    state: str
+    detail: str = Field(description="Why it waits, or how it ended.")
+    failures: int = Field(description="How often the receiver did not take it.")
+    due_at: Instant | None = Field(description="When it is sent again; null if it is settled.")
+    settled_at: Instant | None = Field(description="Null: it waits.")
+    data: dict[str, Any] = Field(description="The notice's `data`, as it is delivered.")
+
+
+class NoticesAnswer(Answer):
+    """Deliveries of notices, the newest first."""
+
+    notices: list[NoticeAnswer]
     next_cursor: str = Field(default="", description="The `cursor` of the next page; absent on the last page.")
 
 
@@ -297,6 +322,30 @@ class AccessCheck(Answer):
     used: Decimal | None = Field(
         default=None, description="Of seats: how many are taken. Usage is counted by Tidemark."
     )
+    hold_s: int = Field(
+        default=0,
+        ge=0,
+        le=HOLD_S_MAX,
+        description="If it is allowed: for how many seconds the quantity is held for the caller. 0: nothing is held.",
+    )
+
+
+class HoldAnswer(Answer):
+    """A quantity that is held for a caller."""
+
+    id: str
+    account: str
+    feature: str
+    quantity: Decimal
+    state: Literal["held", "used", "released", "expired"]
+    expires_at: Instant
+    used: Decimal | None = Field(description="What was used of it; null until somebody said so.")
+
+
+class HoldUse(Answer):
+    """What was used of a hold."""
+
+    quantity: Decimal | None = Field(default=None, description="At most what is held; all of it if absent.")
 
 
 class GiveAnswer(Answer):
@@ -316,6 +365,36 @@ class Freshness(Answer):
     computed_at: Instant | None
     read_at: Instant | None = Field(description="When the gateway last heard which versions are the newest.")
     usage_complete_up_to: Instant | None
+    overshoot_bound: str | None = Field(
+        description="Of a limit: how much more than `used` may be used by now, at the rate of the last minute and if "
+        "all that is held was used. Null: the rate is not known."
+    )
+
+
+class MoneyAnswer(Answer):
+    """An amount of money."""
+
+    minor: int = Field(description="In minor units of the currency: cents, or whole yen. Negative: a credit.")
+    currency: str
+    exponent: int = Field(description="The number of decimals of the currency at Stripe.")
+
+
+class UpgradeAnswer(Answer):
+    """The cheapest plan or add-on that would allow what was denied; docs/entitlements.md has the rules."""
+
+    plan: str = Field(default="", description="The plan with its version; absent if an add-on would do.")
+    addon: str = Field(default="", description="The add-on with its version.")
+    quantity: int = Field(default=0, description="How many of the add-on or of the seats there would be then.")
+    due_now: MoneyAnswer = Field(description="What is charged at once, before tax and discounts.")
+    words: str = Field(description="The same in English, for people.")
+
+
+class OverageAnswer(Answer):
+    """Usage beyond the included quantity, which is billed beside the base price."""
+
+    quantity: Decimal = Field(description="With the quantity asked for, and all that is held.")
+    so_far: MoneyAnswer | None = Field(description="What the usage until now costs; null: none is beyond, or unknown.")
+    cap: MoneyAnswer | None = Field(description="What it may cost in a period at most; null without a cap.")
 
 
 class AccessAnswer(Answer):
@@ -328,14 +407,16 @@ class AccessAnswer(Answer):
     type: Literal["flag", "limit", "seat", "config"]
     limit: str = Field(default="", description="Of a limit or seats: a decimal number, or `unlimited`.")
     used: str = Field(default="", description="Of a limit: the usage of the running period.")
+    held: str = Field(default="", description="Of a limit or seats: what is promised to other callers.")
     remaining: str = Field(default="", description="Of a limit or seats: a decimal number, or `unlimited`.")
     included: str = Field(default="", description="The usage that the base price covers; absent without a price.")
-    overage: str = Field(default="", description="The usage beyond `included`, with the quantity asked for.")
+    overage: OverageAnswer | None = Field(default=None, description="With `included`: the usage beyond it.")
     value: Any = Field(default=None, description="Of a config: its settings.")
     gives: list[GiveAnswer]
-    upgrade: str | None = Field(description="The plan or add-on that would allow it, with its version; null: none.")
+    upgrade: UpgradeAnswer | None = Field(description="What would allow it; null if allowed, or if nothing would.")
     fallback: bool = Field(description="Whether a store did not answer, so that the catalog's `on_error` decided.")
     resets_at: Instant | None = Field(description="Of a limit: the end of the running period.")
+    hold: HoldAnswer | None = Field(default=None, description="With `hold_s`: what is held; null if nothing is.")
     freshness: Freshness
 
 

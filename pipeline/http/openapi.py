@@ -9,8 +9,9 @@ from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 from pydantic import BaseModel
 
+from pipeline.access.holds import KEY_CHARACTERS_MAX
 from pipeline.http.body import BATCH, LINES, PLAIN, SINGLE
-from pipeline.http.models import AccessAnswer, AccessCheck, AccountWish, ErrorAnswer, EventsAnswer, Readiness
+from pipeline.http.models import AccessAnswer, AccessCheck, AccountWish, ErrorAnswer, EventsAnswer, HoldUse, Readiness
 from schemas.events import UsageEvent
 
 DESCRIPTION: Final = (
@@ -22,8 +23,9 @@ _MEANINGS: Final[dict[int | str, str]] = {
     400: "A parameter, the path or the body is wrong: correct the request.",
     401: "The request has no valid key.",
     403: "The key may not do this.",
-    404: "There is no such meter.",
+    404: "There is no such meter, account or hold.",
     408: "The body took too long.",
+    409: "The hold ended before.",
     413: "The body is too large, or has too many events.",
     415: "Another content type, charset or encoding is needed.",
     501: "This gateway was started without the store that answers.",
@@ -43,12 +45,14 @@ NOT_READY: Final[dict[int | str, dict[str, Any]]] = {
 _KEY: Final = '-H "Authorization: Bearer $TIDEMARK_API_KEY"'
 _MONTH: Final = "from=2026-11-01T00:00:00Z&to=2026-12-01T00:00:00Z"
 ACCOUNT: Final = "/v1/accounts/{account}"
+HOLD_PATH: Final = "/v1/access/holds/{hold}"
 _TARGETS: Final = {
     "/v1/usage": f"/v1/usage?meter=tokens&account=acme&window=day&group_by=model&{_MONTH}",
     "/v1/usage/current": "/v1/usage/current?account=acme",
     "/v1/usage/periods": f"/v1/usage/periods?meter=tokens&account=acme&{_MONTH}",
     "/v1/usage/top": "/v1/usage/top?meter=tokens&limit=10",
     "/v1/billing/intents": "/v1/billing/intents?state=dead&account=acme",
+    "/v1/notices": "/v1/notices?state=dead",
     "/v1/meters": "/v1/meters",
     "/v1/meters/{meter}/top": "/v1/meters/tokens/top",
     ACCOUNT: "/v1/accounts/acme",
@@ -65,6 +69,11 @@ EXAMPLES: Final[Mapping[str, str]] = {
     "/v1/access/check": f"""curl "$GATEWAY/v1/access/check" \\
   {_KEY} \\
   -d '{{"account": "acme", "feature": "api_calls", "quantity": "1"}}'""",
+    f"{HOLD_PATH}/use": f"""curl "$GATEWAY/v1/access/holds/hold_5d41402abc4b2a76b9719d911017c592/use" \\
+  {_KEY} \\
+  -d '{{"quantity": "40"}}'""",
+    f"{HOLD_PATH}/release": 'curl -X POST "$GATEWAY/v1/access/holds/hold_7d793037a0760186574b0282f2f435e7/release" \\\n'
+    f"  {_KEY}",
     **{path: f'curl "$GATEWAY{target}" \\\n  {_KEY}' for path, target in _TARGETS.items()},
     "/v1/accounts/{account}/flush": f'curl -X POST "$GATEWAY/v1/accounts/acme/flush" \\\n  {_KEY}',
 }
@@ -132,6 +141,9 @@ def document(app: FastAPI) -> dict[str, Any]:
         "required": True,
         "content": {PLAIN: {"schema": _schema(AccountWish, schemas)}},
     }
+    openapi["paths"][f"{HOLD_PATH}/use"]["post"]["requestBody"] = {
+        "content": {PLAIN: {"schema": _schema(HoldUse, schemas)}}
+    }
     for path, command in EXAMPLES.items():
         for operation in openapi["paths"][path].values():
             operation["x-codeSamples"] = [{"lang": "Shell", "source": command}]
@@ -148,6 +160,7 @@ def _check(schemas: dict[str, Any]) -> dict[str, Any]:
         "description": "Answered from memory, with the reason, and with the plan that would allow it. A list of up "
         "to 100 checks gets a list of answers.",
         "operationId": "check_access",
+        "parameters": [_IDEMPOTENCY_KEY],
         "requestBody": {"required": True, "content": {PLAIN: {"schema": _schema(AccessCheck, schemas)}}},
         "responses": {
             "200": _response("The answer.", _schema(AccessAnswer, schemas)),
@@ -168,6 +181,13 @@ _VERIFY: Final = {
     "required": False,
     "description": "1: the status of an event that arrived before is `duplicate`, as far as the worker has counted.",
     "schema": {"type": "string", "enum": ["0", "1"]},
+}
+_IDEMPOTENCY_KEY: Final = {
+    "name": "Idempotency-Key",
+    "in": "header",
+    "required": False,
+    "description": "With `hold_s`: names the request, so that a repeated request gets the same hold.",
+    "schema": {"type": "string", "maxLength": KEY_CHARACTERS_MAX},
 }
 # The answers that are not JSON. A browser gets the page `/` as HTML too.
 _TEXTS: Final = {"/docs": "text/html", "/metrics": "text/plain"}

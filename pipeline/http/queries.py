@@ -14,10 +14,12 @@ from schemas.analytics import USAGE_ROWS_MAX, Window
 from schemas.clock import HOUR_MS, MILLISECOND_US
 from schemas.events import NAME_CHARACTERS_MAX
 from schemas.intent_ledger import IntentState
+from schemas.notices import DeliveryState
 
 INSTANT_LAST_MS: Final = 4_102_444_800_000  # 2100-01-01, within the range of ClickHouse's DateTime64
 
 TOP_ACCOUNTS_MAX: Final = 1_000
+NOTICES_MAX: Final = 1_000
 INTENTS_MAX: Final = 1_000
 
 # An error of this type has our own words; the library's words are replaced.
@@ -99,6 +101,17 @@ class IntentsParameters(Parameters):
         Account | None, Field(description="One account. Without it, all; a key of one account gets its own.")
     ] = None
     limit: Annotated[int, Field(ge=1, le=INTENTS_MAX, description="How many reports.")] = 100
+    cursor: Annotated[str, Field(max_length=200, description="The `next_cursor` of the page before.")] = ""
+
+
+class NoticesParameters(Parameters):
+    """The parameters of `GET /v1/notices`."""
+
+    state: Annotated[DeliveryState | None, Field(description="One state of deliveries. Without it, all.")] = None
+    account: Annotated[
+        Account | None, Field(description="One account. Without it, all; a key of one account gets its own.")
+    ] = None
+    limit: Annotated[int, Field(ge=1, le=NOTICES_MAX, description="How many deliveries.")] = 100
     cursor: Annotated[str, Field(max_length=200, description="The `next_cursor` of the page before.")] = ""
 
 

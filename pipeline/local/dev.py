@@ -11,7 +11,7 @@ import fcntl
 import json
 import os
 import secrets
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -22,6 +22,7 @@ from pipeline.clock import SystemClock
 from pipeline.commands.operations import create_at_stripe
 from pipeline.http.api_keys import Role, create_key
 from pipeline.local import DEV_FILE
+from pipeline.local.example import Example
 from pipeline.local.kafka import LocalKafka
 from pipeline.local.postgres import LocalPostgres
 from pipeline.local.processes import free_port
@@ -29,6 +30,7 @@ from pipeline.local.supervisor import Supervisor
 from pipeline.local.valkey import LocalValkey
 from pipeline.open import apply_meter_set, following, meter_set_in_force, open_base, open_live_view
 from pipeline.settings import Settings, load_settings
+from schemas.billing_events import MIRRORED_TYPES
 from schemas.errors import InvalidInput
 from schemas.live_view import CheckpointedState
 
@@ -36,9 +38,12 @@ SIMULATOR_KEY: Final = "sk_test_simulator"
 SIMULATOR_ACCOUNT: Final = "acct_simulator"
 API_KEYS_FILE: Final = "api_keys.jsonl"
 LOCK_FILE: Final = "lock"
+NOTICES_FILE: Final = "notices.jsonl"
 WEBHOOK_SECRETS_FILE: Final = "webhook_secrets"
+# There from the first start until the example business is made.
+EXAMPLE_DUE_FILE: Final = "example_due"
 WEBHOOK_PATH: Final = "/v1/stripe/webhook"
-ROLES: Final = ("worker", "archive", "router", "sink", "gateway", "mirror")
+ROLES: Final = ("worker", "archive", "router", "sink", "gateway", "mirror", "notifier")
 
 
 @dataclass
@@ -57,6 +62,8 @@ class DevOptions:
     modules: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     environment: Mapping[str, str] = field(default_factory=dict)
     simulator_arguments: tuple[str, ...] = ()
+    # Whether the first start also makes the example business.
+    example: bool = False
 
 
 class Dev:
@@ -94,6 +101,8 @@ class Dev:
         """The secret and the API key of the deployment; the first start makes both."""
         path = self.data_dir / "identity.json"
         if not path.exists():
+            if self.options.example:
+                (self.data_dir / EXAMPLE_DUE_FILE).touch()
             api_key, _ = create_key(self.data_dir / API_KEYS_FILE, Role.ADMIN, SystemClock())
             write_private(path, {"secret": secrets.token_hex(32), "api_key": api_key})
         identity: dict[str, str] = json.loads(path.read_text())
@@ -130,6 +139,7 @@ class Dev:
             "TIDEMARK_STRIPE_ACCOUNT": SIMULATOR_ACCOUNT,
             "TIDEMARK_API_KEYS": str(self.data_dir / API_KEYS_FILE),
             "TIDEMARK_GATEWAY_PORT": gateway_port,
+            "TIDEMARK_MAIL_URL": os.environ.get("TIDEMARK_MAIL_URL", f"file://{self.data_dir / NOTICES_FILE}"),
             **await self._webhooks(gateway_port),
         }
         if self.options.meter_set is not None:
@@ -172,7 +182,7 @@ class Dev:
             base_url=self.stripe_url, headers={"Authorization": f"Bearer {SIMULATOR_KEY}"}
         ) as api:
 
-            async def post(where: str, **fields: str) -> dict[str, Any]:
+            async def post(where: str, **fields: str | Sequence[str]) -> dict[str, Any]:
                 answer = await api.post(where, data=fields)
                 answer.raise_for_status()
                 document: dict[str, Any] = answer.json()
@@ -183,7 +193,7 @@ class Dev:
                 await post(f"/v1/webhook_endpoints/{known['endpoint']}", url=url)
             else:
                 canary = await post("/v1/customers", name="Tidemark's canary: shows that webhooks arrive")
-                endpoint = await post("/v1/webhook_endpoints", url=url, **{"enabled_events[]": "*"})
+                endpoint = await post("/v1/webhook_endpoints", url=url, **{"enabled_events[]": MIRRORED_TYPES})
                 path.touch(mode=0o600)
                 path.write_text(f"{endpoint['secret']}\n")
                 known = {"endpoint": endpoint["id"], "canary": canary["id"]}
@@ -225,6 +235,17 @@ class Dev:
             "stripe_url": self.stripe_url,
         }
         write_private(self.data_dir / DEV_FILE, document)
+
+    async def make_example(self) -> None:
+        """Make the example business if it is still due. Never raises: a deployment runs without it too."""
+        due = self.data_dir / EXAMPLE_DUE_FILE
+        if not due.exists():
+            return
+        try:
+            await Example(self.settings(), self.gateway_url, self.api_key, self.progress).make()
+            due.unlink()
+        except Exception as error:  # noqa: BLE001  # whatever happens, the developer's own work goes on
+            self.progress(f"The example business is not complete; the next start goes on with it: {error!r}")
 
     def kill_worker(self) -> bool:
         """Send SIGKILL to the first worker process; False if the process does not run."""

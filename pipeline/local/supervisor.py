@@ -93,14 +93,14 @@ class Child:
             self.last_down_s = loop.time()
 
     async def stop(self) -> None:
-        """Send SIGTERM and wait; SIGKILL after `STOP_TIMEOUT_S`. Safe to call twice."""
+        """Send the signal that stops the process and wait; SIGKILL after `STOP_TIMEOUT_S`. Safe to call twice."""
         self._stopping = True
         if self._keeper is None:
             return
         if self.process.pid is None:
             self._keeper.cancel()
         else:
-            self.process.signal(signal.SIGTERM)
+            self.process.signal(self.process.stop_signal)
             await asyncio.wait({self._keeper}, timeout=STOP_TIMEOUT_S)
             self.process.kill()
         await asyncio.wait({self._keeper})

@@ -10,6 +10,7 @@ import os
 import sqlite3
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final, NamedTuple, TypeVar
 from urllib.parse import quote
@@ -149,16 +150,18 @@ class SqliteLog:
         return await self._in_reader_thread(read_all)
 
     async def wait_changed(self, version: int, timeout_s: float) -> None:
-        """Wait until any process changes the file after `version`, for up to `timeout_s`."""
+        """Wait until any process changes the file after `version`, for up to `timeout_s`.
+
+        Looks every `POLL_INTERVAL_S`, and after an append of this process. A look at once would find a change of any
+        topic: while somebody writes, whoever waits for another topic would look without a pause.
+        """
         deadline = self._loop.time() + timeout_s
         while (left_s := deadline - self._loop.time()) > 0:
             self._changed.clear()
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._changed.wait(), min(left_s, POLL_INTERVAL_S))
             if await self._in_reader_thread(self._data_version) != version:
                 return
-            try:
-                await asyncio.wait_for(self._changed.wait(), min(left_s, POLL_INTERVAL_S))
-            except TimeoutError:
-                continue
 
     async def committed(self, group: str, topic: str, partition: int) -> int | None:
         def query() -> int | None:

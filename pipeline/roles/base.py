@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
 from typing import Any
 
@@ -32,6 +33,7 @@ def runner_settings(
     flush_events_max: int | None = None,
     linger_s: float = 0.0,
     catch_up_linger_s: float = 0.0,
+    quiet_s: float = math.inf,
 ) -> RunnerSettings:
     """The runner's settings for a consumer group."""
     return RunnerSettings(
@@ -42,6 +44,7 @@ def runner_settings(
         idle_interval_s=0.5,
         linger_s=linger_s,
         catch_up_linger_s=catch_up_linger_s,
+        quiet_s=quiet_s,
     )
 
 

@@ -102,9 +102,11 @@ async def run_gateway(settings: Settings) -> None:
     clickhouse = open_clickhouse(settings.clickhouse_url, timeout_s=settings.query_timeout_s, abandons=True)
     accounts = OpenedAccountLinks(base) if _may_link(settings) else None
     live = LiveUsage(view.accounts, view.deferred, view.totals, view.marks)
-    access = OpenedAccess(base, live) if settings.sql_url.startswith("postgresql://") else None
-    stop = stop_event()
     metrics = Metrics()
+    access = None
+    if settings.sql_url.startswith("postgresql://"):
+        access = OpenedAccess(base, live, lambda: metrics.add("tidemark_gateway_fallback_checks_total"))
+    stop = stop_event()
 
     def note_read() -> None:
         metrics.set("tidemark_gateway_meter_set_read_seconds", base.clock.now_ms() / 1000)
@@ -131,6 +133,7 @@ async def run_gateway(settings: Settings) -> None:
                 meter_set_age_s=meter_set.age_s,
                 accounts=accounts,
                 access=access,
+                notices=access.notices if access is not None else None,
             ),
             metrics,
         )

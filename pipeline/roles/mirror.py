@@ -33,8 +33,13 @@ from schemas.side_tables import SideTables
 READ_EVENTS_MAX: Final = 500
 HELD_EVENTS_MAX: Final = 10_000
 COUNT_INTERVAL_S: Final = 15.0
-RENEWAL_INTERVAL_S: Final = 0.5
+RENEWAL_INTERVAL_S: Final = 0.2
+SWEEP_INTERVAL_S: Final = 10.0
+SWEPT_MAX: Final = 10_000
+# The events of a sign-up come within a second or two, and share their fetches if they are read together. One event
+# alone does not wait so long: an account waits for what it bought.
 LINGER_S: Final = 1.5
+QUIET_S: Final = 0.4
 # What only the process that owns partition 0 knows. Another process, and one that lost the partition, shows none.
 OWNER_GAUGES: Final[tuple[MetricName, ...]] = (
     "tidemark_mirror_held_events",
@@ -89,6 +94,7 @@ async def run_mirror(settings: Settings) -> None:
                 relaying(owned, lambda _: outbox.relay(), settings.relay_interval_s, on_failure=failed),
                 relaying(owned, lambda _: counted.count(), COUNT_INTERVAL_S),
                 relaying(owned, lambda _: renewal.turn(), RENEWAL_INTERVAL_S, on_failure=not_renewed),
+                relaying(owned, lambda _: tables.holds.sweep(base.clock.now_ms(), SWEPT_MAX), SWEEP_INTERVAL_S),
                 recovery.run(),
             )
 
@@ -96,8 +102,9 @@ async def run_mirror(settings: Settings) -> None:
             show(metrics, base.clock, processor.status(), outbox.status(), counted, recoveries)
             show_renewal(metrics, renewal)
 
-        # The events of a sign-up come within a second or two, and share their fetches if they are read together.
-        runner = runner_settings(settings, BILLING_GROUP, flush_events_max=READ_EVENTS_MAX, linger_s=LINGER_S)
+        runner = runner_settings(
+            settings, BILLING_GROUP, flush_events_max=READ_EVENTS_MAX, linger_s=LINGER_S, quiet_s=QUIET_S
+        )
         await run_processor(base, processor, runner, beside, metrics, refresh)
 
 

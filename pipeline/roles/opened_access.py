@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+from collections.abc import Callable
 from typing import Final
 
 from pipeline.access.checks import AccessChecks
@@ -13,8 +14,9 @@ from pipeline.http.dependencies import LiveUsage
 from pipeline.open import Base, open_side_tables
 from schemas.entitlements import Entitlements
 from schemas.errors import TidemarkError
+from schemas.notices import NoticeOutbox
 
-REFRESH_INTERVAL_S: Final = 0.5
+REFRESH_INTERVAL_S: Final = 0.25
 RETRY_INTERVAL_S: Final = 2.0
 # Somebody waits for a check: a store that hangs delays it no longer than this.
 READ_TIMEOUT_S: Final = 1.0
@@ -25,16 +27,23 @@ _log: Final = logging.getLogger(__name__)
 class OpenedAccess:
     """The checks of a gateway that starts, and takes events, without PostgreSQL too."""
 
-    def __init__(self, base: Base, live: LiveUsage) -> None:
+    def __init__(self, base: Base, live: LiveUsage, on_fallback: Callable[[], None] = lambda: None) -> None:
+        """`on_fallback` is called for each answer without a store."""
         self._base = base
         self._live = live
+        self._on_fallback = on_fallback
         self._opened: tuple[AccessChecks, Entitlements] | None = None
+        self._notices: NoticeOutbox | None = None
         self._stack = contextlib.AsyncExitStack()
         self._failure = ""
 
     def __call__(self) -> tuple[AccessChecks, Entitlements] | None:
         """The checks and the store; None while PostgreSQL has not answered yet."""
         return self._opened
+
+    def notices(self) -> NoticeOutbox | None:
+        """The outbox of notices; None while PostgreSQL has not answered yet."""
+        return self._notices
 
     async def run(self) -> None:
         """Open PostgreSQL, and read what changed, for ever. A failure is logged once, and tried again."""
@@ -58,8 +67,15 @@ class OpenedAccess:
             usage = LiveUsageSource(
                 self._live.accounts, self._live.totals, self._base.genesis.partitions, self._base.clock
             )
-            checks = AccessChecks(tables.catalog, tables.entitlements, usage, self._base.clock)
-            self._opened = checks, tables.entitlements
+            checks = AccessChecks(
+                tables.catalog,
+                tables.entitlements,
+                usage,
+                self._base.clock,
+                holds=tables.holds,
+                on_fallback=self._on_fallback,
+            )
+            self._opened, self._notices = (checks, tables.entitlements), tables.notices
         await self._opened[0].refresh()
 
     async def close(self) -> None:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
@@ -31,6 +32,7 @@ class PartitionWorkerLimits:
     idle_interval_s: float
     linger_s: float = 0.0
     catch_up_linger_s: float = 0.0
+    quiet_s: float = math.inf
     step_timeout_s: float = 900.0
 
 
@@ -204,7 +206,7 @@ class PartitionWorker:
 
     async def _linger(self) -> None:
         """Wait for a fuller flush, because a large step costs little more than a small one. Waits up to `linger_s`, or
-        up to `catch_up_linger_s` if the log has more records."""
+        up to `catch_up_linger_s` if the log has more records, and only until nothing came for `quiet_s`."""
         loop, limits = asyncio.get_running_loop(), self._limits
         began_s = loop.time()
         while not (self.behind or self._closing or self.full):
@@ -214,8 +216,11 @@ class PartitionWorker:
             left_s = began_s + linger_s - loop.time()
             if left_s <= 0:
                 return
-            with suppress(TimeoutError):
-                await asyncio.wait_for(self._arrived.wait(), left_s)
+            try:
+                await asyncio.wait_for(self._arrived.wait(), min(left_s, limits.quiet_s))
+            except TimeoutError:
+                if limits.quiet_s < left_s:
+                    return
 
     def _take(self) -> list[Record]:
         """The records of the next step: as many whole records as the limits allow, and at least one."""

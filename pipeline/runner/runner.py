@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
+import math
 import time
 from collections.abc import Coroutine, Iterable, Sequence
 from contextlib import suppress
@@ -57,7 +58,8 @@ class RunnerSettings:
     `fetch_bytes_max` bytes of each partition. A dead worker's partitions stand
     still for `session_timeout_s`. A call of `step` or `idle` that exceeds `step_timeout_s` ends the process, so the
     group moves the partitions. A step that is not full waits up to `linger_s` for more records, or `catch_up_linger_s`
-    if the log has more records. A stop waits up to `stop_timeout_s` for the running steps.
+    if the log has more records, but not longer than `quiet_s` for the next one. A stop
+    waits up to `stop_timeout_s` for the running steps.
     """
 
     group: str
@@ -76,6 +78,7 @@ class RunnerSettings:
     idle_interval_s: float = 1.0
     linger_s: float = 0.0
     catch_up_linger_s: float = 0.0
+    quiet_s: float = math.inf
     stop_timeout_s: float = 30.0
 
     def __post_init__(self) -> None:
@@ -107,6 +110,7 @@ class Runner:
             settings.idle_interval_s,
             settings.linger_s,
             settings.catch_up_linger_s,
+            settings.quiet_s,
             settings.step_timeout_s,
         )
         self._workers: dict[TP, PartitionWorker] = {}

@@ -17,13 +17,13 @@ from schemas.side_tables import SideTables
 # A customer comes after its subscriptions: the timeline plans nothing for a customer without a row, and would take a
 # customer whose subscriptions are not read yet for one without any.
 ORDER: Final = (ObjectKind.SUBSCRIPTION, ObjectKind.SCHEDULE, ObjectKind.INVOICE, ObjectKind.CUSTOMER)
-# An event that Stripe delivers meanwhile waits for one batch: for two hundred fetches, which take some seconds. In
-# smaller batches the waits between them would take longer than the fetches.
-BATCH_RECORDS: Final = 200
+# An event that Stripe delivers meanwhile waits for two batches: for two hundred fetches, which take some seconds. One
+# batch alone would leave the role `mirror` without work while the next one is appended.
+BATCH_RECORDS: Final = 100
 # A step of the role `mirror` may take 15 minutes.
 STALLED_MS: Final = 16 * MINUTE_MS
 
-Feed = Callable[[Sequence[bytes]], Awaitable[int]]
+Feed = Callable[[Sequence[bytes]], Awaitable[object]]
 
 
 async def resync(
@@ -31,26 +31,26 @@ async def resync(
 ) -> dict[ObjectKind, int]:
     """Feed a resync record for each object that the mirror has or Stripe lists; returns how many, by kind.
 
-    `feed` appends up to `BATCH_RECORDS` records and returns their number. `run` names the resync: a second run of the
+    `feed` appends up to `BATCH_RECORDS` records. `run` names the resync: a second run of the
     same name changes nothing that the first one did. With `customer`, only the customer's objects. Stripe lists no
     deleted objects, so those of the mirror are asked for by their ids. Costs a call per 100 objects now, and one per
     object when the records are processed. Raises `Transient` and `Refused`; afterwards repeat it with the same `run`.
     """
-    counts: dict[ObjectKind, int] = {}
+    counts, batch = dict.fromkeys(ORDER, 0), []
     for kind in ORDER:
-        counts[kind], batch = 0, []
         async for name, owner in _names(objects, tables, kind, customer):
             batch.append(resync_record(run, name, owner, now_s))
+            counts[kind] += 1
             if len(batch) == BATCH_RECORDS:
-                counts[kind] += await feed(batch)
+                await feed(batch)
                 batch = []
-        if batch:
-            counts[kind] += await feed(batch)
+    if batch:
+        await feed(batch)
     return counts
 
 
 class PatientFeed:
-    """Appends a batch of records after the batch before was processed, so that live events do not wait behind all."""
+    """Appends a batch of records while one other waits at most, so that live events do not wait behind all."""
 
     def __init__(self, log: Log, tables: SideTables, clock: Clock, told: Callable[[int], None]) -> None:
         """`clock` measures the wait. `told` gets the number of records appended so far, after each batch."""
@@ -58,19 +58,21 @@ class PatientFeed:
         self._tables = tables
         self._clock = clock
         self._told = told
+        # Where the log ended after the last batch, and after the one before.
         self._ends: dict[int, int] = {}
+        self._ends_before: dict[int, int] = {}
         self._appended = 0
 
     async def append(self, values: Sequence[bytes]) -> int:
         """Append a batch; returns its size. Raises `Transient` if nothing is processed for `STALLED_MS`, and the log's
         errors."""
-        if left := await unprocessed(self._tables, self._ends, self._clock, STALLED_MS):
+        if left := await unprocessed(self._tables, self._ends_before, self._clock, STALLED_MS):
             raise Transient(
                 f"{left} events wait, and none was processed for {STALLED_MS // MINUTE_MS} minutes: look at the "
                 f"role mirror, then repeat the command with its --run"
             )
         count = await append_events(self._log, values, Via.RESYNC)
-        self._ends = await log_ends(self._log)
+        self._ends_before, self._ends = self._ends, await log_ends(self._log)
         self._appended += count
         self._told(self._appended)
         return count

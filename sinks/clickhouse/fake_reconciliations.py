@@ -22,8 +22,8 @@ class FakeReconciliations:
     async def past_reads(self) -> Sequence[PastRead]:
         last: dict[tuple[str, str, str, int, int], PastRead] = {}
         for row in self.findings.values():
-            is_read = row.pair in ("stripe", "invoices") and row.cause != "unchecked"
-            if not is_read or not row.stripe_customer or not row.event_name:
+            is_read = row.pair in ("stripe", "invoices", "flags") and row.cause != "unchecked"
+            if not is_read or not row.stripe_customer or not (row.event_name or row.pair == "flags"):
                 continue
             key = (row.pair, row.event_name, row.stripe_customer, row.period_start_ms or 0, row.period_end_ms or 0)
             if key not in last or last[key].read_at_ms < row.read_at_ms:

@@ -15,7 +15,8 @@ _PAST: Final = """
 SELECT pair, event_name, stripe_customer, ifNull(period_start_ms, 0) AS starts_ms, ifNull(period_end_ms, 0) AS ends_ms,
     max(read_at_ms), argMax(cause, read_at_ms)
 FROM reconciliation_findings FINAL
-WHERE pair IN ('stripe', 'invoices') AND cause != 'unchecked' AND stripe_customer != '' AND event_name != ''
+WHERE pair IN ('stripe', 'invoices', 'flags') AND cause != 'unchecked' AND stripe_customer != ''
+    AND (event_name != '' OR pair = 'flags')
 GROUP BY pair, event_name, stripe_customer, starts_ms, ends_ms
 ORDER BY pair, event_name, stripe_customer, starts_ms, ends_ms
 """

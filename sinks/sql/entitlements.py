@@ -6,8 +6,9 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Final, TypeVar
 
-from sqlalchemy import Connection, RowMapping, insert, select, update
+from sqlalchemy import Connection, RowMapping, func, insert, select, update
 
+from aggregators.billed import billed_of
 from aggregators.entitlement_codec import decode_value, encode_value
 from schemas.clock import DAY_MS
 from schemas.entitlements import (
@@ -22,11 +23,12 @@ from schemas.entitlements import (
     SourceKind,
 )
 from schemas.errors import Fenced, InvalidInput
-from schemas.side_tables import Row
+from schemas.side_tables import Link, Row
+from schemas.upgrades import Billed
 from sinks.sql import audit as trail
 from sinks.sql.bindings import owned_rows
 from sinks.sql.intents import Run
-from sinks.sql.queries import Head, insert_new, links_of, lock_accounts, next_offset, save_heads
+from sinks.sql.queries import Head, chunks, insert_new, links_of, lock_accounts, next_offset, save_heads
 from sinks.sql.tables import accounts, audit, catalog_versions, entitlement_versions, overrides, positions
 
 Answer = TypeVar("Answer")
@@ -56,10 +58,32 @@ class SqlEntitlements:
     async def renew(self, account: str, catalog_sha256: str, resolver: Resolver, now_ms: int) -> Recomputed:
         return await self._run(lambda connection: _renew(connection, account, catalog_sha256, resolver, now_ms))
 
+    async def recompute(self, account: str = "") -> int:
+        is_one = accounts.c.account == account if account else accounts.c.account != ""
+        marked = update(accounts).values(entitled_seq=-1)
+
+        def body(connection: Connection) -> int:
+            # Accounts are locked in ascending order, as everywhere.
+            locked = select(accounts.c.account).where(is_one).order_by(accounts.c.account).with_for_update()
+            names = list(connection.execute(locked).scalars())
+            connection.execute(marked.where(is_one))
+            return len(names)
+
+        return await self._run(body)
+
     async def latest(self, accounts: Sequence[str]) -> Mapping[str, EntitlementVersion]:
+        found = entitlement_versions.c
+
         def body(connection: Connection) -> dict[str, EntitlementVersion]:
-            found = (_latest(connection, account) for account in dict.fromkeys(accounts))
-            return {version.account: version for version in found if version is not None}
+            versions: dict[str, EntitlementVersion] = {}
+            for chunk in chunks(dict.fromkeys(accounts)):
+                greatest = select(found.account, func.max(found.version).label("version"))
+                newest = greatest.where(found.account.in_(chunk)).group_by(found.account).subquery()
+                wanted = select(entitlement_versions).join(
+                    newest, (found.account == newest.c.account) & (found.version == newest.c.version)
+                )
+                versions |= {row["account"]: _version(row) for row in connection.execute(wanted).mappings()}
+            return versions
 
         return await self._run(body)
 
@@ -71,6 +95,13 @@ class SqlEntitlements:
         wanted = select(found.account, found.version, found.number).where(found.number > after)
         wanted = wanted.order_by(found.number).limit(limit)
         return await self._run(lambda connection: [Renewed(*row) for row in connection.execute(wanted)])
+
+    async def billed(self, account: str, now_ms: int) -> Billed:
+        def body(connection: Connection) -> Billed:
+            links = links_of(connection, {account})[account]
+            return billed_of(links, _mirror(connection, links), now_ms)
+
+        return await self._run(body)
 
     async def version_at(self, account: str, instant_ms: int) -> EntitlementVersion | None:
         return await self._run(lambda connection: _latest(connection, account, instant_ms))
@@ -91,11 +122,7 @@ def _renew(connection: Connection, account: str, catalog_sha256: str, resolver: 
     if connection.execute(active).scalar() != catalog_sha256:
         raise Fenced("another catalog is active than the one that the entitlements were computed by")
     links = links_of(connection, {account})[account]
-    customers = {link.customer for link in links if link.customer}
-    rows: dict[str, list[Row]] = defaultdict(list)
-    for owned in owned_rows(connection, customers).values():
-        for table, found in owned.items():
-            rows[table] += found
+    rows = _mirror(connection, links)
     people = [made.grant for made in _overrides(connection, account) if made.revoked_ms is None]
     before = _latest(connection, account)
     computed = resolver(links, rows, people, _since_ms(now_ms))
@@ -118,6 +145,15 @@ def _renew(connection: Connection, account: str, catalog_sha256: str, resolver: 
 def _since_ms(computed_ms: int) -> int:
     """From when on a version is exact: the clock of a gateway may be behind that of the mirror."""
     return computed_ms - DAY_MS
+
+
+def _mirror(connection: Connection, links: Sequence[Link]) -> dict[str, list[Row]]:
+    """The mirror's rows of the customers of links, by table."""
+    rows: dict[str, list[Row]] = defaultdict(list)
+    for owned in owned_rows(connection, {link.customer for link in links if link.customer}).values():
+        for table, found in owned.items():
+            rows[table] += found
+    return rows
 
 
 def _is_new(before: EntitlementVersion | None, computed: Computed) -> bool:

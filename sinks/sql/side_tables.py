@@ -38,7 +38,10 @@ from sinks.sql.bills import SqlBills
 from sinks.sql.bindings import Planner, binding_of, overlaps_now
 from sinks.sql.catalog import SqlCatalog
 from sinks.sql.entitlements import SqlEntitlements
+from sinks.sql.holds import SqlHolds
 from sinks.sql.intents import SqlIntentLedger
+from sinks.sql.notices import SqlNotices
+from sinks.sql.payers import SqlPayers
 from sinks.sql.queries import links_of, mirror_row, mirror_rows, next_offset, rows_where
 from sinks.sql.tables import account_bindings, audit, cursors, customer_column, mirror, processed_events
 
@@ -80,9 +83,24 @@ class SqlSideTables(ABC):
         return SqlCatalog(self._run)
 
     @property
+    def payers(self) -> SqlPayers:
+        """Who subscribes to what, in the same database."""
+        return SqlPayers(self._run)
+
+    @property
     def entitlements(self) -> SqlEntitlements:
         """Overrides, and the versions of accounts' entitlements, in the same database."""
         return SqlEntitlements(self._run)
+
+    @property
+    def holds(self) -> SqlHolds:
+        """Holds of limits and seats, in the same database."""
+        return SqlHolds(self._run)
+
+    @property
+    def notices(self) -> SqlNotices:
+        """The outbox of notices in the same database."""
+        return SqlNotices(self._run)
 
     @abstractmethod
     async def _run(self, body: Callable[[Connection], Answer]) -> Answer:

@@ -17,6 +17,7 @@ from sqlalchemy.ext.asyncio import create_async_engine
 
 from schemas.errors import InvalidInput, Transient
 from schemas.side_tables import Overlaps, Timeline
+from sinks.sql.entitlement_recount import SqlEntitlementRecount
 from sinks.sql.schema import check, migrate
 from sinks.sql.side_tables import SqlSideTables, no_overlaps
 
@@ -75,6 +76,11 @@ class PostgresSideTables(SqlSideTables):
                 "application_name": "tidemark",
             },
         )
+
+    @property
+    def entitlement_recount(self) -> SqlEntitlementRecount:
+        """Entitlements computed from the same tables by SQL alone."""
+        return SqlEntitlementRecount(self._run)
 
     async def migrate(self, scope: str, log_id: str) -> None:
         await self._run(lambda connection: migrate(connection, scope, log_id))

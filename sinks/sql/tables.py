@@ -15,6 +15,7 @@ from schemas.billing_events import ObjectKind
 from schemas.bills import InvoiceItemState
 from schemas.catalog_changes import PlanState
 from schemas.intent_ledger import IntentState
+from schemas.notices import DeliveryState
 from schemas.side_tables import MIRROR_COLUMNS, OVERLAP, PARTS_OF, TABLE_OF, Outcome
 
 metadata: Final = MetaData()
@@ -53,6 +54,7 @@ def _integer(name: str, *, key: bool = False, nullable: bool = False) -> Column[
 
 _ITEM_STATES: Final = ", ".join(f"'{state}'" for state in InvoiceItemState)
 _STATES: Final = ", ".join(f"'{state}'" for state in IntentState)
+_DELIVERY_STATES: Final = ", ".join(f"'{state}'" for state in DeliveryState)
 _OUTCOMES: Final = ", ".join(f"'{outcome}'" for outcome in Outcome)
 
 # Authoritative. The database's only row of its kind: whose data it is.
@@ -350,6 +352,79 @@ entitlement_versions: Final = _table(
     Column("number", INTEGER, nullable=False, server_default="0"),
 )
 Index("entitlement_versions_by_number", entitlement_versions.c.number)
+# Authoritative. What is promised to a caller, or was. Quantities are decimal text. `request_key`: the caller's name of
+# the request, or "". `until_ms`: up to when the usage may have arrived.
+holds: Final = _table(
+    "holds",
+    _text("id", key=True),
+    _text("account"),
+    _text("feature"),
+    _text("quantity"),
+    _integer("taken_ms"),
+    _integer("expires_ms"),
+    _integer("is_metered"),
+    _text("request_key"),
+    Column("used", Text),
+    _integer("ended_ms", nullable=True),
+    _integer("until_ms"),
+)
+Index(
+    "holds_by_request",
+    holds.c.account,
+    holds.c.request_key,
+    unique=True,
+    postgresql_where=holds.c.request_key != "",
+    sqlite_where=holds.c.request_key != "",
+)
+Index("open_holds", holds.c.account, holds.c.until_ms)
+Index("holds_by_end", holds.c.until_ms, holds.c.account)
+
+# Outbox and ledger. Each notice through each channel, once: the id follows from the fact, so the fact is the key twice.
+notices: Final = _table(
+    "notices",
+    _text("id", key=True),
+    _text("channel", key=True),
+    _text("kind"),
+    _text("account"),
+    _text("subject"),
+    _integer("period_start_ms"),
+    _integer("period_end_ms"),
+    _integer("percent"),
+    _text("body"),
+    _integer("made_ms"),
+    _text("state"),
+    _integer("attempts"),
+    _integer("failures"),
+    _integer("due_ms"),
+    _text("detail"),
+    _integer("settled_ms", nullable=True),
+    CheckConstraint(f"state IN ({_DELIVERY_STATES})", name="notices_state"),
+)
+Index(
+    "notices_by_fact",
+    notices.c.account,
+    notices.c.kind,
+    notices.c.subject,
+    notices.c.period_start_ms,
+    notices.c.percent,
+    notices.c.channel,
+    unique=True,
+)
+Index("notices_by_time", notices.c.made_ms, notices.c.id, notices.c.channel)
+Index("notices_by_period_end", notices.c.period_end_ms)
+Index(
+    "waiting_notices",
+    notices.c.due_ms,
+    notices.c.id,
+    postgresql_where=notices.c.state == "waiting",
+    sqlite_where=notices.c.state == "waiting",
+)
+Index(
+    "dead_notices",
+    notices.c.id,
+    postgresql_where=notices.c.state == "dead",
+    sqlite_where=notices.c.state == "dead",
+)
 
 _FETCHED: Final = frozenset(TABLE_OF.values())
 _COUNTS: Final = frozenset({"attempt_count", "deleted", "exponent", "interval_count", "is_proration"})

@@ -22,6 +22,9 @@ PAGES_MAX: Final = 500
 ATTEMPTS_MAX: Final = 5
 _PATHS: Final = {CatalogKind.PRODUCT: "/v1/products", CatalogKind.PRICE: "/v1/prices"}
 _FEATURES: Final = "/v1/entitlements/features"
+# The metadata of a price: what it is the price of.
+PLAN_KEY: Final = "tidemark_plan"
+COMPONENT_KEY: Final = "tidemark_component"
 _TIERS: Final = {"expand": ["data.tiers"]}
 
 Sleep = Callable[[float], Awaitable[None]]
@@ -54,12 +57,12 @@ class StripeClientCatalog:
     async def read(self) -> AtStripe:
         """See `CatalogObjects`."""
         meters: dict[str, StripeMeter] = {}
-        names: dict[str, str] = {}
         async for row in self._rows("/v1/billing/meters"):
             meter = meter_of(json.loads(json.dumps(row), object_hook=lambda fields: SimpleNamespace(**fields)))
-            names[meter.id] = meter.event_name
             if meter.event_name not in meters or meter.is_active:
                 meters[meter.event_name] = StripeMeter(meter.id, meter.event_name, meter.fault)
+        # A price of a meter that another one has replaced has other terms: it bills nothing.
+        names = {meter.id: meter.event_name for meter in meters.values()}
         products = {row["id"]: _product(row) async for row in self._rows(_PATHS[CatalogKind.PRODUCT])}
         features = {
             row["lookup_key"]: StripeFeature(row["id"], row["lookup_key"], row["name"])
@@ -125,7 +128,7 @@ class StripeClientCatalog:
                 raise InvalidInput(key, f"Stripe's price {price.id} has this lookup key and other terms: plan again")
             return price.id
 
-        metadata = {"tidemark_plan": str(plan), "tidemark_component": component}
+        metadata = {PLAN_KEY: str(plan), COMPONENT_KEY: component}
         params = {"lookup_key": key, "metadata": metadata, **price_fields(terms, meter_id)}
         return await self._create(_PATHS[CatalogKind.PRICE], key, params, find)
 
@@ -220,7 +223,9 @@ def _price(row: Mapping[str, Any], event_names: Mapping[str, str]) -> StripePric
         None if row["billing_scheme"] == "tiered" else _minor(row["unit_amount_decimal"]), tiers,
         row["tiers_mode"] or "", rounded,
     )  # fmt: skip
-    return StripePrice(row["id"], row["lookup_key"] or "", terms, row["active"])
+    metadata = row["metadata"] or {}
+    made_for = f"{metadata.get(PLAN_KEY, '')} {metadata.get(COMPONENT_KEY, '')}"
+    return StripePrice(row["id"], row["lookup_key"] or "", terms, row["active"], made_for)
 
 
 def _minor(text: str | None) -> str:

@@ -82,6 +82,14 @@ class StripeClientInvoices(StripeClientObjects):
         bodies = [await self._with_parts(ObjectName(kind, str(body["id"])), body) for body in listed["data"]]
         return ListedPage(bodies, str(bodies[-1]["id"]) if bodies and listed["has_more"] else "")
 
+    async def active_features(self, stripe_customer: str) -> frozenset[str]:
+        """See `StripeInvoices`."""
+        rows = await self._all("/v1/entitlements/active_entitlements", {"customer": stripe_customer})
+        try:
+            return frozenset(str(row["lookup_key"]) for row in rows)
+        except SHAPE_ERRORS as error:
+            raise InvalidInput(stripe_customer, f"its features are not in Stripe's form: {error}") from error
+
     async def changed_since(self, since_ms: int) -> AbstractSet[str]:
         """See `StripeInvoices`."""
         # An event may be dated a little after our clock.

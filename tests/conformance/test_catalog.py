@@ -102,7 +102,12 @@ class World:
             return Ending(inner, countdown, after=after) if countdown else inner
 
         return Parts(
-            self.clock, ending(self.store), ending(self.objects), ending(self.meters), self.meter_set, self.apply
+            self.clock,
+            ending(self.store),
+            ending(self.objects),
+            ending(self.meters),
+            self.meter_set,
+            ending(self).apply,
         )
 
     async def meter_set(self) -> MeterSet | None:
@@ -189,6 +194,25 @@ async def test_a_new_price_is_for_who_signs_up_and_who_has_the_old_one_keeps_it(
     assert {"team@1": 1, "team@2": 1} == (await world.plan(DEARER.replace("version: 1\n", "version: 3\n", 1))).touched
     assert standing.catalog is not None
     assert (2, "anna", "because") == (standing.catalog.version, standing.applied_by, standing.reason)
+
+
+async def test_a_meter_that_was_made_again_bills_nothing_through_the_old_prices(
+    world: World, served_simulator: ServedSimulator
+) -> None:
+    """Stripe's prices name the meter by its id. Somebody deactivated it, and made one of the same event name."""
+    await world.apply_file(SMALL)
+    sdk = Sdk(served_simulator.simulator, served_simulator.clock)
+    old = (await world.objects.read()).meters["tm_tokens"].id
+    await sdk("v1.billing.meters.deactivate", old, {})
+    params = {"display_name": "Tokens", "event_name": "tm_tokens", "default_aggregation": {"formula": "sum"}}
+    new = (await sdk("v1.billing.meters.create", params))["id"]
+    await sdk.close()
+
+    plan = await world.plan(SMALL)
+
+    assert f"meter tm_tokens is {new}, and was {old}: the prices of the old one bill no usage" in plan.drift
+    assert 2 == len([line for line in plan.drift if f"event_name {old}, not tm_tokens" in line])
+    assert "a price never changes: raise the version of team to 2" in plan.refusals[0]
 
 
 async def test_a_person_reads_what_will_be_done_and_who_is_touched(world: World) -> None:
@@ -280,6 +304,41 @@ async def test_an_application_that_ends_at_any_call_goes_on(
     again = await world.plan(DEARER.replace("version: 1\n", "version: 2\n", 1))
     assert ([], [], []) == (again.actions, again.refusals, again.drift)
     assert 1 == len([row for row in await world.tables.audit("") if row.entity_id == "2"])
+
+
+@pytest.mark.parametrize("after", [False, True], ids=["before it acts", "after it acted"])
+async def test_a_first_application_that_ends_at_any_call_goes_on(world: World, after: bool) -> None:
+    """As above, with the meter set in the log, meters and features at Stripe, and nothing that was there before."""
+    plan, ends = await world.plan(SMALL), 0
+    while True:
+        try:
+            countdown = min(ends + 1, 2 if after else 3)
+            await apply_plan(world.parts([countdown], after=after), plan, "anna", "because", lambda _: None)
+            break
+        except Ends:
+            ends += 1
+
+    # Two transactions, the meter set, two meters, three products, a feature and its attachment, and five prices.
+    assert 15 == ends
+    prices = [price.key for price in (await world.objects.read()).prices.values()]
+    assert 5 == len(prices) == len(set(prices))
+    assert [1] == [meter_set.version for meter_set in world.log]
+    assert ([], []) == ((again := await world.plan(SMALL)).actions, again.drift)
+    assert 1 == len(await world.tables.audit(""))
+
+
+async def test_of_two_plans_that_are_applied_at_once_one_ends_without_a_trace(world: World) -> None:
+    plans = [await world.plan(SMALL.replace("rank: 10", f"rank: {rank}")) for rank in (10, 11)]
+
+    both = (apply_plan(world.parts(), plan, "anna", "because", lambda _: None) for plan in plans)
+    outcomes = await asyncio.gather(*both, return_exceptions=True)
+
+    (refused,) = [outcome for outcome in outcomes if isinstance(outcome, BaseException)]
+    assert isinstance(refused, InvalidInput)
+    won = plans[1 - outcomes.index(refused)]
+    assert won.sha256 == (await world.store.standing()).sha256
+    assert 1 == len(await world.tables.audit(""))
+    assert 5 == len((await world.objects.read()).prices)
 
 
 async def test_an_application_that_ends_before_its_archives_goes_on_with_them(world: World) -> None:

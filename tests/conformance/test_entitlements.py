@@ -9,11 +9,15 @@ import pytest
 import pytest_asyncio
 
 from aggregators.catalog_plan import catalog_hash
+from schemas.billing_events import ObjectKind, ObjectName
 from schemas.catalog_changes import CatalogPlan
 from schemas.entitlements import UNLIMITED, Computed, Entitlements, Grant, Operation, SourceKind, Value
 from schemas.errors import Fenced, InvalidInput
-from schemas.side_tables import Link, Row
+from schemas.periods import Interval
+from schemas.side_tables import Fetched, Link, Row
+from schemas.upgrades import Billed, BilledItem, BilledSubscription
 from sinks.sql.side_tables import SqlSideTables
+from tests.conformance.side_table_steps import ANCHOR_MS, event, fetched_subscription, step
 from tests.unit.catalog.files import SMALL, catalog_of
 
 NOW_MS = 1_795_257_000_000
@@ -94,6 +98,17 @@ async def test_equal_inputs_make_no_version(store: Entitlements) -> None:
     await store.renew("acme", SHA256, Resolving(), NOW_MS)
     assert not (await store.renew("acme", SHA256, Resolving(), NOW_MS + 1)).is_new
     assert (await store.latest(["acme"]))["acme"].version == 1
+
+
+async def test_equal_inputs_that_resolve_otherwise_make_a_version(
+    store: Entitlements, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As after an upgrade of the program that corrects a rule."""
+    await store.renew("acme", SHA256, Resolving(), NOW_MS)
+    resolving = Resolving()
+    monkeypatch.setattr(Resolving, "__call__", lambda *_: Computed("1", "corrected", ()))
+    assert await store.renew("acme", SHA256, resolving, NOW_MS + 1)
+    assert (await store.latest(["acme"]))["acme"].segments == "corrected"
 
 
 async def test_each_version_is_kept_with_its_cause(store: Entitlements) -> None:
@@ -221,3 +236,25 @@ async def test_without_a_catalog_nothing_is_computed(side_tables: SqlSideTables)
     await side_tables.link("acme", "cus_1", 0, "ann", "", NOW_MS)
     with pytest.raises(Fenced):
         await side_tables.entitlements.renew("acme", "", Resolving(), NOW_MS)
+
+
+async def test_what_an_account_pays_now(store: Entitlements, side_tables: SqlSideTables) -> None:
+    """The customer's currency and the subscriptions that have not ended, while the account is linked."""
+    item: Row = {
+        "id": "si_1", "subscription_id": "sub_1", "price_id": "price_1", "interval": "month", "interval_count": 1,
+        "quantity": 3, "period_start_ms": 10, "period_end_ms": 20,
+    }  # fmt: skip
+    usage: Row = {**item, "id": "si_2", "price_id": "price_2", "quantity": None}
+    paid = fetched_subscription(seats=(), currency="usd")
+    paid = paid._replace(rows={**paid.rows, "subscription_items": [item, usage]})
+    over = fetched_subscription(number=2, seats=(), status="canceled")
+    foreign = fetched_subscription(number=3, seats=(), customer_id="cus_2")
+    person: Row = {"id": "cus_1", "currency": "usd", "created_ms": 0, "deleted": 0}
+    customer = Fetched(ObjectName(ObjectKind.CUSTOMER, "cus_1"), 0, {"stripe_customers": [person]})
+    await side_tables.commit(step(0, [event(1)], [paid, over, foreign, customer]))
+    items = (BilledItem("price_1", 3, Interval.MONTH, 10, 20), BilledItem("price_2", None, Interval.MONTH, 10, 20))
+
+    found = await store.billed("acme", NOW_MS)
+    assert found == Billed("usd", (BilledSubscription("sub_1", "active", "usd", ANCHOR_MS, None, items),))
+    await side_tables.unlink("acme", "ann", "", NOW_MS)
+    assert [await store.billed(name, NOW_MS) for name in ("acme", "nobody")] == [Billed(), Billed()]

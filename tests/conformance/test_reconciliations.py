@@ -45,6 +45,7 @@ async def test_the_last_read_of_each_value_counts(records: ReconciliationRecords
         finding(1, stripe_customer="cus_2", cause="confirmed"),
         finding(2, pair="redis", cause="missing"),
         finding(3, pair="invoices", cause="in_flight"),
+        finding(4, pair="flags", event_name="", period_start_ms=None, period_end_ms=None, cause="missing"),
     ]
     later = [
         finding(0, run="r2", read_at_ms=5_000, cause="confirmed"),
@@ -54,6 +55,7 @@ async def test_the_last_read_of_each_value_counts(records: ReconciliationRecords
     await records.insert(RUN, first)
 
     assert [
+        PastRead("flags", "", "cus_1", 0, 0, 1_000, "missing"),
         PastRead("invoices", "calls", "cus_1", 0, 90, 1_000, "in_flight"),
         PastRead("stripe", "calls", "cus_1", 0, 90, 5_000, "confirmed"),
         PastRead("stripe", "calls", "cus_2", 0, 90, 1_000, "confirmed"),

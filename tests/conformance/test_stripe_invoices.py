@@ -22,7 +22,7 @@ AFTER_MS = DECEMBER_MS + 3 * HOUR_MS
 @pytest_asyncio.fixture
 async def billed() -> AsyncIterator[BilledDeployment]:
     """A customer of calls."""
-    async with billed_deployment() as deployment:
+    async with billed_deployment(BilledDeployment) as deployment:
         yield deployment
 
 
@@ -83,3 +83,20 @@ async def test_reads_are_counted_and_meters_and_prices_are_read_once(billed: Bil
     await billed.invoices.billing_of(billed.customers["bob"], 0)
 
     assert (5, 3) == (first, billed.invoices.reads - before - first)
+
+
+async def test_all_pages_of_a_customers_features_are_read(billed: BilledDeployment) -> None:
+    """More than Stripe lists at once."""
+    product = (await billed.sdk("v1.products.create", {"name": "Everything"}))["id"]
+    for number in range(103):
+        feature = await billed.sdk("v1.entitlements.features.create", {"name": "f", "lookup_key": f"f{number}"})
+        await billed.sdk("v1.products.features.create", product, {"entitlement_feature": feature["id"]})
+    recurring = {"interval": "month"}
+    price = {"currency": "usd", "product": product, "recurring": recurring, "unit_amount": 100}
+    await billed.subscribe("ada", (await billed.sdk("v1.prices.create", price))["id"])
+    before = billed.invoices.reads
+
+    found = await billed.invoices.active_features(billed.customers["ada"])
+
+    assert {f"f{number}" for number in range(103)} == found
+    assert 2 == billed.invoices.reads - before

@@ -96,7 +96,7 @@ class RunningDev(NamedTuple):
         return sums
 
     def nobody_pays(self) -> None:
-        """Mark the accounts whose reports wait as free: near a month's end, `doctor` rightly calls such reports wrong."""
+        """Mark the accounts whose reports wait as free: near a month's end, `doctor` calls such reports wrong."""
         held = [json.loads(line)["account"] for line in self.run("billing", "list", "--held", "--json").splitlines()]
         for account in sorted(set(held)):
             self.run("account", "bind", account, "--free")
@@ -141,7 +141,7 @@ class RunningDev(NamedTuple):
 def dev(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningDev]:
     """One `tidemark dev` for the module, on free ports and in a folder of its own; tests use accounts of their own."""
     folder = tmp_path_factory.mktemp("cli")
-    with running_dev(folder, "--port", str(free_port()), "--clickhouse-port", str(free_port())):
+    with running_dev(folder, "--no-example", "--port", str(free_port()), "--clickhouse-port", str(free_port())):
         document = json.loads((folder / ".tidemark" / "dev.json").read_text())
         yield RunningDev(folder, document["environment"], document["gateway_url"])
     assert not (folder / ".tidemark" / "dev.json").exists()

@@ -89,7 +89,7 @@ def test_killed_service_is_named_and_comes_back_and_a_lost_one_is_the_cause(tmp_
 @pytest.mark.timeout(180)
 def test_killed_broker_is_named_and_comes_back(tmp_path: Path) -> None:
     """As Valkey."""
-    with running_dev(tmp_path, "--kafka", "--port", "0", "--clickhouse-port", "0") as dev:
+    with running_dev(tmp_path, "--no-example", "--kafka", "--port", "0", "--clickhouse-port", "0") as dev:
         assert emitted(tmp_path)
 
         kill(dev, "kafka.Kafka", "the Kafka broker ended (exit -9); starting it again")

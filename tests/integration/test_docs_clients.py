@@ -53,7 +53,7 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, 
     """The variables of the page for a running `tidemark dev --kafka`."""
     folder = tmp_path_factory.mktemp("clients")
     ports = ("--port", str(free_port()), "--clickhouse-port", str(free_port()))
-    with running_dev(folder, "--kafka", *ports):
+    with running_dev(folder, "--no-example", "--kafka", *ports):
         document = json.loads((folder / ".tidemark" / "dev.json").read_text())
         yield {
             **os.environ,

@@ -33,7 +33,7 @@ class RunningDev(NamedTuple):
     folder: Path
 
 
-@pytest.fixture(scope="module", params=[(), ("--kafka",)], ids=["embedded", "kafka"])
+@pytest.fixture(scope="module", params=[(), ("--kafka", "--no-example")], ids=["embedded", "kafka"])
 def dev(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningDev]:
     """`tidemark dev` in an empty folder."""
     folder = tmp_path_factory.mktemp("dev")
@@ -133,7 +133,8 @@ def _sign_up(dev: RunningDev, lookup_key: str) -> str:
     """A customer who buys a price; returns what one unit costs."""
     (price,) = _stripe(dev, "GET", "/v1/prices", **{"lookup_keys[0]": lookup_key})["data"]
     customer = _stripe(dev, "POST", "/v1/customers", name="Bar")["id"]
-    subscription = {"customer": customer, "items[0][price]": price["id"], "trial_period_days": "14"}
+    by_mail = {"collection_method": "send_invoice", "days_until_due": "14"}
+    subscription = {"customer": customer, "items[0][price]": price["id"], **by_mail}
     _stripe(dev, "POST", "/v1/subscriptions", **subscription)
     return str(price["unit_amount_decimal"])
 
@@ -150,18 +151,21 @@ def _await_versions(dev: RunningDev, line: str) -> str:
 @pytest.mark.timeout(240)
 @pytest.mark.parametrize("dev", [()], ids=["embedded"], indirect=True)
 def test_another_price_is_for_new_customers_and_the_old_ones_keep_theirs(dev: RunningDev) -> None:
-    """The commands of "Change your pricing", with a customer who signs up before the change, and one after it."""
+    """The commands of "Change your pricing", with the example business before the change, and a customer after it."""
     first, second = (block for block in commands("sh") if "catalog plan" in block)
+    dev.process.wait_line("The example business is there")
+    assert run(dev, ".venv/bin/tidemark check museum pos") == printed("check")
     run(dev, first)
-    key = "tm.professional.v{}.location.month.usd"
-    assert "14900" == _sign_up(dev, key.format(1))
-    _await_versions(dev, "professional@1  open    1 subscription\n")
+    _await_versions(dev, "professional@1  open    8 subscriptions\n")
 
-    assert run(dev, second).endswith(printed("versions"))
-    assert "15900" == _sign_up(dev, key.format(2))
+    shown = run(dev, second)
+    backtest = r"\s+".join(re.escape(word).replace("…", r"\S+") for word in printed("backtest").split())
+    assert re.search(backtest, shown), shown
+    assert shown.endswith(printed("versions"))
+    assert "15900" == _sign_up(dev, "tm.professional.v2.location.month.usd")
 
     shown = _await_versions(dev, "professional@2  open    1 subscription\n")
-    assert "professional@1  closed  1 subscription\n" in shown
+    assert "professional@1  closed  8 subscriptions\n" in shown
     assert ": hosting costs more\n" in run(dev, ".venv/bin/tidemark catalog show --history")
     assert "no drift\n" == run(dev, ".venv/bin/tidemark catalog drift")
 

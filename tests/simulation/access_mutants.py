@@ -109,8 +109,8 @@ def _endless_trials(original: Any) -> Any:
 def _once(original: Any) -> Any:
     """An add-on gives once, however often it is bought."""
 
-    def sold(plan: Any, terms: AddOn, span: Any, quantities: Any, cause: str) -> Any:
-        return original(plan, terms, span, dict.fromkeys(list(quantities)[:1], 1), cause)
+    def sold(plan: Any, terms: AddOn, span: Any, paid: Any, cause: str) -> Any:
+        return original(plan, terms, span, [(component, 1) for component, _ in paid[:1]], cause)
 
     return sold
 
@@ -156,7 +156,7 @@ ACCESS: Final = (
         "access: what was taken back still gives", sinks.sql.entitlements, "_overrides", _revoked_ones_too
     ),
     _on_billing_seeds("access: another catalog marks nobody", SqlCatalog, "activate_catalog", _unmarked),
-    _on_billing_seeds("access: a denial loses", aggregators.entitlements, "_resolved", _deny_loses),
+    _on_billing_seeds("access: a denial loses", aggregators.entitlements, "resolved_of", _deny_loses),
     _on_billing_seeds("access: a trial never ends", aggregators.account_grants, "_grant", _endless_trials),
     _on_billing_seeds("access: an add-on gives once", aggregators.account_grants, "_addon_grants", _once),
     _on_billing_seeds(

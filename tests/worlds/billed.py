@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import random
 from collections.abc import AsyncIterator
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from aggregators.binding_timeline import overlaps, timeline
 from aggregators.mirror import mirror_rows
@@ -142,12 +142,15 @@ class BilledDeployment(Deployment):
         await self.invoices.close()
 
 
+Kind = TypeVar("Kind", bound=BilledDeployment)
+
+
 @contextlib.asynccontextmanager
-async def billed_deployment(**settings: Any) -> AsyncIterator[BilledDeployment]:
+async def billed_deployment(kind: type[Kind], **settings: Any) -> AsyncIterator[Kind]:
     """A deployment that begins on November 1."""
     simulated = SimulatorSettings(summary_lag_s=0, validation_window_s=10, **settings)
     async with serve_simulator(ManualClock(NOVEMBER_MS), simulated) as served:
-        deployment = BilledDeployment(served)
+        deployment = kind(served)
         await deployment.open()
         try:
             yield deployment

@@ -31,13 +31,21 @@ class Business(BillingWorld):
         self.used = Decimal(0)
         self.price = self.customer = ""
         self.away = False
+        self.complete_up_to_ms = START_MS
+        self.a_minute: Decimal | None = None
+        self.fresh_reads = 0
         self.renewal = Renewal(self.sql.catalog, self.sql.entitlements, self.clock)
-        self.checks = AccessChecks(self.sql.catalog, self.sql.entitlements, self.usage, self.clock)
+        self.checks = self.gateway()
 
-    async def usage(self, _account: str, _meter: str) -> Counted:
+    def gateway(self) -> AccessChecks:
+        """The checks of another gateway."""
+        return AccessChecks(self.sql.catalog, self.sql.entitlements, self.usage, self.clock, holds=self.sql.holds)
+
+    async def usage(self, _account: str, _meter: str, *, fresh: bool = False) -> Counted:
+        self.fresh_reads += fresh
         if self.away:
             raise Transient("Redis does not answer")
-        return Counted(self.used, START_MS + MINUTE_MS, START_MS)
+        return Counted(self.used, START_MS + MINUTE_MS, self.complete_up_to_ms, self.a_minute, is_cached=not fresh)
 
     async def apply(self, catalog: Catalog, prices: Mapping[str, str]) -> None:
         """Make a catalog active. `prices` has the price ids by component of the team's plan."""

@@ -120,6 +120,8 @@ async def running(tmp_path: Path, world: World | None = None, **changes: Any) ->
     keys = {
         "ingest": create_key(path, Role.INGEST, world.clock)[0],
         "read": create_key(path, Role.READ, world.clock)[0],
+        "check": create_key(path, Role.CHECK, world.clock)[0],
+        "operator": create_key(path, Role.OPERATOR, world.clock)[0],
         "admin": create_key(path, Role.ADMIN, world.clock)[0],
         "acme": create_key(path, Role.ADMIN, world.clock, account="acme")[0],
         "forged": "tm_000000000000_" + "x" * 43,

@@ -24,9 +24,23 @@ class Served(NamedTuple):
     gateway: Gateway
     business: Business
 
-    async def check(self, body: Any, key: str = "read") -> tuple[int, Any]:
+    async def check(self, body: Any, key: str = "read", request_key: str = "") -> tuple[int, Any]:
         content = {"json": body} if not isinstance(body, bytes) else {"content": body}
-        answer = await self.gateway.client.post("/v1/access/check", headers=self.gateway.bearer(key), **content)
+        headers = self.gateway.bearer(key) | ({"Idempotency-Key": request_key} if request_key else {})
+        answer = await self.gateway.client.post("/v1/access/check", headers=headers, **content)
+        return answer.status_code, answer.json()
+
+    async def hold(self, quantity: str = "400", request_key: str = "", account: str = "acme") -> Any:
+        """The hold that a check takes, or None."""
+        body = {"account": account, "feature": "tokens", "quantity": quantity, "hold_s": 60}
+        status, answer = await self.check(body, "check", request_key)
+        assert status == 200
+        return answer["hold"]
+
+    async def end(self, path: str, body: bytes = b"", key: str = "check") -> tuple[int, Any]:
+        """Use or release a hold."""
+        headers = self.gateway.bearer(key)
+        answer = await self.gateway.client.post(f"/v1/access/holds/{path}", headers=headers, content=body)
         return answer.status_code, answer.json()
 
 
@@ -50,7 +64,12 @@ async def test_a_denied_check_says_why_and_what_would_allow_it(served: Served) -
 
     assert status == 200
     assert {name: answer[name] for name in ("allowed", "reason", "type", "upgrade", "fallback", "gives")} == {
-        "allowed": False, "reason": "not_in_plan", "type": "flag", "upgrade": "team@1", "fallback": False, "gives": [],
+        "allowed": False, "reason": "not_in_plan", "type": "flag", "fallback": False, "gives": [],
+        "upgrade": {
+            "plan": "team@1",
+            "due_now": {"minor": 0, "currency": "usd", "exponent": 2},
+            "words": "team includes it: nothing today, then the usage from December 10.",
+        },
     }  # fmt: skip
     assert answer["freshness"]["version"] == 1
 
@@ -63,7 +82,7 @@ async def test_an_allowed_check_has_the_numbers(served: Served) -> None:
     names = ("allowed", "reason", "limit", "used", "remaining", "included", "overage")
     assert {name: answer.get(name) for name in names} == {
         "allowed": True, "reason": "included", "limit": "9000", "used": "0", "remaining": "9000", "included": "5000",
-        "overage": "0",
+        "overage": {"quantity": "0", "so_far": None, "cap": None},
     }  # fmt: skip
     assert [give["id"] for give in answer["gives"]] == ["team@1"]
 
@@ -131,6 +150,105 @@ async def test_what_was_allowed_then(served: Served) -> None:
     assert now.json()["cause"] in {event["id"] for event in served.business.stripe.happened()}
     assert (never.status_code, never.json()["error"]["code"]) == (404, "no_entitlements")
     assert not any(":" in name for name in now.json()["features"])
+
+
+async def test_a_quantity_is_held_until_it_is_used_or_given_back(served: Served) -> None:
+    first, second, third = [await served.hold() for _ in range(3)]
+    used = await served.end(f"{first['id']}/use", b'{"quantity":"100"}')
+    again = await served.end(f"{first['id']}/use", b'{"quantity":"100"}')
+    released = await served.end(f"{second['id']}/release")
+    _, answer = await served.check({"account": "acme", "feature": "tokens"})
+
+    assert {name: first[name] for name in ("account", "feature", "quantity", "state", "used")} == {
+        "account": "acme", "feature": "tokens", "quantity": "400", "state": "held", "used": None,
+    }  # fmt: skip
+    assert third is None
+    assert used == again == (200, {**first, "state": "used", "used": "100"})
+    assert released == (200, {**second, "state": "released", "used": "0"})
+    assert (answer["held"], "hold" in answer) == ("100", False)
+
+
+async def test_a_repeated_request_gets_the_same_hold(served: Served) -> None:
+    first, again = [await served.hold("700", "job 1") for _ in range(2)]
+    status, answer = await served.check(
+        {"account": "acme", "feature": "tokens", "quantity": "5", "hold_s": 60}, "check", "job 1"
+    )
+
+    assert first == again
+    assert (status, answer["error"]["field"]) == (400, "Idempotency-Key")
+
+
+ENDED = {
+    "used with another quantity": ("use", b'{"quantity":"7"}'),
+    "used with all": ("use", b""),
+    "released after its use": ("release", b""),
+}
+
+
+@pytest.mark.parametrize(("how", "body"), ENDED.values(), ids=ENDED)
+async def test_a_hold_ends_once(served: Served, how: str, body: bytes) -> None:
+    held = await served.hold()
+    await served.end(f"{held['id']}/use", b'{"quantity":"100"}')
+    status, answer = await served.end(f"{held['id']}/{how}", body)
+
+    assert (status, answer["error"]["code"]) == (409, "hold_ended")
+
+
+async def test_a_hold_whose_time_is_over_is_not_used(served: Served) -> None:
+    held = await served.hold()
+    served.business.clock.advance(MINUTE_MS + 1)
+    status, answer = await served.end(f"{held['id']}/use")
+
+    assert (status, answer["error"]["code"]) == (409, "hold_ended")
+    assert "expired" in answer["error"]["message"]
+
+
+BAD_ENDS = {
+    "more than is held": ("use", b'{"quantity":"401"}', 400),
+    "negative": ("use", b'{"quantity":"-1"}', 400),
+    "no text": ("use", b'{"quantity":1}', 400),
+    "no JSON": ("use", b"{", 400),
+    "another field": ("use", b'{"amount":"1"}', 400),
+}
+
+
+@pytest.mark.parametrize(("how", "body", "status"), BAD_ENDS.values(), ids=BAD_ENDS)
+async def test_bad_ends_of_holds_are_named(served: Served, how: str, body: bytes, status: int) -> None:
+    held = await served.hold()
+    found, answer = await served.end(f"{held['id']}/{how}", body)
+
+    assert (found, answer["error"]["code"]) == (status, "invalid_input")
+
+
+@pytest.mark.parametrize(
+    ("key", "account", "statuses"),
+    [
+        ("", "acme", (401, 401, 401)), ("ingest", "acme", (403, 403, 403)), ("read", "acme", (200, 403, 403)),
+        ("operator", "acme", (403, 403, 403)), ("check", "acme", (200, 200, 200)), ("acme", "acme", (200, 200, 200)),
+        ("acme", "globex", (403, 403, 404)),
+    ],
+)  # fmt: skip
+async def test_who_may_check_and_hold(served: Served, key: str, account: str, statuses: tuple[int, ...]) -> None:
+    held = await served.hold("1", account=account)
+    check = {"account": account, "feature": "tokens"}
+
+    assert (
+        (await served.check(check, key))[0],
+        (await served.check({**check, "hold_s": 60}, key))[0],
+        (await served.end(f"{held['id']}/use", key=key))[0],
+    ) == statuses
+
+
+async def test_no_hold_is_taken_in_a_list(served: Served) -> None:
+    status, answer = await served.check([{"account": "acme", "feature": "tokens", "hold_s": 60}], "check")
+
+    assert (status, answer["error"]["field"]) == (400, "hold_s")
+
+
+async def test_an_unknown_hold(served: Served) -> None:
+    status, answer = await served.end("hold_1/use")
+
+    assert (status, answer["error"]["code"]) == (404, "no_hold")
 
 
 def _text(instant_ms: int) -> str:

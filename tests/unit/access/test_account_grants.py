@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from aggregators.account_grants import Commerce, granted, resolver_of, upgrade_for
+from aggregators.account_grants import Commerce, granted, resolver_of
 from aggregators.entitlement_codec import decode, encode
 from aggregators.entitlements import resolve, segment_at, sources_of
 from schemas.catalog import PlanId
@@ -25,7 +25,11 @@ NEW = catalog_of(
 )
 TEAM, BOOST = PlanId("team", 1), PlanId("boost", 1)
 PINS = {"seat_1": Pin(TEAM, "seat"), "tokens_1": Pin(TEAM, "tokens"), "boost_1": Pin(BOOST, "boost")}
-PINS |= {"seat_2": Pin(PlanId("team", 2), "seat")}
+PINS |= {
+    "seat_2": Pin(PlanId("team", 2), "seat"),
+    "seat_1_year": Pin(TEAM, "seat"),
+    "boost_1_year": Pin(BOOST, "boost"),
+}
 COMMERCE = Commerce(NEW, {**OLD.sold(), **NEW.sold()}, PINS)
 NOW, LINKED = 5_000, [Link("acme", "cus_1", 0)]
 Items = Sequence[tuple[str, int | None]]
@@ -94,6 +98,12 @@ CASES: dict[str, tuple[dict[str, Any], int, dict[str, Any]]] = {
     "an add-on, twice": ({"items": [("seat_1", 1), ("boost_1", 2)]}, NOW, {**PAID, "seats": 1, "tokens": 11000}),
     "an add-on, of which none is left": ({"items": [("seat_1", 4), ("boost_1", 0)]}, NOW, PAID),
     "an add-on without a plan": ({"items": [("boost_1", 1)]}, NOW, {**FREE, "tokens": 2000}),
+    "seats by the month and by the year": ({"items": [("seat_1", 4), ("seat_1_year", 3)]}, NOW, {**PAID, "seats": 7}),
+    "an add-on by the month and by the year": (
+        {"items": [("seat_1", 4), ("boost_1", 1), ("boost_1_year", 2)]},
+        NOW,
+        {**PAID, "tokens": 12000},
+    ),
     "a newer version": ({"items": [("seat_2", 3)]}, NOW, {**PAID, "seats": 3, "tokens": 90000}),
     "a schedule, before its phase": ({"phases": PHASES}, 5_999, PAID),
     "a schedule, from its phase on": ({"phases": PHASES}, 6_000, {**PAID, "seats": 9, "tokens": 90000}),
@@ -237,22 +247,6 @@ def test_the_inputs_alone_decide() -> None:
         resolver(LINKED, mirror(), (), 0).inputs_sha256
         != resolver(LINKED, mirror(status="paused"), (), 0).inputs_sha256
     )
-
-
-@pytest.mark.parametrize(
-    ("feature", "wanted", "plan", "offer"),
-    [
-        ("sso", 1, "", "team@2"),
-        ("tokens", 500, "", "free@1"),
-        ("tokens", 5_000, "", "team@2"),
-        ("tokens", 5_000, "team", "boost@1"),
-        ("tokens", 10**9, "", ""),
-        ("seats", 40, "free", "team@2"),
-        ("nothing", 1, "", ""),
-    ],
-)
-def test_an_upgrade_is_the_least_that_allows(feature: str, wanted: int, plan: str, offer: str) -> None:
-    assert upgrade_for(COMMERCE, feature, Decimal(wanted), plan) == offer
 
 
 def test_unlimited_survives_the_text() -> None:

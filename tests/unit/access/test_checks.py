@@ -10,13 +10,15 @@ import pytest
 import pytest_asyncio
 
 from pipeline.access import known as known_accounts
+from pipeline.access.billed import AGE_MS_MAX
 from pipeline.access.checks import AccessChecks
 from schemas.access import Reason
-from schemas.clock import HOUR_MS, MINUTE_MS
+from schemas.clock import DAY_MS, HOUR_MS, MINUTE_MS
 from schemas.entitlements import Entitlements, EntitlementVersion, Grant, Operation, SourceKind
-from schemas.errors import InvalidInput
+from schemas.errors import InvalidInput, Transient
+from schemas.upgrades import Billed, Money
 from tests.unit.catalog.files import SMALL, catalog_of
-from tests.worlds.business import ONE, Business, subscribe
+from tests.worlds.business import ONE, TEAM, Business, subscribe
 from tests.worlds.clock import ManualClock
 from tests.worlds.reconciler import START_MS
 
@@ -40,8 +42,10 @@ async def test_a_denied_check_names_the_plan_that_unlocks_it(business: Business)
     await business.settle()
     allowed = await business.checks.check("acme", "sso", ONE)
 
-    assert (denied.decision.allowed, denied.decision.reason, denied.upgrade) == (False, Reason.NOT_IN_PLAN, "team@1")
-    assert (allowed.decision.allowed, allowed.decision.reason, allowed.upgrade) == (True, Reason.INCLUDED, "")
+    assert denied.upgrade is not None
+    assert (denied.decision.allowed, denied.decision.reason) == (False, Reason.NOT_IN_PLAN)
+    assert (denied.upgrade.offer, denied.upgrade.due_now) == (TEAM, Money(0, "usd", 2))
+    assert (allowed.decision.allowed, allowed.decision.reason, allowed.upgrade) == (True, Reason.INCLUDED, None)
     assert (denied.version, allowed.version) == (1, 2)
 
 
@@ -279,3 +283,62 @@ async def test_accounts_in_memory_are_bounded(business: Business) -> None:
         await checks.check(f"account {number}", "sso", ONE)
 
     assert checks.accounts == 10
+
+
+async def test_what_an_account_pays_is_read_once_for_a_version_and_again_later(
+    business: Business, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, read = business.sql.entitlements, type(business.sql.entitlements).billed
+    times: list[int] = []
+
+    async def counting(_self: object, account: str, now_ms: int) -> Billed:
+        times.append(now_ms)
+        return await read(store, account, now_ms)
+
+    monkeypatch.setattr(type(store), "billed", counting)
+    counts = []
+    for happens in ("nothing", "nothing", "an override", "half a minute"):
+        if happens == "an override":
+            grant = Grant(
+                "tokens", SourceKind.OVERRIDE, "o", Operation.ADD, Decimal(5), 0, cause="ann", reason="a gift"
+            )
+            await store.override("acme", grant, "ann", START_MS)
+            await business.settle()
+        business.clock.advance(AGE_MS_MAX + 1 if happens == "half a minute" else 0)
+        await business.reason("sso")
+        counts.append(len(times))
+    await business.reason("tokens")
+
+    assert counts == [1, 1, 2, 3]
+    assert len(times) == 3
+
+
+async def test_a_renewed_period_is_that_of_the_answer(business: Business) -> None:
+    """Nothing of the entitlements changes, so there is no other version."""
+    items = [{"price": business.price, "quantity": 4}]
+    business.stripe.call("POST /v1/subscriptions", {"customer": business.customer, "items": items})
+    await business.settle()
+    business.used = Decimal(9_000)
+    versions, due = [], []
+    for days in (0, 15, 22):
+        business.clock.advance(days * DAY_MS)
+        await business.settle()
+        answer = await business.checks.check("acme", "tokens", ONE)
+        assert answer.upgrade is not None
+        versions.append(answer.version)
+        due.append(answer.upgrade.due_now.minor)
+
+    # The periods of 30 and 31 days began on November 10 and December 10; it is November 25, then December 17.
+    assert (versions, due) == ([2, 2, 2], [500, 250, 387])
+
+
+async def test_without_sql_a_denied_check_names_no_upgrade(business: Business, monkeypatch: pytest.MonkeyPatch) -> None:
+    await business.reason("tokens")
+
+    async def away(_self: object, _account: str, _now_ms: int) -> Billed:
+        raise Transient("PostgreSQL does not answer")
+
+    monkeypatch.setattr(type(business.sql.entitlements), "billed", away)
+    answer = await business.checks.check("acme", "sso", ONE)
+
+    assert (answer.decision.reason, answer.upgrade) == (Reason.NOT_IN_PLAN, None)

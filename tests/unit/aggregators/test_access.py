@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from decimal import Decimal
+from fractions import Fraction
 from typing import Any
 
 import pytest
 
 from aggregators.access import decide, fallback
-from schemas.access import Decision, Reason, Standing, Usage
+from aggregators.overage import Tariff
+from aggregators.rating import Rating, Tier
+from schemas.access import Decision, Reason, Spending, Standing, Usage
 from schemas.catalog import FeatureType, Merge
 from schemas.entitlements import UNLIMITED, Feature, Grant, Operation, Resolved, SourceKind, Value
+from schemas.upgrades import Money
 
 FLAG = Feature("pos", FeatureType.FLAG, Merge.ANY)
 CALLS = Feature("api_calls", FeatureType.LIMIT, Merge.SUM)
@@ -100,7 +104,10 @@ CASES: dict[str, tuple[Feature, Resolved, dict[str, Any], bool, str]] = {
 
 def decided(feature: Feature, resolved: Resolved, facts: dict[str, Any]) -> Decision:
     most, included = facts.get("most"), facts.get("included")
-    usage = Usage(Decimal(facts.get("used", 0)), Decimal(facts.get("held", 0)), None if most is None else Decimal(most))
+    usage = Usage(Decimal(facts.get("used", 0)), Decimal(facts.get("held", 0)))
+    # Each unit beyond the included ones costs three cents.
+    tiers = (Tier(included, Fraction(0), Fraction(0)), Tier(None, Fraction(3), Fraction(0)))
+    tariff = Tariff(Rating("usd", Fraction(0), tiers), Decimal(included or 0), 2, most * 3 + 2) if most else None
     return decide(
         feature,
         resolved,
@@ -109,6 +116,7 @@ def decided(feature: Feature, resolved: Resolved, facts: dict[str, Any]) -> Deci
         facts.get("standing", Standing()),
         included=None if included is None else Decimal(included),
         soft=facts.get("soft", False),
+        tariff=tariff,
     )
 
 
@@ -141,6 +149,13 @@ def test_the_numbers_beside_the_answer(limit: Value | int, used: int, held: int,
     found = decided(CALLS, given(limit), {"used": used, "held": held})
 
     assert [found.used, found.held, found.remaining] == [used, held, remaining]
+
+
+def test_overage_in_money_is_that_of_the_usage_so_far() -> None:
+    facts = {"used": 12, "quantity": 3, "included": 10, "most": 5}
+
+    assert decided(CALLS, given(UNLIMITED), facts).spending == Spending(Money(6, "usd", 2), Money(17, "usd", 2))
+    assert decided(CALLS, given(UNLIMITED), {**facts, "held": 1}).reason is Reason.SPEND_CAP_REACHED
 
 
 def test_overage_counts_what_is_asked_for() -> None:

@@ -11,7 +11,7 @@ from pipeline.billing.redrive import REPORTS_KEPT_MS, Redriver, failed_intents
 from reconciler.causes import Cause, Pair, Verdict
 from reconciler.report import Findings, Row
 from schemas.clock import DAY_MS, HOUR_MS
-from schemas.errors import InvalidInput
+from schemas.errors import InvalidInput, Transient
 from schemas.periods import Period
 from sinks.clickhouse.fake_reconciliations import FakeReconciliations
 from sinks.stripe.fake import FakeFault
@@ -50,7 +50,7 @@ class World:
     async def do(self, steps: list[RepairStep], actor: str = WHO[0], reason: str = WHO[1]) -> list[tuple[bool, str]]:
         stripe, clock = self.deployment.stripe, self.deployment.clock
         redriver = Redriver(self.deployment.log, self.deployment.ledger, stripe, stripe, clock)
-        return [each[1:] for each in await execute(steps, redriver, stripe, self.records, clock, actor, reason)]
+        return [each[1:] for each in await execute(steps, redriver, stripe, stripe, self.records, clock, actor, reason)]
 
 
 def kinds(steps: list[RepairStep]) -> list[RepairKind]:
@@ -103,15 +103,16 @@ async def test_an_event_of_ours_that_is_counted_too_much_is_cancelled_once() -> 
     assert [BEGUN, DONE] == [row.result for row in world.records.repairs if row.kind == RepairKind.CANCEL]
 
 
-async def test_what_stripe_would_not_cancel_any_more_is_a_step_by_hand() -> None:
+async def test_what_stripe_would_not_cancel_any_more_is_countered() -> None:
     """Stripe cancels events of the last 24 hours."""
     world = await both_counted()
     world.deployment.clock.ms += DAY_MS
 
     (step,) = await world.plan()
 
-    assert (RepairKind.BY_HAND, "credit the quantity on the invoice" in step.text) == (step.kind, True)
-    assert [] == await world.do([step])
+    assert RepairKind.COUNTER == step.kind
+    assert [(True, DONE)] == await world.do([step])
+    assert Verdict.EQUAL == (await world.deployment.reconcile()).verdict
 
 
 async def test_a_cancellation_that_stripe_refuses_is_told_and_tried_again() -> None:
@@ -126,18 +127,77 @@ async def test_a_cancellation_that_stripe_refuses_is_told_and_tried_again() -> N
     assert [(False, text)] == await world.do([stranger])
 
 
-async def test_an_event_of_somebody_else_is_a_step_by_hand() -> None:
-    """Stripe lists no meter events, so its identifier is not known."""
+async def foreign() -> World:
+    """Another program sent an event of bob."""
     world = await World.rejected()
     await world.do(await world.plan())
     await world.deployment.settle()
     event = world.deployment.sent("bob", "requests")
     world.deployment.stripe.inject(event._replace(identifier="foreign"))
+    return world
 
+
+async def test_an_event_of_somebody_else_is_countered_once_while_its_period_runs() -> None:
+    """Stripe lists no meter events, so its identifier is not known."""
+    world = await foreign()
+    event = world.deployment.sent("bob", "requests")
     (step,) = await world.plan()
+    assert (RepairKind.COUNTER, "cus_bob", event.value) == (step.kind, step.stripe_customer, step.quantity)
+    assert "Find the other sender first" in step.text
 
-    assert (RepairKind.BY_HAND, "cus_bob", event.value) == (step.kind, step.stripe_customer, step.quantity)
-    assert "find the other sender" in step.text
+    done = await world.do([step])
+    again = await world.do([step])
+
+    assert [(True, DONE)] == done
+    assert again[0][1].startswith("done already, by ada")
+    assert (Verdict.EQUAL, []) == ((await world.deployment.reconcile()).verdict, await world.plan())
+    assert [BEGUN, DONE] == [row.result for row in world.records.repairs if row.kind == RepairKind.COUNTER]
+
+
+async def test_a_counter_event_without_an_answer_is_sent_again_under_its_identifier() -> None:
+    """Stripe may have the event. A surplus that has grown since is not sent under the old identifier."""
+    world = await foreign()
+    stripe = world.deployment.stripe
+    (step,) = await world.plan()
+    stripe.fault = lambda _event: FakeFault.LOST_ANSWER
+    with pytest.raises(Transient):
+        await world.do([step])
+    stripe.fault = lambda _event: None
+
+    ((ok, text),) = await world.do([step._replace(quantity="999")])
+
+    assert (ok, text) == (True, DONE)
+    assert Verdict.EQUAL == (await world.deployment.reconcile()).verdict
+    assert 1 == len({row.identifier for row in world.records.repairs if row.kind == RepairKind.COUNTER})
+
+
+async def test_a_counter_event_that_was_begun_long_ago_is_left_to_a_person() -> None:
+    """Stripe would not tell a repeated event after a day."""
+    world = await foreign()
+    (step,) = await world.plan()
+    world.deployment.stripe.fault = lambda _event: FakeFault.LOST_ANSWER
+    with pytest.raises(Transient):
+        await world.do([step])
+    world.deployment.clock.ms += DAY_MS
+    sends = len(world.deployment.stripe.sends)
+
+    ((ok, text),) = await world.do([step])
+
+    assert (ok, text.startswith("refused: a run of ada was interrupted"), sends) == (
+        False,
+        True,
+        len(world.deployment.stripe.sends),
+    )
+
+
+async def test_what_is_too_much_in_an_ended_period_is_a_step_by_hand() -> None:
+    """The invoice may be final already."""
+    world = await foreign()
+    world.deployment.clock.ms = DECEMBER_MS + 3 * DAY_MS
+
+    steps = await world.plan()
+
+    assert [RepairKind.BY_HAND] == [step.kind for step in steps if step.stripe_customer == "cus_bob"]
 
 
 def row(pair: Pair, cause: Cause, **fields: Any) -> Row:

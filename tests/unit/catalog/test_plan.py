@@ -6,10 +6,10 @@ import time
 
 import pytest
 
+from aggregators.catalog_drift import drift_of
 from aggregators.catalog_plan import (
     World,
     catalog_hash,
-    drift_of,
     plan_catalog,
     records_of,
     states_after,
@@ -38,7 +38,10 @@ SEAT = "tm.team.v1.seat.month.usd"
 def applied(catalog: Catalog, before: World = EMPTY) -> World:
     """The world after an application."""
     want = wanted(catalog)
-    prices = {f"price_{key}": StripePrice(f"price_{key}", key, price.terms) for key, price in want.prices.items()}
+    prices = {
+        f"price_{key}": StripePrice(f"price_{key}", key, price.terms, made_for=f"{price.plan} {price.component}")
+        for key, price in want.prices.items()
+    }
     stripe = AtStripe(
         {name: StripeMeter(f"mtr_{name}", name) for name in want.meters},
         {**before.stripe.products, **{key: product for key, (product, _, _) in want.products.items()}},
@@ -234,6 +237,13 @@ def _drifted(kind: str) -> World:
         case "meter":
             meter = StripeMeter("mtr", "tm_calls", "the Stripe meter of tm_calls (mtr) is deactivated")
             return world._replace(stripe=stripe._replace(meters={**stripe.meters, "tm_calls": meter}))
+        case "meter made again":
+            meter = StripeMeter("mtr_2", "tm_calls")
+            return world._replace(stripe=stripe._replace(meters={**stripe.meters, "tm_calls": meter}))
+        case "metadata":
+            return _with_price(world, made_for="gold@1 seat")
+        case "no metadata":
+            return _with_price(world, made_for=" ")
         case "feature":
             return world._replace(stripe=stripe._replace(features={}))
         case _:
@@ -250,6 +260,9 @@ def _drifted(kind: str) -> World:
         ("never applied", "price price_y has the lookup key tm.gold.v1.base.month.usd and was never applied"),
         ("tax code", "product tm-team-v1-seat has tax_code txcd_99999999, not "),
         ("meter", "meter tm_calls: the Stripe meter of tm_calls (mtr) is deactivated"),
+        ("meter made again", "meter tm_calls is mtr_2, and was mtr_tm_calls: the prices of the old one bill no usage"),
+        ("metadata", f"price price_{SEAT} ({SEAT}) has the metadata gold@1 seat, and had team@1 seat"),
+        ("no metadata", f"price price_{SEAT} ({SEAT}) has the metadata none, and had team@1 seat"),
         ("feature", "feature sso is not at Stripe"),
         ("attached", "product tm-team-v1-seat has the features other, not sso"),
     ],
@@ -258,6 +271,42 @@ def test_drift_is_named(kind: str, line: str) -> None:
     assert [] == drift_of(applied(catalog_of(SMALL)))
 
     assert [line] == drift_of(_drifted(kind))
+
+
+def _superseded(*, is_kept: bool) -> World:
+    """Version 2 of the plan is sold, and version 1 is kept by a subscription, or by nobody."""
+    usage = {f"price_{SEAT}": frozenset({"sub_1"})} if is_kept else {}
+    world = applied(catalog_of(SMALL))._replace(usage=usage)
+    new = file(changed("  team:\n    version: 1", "  team:\n    version: 2"))
+    after = applied(new, world)
+    return after._replace(stripe=after.stripe._replace(attached={}))
+
+
+def test_a_kept_version_drifts_like_one_that_is_sold() -> None:
+    """Its customers pay its prices, and have its features."""
+    world = _superseded(is_kept=True)
+    product = world.stripe.products["tm-team-v1-seat"]
+    products = {**world.stripe.products, product.id: product._replace(is_active=False)}
+    broken = _with_price(world._replace(stripe=world.stripe._replace(products=products)), is_active=False)
+    attached = {product.id: frozenset[str](), "tm-team-v2-seat": frozenset({"sso"})}
+
+    assert [] == drift_of(world)
+    found = drift_of(broken._replace(stripe=broken.stripe._replace(attached=attached)))
+    assert {
+        f"price price_{SEAT} ({SEAT}) is archived; 1 subscriptions have its plan",
+        "product tm-team-v1-seat is archived; 1 subscriptions have its plan",
+        "product tm-team-v1-seat has the features none, not sso",
+    } == set(found)
+    assert 3 == len(found)
+
+
+def test_a_retired_version_is_archived_unless_somebody_subscribed_to_it_again() -> None:
+    """In Stripe's dashboard, an archived price cannot be chosen; through the API of an older application it may be."""
+    world = _with_price(_superseded(is_kept=False), is_active=False)
+
+    assert [] == drift_of(world)
+    again = world._replace(usage={f"price_{SEAT}": frozenset({"sub_1", "sub_2"})})
+    assert [f"price price_{SEAT} ({SEAT}) is archived; 2 subscriptions have its plan"] == drift_of(again)
 
 
 @pytest.mark.parametrize(

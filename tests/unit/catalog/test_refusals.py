@@ -205,6 +205,44 @@ ROWS = {
     "add-on for an unknown plan": (
         changed("for: [team]", f"for: [gold] {HERE}\n         "), "addons.boost.for.0", "there is no plan gold",
     ),
+    "two meters of one slug": (
+        changed("  - {slug: silent, ", f"  - {{ {HERE}\n     slug: calls, {HERE}\n     ").replace(HERE, "", 1),
+        "meters.2.slug", "meter slug used twice: calls",
+    ),
+    "two meters that report to one meter at Stripe": (
+        changed(
+            "unit: things}", f"unit: things, \n     stripe_event_name: tm_calls}} {HERE}"
+        ),
+        "meters.2.stripe_event_name", "stripe_event_name used by two meters: tm_calls",
+    ),
+    "a circle of three plans": (
+        changed("    rank: 10", f"    extends: one@1 {HERE}").replace(
+            "addons:", "  one: {version: 1, extends: two@1}\n  two: {version: 1, extends: team@1}\naddons:"
+        ),
+        "plans.team.extends", "one@1 extends team in turn",
+    ),
+    "a tier below zero": (
+        changed("{up_to: included, ", f"{{up_to: -1, {HERE}\n             "),
+        "plans.team.prices.1.tiers.0.up_to", "a tier ends at a whole number",
+    ),
+    "included usage below zero": (
+        changed("included: {tokens: 5000}", f"included: {{tokens: -5000}} {HERE}"),
+        "plans.team.included.tokens", "must be at least 1",
+    ),
+    "a grant below zero": (
+        changed("{seats: 1, tokens: 1000}", f"{{seats: -1}} {HERE}"), "plans.free.grants.seats", "a grant is a number",
+    ),
+    "a currency twice in one price": (
+        changed(SEAT, SEAT.replace("jpy: 1500", 'usd: "11.00"') + f" {HERE}"),
+        "plans.team.prices.0.month.usd", "the key comes twice, first in line 22",
+    ),
+    "a currency in capitals": (
+        changed(SEAT, SEAT.replace("usd:", "USD:") + f" {HERE}"),
+        "plans.team.prices.0.month.USD", '"USD" does not match',
+    ),
+    "a merge key of YAML": (
+        changed("    rank: 10", f"    <<: {{rank: 10}} {HERE}"), "plans.team.<<", "no such field",
+    ),
     "included usage that no component bills": (
         changed("    included: {tokens: 5000}", f"    included: {{tokens: 5000, calls: 5}} {HERE}"),
         "plans.team.included.calls", "there is no metered component of the plan for calls",
@@ -237,6 +275,32 @@ BYTES = {
     "two documents": (b"version: 1\n---\nversion: 2\n", 2, "catalog", "a second document"),
     "a key that is a list": (b"version: 1\n? [a]\n: 2\n", 2, "catalog", "a key must be a plain text"),
 }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "amount",
+    [
+        "1e9",
+        ".nan",
+        ".inf",
+        '"1,000"',
+        '"+1"',
+        '" 1"',
+        '"1\\n"',
+        '"\u0663"',
+        '""',
+        "true",
+        "null",
+        "[1]",
+        f'"0.{"1" * 500}"',
+    ],
+)
+def test_an_amount_that_is_not_plain_decimal_text_is_refused_with_its_line(amount: str) -> None:
+    """No amount becomes another one on its way through YAML."""
+    catalog, problems = read_catalog(changed('usd: "10.00"', f"usd: {amount}").encode(), {})
+
+    assert catalog is None
+    assert [(22, "plans.team.prices.0.month.usd")] == [problem[:2] for problem in problems if "usd" in problem.field]
 
 
 @pytest.mark.parametrize(("content", "line", "field", "message"), BYTES.values(), ids=BYTES.keys())

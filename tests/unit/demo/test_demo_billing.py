@@ -1,18 +1,22 @@
-"""What the demo says about invoices, mirrors and webhooks, and when it calls the run a failure."""
+"""What the demo says about invoices, mirrors, webhooks and checks, and when it calls the run a failure."""
 
 from __future__ import annotations
 
+import io
 from collections import Counter
 from dataclasses import replace
 from typing import Any, cast
 
 import pytest
+from rich.console import Console
 
 from demo import plan
+from demo.answers import Check, check_of
 from demo.billing import compared, differences
 from demo.story import Story, verdict
 from demo.stripe import Invoice
 from demo.verify import Mismatch
+from demo.view import summary
 from reconciler.causes import Verdict
 from reconciler.report import Report
 
@@ -66,6 +70,10 @@ def test_rows_of_two_mirrors_are_compared(after: dict[str, list[dict[str, Any]]]
     assert differences({"invoices": [{"id": "in_1", "total_minor": 1}]}, after) == expected
 
 
+DENIED = Check(False, "not_in_plan", "business@1", "Business would allow it.", ())
+ALLOWED = Check(True, "included", "", "business@1 gives it", ("business@1",))
+
+
 class _Equal:
     verdict = Verdict.EQUAL
     differences = 0
@@ -86,6 +94,9 @@ PROVEN = Story(
     mirror_rows=1,
     resync_differences=0,
     rebound=0,
+    check_denied=DENIED,
+    check_allowed=ALLOWED,
+    check_allowed_after_s=1.234,
 )
 
 
@@ -108,6 +119,10 @@ def test_a_proven_run_has_no_problem() -> None:
         {"webhooks_doubled": 0},
         {"webhooks_recovered": 0},
         {"mirror_kills": 0},
+        {"check_denied": None},
+        {"check_denied": DENIED._replace(unlocked_by="")},
+        {"check_allowed": None},
+        {"check_allowed": ALLOWED._replace(by=("override 1a2b",))},
     ],
     ids=str,
 )
@@ -120,3 +135,24 @@ def test_the_line_of_json_has_the_results_of_billing() -> None:
     """Scripts read these names."""
     wanted = ("invoices", "invoice_mismatches", "webhooks_dropped", "webhooks_doubled", "resync_differences")
     assert [PROVEN.result()[name] for name in wanted] == [plan.INVOICES, 0, 1, 1, 0]
+
+
+def test_the_line_of_json_has_the_answers_of_the_checks() -> None:
+    """Scripts read these names too."""
+    wanted = ("check_denied", "check_unlocked_by", "check_allowed_after_s")
+    assert [PROVEN.result()[name] for name in wanted] == [True, "business@1", 1.23]
+    unknown = replace(PROVEN, check_denied=None, check_allowed=None).result()
+    assert [unknown[name] for name in wanted] == [False, "", None]
+
+
+def test_the_answers_are_shown_in_words() -> None:
+    """What the gateway says to a person, and how soon it said something else."""
+    denied = {"allowed": False, "reason": "not_in_plan", "gives": [],
+              "upgrade": {"plan": "business@1", "words": "Business would allow it."}}  # fmt: skip
+    allowed = {"allowed": True, "reason": "included", "gives": [{"id": "business@1"}], "upgrade": None}
+    assert [check_of(denied), check_of(allowed)] == [DENIED, ALLOWED]
+    console = Console(width=100, record=True, file=io.StringIO())
+    console.print(summary(replace(PROVEN, report=None), []))
+    shown = console.export_text()
+    assert "no: not_in_plan. Business would allow it." in shown
+    assert "1.2 s after the upgrade at Stripe, yes: business@1 gives it" in shown

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shlex
 from collections.abc import AsyncIterator
+from decimal import Decimal
 from html import escape
 from html.parser import HTMLParser
 from pathlib import Path
@@ -18,7 +19,10 @@ from pipeline.http import models
 from pipeline.http.serving import Readiness, ops_app
 from pipeline.metrics import Metrics
 from pipeline.open import DEFAULT_CATALOG
+from schemas.clock import DAY_MS
+from schemas.holds import Hold
 from schemas.log import Log
+from schemas.notices import ChannelName, Notice, NoticeKind
 from tests.unit.catalog.files import catalog_of
 from tests.worlds.account_links import opened_links
 from tests.worlds.business import Business
@@ -42,8 +46,16 @@ async def gateway(tmp_path: Path) -> AsyncIterator[Gateway]:
     await business.apply(catalog_of(DEFAULT_CATALOG.read_text()), {})
     await business.link("acme", "cus_acme")
     await business.settle()
+    for example in ("hold_5d41402abc4b2a76b9719d911017c592", "hold_7d793037a0760186574b0282f2f435e7"):
+        now_ms = business.clock.now_ms()
+        hold = Hold(example, "acme", "api_calls", Decimal(40), now_ms, now_ms + DAY_MS, is_metered=True)
+        await business.sql.holds.take(hold, frozenset(), lambda _: True, None, now_ms)
     access = (business.checks, business.sql.entitlements)
-    async with running(tmp_path, accounts=await opened_links(), access=lambda: access) as running_gateway:
+    made = Notice("ntc_1", NoticeKind.LIMIT_WARNING, "acme", "api_calls", 0, 1, 80, '{"data": {"used": "812"}}', 0)
+    await business.sql.notices.add([made], [ChannelName.WEBHOOK])
+    async with running(
+        tmp_path, accounts=await opened_links(), access=lambda: access, notices=lambda: business.sql.notices
+    ) as running_gateway:
         yield running_gateway
 
 
@@ -112,8 +124,10 @@ ANSWERS: Final = [
     pytest.param("GET", "/v1/accounts/acme", "/v1/accounts/{account}", 200, id="account"),
     pytest.param("PUT", "/v1/accounts/acme", "/v1/accounts/{account}", 400, id="account without a customer"),
     pytest.param("GET", "/v1/billing/intents?state=pending", "/v1/billing/intents", 200, id="intents"),
+    pytest.param("GET", "/v1/notices?account=acme", "/v1/notices", 200, id="notices"),
     pytest.param("GET", "/v1/accounts/acme/entitlements", "/v1/accounts/{account}/entitlements", 200, id="access"),
     pytest.param("POST", "/v1/access/check", "/v1/access/check", 400, id="check of something else"),
+    pytest.param("POST", "/v1/access/holds/hold_1/release", "/v1/access/holds/{hold}/release", 404, id="no hold"),
     pytest.param("POST", "/v1/events", "/v1/events", 207, id="events"),
     pytest.param("POST", "/v1/events?verify=1", "/v1/events", 207, id="verified events"),
 ]

@@ -176,6 +176,19 @@ async def test_stopped_processes_stay_stopped(running: Supervisor) -> None:
     assert [child.process.exit_code for child in running.children.values()] == [-signal.SIGTERM] * 2
 
 
+async def test_service_is_stopped_by_its_own_signal(running: Supervisor, tmp_path: Path) -> None:
+    """PostgreSQL waits after SIGTERM for its clients to leave, and a role keeps its connections."""
+
+    class Waits(LocalProcess):
+        stop_signal = signal.SIGQUIT
+
+    service = Waits("store", python(*LASTS), tmp_path / "store.log")
+    await running.start_service("store", service)
+    await running.children["store"].stop()
+
+    assert service.exit_code == -signal.SIGQUIT
+
+
 def test_child_dies_with_a_killed_supervisor(tmp_path: Path) -> None:
     """After kill -9 of `tidemark dev` no worker may go on counting."""
     parent = subprocess.Popen(

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.logs import embedded, embedded_writer
-from pipeline.logs.embedded import SqliteLog
+from pipeline.logs.embedded import POLL_INTERVAL_S, SqliteLog
 from pipeline.logs.open import open_log
 from schemas.errors import InvalidInput, OperatorNeeded, Transient
 from schemas.log import TopicSpec
@@ -136,6 +136,17 @@ async def test_a_waiting_reader_notices_an_append_by_another_process(path: Path,
 
     assert [record.value for record in batch.records[TOPIC, 0]] == [b"x:0"]
     await asyncio.to_thread(process.communicate)
+
+
+async def test_a_waiting_reader_pauses_although_somebody_writes(path: Path, log: SqliteLog) -> None:
+    """Who waits for a topic without records would take a whole processor while another topic gets many."""
+    batch = await log.read_many({(TOPIC, 1): 0}, records_max=10, bytes_max=1000)
+    await asyncio.to_thread(appender(path, "x", 1).communicate)
+    began_s = asyncio.get_running_loop().time()
+
+    await log.wait_changed(batch.version, timeout_s=30)
+
+    assert asyncio.get_running_loop().time() - began_s > POLL_INTERVAL_S / 2
 
 
 async def test_waiting_ends_without_a_change_after_its_time_limit(log: SqliteLog) -> None:

@@ -23,7 +23,7 @@ DAY_20_MS = NOVEMBER_MS + 19 * DAY_MS
 @pytest_asyncio.fixture
 async def billed() -> AsyncIterator[BilledDeployment]:
     """A deployment on the simulator."""
-    async with billed_deployment() as deployment:
+    async with billed_deployment(BilledDeployment) as deployment:
         yield deployment
 
 

@@ -23,7 +23,7 @@ from tests.worlds.reconciler import DECEMBER_MS, NOVEMBER_MS
 @pytest_asyncio.fixture
 async def billed() -> AsyncIterator[BilledDeployment]:
     """A customer with three kinds of lines, a schedule, a canceled subscription and a customer who was deleted."""
-    async with billed_deployment() as deployment:
+    async with billed_deployment(BilledDeployment) as deployment:
         metered = await deployment.price((10, "0"), ("inf", "2"))
         flat = await flat_price(deployment)
         subscription = await deployment.subscribe("ada", flat, metered)

@@ -67,7 +67,7 @@ def test_the_table_shows_counts_rows_verdict_and_the_number_of_omitted_rows() ->
     assert "and 3 more" in text
     assert "1.25" in text
     assert "2026-11-01 to" in text
-    assert text.rstrip().endswith("drift: two views hold different counts")
+    assert text.rstrip().endswith("drift: two views hold different values")
 
 
 def test_the_table_fits_into_100_columns_and_explains_each_detail_once() -> None:

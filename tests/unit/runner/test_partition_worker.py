@@ -137,6 +137,22 @@ async def test_a_lagging_worker_waits_for_a_full_flush() -> None:
     assert steps.taken == [[0, 1, 2], [3, 4]]
 
 
+async def test_a_worker_that_lingers_goes_on_when_nothing_comes_any_more() -> None:
+    """A single record does not wait as long as a burst may."""
+    steps, patient = Steps(), replace(LIMITS, linger_s=600.0, quiet_s=0.05)
+    steps.gate.set()
+    worker = worker_for(steps, [], patient)
+    worker.put([record_of(0)], previous=None)
+
+    worker.start()
+    await asyncio.sleep(0)
+    worker.put([record_of(1)], previous=0)
+    await until(lambda: worker.next_offset == 2)
+    await worker.close()
+
+    assert steps.taken == [[0, 1]]
+
+
 @pytest.mark.parametrize(
     "records",
     [

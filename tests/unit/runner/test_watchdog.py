@@ -97,7 +97,7 @@ def test_every_role_is_watched() -> None:
     tree = ast.parse(inspect.getsource(roles))
     commands = [node for node in tree.body if isinstance(node, ast.FunctionDef)]
 
-    assert {"archive", "auditor", "gateway", "mirror", "router", "sink", "worker"} == {
+    assert {"archive", "auditor", "gateway", "mirror", "notifier", "router", "sink", "worker"} == {
         command.name for command in commands
     }
     assert all("run_in_loop(" in ast.unparse(command) for command in commands)

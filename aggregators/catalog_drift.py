@@ -1,0 +1,107 @@
+"""What Stripe has otherwise than it was applied, and what is sold there past the catalog."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Final
+
+from aggregators.catalog_plan import Wanted, World, differences_text, flags_of, touched_by, wanted
+from aggregators.catalog_prices import ADDON_COMPONENT, product_id
+from schemas.catalog import Plan, PlanId
+from schemas.catalog_changes import CatalogKind, PlanState, Standing, StripeRecord
+
+OURS: Final = "tm."
+
+
+def drift_of(world: World) -> list[str]:
+    """Every difference, in words. Features are compared for the products whose features were read."""
+    standing = world.standing
+    want = wanted(standing.catalog) if standing.catalog else None
+    touched = touched_by(world)
+    found: list[str] = []
+    for record in standing.records.values():
+        match record.kind:
+            case CatalogKind.PRICE:
+                found += _price(world, want, record, touched)
+            case CatalogKind.PRODUCT:
+                found += _product(world, want, record, touched)
+            case CatalogKind.METER:
+                found += _meter(world, record)
+            case _:
+                if record.key not in world.stripe.features:
+                    found.append(f"feature {record.key} is not at Stripe")
+    return [*found, *_attached(world), *_unmanaged(world)]
+
+
+def attachable(standing: Standing) -> dict[str, frozenset[str]]:
+    """The features that each product of a plan must have, also of versions that are sold no more and kept."""
+    if standing.catalog is None:
+        return {}
+    found: dict[str, frozenset[str]] = {}
+    for plan, known in standing.plans.items():
+        components = (
+            [line.component for line in known.sold.prices] if isinstance(known.sold, Plan) else [ADDON_COMPONENT]
+        )
+        if components and known.state is not PlanState.RETIRED:
+            found[product_id(plan, components[0])] = flags_of(standing.catalog, known.sold)
+    return found
+
+
+def _price(world: World, want: Wanted | None, record: StripeRecord, touched: Mapping[PlanId, int]) -> Iterator[str]:
+    price, key = world.stripe.prices.get(record.stripe_id), record.key
+    name = f"price {record.stripe_id}"
+    if price is None:
+        yield f"{name} ({key}) is not at Stripe"
+        return
+    users = touched.get(record.plan, 0) if record.plan else 0
+    if price.key != key:
+        yield f"{name} has the lookup key {price.key or 'none'}, and had {key}"
+    elif not price.is_active and (users or not _is_retired(world, record)):
+        yield f"{name} ({key}) is archived; {users} subscriptions have its plan"
+    elif want and key in want.prices and price.terms != want.prices[key].terms:
+        yield f"{name} ({key}) has {differences_text(price.terms, want.prices[key].terms)}"
+    made_for = f"{record.plan} {record.component}"
+    if price.made_for != made_for:
+        yield f"{name} ({key}) has the metadata {price.made_for.strip() or 'none'}, and had {made_for}"
+
+
+def _product(world: World, want: Wanted | None, record: StripeRecord, touched: Mapping[PlanId, int]) -> Iterator[str]:
+    product, key = world.stripe.products.get(record.key), record.key
+    users = touched.get(record.plan, 0) if record.plan else 0
+    if product is None:
+        yield f"product {key} is not at Stripe"
+    elif want and key in want.products:
+        if product != want.products[key][0]:
+            yield f"product {key} has {differences_text(product, want.products[key][0])}"
+    elif not product.is_active and (users or not _is_retired(world, record)):
+        yield f"product {key} is archived; {users} subscriptions have its plan"
+
+
+def _meter(world: World, record: StripeRecord) -> Iterator[str]:
+    meter = world.stripe.meters.get(record.key)
+    if meter is None or meter.fault:
+        yield f"meter {record.key}: {meter.fault if meter else 'is not at Stripe'}"
+    elif meter.id != record.stripe_id:
+        yield f"meter {record.key} is {meter.id}, and was {record.stripe_id}: the prices of the old one bill no usage"
+
+
+def _is_retired(world: World, record: StripeRecord) -> bool:
+    return record.plan is not None and world.standing.plans[record.plan].state is PlanState.RETIRED
+
+
+def _attached(world: World) -> Iterator[str]:
+    attached = world.stripe.attached
+    for product, features in attachable(world.standing).items():
+        if product in attached and attached[product] != features:
+            has, wants = (", ".join(sorted(each)) or "none" for each in (attached[product], features))
+            yield f"product {product} has the features {has}, not {wants}"
+
+
+def _unmanaged(world: World) -> Iterator[str]:
+    pins = world.standing.pins()
+    for price, subscriptions in sorted(world.usage.items()):
+        if price not in pins:
+            yield f"price {price} is in {len(subscriptions)} subscriptions and no plan of the catalog has it"
+    for at_stripe in world.stripe.prices.values():
+        if at_stripe.key.startswith(OURS) and at_stripe.id not in pins and at_stripe.is_active:
+            yield f"price {at_stripe.id} has the lookup key {at_stripe.key} and was never applied"

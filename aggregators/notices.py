@@ -1,0 +1,152 @@
+"""Which notices follow from what an account is entitled to and has used, and the bytes that are delivered of each."""
+
+from __future__ import annotations
+
+import base64
+import hmac
+from collections.abc import Mapping, Sequence
+from decimal import Context, Decimal
+from hashlib import blake2b, sha256
+from typing import Final, NamedTuple
+
+import msgspec
+
+from aggregators.account_grants import INCLUDED
+from aggregators.instants import format_instant_ms
+from schemas.catalog import Feature
+from schemas.entitlements import Segment
+from schemas.meters import Meter
+from schemas.notices import Notice, NoticeKind
+from schemas.periods import Period
+
+# Enough for any product of a quantity and a percentage; the default of 28 digits is not.
+EXACT: Final = Context(prec=100)
+SECRET_PREFIX: Final = "whsec_"  # noqa: S105  # the prefix of every secret
+SECRET_BYTES_MIN: Final = 24
+
+
+class Bound(NamedTuple):
+    """A quantity of a feature whose use is warned about, in units of the meter."""
+
+    kind: NoticeKind
+    feature: str
+    meter: str
+    quantity: Decimal
+
+
+class Crossing(NamedTuple):
+    """That an account has used `percent` of a bound, or more."""
+
+    bound: Bound
+    percent: int
+    used: Decimal
+
+
+def bounds_of(segment: Segment, features: Mapping[str, Feature]) -> tuple[Bound, ...]:
+    """What the account is warned about while a segment holds: the limit of each feature with a meter, and what the
+    base price covers of the meter if that is less. Nothing that is 0 or unlimited, and nothing of a denied feature."""
+    found: list[Bound] = []
+    for name, feature in features.items():
+        resolved = segment.features.get(name)
+        if feature.meter is None or resolved is None or resolved.is_denied:
+            continue
+        limit = resolved.value
+        if isinstance(limit, Decimal) and limit > 0:
+            found.append(Bound(NoticeKind.LIMIT_WARNING, name, feature.meter, limit))
+        covered = segment.features.get(f"{INCLUDED}{feature.meter}")
+        if covered is None or not isinstance(covered.value, Decimal) or covered.value <= 0:
+            continue
+        if limit == 0 or (isinstance(limit, Decimal) and limit <= covered.value):
+            continue
+        found.append(Bound(NoticeKind.INCLUDED_WARNING, name, feature.meter, covered.value))
+    return tuple(found)
+
+
+def crossings(bounds: Sequence[Bound], features: Mapping[str, Feature], used: Mapping[str, Decimal]) -> list[Crossing]:
+    """The thresholds that the usage by meter has reached."""
+    return [
+        Crossing(bound, percent, used[bound.meter])
+        for bound in bounds
+        if bound.meter in used and bound.feature in features
+        for percent in dict.fromkeys(features[bound.feature].warn_percent)
+        if is_reached(used[bound.meter], bound.quantity, percent)
+    ]
+
+
+def is_reached(used: Decimal, quantity: Decimal, percent: int) -> bool:
+    """Whether `used` is at least so many percent of a quantity; exact."""
+    return EXACT.multiply(used, Decimal(100)) >= EXACT.multiply(quantity, Decimal(percent))
+
+
+def used_units(minor: int, meter: Meter) -> Decimal:
+    """A total in units of its meter."""
+    return EXACT.scaleb(Decimal(minor), -meter.scale)
+
+
+def notice_id(log_id: str, kind: NoticeKind, account: str, subject: str, period_start_ms: int, percent: int) -> str:
+    """The id of a notice: always the same for the same fact in one deployment, whoever finds it."""
+    about = msgspec.json.encode([log_id, kind.value, account, subject, period_start_ms, percent])
+    return "ntc_" + blake2b(about, digest_size=16, person=b"tidemark notice").hexdigest()
+
+
+def warning(log_id: str, account: str, crossing: Crossing, unit: str, period: Period, now_ms: int) -> Notice:
+    """The notice of a crossing."""
+    bound, percent = crossing.bound, crossing.percent
+    identifier = notice_id(log_id, bound.kind, account, bound.feature, period.start_ms, percent)
+    body = {
+        "id": identifier,
+        "type": bound.kind.value,
+        "timestamp": format_instant_ms(now_ms),
+        "data": {
+            "account": account,
+            "feature": bound.feature,
+            "meter": bound.meter,
+            "percent": percent,
+            "of": f"{bound.quantity:f}",
+            "used": f"{crossing.used:f}",
+            "unit": unit,
+            "period_start": format_instant_ms(period.start_ms),
+            "period_end": format_instant_ms(period.end_ms),
+        },
+    }
+    return Notice(
+        identifier, bound.kind, account, bound.feature, period.start_ms, period.end_ms, percent,
+        msgspec.json.encode(body).decode(), now_ms,
+    )  # fmt: skip
+
+
+def words(notice: Notice) -> tuple[str, str]:
+    """The subject and the text of a mail."""
+    data = msgspec.json.decode(notice.body)["data"]
+    what = {NoticeKind.LIMIT_WARNING: "its limit", NoticeKind.INCLUDED_WARNING: "what its price includes"}[notice.kind]
+    name = "".join(character if character.isprintable() else "?" for character in notice.account)
+    after = {
+        NoticeKind.LIMIT_WARNING: "Beyond the limit, requests may be refused.",
+        NoticeKind.INCLUDED_WARNING: "What is used beyond it is billed.",
+    }[notice.kind]
+    text = (
+        f"Account {name} has used {data['used']} of {data['of']} {data['unit']} ({notice.subject}) "
+        f"in the billing period that ends at {data['period_end']}. That is {notice.percent} % of {what}, or more.\n\n"
+        f"{after}\n"
+    )
+    return f"{name} has used {notice.percent} % of {what}: {notice.subject}", text
+
+
+def secret_bytes(secret: str) -> bytes:
+    """The key of a secret `whsec_…`. Raises `ValueError` if the text is none."""
+    if not secret.startswith(SECRET_PREFIX):
+        raise ValueError("begins with whsec_")
+    key = base64.b64decode(secret.removeprefix(SECRET_PREFIX), validate=True)
+    if len(key) < SECRET_BYTES_MIN:
+        raise ValueError(f"has {SECRET_BYTES_MIN} bytes or more")
+    return key
+
+
+def signature(identifier: str, timestamp_s: int, body: bytes, keys: Sequence[bytes]) -> str:
+    """The header `webhook-signature` of Standard Webhooks: one signature for each key, so that keys can be rotated.
+
+    Source: github.com/standard-webhooks/standard-webhooks, spec/standard-webhooks.md.
+    """
+    signed = f"{identifier}.{timestamp_s}.".encode() + body
+    digests = (hmac.new(key, signed, sha256).digest() for key in keys)
+    return " ".join(f"v1,{base64.b64encode(digest).decode()}" for digest in digests)

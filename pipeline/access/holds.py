@@ -1,0 +1,144 @@
+"""The holds of a gateway: taken in SQL, and read for the checks that take none."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import secrets
+from collections import OrderedDict
+from collections.abc import AsyncIterator, Callable, Sequence
+from decimal import Decimal
+from typing import Final, NamedTuple
+
+from aggregators.holds import held_by, open_since_ms
+from schemas.clock import SECOND_MS, Clock
+from schemas.errors import InvalidInput, Transient
+from schemas.holds import HOLD_S_MAX, Hold, Holds, Taken
+
+# Connections of the gateway that holds may use at one time, so that others are left for the reads of checks.
+AT_ONCE: Final = 4
+WAITING_MAX: Final = 256
+# How old the holds may be that a plain check uses again; the live usage may be as old.
+AGE_MS_MAX: Final = 250
+# Accounts whose holds are looked at. If more have any, each check asks SQL.
+HOLDERS_MAX: Final = 10_000
+KEY_CHARACTERS_MAX: Final = 200
+# Holds that were taken and ended between two reads of who has any are found by the next one.
+OVERLAP_MS: Final = 10 * SECOND_MS
+
+
+class HoldRequest(NamedTuple):
+    """That a check takes a hold for `seconds`. `key` names the request: the same key gives the same hold."""
+
+    seconds: int
+    key: str = ""
+
+
+class _Read(NamedTuple):
+    read_ms: int
+    holds: Sequence[Hold]
+
+
+def check_hold(request: HoldRequest, quantity: Decimal) -> None:
+    """Raise `InvalidInput` if no such hold can be taken."""
+    if not 1 <= request.seconds <= HOLD_S_MAX:
+        raise InvalidInput("hold_s", f"must be from 1 to {HOLD_S_MAX}, or 0 for no hold")
+    if not quantity:
+        raise InvalidInput("quantity", "must be more than 0 to be held")
+    if len(request.key) > KEY_CHARACTERS_MAX or not request.key.isprintable():
+        raise InvalidInput("Idempotency-Key", f"must have at most {KEY_CHARACTERS_MAX} printable characters")
+
+
+class GatewayHolds:
+    """Takes and ends holds, and knows which accounts have any. `refresh` must be called every half a second."""
+
+    def __init__(self, store: Holds, clock: Clock) -> None:
+        self._store = store
+        self._clock = clock
+        self._slots = asyncio.Semaphore(AT_ONCE)
+        self._waiting = 0
+        # None: too many accounts have holds to know them.
+        self._holders: set[str] | None = set()
+        self._reads: OrderedDict[str, _Read] = OrderedDict()
+        self._read_ms = 0
+
+    async def refresh(self) -> None:
+        """Read which accounts have holds. Raises `Transient`; what is known stays then."""
+        now_ms = self._clock.now_ms()
+        found = await self._store.holders(max(0, self._read_ms - OVERLAP_MS), HOLDERS_MAX)
+        self._read_ms = now_ms
+        known = (self._holders or set()) | (found or set())
+        self._holders = known if found is not None and len(known) <= HOLDERS_MAX else None
+
+    async def held(self, account: str, features: frozenset[str], complete_up_to_ms: int | None) -> Decimal:
+        """What the open holds of features promise beside usage that is complete up to an instant. Raises `Transient`.
+
+        SQL is asked only for an account that has holds, and at most once in `AGE_MS_MAX`.
+        """
+        if self._holders is not None and account not in self._holders:
+            return Decimal(0)
+        now_ms = self._clock.now_ms()
+        read = self._reads.get(account)
+        if read is None or not 0 <= now_ms - read.read_ms <= AGE_MS_MAX:
+            read = _Read(now_ms, await self._store.open(account, open_since_ms(complete_up_to_ms, now_ms)))
+            self._keep(account, read)
+        return held_by(read.holds, features, complete_up_to_ms, now_ms)
+
+    def _keep(self, account: str, read: _Read) -> None:
+        if not read.holds:
+            self._reads.pop(account, None)
+            if self._holders is not None:
+                self._holders.discard(account)
+            return
+        self._reads[account] = read
+        self._reads.move_to_end(account)
+        if len(self._reads) > HOLDERS_MAX:
+            self._reads.popitem(last=False)
+
+    async def take(
+        self,
+        wanted: Hold,
+        features: frozenset[str],
+        allows: Callable[[Decimal], bool],
+        complete_up_to_ms: int | None,
+    ) -> Taken:
+        """Take a hold; see `schemas.holds.Holds.take`."""
+        async with self._slot():
+            taken = await self._store.take(wanted, features, allows, complete_up_to_ms, self._clock.now_ms())
+        self._changed(wanted.account)
+        return taken
+
+    def wanted(self, account: str, feature: str, quantity: Decimal, request: HoldRequest, *, is_metered: bool) -> Hold:
+        """The hold that a request asks for, under an id that nobody can guess."""
+        now_ms = self._clock.now_ms()
+        expires_ms = now_ms + request.seconds * SECOND_MS
+        hold_id = f"hold_{secrets.token_hex(16)}"
+        return Hold(hold_id, account, feature, quantity, now_ms, expires_ms, is_metered, request.key)
+
+    async def get(self, hold_id: str) -> Hold | None:
+        """The hold with an id, or None. Raises `Transient`."""
+        return await self._store.get(hold_id)
+
+    async def end(self, hold: Hold, used: Decimal) -> Hold:
+        """Say what was used of a hold; 0 releases it. Returns the hold as it is then: one that ended before, or whose
+        time is over, stays as it is. Raises `InvalidInput` if more was used than was held, and `Transient`."""
+        async with self._slot():
+            ended = await self._store.end(hold.id, used, self._clock.now_ms())
+        self._changed(hold.account)
+        return ended or hold
+
+    def _changed(self, account: str) -> None:
+        self._reads.pop(account, None)
+        if self._holders is not None:
+            self._holders.add(account)
+
+    @contextlib.asynccontextmanager
+    async def _slot(self) -> AsyncIterator[None]:
+        if self._waiting >= WAITING_MAX:
+            raise Transient("PostgreSQL is busy with the holds of other requests")
+        self._waiting += 1
+        try:
+            async with self._slots:
+                yield
+        finally:
+            self._waiting -= 1

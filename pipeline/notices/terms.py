@@ -1,0 +1,130 @@
+"""What accounts are warned about: the features of the active catalog, and each account's bounds, kept in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Final
+
+from aggregators.account_grants import features_of, granted
+from aggregators.entitlement_codec import decode
+from aggregators.entitlements import resolve, segment_at
+from aggregators.notices import Bound, bounds_of
+from pipeline.access.renewal import commerce_of
+from schemas.catalog import Feature
+from schemas.catalog_changes import CatalogStore
+from schemas.clock import MINUTE_MS, SECOND_MS, Clock
+from schemas.entitlements import Entitlements, EntitlementVersion, Segment
+
+CATALOG_INTERVAL_MS: Final = 5 * SECOND_MS
+# A version may become visible after a later one: a transaction takes at most half a minute.
+OVERLAP_MS: Final = MINUTE_MS
+ACCOUNTS_MAX: Final = 200_000
+CHANGED_AT_ONCE: Final = 10_000
+
+# What holds from an instant on, for each segment that has not ended.
+_Steps = tuple[tuple[int, tuple[Bound, ...]], ...]
+
+
+class Terms:
+    """The bounds of accounts. Accounts on one plan share their bounds, so an account takes some hundred bytes."""
+
+    def __init__(
+        self, catalog: CatalogStore, entitlements: Entitlements, clock: Clock, accounts_max: int = ACCOUNTS_MAX
+    ) -> None:
+        """`accounts_max`: accounts whose bounds are kept; those of others are read from SQL each time."""
+        self._catalog = catalog
+        self._entitlements = entitlements
+        self._clock = clock
+        self._accounts_max = accounts_max
+        self._sha256 = ""
+        self._default: Sequence[Segment] = ()
+        self._read_ms: int | None = None
+        self._changed_ms: int | None = None
+        self._known: dict[str, _Steps] = {}
+        self._shared: dict[tuple[Bound, ...], tuple[Bound, ...]] = {}
+        self.features: Mapping[str, Feature] = {}
+
+    @property
+    def accounts(self) -> int:
+        """How many accounts are in memory."""
+        return len(self._known)
+
+    async def refresh(self) -> None:
+        """Take the active catalog, and forget the accounts that changed. Raises `Transient`; what is known stays."""
+        now_ms = self._clock.now_ms()
+        await self._read_catalog(now_ms)
+        if self._changed_ms is None:
+            self._known.clear()
+        else:
+            await self._forget_changed(max(0, self._changed_ms - OVERLAP_MS))
+        self._changed_ms = now_ms
+
+    async def _read_catalog(self, now_ms: int) -> None:
+        if self._read_ms is not None and 0 <= now_ms - self._read_ms < CATALOG_INTERVAL_MS:
+            return
+        found = await commerce_of(self._catalog)
+        self._read_ms = now_ms
+        if found is None or found[0] == self._sha256:
+            return
+        self._sha256, commerce = found
+        features = commerce.catalog.features
+        self.features = {name: each for name, each in features.items() if each.meter and each.warn_percent}
+        nobody = granted(commerce, (), {}, ())
+        self._default = resolve(features_of(commerce), nobody.entitled)
+        self._known.clear()
+        self._shared.clear()
+
+    async def _forget_changed(self, since_ms: int) -> None:
+        while True:
+            found = await self._entitlements.changed(since_ms, CHANGED_AT_ONCE)
+            for renewed in found:
+                self._known.pop(renewed.account, None)
+            if len(found) < CHANGED_AT_ONCE:
+                return
+            if found[-1].computed_ms == since_ms:
+                # More accounts than a page changed at one instant: which ones is not told, so all are read again.
+                self._known.clear()
+                return
+            since_ms = found[-1].computed_ms
+
+    async def bounds(self, accounts: Sequence[str], now_ms: int) -> Mapping[str, tuple[Bound, ...]]:
+        """The bounds of accounts now, as of the last `refresh` or later. Raises `Transient`."""
+        steps = {account: self._known[account] for account in accounts if account in self._known}
+        unknown = [account for account in accounts if account not in steps]
+        read = await self._entitlements.latest(unknown) if unknown else {}
+        for account in unknown:
+            steps[account] = self._steps(read.get(account), now_ms)
+            if len(self._known) < self._accounts_max:
+                self._known[account] = steps[account]
+        return {account: _at(found, now_ms) for account, found in steps.items()}
+
+    async def newest(self, account: str) -> tuple[Bound, ...]:
+        """The bounds of one account now, read from SQL. Raises `Transient`."""
+        now_ms = self._clock.now_ms()
+        await self._read_catalog(now_ms)
+        version = (await self._entitlements.latest([account])).get(account)
+        return bounds_of(segment_at(self._segments(version), now_ms), self.features)
+
+    def _segments(self, version: EntitlementVersion | None) -> Sequence[Segment]:
+        return self._default if version is None else decode(version.segments)
+
+    def _steps(self, version: EntitlementVersion | None, now_ms: int) -> _Steps:
+        segments = self._segments(version)
+        coming = [segment for segment in segments if segment.from_ms > now_ms]
+        return tuple(
+            (segment.from_ms, self._share(bounds_of(segment, self.features)))
+            for segment in (segment_at(segments, now_ms), *coming)
+        )
+
+    def _share(self, bounds: tuple[Bound, ...]) -> tuple[Bound, ...]:
+        if len(self._shared) >= self._accounts_max:
+            self._shared.clear()
+        return self._shared.setdefault(bounds, bounds)
+
+
+def _at(steps: _Steps, now_ms: int) -> tuple[Bound, ...]:
+    holding = steps[0][1]
+    for from_ms, bounds in steps:
+        if from_ms <= now_ms:
+            holding = bounds
+    return holding

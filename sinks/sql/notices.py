@@ -1,0 +1,157 @@
+"""The outbox of notices over any SQL engine. Each call is one transaction."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Final
+
+from sqlalchemy import Connection, RowMapping, and_, bindparam, delete, func, literal_column, or_, select, update
+from sqlalchemy.dialects import postgresql, sqlite
+
+from schemas.errors import InvalidInput
+from schemas.notices import ChannelName, Delivery, DeliveryCounts, DeliveryState, Notice, NoticeKind
+from sinks.sql.intents import Run
+from sinks.sql.queries import Values, chunks
+from sinks.sql.tables import account_customers, mirror, notices
+
+_FACTS: Final = Notice._fields
+# The texts are in the statements because PostgreSQL finds a partial index only then.
+_IS_WAITING: Final = notices.c.state == literal_column(f"'{DeliveryState.WAITING}'")
+_IS_DEAD: Final = notices.c.state == literal_column(f"'{DeliveryState.DEAD}'")
+# What is found to be true again in such a state waits again.
+_REVIVED: Final = DeliveryState.OBSOLETE.value
+_IS_CLAIMED: Final = and_(
+    notices.c.id == bindparam("key"),
+    notices.c.channel == bindparam("by"),
+    notices.c.attempts == bindparam("claim"),
+    _IS_WAITING,
+)
+
+
+class SqlNotices:
+    """Implements `schemas.notices.NoticeOutbox`, whose docstrings hold."""
+
+    def __init__(self, run: Run) -> None:
+        self._run = run
+
+    async def add(self, notices: Sequence[Notice], channels: Sequence[ChannelName]) -> int:
+        unique = {(notice.id, channel): _row(notice, channel) for notice in notices for channel in channels}
+        # Rows are locked in one order, so that two processes do not wait for each other.
+        rows = [unique[key] for key in sorted(unique)]
+        return await self._run(lambda connection: _add(connection, rows)) if rows else 0
+
+    async def claim(self, now_ms: int, until_ms: int, limit: int) -> Sequence[Delivery]:
+        due = select(notices).where(_IS_WAITING, notices.c.due_ms <= now_ms).order_by(notices.c.due_ms, notices.c.id)
+        due = due.limit(limit).with_for_update(skip_locked=True)
+        same = (notices.c.id == bindparam("key")) & (notices.c.channel == bindparam("by"))
+        claimed = update(notices).where(same).values(attempts=notices.c.attempts + 1, due_ms=until_ms)
+
+        def body(connection: Connection) -> Sequence[Delivery]:
+            found = [_delivery(row) for row in connection.execute(due).mappings()]
+            if found:
+                connection.execute(claimed, [{"key": each.notice.id, "by": each.channel.value} for each in found])
+            return [each._replace(attempts=each.attempts + 1, due_ms=until_ms) for each in found]
+
+        return await self._run(body)
+
+    async def settle(self, delivery: Delivery, state: DeliveryState, detail: str, now_ms: int) -> bool:
+        return await self._change(delivery, {"state": state.value, "detail": _text(detail), "settled_ms": now_ms})
+
+    async def postpone(self, delivery: Delivery, due_ms: int, failures: int, detail: str) -> bool:
+        return await self._change(delivery, {"due_ms": due_ms, "failures": failures, "detail": _text(detail)})
+
+    async def _change(self, delivery: Delivery, values: Values) -> bool:
+        claim = {"key": delivery.notice.id, "by": delivery.channel.value, "claim": delivery.attempts}
+        changed = update(notices).where(_IS_CLAIMED).values(**values)
+        return await self._run(lambda connection: connection.execute(changed, claim).rowcount == 1)
+
+    async def retry(self, notice: str, now_ms: int) -> int:
+        dead = update(notices).where(_IS_DEAD)
+        if notice:
+            dead = dead.where(notices.c.id == _text(notice))
+        again = dead.values(state=DeliveryState.WAITING.value, failures=0, due_ms=now_ms, settled_ms=None)
+        return await self._run(lambda connection: connection.execute(again).rowcount)
+
+    async def listed(
+        self, state: DeliveryState | None = None, account: str = "", limit: int = 100, before: str = ""
+    ) -> Sequence[Delivery]:
+        place = notices.c.made_ms, notices.c.id, notices.c.channel
+        wanted = select(notices).order_by(*(column.desc() for column in place)).limit(limit)
+        if state is not None:
+            wanted = wanted.where(notices.c.state == state.value)
+        if account:
+            wanted = wanted.where(notices.c.account == _text(account))
+        if before:
+            made_ms, identifier, channel = _place(before)
+            behind = and_(place[0] == made_ms, place[1] == identifier, place[2] < channel)
+            wanted = wanted.where(or_(place[0] < made_ms, and_(place[0] == made_ms, place[1] < identifier), behind))
+        return await self._run(lambda connection: [_delivery(row) for row in connection.execute(wanted).mappings()])
+
+    async def counts(self) -> DeliveryCounts:
+        waiting = select(func.count(), func.min(notices.c.made_ms)).where(_IS_WAITING)
+        dead = select(func.count()).select_from(notices).where(_IS_DEAD)
+
+        def body(connection: Connection) -> DeliveryCounts:
+            count, oldest_ms = connection.execute(waiting).one()
+            return DeliveryCounts(count, oldest_ms, connection.execute(dead).scalar_one())
+
+        return await self._run(body)
+
+    async def address(self, account: str, now_ms: int) -> str:
+        links, customers = account_customers.c, mirror["stripe_customers"].c
+        linked = select(links.customer_id).where(links.account == _text(account), links.starts_ms <= now_ms)
+        linked = linked.order_by(links.starts_ms.desc()).limit(1)
+        wanted = select(customers.email).where(customers.id == linked.scalar_subquery())
+        return await self._run(lambda connection: connection.execute(wanted).scalar() or "")
+
+    async def prune(self, before_ms: int, limit: int) -> int:
+        old = select(notices.c.id, notices.c.channel).where(notices.c.period_end_ms < before_ms, ~_IS_WAITING)
+        same = (notices.c.id == bindparam("key")) & (notices.c.channel == bindparam("by"))
+
+        def body(connection: Connection) -> int:
+            found = [{"key": key, "by": channel} for key, channel in connection.execute(old.limit(limit))]
+            if found:
+                connection.execute(delete(notices).where(same, ~_IS_WAITING), found)
+            return len(found)
+
+        return await self._run(body)
+
+
+def _add(connection: Connection, rows: list[Values]) -> int:
+    insert = postgresql.insert if connection.dialect.name == "postgresql" else sqlite.insert
+    new: Any = insert(notices)
+    again = ("state", "body", "made_ms", "due_ms", "settled_ms", "failures")
+    written = new.on_conflict_do_update(
+        index_elements=list(notices.primary_key),
+        set_={name: new.excluded[name] for name in again},
+        where=notices.c.state == _REVIVED,
+    ).returning(notices.c.id)
+    return sum(len(connection.execute(written, chunk).all()) for chunk in chunks(rows))
+
+
+def _row(notice: Notice, channel: ChannelName) -> Values:
+    return {
+        **notice._asdict(), "kind": notice.kind.value, "channel": channel.value, "state": DeliveryState.WAITING.value,
+        "attempts": 0, "failures": 0, "due_ms": notice.made_ms, "detail": "", "settled_ms": None,
+    }  # fmt: skip
+
+
+def _delivery(row: RowMapping) -> Delivery:
+    notice = Notice(**{**{name: row[name] for name in _FACTS}, "kind": NoticeKind(row["kind"])})
+    return Delivery(
+        notice, ChannelName(row["channel"]), DeliveryState(row["state"]), row["attempts"], row["failures"],
+        row["due_ms"], row["detail"], row["settled_ms"],
+    )  # fmt: skip
+
+
+def _place(cursor: str) -> tuple[int, str, str]:
+    made_ms, _, rest = cursor.partition(".")
+    identifier, _, channel = rest.partition(".")
+    if not (made_ms.isascii() and made_ms.isdigit() and len(made_ms) < 16) or not channel or "\0" in cursor:
+        raise InvalidInput("cursor", "is not the next_cursor of an answer")
+    return int(made_ms), identifier, channel
+
+
+def _text(value: str) -> str:
+    """A text that PostgreSQL stores: it has no NUL."""
+    return value.replace("\0", "\N{REPLACEMENT CHARACTER}")

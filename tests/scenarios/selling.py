@@ -1,0 +1,97 @@
+"""The product beside a customer: a catalog applied at the simulator, the mirror of its events, and the checks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from decimal import Decimal
+
+import httpx
+
+from pipeline.access.checks import Answer
+from pipeline.commands.catalog import Parts, apply_plan, plan_content
+from schemas.catalog_changes import CatalogKind
+from schemas.meters import MeterSet
+from sinks.stripe.catalog import StripeClientCatalog
+from sinks.stripe.client import StripeClientMeters
+from tests.scenarios.vocabulary import Account, at
+from tests.services.stripe import TEST_KEY
+from tests.services.stripe_requests import application
+from tests.worlds.business import Business
+
+ACME = "acme"
+
+
+class Seller:
+    """A deployment whose clock is the customer's test clock."""
+
+    def __init__(self, account: Account) -> None:
+        self._account = account
+        self._business = Business()
+        self._business.stripe.simulator = account.sdk.simulator
+        self.prices: Mapping[str, str] = {}
+
+    async def open(self, catalog: str, on: str, card: str = "pm_card_visa") -> None:
+        """Apply a catalog, and link a new customer to the account."""
+        await self._account.open(on, card)
+        self._business.clock.ms = at(on) * 1_000
+        await self._business.open()
+        await self._apply(catalog)
+        await self._business.link(ACME, self._account.customer)
+        await self._business.settle()
+
+    async def _apply(self, catalog: str) -> None:
+        meters = StripeClientMeters(TEST_KEY, "http://stripe.test", nonce="test")
+        objects = StripeClientCatalog(TEST_KEY, "http://stripe.test", scope="test:acct_1", nonce="test")
+        for client in (meters, objects):
+            transport = httpx.ASGITransport(application(self._account.sdk.simulator))
+            client._transport._client = httpx.AsyncClient(transport=transport)
+        store = self._business.sql.catalog
+        parts = Parts(self._business.clock, store, objects, meters, _no_meter_set, _applied)
+        checked = await plan_content(parts, catalog.encode())
+        assert checked.plan is not None, checked.problems
+        await apply_plan(parts, checked.plan, "ann", "a scenario", lambda _: None)
+        await objects.close()
+        await meters.close()
+        records = (await store.standing()).records
+        self.prices = {key: record.stripe_id for (kind, key), record in records.items() if kind is CatalogKind.PRICE}
+
+    def price(self, name: str) -> str:
+        """The price id of a lookup key without its prefix: `pro.v1.location.month.usd`."""
+        return self.prices[f"tm.{name}"]
+
+    async def reach(self, moment: str) -> None:
+        """Let time pass at Stripe and for the product, which hears of everything."""
+        await self._account.advance(moment)
+        await self.hear(moment)
+
+    async def hear(self, moment: str) -> None:
+        """The product hears at a moment of what has happened at Stripe."""
+        self.wait(moment)
+        await self._business.settle()
+
+    def wait(self, moment: str, before_ms: int = 0) -> None:
+        """Let time pass for the product alone, until so many milliseconds before a moment: no event comes."""
+        self._business.clock.ms = at(moment) * 1_000 - before_ms
+
+    async def check(self, feature: str, quantity: int = 1, used: int = 0) -> Answer:
+        """May the account use so much more?"""
+        self._business.used = Decimal(used)
+        return await self._business.checks.check(ACME, feature, Decimal(quantity), Decimal(used))
+
+    async def reason(self, feature: str, quantity: int = 1, used: int = 0) -> str:
+        """Why it may or may not."""
+        return str((await self.check(feature, quantity, used)).decision.reason)
+
+    async def costs(self, feature: str, quantity: int = 1, used: int = 0) -> tuple[str, int]:
+        """The plan or add-on that a denied check names, and the minor units that are due now."""
+        upgrade = (await self.check(feature, quantity, used)).upgrade
+        assert upgrade is not None
+        return str(upgrade.offer), upgrade.due_now.minor
+
+
+async def _no_meter_set() -> MeterSet | None:
+    return None
+
+
+async def _applied(_meter_set: MeterSet) -> None:
+    """The log of a scenario counts nothing."""
