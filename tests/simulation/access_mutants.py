@@ -69,6 +69,19 @@ def _fresh_first(original: Method) -> Method:
     return renew
 
 
+def _always_new(original: Method) -> Method:
+    """Equal inputs make another text each time."""
+
+    async def renew(self: SqlEntitlements, account: str, sha256: str, resolver: Any, now_ms: int) -> Any:
+        def another(*inputs: Any) -> Any:
+            computed = resolver(*inputs)
+            return computed._replace(segments=computed.segments + " " * (now_ms % 97 + 1))
+
+        return await original(self, account, sha256, another, now_ms)
+
+    return renew
+
+
 def _revoked_ones_too(original: Any) -> Any:
     def overrides(*arguments: Any) -> Any:
         return [made._replace(revoked_ms=None) for made in original(*arguments)]
@@ -145,9 +158,7 @@ ACCESS: Final = (
     _on_billing_seeds("access: fresh without a version", SqlEntitlements, "renew", _marks_only),
     _on_billing_seeds("access: read before the lock", SqlEntitlements, "renew", _reads_before_the_lock),
     _on_billing_seeds("access: fresh before the version", SqlEntitlements, "renew", _fresh_first),
-    _on_billing_seeds(
-        "access: a new version each time", sinks.sql.entitlements, "_is_new", lambda _made: lambda *_inputs: True
-    ),
+    _on_billing_seeds("access: a new version each time", SqlEntitlements, "renew", _always_new),
     _on_billing_seeds(
         "access: a price of nobody takes away", sinks.sql.entitlements, "_is_new",
         lambda made: lambda before, computed: made(before, computed._replace(unreadable=())),
