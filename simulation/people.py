@@ -19,7 +19,7 @@ from simulation.processes import Killed, Process, Reached
 from simulation.services import Deployment
 from simulation.traffic import ACCOUNTS, LINKED
 
-GRANTS: Final = 12
+GRANTS: Final = 16
 AGAIN_S: Final = 60.0
 # The accounts that are linked to customers, and one that only people know.
 ENTITLED: Final = (*LINKED, ACCOUNTS[0])
@@ -28,7 +28,7 @@ ACTOR: Final = "ann"
 _WISHES: Final[tuple[tuple[str, str, Any], ...]] = (
     ("seats", "add", 3), ("seats", "at_most", 2), ("seats", "at_least", 4), ("seats", "set", 9),
     ("desks", "add", 1), ("desks", "deny", 0), (METER, "set", "unlimited"), (METER, "add", 500),
-    (METER, "at_most", 700), ("sso", "set", True), ("sso", "set", False), ("sso", "deny", False),
+    (METER, "at_most", 700), ("sso", "set", True), ("sso", "set", False), ("sso", "deny", False), ("seats", "deny", 0),
     ("reporting", "set", {"days": 999}),
 )  # fmt: skip
 
@@ -66,9 +66,9 @@ class People:
         while True:
             await asyncio.sleep(self._chance.expovariate(GRANTS / span_s))
             draw = self._chance.random()
-            if draw < 0.1 and self._commerce.applied < len(CATALOGS):
+            if draw < 0.05 and self._commerce.applied < len(CATALOGS):
                 await self._apply()
-            elif draw < 0.4 and self.granted:
+            elif draw < 0.25 and self.granted:
                 await self._revoke(self._chance.choice(self.granted))
             else:
                 await self._grant()
@@ -104,7 +104,7 @@ class People:
         feature, operation, value = self._chance.choice(_WISHES)
         account, kind = self._chance.choice(ENTITLED), self._chance.choice(("override", "override", "contract"))
         starts_ms = self._world.clock.now_ms() + self._chance.choice((0, 0, HOUR_MS))
-        ends_ms = self._chance.choice((EVER_MS, starts_ms + self._chance.randrange(MINUTE_MS, 12 * HOUR_MS)))
+        ends_ms = self._chance.choice((EVER_MS, EVER_MS, starts_ms + self._chance.randrange(MINUTE_MS, 12 * HOUR_MS)))
         if not self._strike(Fault.OVERRIDE_CHANGED):
             return
         self.made += 1

@@ -109,7 +109,7 @@ class Subscribers:
         elif number > 0.4:
             params["billing_cycle_anchor"] = self._soon_s(number)
         metered = self._monthly if number < 0.2 else self._daily[0]
-        flat = self._flat if number * 10 % 1 < 0.3 else self._flat[:1]
+        flat = self._flat if number * 10 % 1 < 0.3 else self._flat[:2]
         self._subscription_of[account] = self._stripe.subscribe(customer, metered, *flat, **params)
 
     def _change(self, account: str, number: float) -> None:
@@ -223,7 +223,8 @@ class Subscribers:
         return self._stripe.read(ObjectName(ObjectKind.SUBSCRIPTION, self._subscription_of[account])) or {}
 
     ACTIONS: Final = (
-        _change, _change, _buy, _cancel, _pause, _schedule, _end_trial, _delete, _edit, _edit, _move, _resync, _close
+        _change, _change, _buy, _buy, _buy, _cancel, _pause, _schedule, _end_trial, _delete, _edit, _edit, _move,
+        _resync, _close,
     )  # fmt: skip
 
     # The operator.
