@@ -98,5 +98,5 @@ def _value(wish: Wish, kind: FeatureType) -> Value:
 def _config(text: str) -> str:
     try:
         return msgspec.json.encode(msgspec.json.decode(text), order="sorted").decode()
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, RecursionError) as error:
         raise InvalidInput("value", f"is not JSON: {error}") from error
