@@ -2,9 +2,9 @@
 granted.
 
 A subscription gives by its status: `active`, `trialing` and `past_due` give their plans; `unpaid` takes them away and
-leaves the fallback plan; `paused`, `incomplete` and `incomplete_expired` give nothing; `canceled` gave until its end. A
-pause after the last payment failed is `unpaid`, and one at the end of a trial is an end. A price that the catalog never
-made gives nothing, and is named.
+leaves the fallback plan unless another subscription gives a plan; `paused`, `incomplete` and `incomplete_expired` give
+nothing; `canceled` gave until its end. A pause after the last payment failed is `unpaid`, and one at the end of a trial
+is an end. A price that the catalog never made gives nothing, and is named.
 """
 
 from __future__ import annotations
@@ -14,12 +14,13 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
-from typing import Final, NamedTuple
+from itertools import zip_longest
+from typing import Any, Final, NamedTuple
 
 import msgspec
 
 from aggregators.entitlement_codec import encode
-from aggregators.entitlements import inputs_sha256, resolve
+from aggregators.entitlements import inputs_sha256, resolve, shortened
 from schemas.catalog import QUANTITY, UNLIMITED, Add, AddOn, Catalog, FeatureType, GrantValue, Merge, Plan, PlanId
 from schemas.catalog_changes import Pin
 from schemas.entitlements import (
@@ -81,7 +82,8 @@ class _Bought(NamedTuple):
 class _Collected:
     grants: list[Grant] = field(default_factory=list)
     plans: list[Span] = field(default_factory=list)
-    downgraded: list[Span] = field(default_factory=list)
+    owed: list[Grant] = field(default_factory=list)
+    unpaid: list[Span] = field(default_factory=list)
     unknown: set[str] = field(default_factory=set)
     unreadable: set[str] = field(default_factory=set)
 
@@ -102,7 +104,10 @@ def granted(
         for row in mirror.get("subscriptions", ()):
             if link.customer and row["customer_id"] == link.customer:
                 _subscription(commerce, link, row, mirror, collected)
-    entitled = Entitled(tuple(collected.grants), plans=tuple(collected.plans), downgraded=tuple(collected.downgraded))
+    plans, downgraded = tuple(collected.plans), tuple(_without(collected.unpaid, collected.plans))
+    # What was not paid is lost while nothing else gives a plan; else it is nothing.
+    lost = (grant for owed in collected.owed for grant in _within(owed, downgraded))
+    entitled = Entitled((*collected.grants, *lost), plans, downgraded=downgraded)
     unknown, unreadable = tuple(sorted(collected.unknown)), tuple(sorted(collected.unreadable))
     return Granted(features_of(commerce), entitled, unknown, unreadable)
 
@@ -122,7 +127,8 @@ def _subscription(
     """Add what one subscription gives while the link holds."""
     status, paused, trial_end_ms = row["status"], row.get("pause_reason"), _integer(row["trial_end_ms"])
     starts_ms = max(_integer(row["start_ms"]) or INSTANT_MIN_MS, link.starts_ms)
-    ends_ms = _first(_integer(row["ended_ms"]), _integer(row["cancel_at_ms"]), link.ends_ms)
+    phases, phases_end_ms = _phases(str(row["id"]), mirror)
+    ends_ms = _first(_integer(row["ended_ms"]), _integer(row["cancel_at_ms"]), phases_end_ms, link.ends_ms)
     if status == "paused" and paused == _UNPAID:
         status = "unpaid"
     elif status == "paused" and paused == _TRIAL_ENDED:
@@ -131,20 +137,21 @@ def _subscription(
         return
     if status not in _GIVING and status != "unpaid":
         return
-    for bought in _bought(str(row["id"]), Span(starts_ms, ends_ms), mirror):
+    for bought in _bought(str(row["id"]), Span(starts_ms, ends_ms), phases, mirror):
         by_plan, unknown = _by_plan(commerce, bought)
         collected.unknown |= unknown
         # A subscription to what the catalog does not sell takes no plan away.
         if status == "unpaid" and by_plan:
-            collected.downgraded.append(bought.span)
+            collected.unpaid.append(bought.span)
         has_plan = any(isinstance(commerce.sold[plan], Plan) for plan in by_plan)
         if unknown and not has_plan and row["ended_ms"] is None and link.ends_ms is None:
             collected.unreadable.add(bought.subscription)
         for span, reason in _parts(bought.span, trial_end_ms, is_overdue=status == "past_due"):
             for plan, quantities in by_plan.items():
                 found = _bought_grants(plan, commerce.sold[plan], span, quantities, bought.subscription, reason)
-                collected.grants += (grant._replace(reason=reason) for grant in found)
-        if has_plan:
+                given = collected.owed if status == "unpaid" else collected.grants
+                given += (grant._replace(reason=reason) for grant in found)
+        if has_plan and status != "unpaid":
             collected.plans.append(bought.span)
 
 
@@ -183,17 +190,38 @@ def _bought_grants(
     yield from _plan_grants(SourceKind.PLAN, plan, sold, span, paid, sold.rank, cause)
     if sold.trial and reason == IN_TRIAL:
         for name, value in sold.trial.grants.items():
-            yield _grant(SourceKind.TRIAL, plan, name, value, span, None, 0, cause)
+            yield _grant(SourceKind.TRIAL, plan, name, value, span, None, sold.rank, cause)
 
 
-def _bought(subscription: str, span: Span, mirror: Mapping[str, Sequence[Row]]) -> Iterator[_Bought]:
+def _without(spans: Sequence[Span], others: Sequence[Span]) -> Iterator[Span]:
+    """The parts of spans in which none of the others holds."""
+    cuts = sorted({instant for span in (*spans, *others) for instant in span if instant is not None})
+    for starts_ms, ends_ms in zip_longest(cuts, cuts[1:]):
+        if any(span.contains(starts_ms) for span in spans) and not any(span.contains(starts_ms) for span in others):
+            yield Span(starts_ms, ends_ms)
+
+
+def _within(grant: Grant, spans: Iterable[Span]) -> Iterator[Grant]:
+    """The parts of a grant that lie in spans."""
+    for span in spans:
+        starts_ms, ends_ms = max(grant.starts_ms, span.starts_ms), _first(grant.ends_ms, span.ends_ms)
+        if ends_ms is None or starts_ms < ends_ms:
+            yield grant._replace(starts_ms=starts_ms, ends_ms=ends_ms)
+
+
+def _phases(subscription: str, mirror: Mapping[str, Sequence[Row]]) -> tuple[Sequence[Any], int | None]:
+    """The phases of a subscription's schedule, and when the schedule ends the subscription; None if it does not."""
+    for schedule in mirror.get("subscription_schedules", ()):
+        if schedule["subscription_id"] == subscription and schedule["status"] in _COMING and not schedule["deleted"]:
+            phases = json.loads(str(schedule["phases_json"]))
+            return phases, phases[-1]["end_ms"] if schedule["end_behavior"] == "cancel" else None
+    return (), None
+
+
+def _bought(
+    subscription: str, span: Span, phases: Sequence[Any], mirror: Mapping[str, Sequence[Row]]
+) -> Iterator[_Bought]:
     """What a subscription has now, and what its schedule's later phases bring."""
-    phases = [
-        phase
-        for schedule in mirror.get("subscription_schedules", ())
-        if schedule["subscription_id"] == subscription and schedule["status"] in _COMING and not schedule["deleted"]
-        for phase in json.loads(str(schedule["phases_json"]))
-    ]
     items = [row for row in mirror.get("subscription_items", ()) if row["subscription_id"] == subscription]
     # The items are those of the phase that their period lies in.
     shown_ms = max((_integer(row["period_start_ms"]) or 0 for row in items), default=0)
@@ -297,9 +325,11 @@ def _first(*instants: int | None) -> int | None:
 def resolver_of(commerce: Commerce) -> Resolver:
     """The function that computes an account's entitlements by a catalog."""
 
-    def resolved(links: Iterable[Link], mirror: Mapping[str, Sequence[Row]], people: Iterable[Grant]) -> Computed:
+    def resolved(
+        links: Iterable[Link], mirror: Mapping[str, Sequence[Row]], people: Iterable[Grant], since_ms: int
+    ) -> Computed:
         found = granted(commerce, links, mirror, people)
-        segments = encode(resolve(found.features, found.entitled))
+        segments = encode(shortened(resolve(found.features, found.entitled), since_ms))
         return Computed(inputs_sha256(found.features, found.entitled), segments, found.unreadable)
 
     return resolved

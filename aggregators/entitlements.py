@@ -57,6 +57,25 @@ def segment_at(segments: Sequence[Segment], instant_ms: int) -> Segment:
     return segments[max(0, bisect_right(segments, instant_ms, key=_from_ms) - 1)]
 
 
+def is_given(found: Resolved) -> bool:
+    """Whether a value gives anything."""
+    return found.value is UNLIMITED or found.value not in (False, "null", Decimal(0))
+
+
+def shortened(segments: Sequence[Segment], instant_ms: int) -> tuple[Segment, ...]:
+    """The segments from the one that holds at the instant on, and one for all time before: of each feature, what gave
+    it last.
+
+    A version of entitlements is asked about the time since it was computed, and about the past only what was lost.
+    Whole pasts would grow with the square of an account's subscriptions.
+    """
+    place = max(0, bisect_right(segments, instant_ms, key=_from_ms) - 1)
+    past: dict[str, Resolved] = {}
+    for segment in segments[:place]:
+        past |= {name: found for name, found in segment.features.items() if name not in past or is_given(found)}
+    return (*([Segment(segments[0].from_ms, past)] if place else ()), *segments[place:])
+
+
 def next_change_ms(segments: Sequence[Segment], instant_ms: int) -> int | None:
     """When the next segment after the instant begins, or None."""
     place = bisect_right(segments, instant_ms, key=_from_ms)
@@ -173,7 +192,8 @@ def _greatest(one: Value, other: Value) -> Value:
 def _least(one: Value, other: Value) -> Value:
     if isinstance(one, Decimal) and isinstance(other, Decimal):
         return min(one, other)
-    return other if one in (UNLIMITED, True) else one
+    # Not `in`: the quantity 1 equals `True`.
+    return other if one is UNLIMITED or one is True else one
 
 
 def _unlimited(one: Value, other: Value) -> Value:
@@ -190,9 +210,9 @@ def _identity(grant: Grant) -> tuple[str, str, str, int, str]:
     return grant.kind, grant.source, grant.operation, grant.starts_ms, _text_of(grant)
 
 
-def _step(grant: Grant) -> tuple[int, int]:
-    # The last of two set values counts: the one that began later.
-    return _ORDER[grant.operation], grant.starts_ms
+def _step(grant: Grant) -> tuple[int, int, int]:
+    # The last of two set values counts: the one that began later, or of two trials that of the higher plan.
+    return _ORDER[grant.operation], grant.starts_ms, grant.rank
 
 
 def _by_rank(grant: Grant) -> int:

@@ -121,7 +121,7 @@ async def in_process(accounts: int, checks: int) -> list[Figure]:
     resolver, versions = resolver_of(found[1]), {}
     for number in range(accounts):
         account = f"account-{number}"
-        computed = resolver([Link(account, f"cus_{number}", 0)], subscribed(number, now_ms), ())
+        computed = resolver([Link(account, f"cus_{number}", 0)], subscribed(number, now_ms), (), now_ms)
         versions[account] = EntitlementVersion(
             account, 1, now_ms, computed.inputs_sha256, computed.segments, f"evt_{number}"
         )

@@ -55,6 +55,8 @@ MetricName = Literal[
     "tidemark_mirror_delay_seconds",
     "tidemark_mirror_held_events",
     "tidemark_mirror_set_aside_events",
+    "tidemark_mirror_set_aside_accounts",
+    "tidemark_mirror_unreadable_accounts",
     "tidemark_mirror_oldest_event_age_seconds",
     "tidemark_mirror_gaps",
     "tidemark_mirror_overlaps",
@@ -258,6 +260,16 @@ METRICS: Final[dict[MetricName, MetricSpec]] = {
         "gauge",
         "Events one of whose objects could not be fetched, read or stored, up to 10 000; from the process that owns "
         "partition 0. The role reads them again every hour; `tidemark quarantine list` says why.",
+    ),
+    "tidemark_mirror_set_aside_accounts": MetricSpec(
+        "gauge",
+        "Accounts whose entitlements this process could not compute, up to 10 000. They keep what they have, and are "
+        "tried again every 15 minutes; the log of the role says why.",
+    ),
+    "tidemark_mirror_unreadable_accounts": MetricSpec(
+        "gauge",
+        "Accounts that this process found to have a subscription with prices that no catalog made, and none of a plan, "
+        "up to 10 000. What such a subscription gave before stays; `tidemark catalog drift` names the prices.",
     ),
     "tidemark_mirror_oldest_event_age_seconds": MetricSpec(
         "gauge",

@@ -182,6 +182,10 @@ class CatalogStore(Protocol):
         """Everything that is known of the catalog."""
         ...
 
+    async def active_sha256(self) -> str:
+        """The hash of the active catalog, "" before the first: cheap enough to ask again and again."""
+        ...
+
     async def subscriptions_by_price(self) -> Mapping[str, frozenset[str]]:
         """The subscriptions of the mirror that have not ended, by the id of each price that they have, or that a
         schedule will give them."""

@@ -157,6 +157,13 @@ class Renewed(NamedTuple):
     number: int
 
 
+class Recomputed(NamedTuple):
+    """What became of one account: whether it got a new version, and `Computed.unreadable`."""
+
+    is_new: bool
+    unreadable: Sequence[str] = ()
+
+
 class Computed(NamedTuple):
     """What `Resolver` found: the hash of the inputs and the text of the segments. `unreadable`: subscriptions that have
     prices that the catalog never made, and none of a plan, so the answer may lack what they give."""
@@ -169,21 +176,25 @@ class Computed(NamedTuple):
 class Resolver(Protocol):
     """Resolves an account's entitlements; a pure function that the store calls within a transaction."""
 
-    def __call__(self, links: Sequence[Link], mirror: Mapping[str, Sequence[Row]], people: Sequence[Grant]) -> Computed:
-        """What follows from the account's links, the mirror's rows of its customers, and what people granted."""
+    def __call__(
+        self, links: Sequence[Link], mirror: Mapping[str, Sequence[Row]], people: Sequence[Grant], since_ms: int, /
+    ) -> Computed:
+        """What follows from the account's links, the mirror's rows of its customers, and what people granted. The
+        segments are exact from `since_ms` on."""
         ...
 
 
 class Entitlements(Protocol):
     """The store of overrides and of the versions of entitlements. Every call may raise `Transient`."""
 
-    async def stale(self, limit: int = 500) -> Sequence[str]:
-        """Accounts to which something happened since their entitlements were computed."""
+    async def stale(self, limit: int = 500, after: str = "") -> Sequence[str]:
+        """Accounts to which something happened since their entitlements were computed, in the store's order, behind
+        the account `after`."""
         ...
 
-    async def renew(self, account: str, catalog_sha256: str, resolver: Resolver, now_ms: int) -> bool:
-        """Compute the entitlements of one account again, and keep a new version if the inputs or the segments differ.
-        Returns whether it did.
+    async def renew(self, account: str, catalog_sha256: str, resolver: Resolver, now_ms: int) -> Recomputed:
+        """Compute the entitlements of one account again, and keep a new version if the inputs, or what follows from
+        them, differ.
 
         If a subscription that gave something became unreadable, what the account has stays: a riddle takes nothing
         away. One that never gave anything holds nothing back. Raises `Fenced` if another catalog is active than that

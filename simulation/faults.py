@@ -68,6 +68,8 @@ class Fault(StrEnum):
     ACCOUNT_UNLINKED = "an account is unlinked"
     ACCOUNT_MOVED = "an account is linked to another customer"
     RESYNCED = "an operator resyncs while events arrive"
+    CATALOG_REPLACED = "another catalog becomes active"
+    OVERRIDE_CHANGED = "a person grants something or takes it back"
     ACCOUNT_FLUSHED = "an account is flushed"
     DUPLICATE = "the same event again"
     OTHER_PRODUCER = "another producer sends the same event"
@@ -97,7 +99,7 @@ OF_THE_TRAFFIC: Final = frozenset({
     Fault.CONTROL_REPEATED, Fault.BINDING_LATE, Fault.ACCOUNT_FLUSHED,
     Fault.PERIOD_CLOSED, Fault.SUBSCRIPTION_CHANGED, Fault.SUBSCRIPTION_CANCELED, Fault.SUBSCRIPTION_PAUSED,
     Fault.SUBSCRIPTION_SCHEDULED, Fault.TRIAL, Fault.CUSTOMER_DELETED, Fault.DASHBOARD_EDIT, Fault.LINKED_LATE,
-    Fault.ACCOUNT_UNLINKED, Fault.ACCOUNT_MOVED, Fault.RESYNCED,
+    Fault.ACCOUNT_UNLINKED, Fault.ACCOUNT_MOVED, Fault.RESYNCED, Fault.CATALOG_REPLACED, Fault.OVERRIDE_CHANGED,
     Fault.DUPLICATE, Fault.OTHER_PRODUCER, Fault.OLD_DUPLICATE, Fault.RETRY_OTHER_TIME,
     Fault.OTHER_PERIOD, Fault.CONFLICT, Fault.SHARED_ID, Fault.LATE, Fault.FAR_LATE, Fault.AHEAD, Fault.TIMELESS,
     Fault.MALFORMED, Fault.BROKEN_RECORD, Fault.FORGED_CONTROL, Fault.FOREIGN_TICK, Fault.WRONG_PARTITION,

@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Awaitable, Callable
-from typing import Any, Final, cast
+from typing import Any, Final, NamedTuple, cast
 
+from pipeline.access.renewal import Renewal
 from pipeline.billing.customers import BindingResolver
 from pipeline.billing.policy import SenderPolicy
 from pipeline.billing.sender import StripeSender
@@ -26,8 +27,10 @@ from pipeline.webhooks.walker import Canary, Walker
 from schemas.analytics import ArchiveStore, HourlyStore
 from schemas.billing_events import StripeObjects
 from schemas.bills import Bills
+from schemas.catalog_changes import CatalogStore
 from schemas.clock import MINUTE_MS
 from schemas.control import Genesis
+from schemas.entitlements import Entitlements
 from schemas.errors import Transient
 from schemas.intent_ledger import IntentLedger
 from schemas.live_view import (
@@ -45,11 +48,15 @@ from schemas.processing import Processor
 from schemas.rebuild import RowRecounts
 from schemas.reports import StripeMeters
 from schemas.side_tables import SideTables
-from simulation.invoicing import TURN_INTERVAL_S, controller_of
+from simulation.gateways import Gateways, serve
+from simulation.invoicing import TURN_INTERVAL_S, Invoicing, controller_of
 from simulation.loop import SimulatedClock
 from simulation.processes import Process, Reached
-from simulation.services import Services, WatchedLog
+from simulation.renewals import WatchedRenewals
+from simulation.services import LosingView, SharedTables, UnsureObjects, WatchedLog
 from simulation.traffic import PARTITIONS
+from sinks.clickhouse.fake import FakeClickHouse
+from sinks.stripe.fake import FakeStripe
 
 SECRET: Final = b"the secret of a simulated deployment"
 SINK_GROUP: Final = "tidemark-sink"
@@ -57,12 +64,31 @@ TICK_INTERVAL_S: Final = 2_400.0
 RELAY_INTERVAL_S: Final = 450.0
 RESTATEMENT_INTERVAL_S: Final = 200.0
 BINDINGS_INTERVAL_S: Final = 300.0
+# The product looks twice a second, which would cost a run real time.
+RENEWAL_INTERVAL_S: Final = 150.0
 # The product looks every five seconds, for what is due after minutes.
 RECOVERY_INTERVAL_S: Final = 90.0
 CANARY_LOOK_S: Final = 40.0
 LINGER_S: Final = 5.0
 PATIENCE_S: Final = 1_800.0
 SENDER: Final = SenderPolicy(hold_retry_ms=60 * MINUTE_MS)
+
+
+class Services(NamedTuple):
+    """The services of a simulated process. `tables` is the deployment's one SQL store, for whoever keeps rows there."""
+
+    log: WatchedLog
+    store: LosingView
+    clickhouse: FakeClickHouse
+    stripe: FakeStripe
+    ledger: IntentLedger
+    genesis: Genesis
+    tables: SharedTables
+    objects: UnsureObjects
+    canary: str
+    invoicing: Invoicing | None
+    gateways: Gateways
+    renewals: WatchedRenewals
 
 
 class Slot:
@@ -98,7 +124,14 @@ async def run_role(
     services: Services, slot: Slot, process: Process, clock: SimulatedClock, chance: random.Random
 ) -> None:
     """Run one incarnation of a role until it fails. Never returns."""
-    roles = {"worker": _worker, "archive": _archive, "router": _router, "sink": _sink, "mirror": _mirror}
+    roles = {
+        "worker": _worker,
+        "archive": _archive,
+        "router": _router,
+        "sink": _sink,
+        "mirror": _mirror,
+        "gateway": _gateway,
+    }
     await roles[slot.role](services, slot, process, clock, chance)
 
 
@@ -174,6 +207,9 @@ async def _mirror(
         lambda: append_set_aside(log, tables),
     )
 
+    catalog = cast("CatalogStore", Reached(process, "sql", services.tables.catalog))
+    renewal = Renewal(catalog, cast("Entitlements", Reached(process, "sql", services.renewals)), clock)
+
     async def recovering() -> None:
         while True:
             if recovery.is_owner:
@@ -184,8 +220,15 @@ async def _mirror(
         process,
         _workers(services, slot, process, processor, BILLING_GROUP, log, chance, LINGER_S),
         _relaying(lambda: {0} & slot.wanted, lambda _: outbox.relay(), BINDINGS_INTERVAL_S),
+        _relaying(lambda: {0} & slot.wanted, lambda _: renewal.turn(), RENEWAL_INTERVAL_S),
         recovering(),
     )
+
+
+async def _gateway(
+    services: Services, slot: Slot, process: Process, clock: SimulatedClock, chance: random.Random
+) -> None:
+    await serve(services.gateways, services.tables, services.store, slot.name, process, clock, chance)
 
 
 def _log(services: Services, process: Process) -> WatchedLog:

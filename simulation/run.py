@@ -21,6 +21,7 @@ from simulation.redrive import redriven
 from simulation.roles import SECRET
 from simulation.traffic import PARTITIONS
 from simulation.verify import unsettled, verify
+from simulation.verify_access import unentitled, verify_access
 from simulation.verify_invoices import unbilled, verify_invoices
 from simulation.verify_mirror import unmirrored, verify_mirror
 from simulation.world import Failure, World
@@ -101,7 +102,8 @@ def _left(world: World) -> Iterator[object]:
     yield [(sent.event, sent.received_ms, sent.code) for sent in world.stripe.events]
     if not world.bills:
         return
-    for table in ("processed_events", "account_customers", "account_bindings", "audit", *MIRROR_COLUMNS):
+    yield world.tables.rows("entitlement_versions")
+    for table in ("processed_events", "account_customers", "account_bindings", "audit", "overrides", *MIRROR_COLUMNS):
         yield table, world.tables.rows(table)
 
 
@@ -125,6 +127,7 @@ async def _lived(world: World) -> None:
     if not world.failures:
         await verify(world)
     if not world.failures and world.bills:
+        await verify_access(world)
         await verify_invoices(world)
         await verify_mirror(world)
 
@@ -181,7 +184,7 @@ async def _moving(world: World, closed_ms: int) -> str:
     pending = unsettled(world)
     if pending or not world.bills:
         return f"{pending} intents" if pending else ""
-    return await unmirrored(world)
+    return await unmirrored(world) or await unentitled(world)
 
 
 def shrunk(

@@ -8,26 +8,23 @@ import dataclasses
 import random
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
-from typing import Any, Final, NamedTuple, Protocol
+from typing import Any, Final, Protocol
 
 from sqlalchemy import delete, select
 
 from pipeline.logs.fake import FakeLog
 from schemas.billing_events import ObjectName
 from schemas.clock import Clock
-from schemas.control import Genesis
 from schemas.errors import Transient
-from schemas.intent_ledger import IntentLedger
 from schemas.log import Headers, Record
 from schemas.periods import AccountState
 from schemas.reports import MeterEvent
 from schemas.rollup import Checkpoint
 from simulation.faults import Fault, Faults, Rates
-from simulation.invoicing import Invoicing, WatchedBills
+from simulation.invoicing import WatchedBills
 from simulation.loop import SimulatedClock
 from simulation.processes import Trace
 from simulation.stripe_account import DrivenObjects, StripeAccount
-from sinks.clickhouse.fake import FakeClickHouse
 from sinks.redis.fake import FakeAccounts, FakeLiveView, FakeServer, FakeState
 from sinks.sql.fake import FakeSideTables
 from sinks.sql.intents import READER
@@ -153,21 +150,6 @@ class CountedState(FakeState):
         await super().commit(partition, believed, changes)
         slices = len({key.slice_start_ms for key in self._server.at(partition).marks})
         self.slices_max[partition] = max(self.slices_max[partition], slices)
-
-
-class Services(NamedTuple):
-    """The services of a simulated process. `tables` is the deployment's one SQL store, for whoever keeps rows there."""
-
-    log: WatchedLog
-    store: LosingView
-    clickhouse: FakeClickHouse
-    stripe: FakeStripe
-    ledger: IntentLedger
-    genesis: Genesis
-    tables: SharedTables
-    objects: UnsureObjects
-    canary: str
-    invoicing: Invoicing | None
 
 
 class SharedTables(FakeSideTables):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from decimal import Decimal
 from typing import Any, Final, cast
 
 from pipeline.logs.bindings import AccountLog, Plan, append_plan, standing
@@ -17,6 +16,7 @@ from schemas.control import CloseRecord
 from schemas.errors import Fenced, InvalidInput, Transient
 from schemas.log import Log
 from schemas.side_tables import SideTables
+from simulation.commerce import WIDE_ITEMS, Commerce
 from simulation.faults import Fault
 from simulation.invoicing import SOLD
 from simulation.processes import Killed, Process, Reached
@@ -29,8 +29,6 @@ HAPPENINGS: Final = 20
 SOON_AGAIN: Final = 0.5
 SOON_S_MAX: Final = 60.0
 HOUR_S: Final = 3_600
-# More items than a nested list of Stripe's shows.
-WIDE_ITEMS: Final = 12
 JOBS_INTERVAL_S: Final = 120.0
 LATE_LINK_S_MAX: Final = 5_400.0
 AGAIN_S: Final = 60.0
@@ -44,7 +42,7 @@ class Subscribers:
     `customer_of` says which customer an account has by the last word of the operator; "" if it was unlinked.
     """
 
-    def __init__(self, world: Deployment) -> None:
+    def __init__(self, world: Deployment, commerce: Commerce) -> None:
         self._world = world
         self._stripe = world.account
         self._chance = world.chance("subscribers")
@@ -55,16 +53,10 @@ class Subscribers:
         self.customer_of: dict[str, str] = {}
         self.deleted: set[str] = set()
         self._subscription_of: dict[str, str] = {}
-        meter, other = (self._stripe.meter(name) for name in SOLD)
-        self._daily = [self._stripe.price(meter=meter, interval="day", amount=1 + n) for n in range(2)]
-        self._monthly = self._stripe.price(meter=meter)
-        self._more = self._stripe.price(meter=other, interval="day", amount=1000)
+        self._daily, self._monthly, self._flat = commerce.daily, commerce.monthly, commerce.flat
+        self._more = commerce.more
         # What each metered price bills, and what a unit costs.
-        self.prices = {
-            self._monthly: (SOLD[0], Decimal(1000)), self._more: (SOLD[1], Decimal(1000)),
-            **{price: (SOLD[0], Decimal(1 + n)) for n, price in enumerate(self._daily)},
-        }  # fmt: skip
-        self._flat = [self._stripe.price(interval="day", amount=100 + n) for n in range(WIDE_ITEMS)]
+        self.prices = commerce.units
 
     # What happens at Stripe.
 
@@ -127,7 +119,7 @@ class Subscribers:
         elif number > 0.2:
             params["billing_cycle_anchor"] = self._soon_s(number)
         metered = self._monthly if number < 0.1 else self._daily[0]
-        flat = self._flat if number * 10 % 1 < 0.3 else self._flat[:1]
+        flat = self._flat if number * 10 % 1 < 0.3 else self._flat[:2]
         more = (self._more,) if number * 100 % 1 < 0.5 else ()
         self._subscription_of[account] = self._stripe.subscribe(customer, metered, *more, *flat, **params)
 
@@ -149,6 +141,16 @@ class Subscribers:
             held = {item["price"]["id"] for item in items}
             changes = [{"price": price} for price in self._flat if price not in held]
         self._stripe.change(self._subscription_of[account], items=changes)
+
+    def _buy(self, account: str, number: float) -> None:
+        """More or fewer of a seat or an add-on, or none. Not of a wide subscription: the simulator tells no event of an
+        item that its nested list does not show."""
+        body = self._body(account)
+        items = [item for item in body["items"]["data"] if item["price"]["recurring"]["usage_type"] == "licensed"]
+        is_shown = 0 < len(items) < WIDE_ITEMS - 2
+        if is_shown and not body["schedule"] and self._strike(Fault.SUBSCRIPTION_CHANGED):
+            changes = [{"id": items[int(number * 1_000) % len(items)]["id"], "quantity": int(number * 100) % 4}]
+            self._stripe.change(self._subscription_of[account], items=changes)
 
     def _cancel(self, account: str, number: float) -> None:
         if not self._strike(Fault.SUBSCRIPTION_CANCELED):
@@ -237,7 +239,8 @@ class Subscribers:
         return self._stripe.read(ObjectName(ObjectKind.SUBSCRIPTION, self._subscription_of[account])) or {}
 
     ACTIONS: Final = (
-        _change, _change, _cancel, _pause, _schedule, _end_trial, _delete, _edit, _edit, _move, _resync, _close
+        _change, _change, _buy, _buy, _buy, _cancel, _pause, _schedule, _end_trial, _delete, _edit, _edit, _move,
+        _resync, _close,
     )  # fmt: skip
 
     # The operator.

@@ -304,7 +304,7 @@ def _entries(record: Record) -> list[dict[str, Any]]:
     return parsed if isinstance(parsed, list) else [parsed]
 
 
-def _settled_late(world: World) -> set[str]:
+def settled_late(world: World) -> set[str]:
     """The intents whose invoice was final: an invoice item bills them (`verify_invoices`)."""
     entries = [entry for record in _records(world, REPORTS_TOPIC) for entry in _entries(record)]
     return {entry["identifier"] for entry in entries if entry["kind"] == "outcome" and entry["status"] == "late"}
@@ -389,7 +389,7 @@ def _stripe(world: World, oracle: Oracle, intents: dict[str, Intent]) -> None:
             world.fail("stripe", f"{intent.identifier}: was sent although its usage was counted again")
         sent[stored.event.identifier].append(stored.event)
     now_ms = world.clock.now_ms()
-    late = _settled_late(world)
+    late = settled_late(world)
     expected = {
         identifier: 1
         for identifier, intent in intents.items()

@@ -48,6 +48,7 @@ class Told(NamedTuple):
     event_name: str
     instant_s: int
     quantity: Decimal
+    period_end_ms: int
     is_late: bool
 
 
@@ -143,16 +144,20 @@ def _told(world: World) -> dict[str, Told]:
     found: dict[str, Told] = {}
     for stored in world.stripe.accepted():
         event = stored.event
-        quantity = _quantity(intents[event.identifier])
+        quantity, end_ms = _quantity(intents[event.identifier]), intents[event.identifier]["period_end_ms"]
         root = event.identifier.partition("-r")[0]
-        found[root] = Told(root, event.stripe_customer, event.event_name, event.timestamp_s, quantity, is_late=False)
+        found[root] = Told(
+            root, event.stripe_customer, event.event_name, event.timestamp_s, quantity, end_ms, is_late=False
+        )
     for identifier, outcome in late.items():
         intent, root = Intent.model_validate(intents[identifier]), identifier.partition("-r")[0]
         attempt = attempts.get(identifier)
         customer = attempt["stripe_customer"] if attempt else outcome["stripe_customer"]
         instant_s = attempt["timestamp_s"] if attempt else intent.instant_ms // SECOND_MS
         quantity = _quantity(intents[identifier])
-        found.setdefault(root, Told(root, customer, intent.event_name, instant_s, quantity, is_late=True))
+        found.setdefault(
+            root, Told(root, customer, intent.event_name, instant_s, quantity, intent.period_end_ms, is_late=True)
+        )
     return found
 
 
@@ -214,7 +219,8 @@ def _items(world: World) -> None:
 
 
 def _late(world: World, told: list[Told]) -> None:
-    """Check that no event was sent long after it was known that its invoice is final."""
+    """Check that no event was sent long after it was known that its invoice is final. The sink asks only for usage
+    whose period has ended: if a price was swapped within it, an invoice item bills what is sent in vain."""
     received = {stored.event.identifier.partition("-r")[0]: stored for stored in world.stripe.accepted()}
     for invoice in _invoices(world):
         if invoice["status"] == "draft" or invoice["id"] not in world.invoicing.bills.noted_ms:
@@ -224,7 +230,8 @@ def _late(world: World, told: list[Told]) -> None:
             for each in told:
                 is_here = (each.customer, each.event_name) == span[:2] and span.start_s <= each.instant_s < span.end_s
                 sent = received.get(each.identifier)
-                if is_here and sent and sent.received_ms > known_ms + ASKED_MS_MAX:
+                since_ms = max(known_ms, each.period_end_ms)
+                if is_here and sent and sent.received_ms > since_ms + ASKED_MS_MAX:
                     world.fail("late usage", f"{each} was sent although {invoice['id']} was final")
 
 

@@ -31,13 +31,17 @@ from schemas.intent_ledger import IntentLedger
 from schemas.log import BILLING_EVENTS_TOPIC, EVENTS_TOPIC, INBOX_TOPIC, REJECTED_TOPIC, REPORTS_TOPIC, TopicSpec
 from schemas.meters import MeterSet
 from schemas.periods import Billing, Binding, Interval
+from simulation.commerce import Commerce
 from simulation.deliveries import Deliveries
 from simulation.faults import Fault, Faults, Rates
+from simulation.gateways import GATEWAYS, Gateways
 from simulation.invoicing import GRACES_S, SCOPE, Invoicing, UnsureItems, billed_stripe
 from simulation.loop import SimulatedClock, SimulatedLoop
+from simulation.people import People
 from simulation.processes import Killed, Process, Trace
-from simulation.roles import SECRET, Slot, run_role
-from simulation.services import LosingView, Services, SharedTables, StripeFaults, UnsureObjects, WatchedLog
+from simulation.renewals import WatchedRenewals
+from simulation.roles import SECRET, Services, Slot, run_role
+from simulation.services import LosingView, SharedTables, StripeFaults, UnsureObjects, WatchedLog
 from simulation.stripe_account import StripeAccount
 from simulation.subscribers import Subscribers
 from simulation.traffic import (
@@ -114,7 +118,10 @@ class World:
         items = UnsureItems(self.account, self.chance("items"), self.faults, self.rates.stripe)
         self.invoicing = Invoicing.drawn(self.tables.watched_bills(self.clock), self.ledger, items, self.chance("late"))
         self.deliveries = Deliveries(self)
-        self.subscribers = Subscribers(self)
+        self.commerce = Commerce(self.account)
+        self.subscribers = Subscribers(self, self.commerce)
+        self.people = People(self, self.commerce)
+        self.gateways = Gateways(self.fail)
         self.canary = ""
         self.genesis = Genesis(log_id=f"log-{seed}", partitions=PARTITIONS, stripe_account="acct_simulated")
         self.meter_set_version = 0
@@ -134,6 +141,7 @@ class World:
         ]  # fmt: skip
         if self.bills:
             self.slots += [Slot("mirror", 0, set(everything)), Slot("mirror", 1, set())]
+            self.slots += [Slot("gateway", number, set()) for number in range(GATEWAYS)]
         self._tasks: list[asyncio.Task[None]] = []
 
     def chance(self, name: str) -> random.Random:
@@ -228,7 +236,7 @@ class World:
             self._lost_seconds(), self._fail_over(), self._emptied(), self._ledger_emptied(),
         ]  # fmt: skip
         if self.bills:
-            befalling += [self.subscribers.live(SPAN_S), self.subscribers.operate()]
+            befalling += [self.subscribers.live(SPAN_S), self.subscribers.operate(), self.people.live(SPAN_S)]
         tasks = [asyncio.ensure_future(work) for work in befalling]
         await asyncio.gather(*(asyncio.ensure_future(work) for work in producers))
         for task in tasks:
@@ -244,6 +252,7 @@ class World:
             slot.down_until_s = 0.0
         if self.bills:
             await self.subscribers.settle()
+            await self.people.settle()
 
     def stop(self) -> None:
         """Stop all processes."""
@@ -258,7 +267,8 @@ class World:
         chance = self.chance(f"supervisor {slot.name}")
         services = Services(
             self.log, self.store, self.clickhouse, self.stripe, self.ledger, self.genesis, self.tables, self.objects,
-            self.canary, self.invoicing if self.bills else None,
+            self.canary, self.invoicing if self.bills else None, self.gateways,
+            WatchedRenewals(self.tables, self.commerce, self.fail),
         )  # fmt: skip
         while True:
             if self.loop.time() < slot.down_until_s:

@@ -13,7 +13,7 @@ from typing import Final, NamedTuple, Protocol
 
 from aggregators.access import decide, fallback, overshoot_bound
 from aggregators.account_grants import INCLUDED, Commerce, features_of, granted
-from aggregators.entitlements import next_change_ms, resolve, segment_at
+from aggregators.entitlements import is_given, next_change_ms, resolve, segment_at
 from aggregators.overage import Tariff, is_capped, tariff_of
 from aggregators.price_list import PriceList, price_list
 from aggregators.upgrade import Denied, upgrade_of
@@ -25,7 +25,7 @@ from schemas import catalog as terms
 from schemas.access import Decision, Reason, Standing, Usage
 from schemas.catalog_changes import CatalogStore
 from schemas.clock import MINUTE_MS, SECOND_MS, Clock
-from schemas.entitlements import IN_GRACE, UNLIMITED, Entitlements, Feature, Resolved, Segment
+from schemas.entitlements import IN_GRACE, Entitlements, Feature, Resolved, Segment
 from schemas.errors import InvalidInput, Transient
 from schemas.holds import Hold, Holds
 from schemas.upgrades import Upgrade
@@ -144,17 +144,21 @@ class AccessChecks:
     async def refresh(self) -> None:
         """Take what changed in SQL since the last call. Raises `Transient`; what is known stays then."""
         now_ms = self._clock.now_ms()
+        # First, because no account is read before a catalog is known.
+        await self._accounts.refresh()
         if self._commerce is None or now_ms >= self._catalog_read_ms + CATALOG_INTERVAL_MS:
             await self._read_catalog()
             self._catalog_read_ms = now_ms
-        await self._accounts.refresh()
         if self.holds is not None:
             await self.holds.refresh()
         self.read_ms = now_ms
 
     async def _read_catalog(self) -> None:
+        if await self.catalog.active_sha256() == self._sha256:
+            # Reading all terms takes milliseconds, in which no check is answered.
+            return
         found = await commerce_of(self.catalog)
-        if found is not None and found[0] != self._sha256:
+        if found is not None:
             self._sha256, self._commerce = found
             self._prices = price_list(self._commerce)
             self._features = {feature.name: feature for feature in features_of(self._commerce)}
@@ -355,7 +359,11 @@ def _standing(known: Known, feature: str, now_ms: int) -> Standing:
     """What the account had of a feature before, and whether it has its plan."""
     past = [segment for segment in known.segments if segment.from_ms <= now_ms]
     before = next(
-        (found.gives for segment in reversed(past[:-1]) if (found := segment.features.get(feature)) and _gives(found)),
+        (
+            found.gives
+            for segment in reversed(past[:-1])
+            if (found := segment.features.get(feature)) and is_given(found)
+        ),
         (),
     )
     found = past[-1].features.get(feature) if past else None
@@ -363,7 +371,3 @@ def _standing(known: Known, feature: str, now_ms: int) -> Standing:
         return Standing(before, is_known=known.version > 0)
     in_grace = any(grant.reason == IN_GRACE for grant in found.gives)
     return Standing(found.lost or before, bool(found.lost), in_grace, is_known=known.version > 0)
-
-
-def _gives(found: Resolved) -> bool:
-    return found.value is UNLIMITED or found.value not in (False, "null", NOTHING)

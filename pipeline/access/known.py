@@ -47,24 +47,30 @@ class KnownAccounts:
             for start in range(0, len(newer), READ_AT_ONCE):
                 latest = await self._entitlements.latest(newer[start : start + READ_AT_ONCE])
                 for account, version in latest.items():
-                    # Versions only rise: a late answer of SQL brings no older one back.
-                    if self._is_older(account, version.version):
-                        self._accounts[account] = _known(version)
+                    self._take(account, _known(version))
 
     def _is_older(self, account: str, version: int) -> bool:
+        """Whether the account is in memory in an older version, or is being read, perhaps in an older version."""
         known = self._accounts.get(account)
-        return known is not None and known.version < version
+        return known.version < version if known else account in self._reading
+
+    def _take(self, account: str, read: Known) -> Known:
+        """Keep what was read, unless a newer version is in memory: a late answer of SQL brings no older one back."""
+        known = self._accounts.get(account)
+        if known is None or known.version < read.version:
+            known = self._accounts[account] = read
+        return known
 
     async def get(self, account: str) -> Known:
         """The entitlements of an account. Raises `Transient` if they are not in memory and SQL does not answer."""
         known = self._accounts.get(account)
         if known is None:
             found = await self._read(account)
-            known = _known(found[account]) if account in found else Known(0, 0, ())
-            self._accounts[account] = known
+            known = self._take(account, _known(found[account]) if account in found else Known(0, 0, ()))
             while len(self._accounts) > self._accounts_max:
                 self._accounts.popitem(last=False)
-        self._accounts.move_to_end(account)
+        if account in self._accounts:
+            self._accounts.move_to_end(account)
         return known
 
     async def _read(self, account: str) -> Mapping[str, EntitlementVersion]:
@@ -77,9 +83,9 @@ class KnownAccounts:
 
     def _has_read(self, account: str, read: asyncio.Future[Mapping[str, EntitlementVersion]]) -> None:
         del self._reading[account]
-        if not read.cancelled():
-            # Who asked may have gone away. An exception that nobody looks at would be logged as a fault.
-            read.exception()
+        # Who asked may have gone away. An exception that nobody looks at would be logged as a fault.
+        if not read.cancelled() and read.exception() is None and account in read.result():
+            self._take(account, _known(read.result()[account]))
 
 
 def _known(version: EntitlementVersion) -> Known:

@@ -46,7 +46,7 @@ async def grant_wishes(
 
 
 def _grant(features: Mapping[str, Feature], wish: Wish, now_ms: int) -> Grant:
-    """The grant of a wish. An override holds from now on; what was allowed before stays in the versions that are kept."""
+    """The grant of a wish. An override holds from now on; what was allowed before stays in older versions."""
     check_account(wish.account)
     if wish.ends_ms is not None and wish.ends_ms <= now_ms:
         raise InvalidInput("until", "is not later than now")

@@ -100,6 +100,7 @@ async def run_mirror(settings: Settings) -> None:
 
         def refresh() -> None:
             show(metrics, base.clock, processor.status(), outbox.status(), counted, recoveries)
+            show_renewal(metrics, renewal)
 
         runner = runner_settings(
             settings, BILLING_GROUP, flush_events_max=READ_EVENTS_MAX, linger_s=LINGER_S, quiet_s=QUIET_S
@@ -146,6 +147,12 @@ def show(
         if recovery.is_owner:
             _waiting_gauges(metrics, clock, due, counted)
             _recovery_gauges(metrics, recovery)
+
+
+def show_renewal(metrics: Metrics, renewal: Renewal) -> None:
+    """Set the gauges of the accounts that this process could not renew as usual."""
+    metrics.set("tidemark_mirror_set_aside_accounts", renewal.set_aside)
+    metrics.set("tidemark_mirror_unreadable_accounts", len(renewal.unreadable))
 
 
 def _waiting_gauges(metrics: Metrics, clock: Clock, due: OutboxStatus, counted: Counted) -> None:

@@ -32,15 +32,30 @@ linked AS (
     WHERE account = ANY(:accounts) AND starts_ms <= :now
     ORDER BY account, starts_ms DESC
 ),
+read AS (
+    SELECT id, customer_id, deleted, start_ms, ended_ms, cancel_at_ms, trial_end_ms,
+        CASE WHEN status <> 'paused' THEN status
+            WHEN pause_reason = 'final_payment_failure' THEN 'unpaid'
+            WHEN pause_reason = 'trial_end_without_payment_method' THEN 'canceled'
+        END AS status,
+        CASE WHEN status = 'paused' AND pause_reason = 'trial_end_without_payment_method' THEN trial_end_ms
+        END AS paused_ms,
+        (
+            SELECT max((phase->>'end_ms')::bigint)
+            FROM subscription_schedules c, jsonb_array_elements(c.phases_json::jsonb) AS phase
+            WHERE c.subscription_id = s.id AND c.customer_id = s.customer_id AND c.end_behavior = 'cancel'
+                AND c.status IN ('not_started', 'active') AND c.deleted IS DISTINCT FROM 1
+        ) AS schedule_ends_ms
+    FROM subscriptions s WHERE customer_id IN (SELECT customer_id FROM linked)
+),
 subscribed AS (
     SELECT l.account, s.customer_id, s.id, s.trial_end_ms,
-        CASE WHEN s.status = 'paused' THEN 'unpaid' ELSE s.status END AS status,
+        s.status,
         GREATEST(COALESCE(s.start_ms, l.starts_ms), l.starts_ms) AS begins_ms
-    FROM linked l JOIN subscriptions s ON s.customer_id = l.customer_id AND l.customer_id <> ''
+    FROM linked l JOIN read s ON s.customer_id = l.customer_id AND l.customer_id <> ''
     WHERE s.deleted IS DISTINCT FROM 1 AND COALESCE(s.start_ms <= :now, TRUE)
-        AND COALESCE(LEAST(s.ended_ms, s.cancel_at_ms) > :now, TRUE)
-        AND (s.status IN ('active', 'trialing', 'past_due', 'canceled', 'unpaid')
-            OR (s.status = 'paused' AND s.pause_reason = 'final_payment_failure'))
+        AND COALESCE(LEAST(s.ended_ms, s.cancel_at_ms, s.schedule_ends_ms, s.paused_ms) > :now, TRUE)
+        AND s.status IN ('active', 'trialing', 'past_due', 'canceled', 'unpaid')
 ),
 phases AS (
     SELECT s.account, s.id, (phase->>'start_ms')::bigint AS starts_ms, phase->'prices' AS prices
@@ -77,10 +92,13 @@ had AS (
     FROM pinned p JOIN subscribed s USING (account, id)
     GROUP BY p.account, p.id, p.plan, p.version, p.kind, s.status, s.trial_end_ms
 ),
-unpaid AS (SELECT DISTINCT account FROM had WHERE status = 'unpaid'),
+unpaid AS (
+    SELECT account FROM had WHERE status = 'unpaid'
+    EXCEPT SELECT account FROM had WHERE status <> 'unpaid' AND kind = 'plan'
+),
 given AS (
     SELECT h.*, v.body FROM had h JOIN sold v USING (plan, version)
-    WHERE h.account NOT IN (SELECT account FROM unpaid)
+    WHERE h.status <> 'unpaid' AND h.account NOT IN (SELECT account FROM unpaid)
 ),
 riddles AS (
     SELECT account FROM items WHERE NOT EXISTS (SELECT FROM stripe_objects o WHERE o.stripe_id = items.price_id)

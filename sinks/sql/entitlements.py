@@ -11,12 +11,14 @@ from sqlalchemy import Connection, RowMapping, func, insert, select, text, updat
 from aggregators.billed import billed_of
 from aggregators.entitlement_codec import decode_value, encode_value
 from aggregators.overrides import repeated, replaced
+from schemas.clock import DAY_MS
 from schemas.entitlements import (
     Computed,
     EntitlementVersion,
     Grant,
     Operation,
     Override,
+    Recomputed,
     Renewed,
     Resolver,
     SourceKind,
@@ -34,6 +36,8 @@ Answer = TypeVar("Answer")
 
 OVERRIDE_COMMAND: Final = "account override"
 ENTITY: Final = "override"
+# The `entitled_seq` of an account that was not computed yet, or by another catalog.
+MARKED: Final = -1
 
 
 class SqlEntitlements:
@@ -42,15 +46,15 @@ class SqlEntitlements:
     def __init__(self, run: Run) -> None:
         self._run = run
 
-    async def stale(self, limit: int = 500) -> Sequence[str]:
+    async def stale(self, limit: int = 500, after: str = "") -> Sequence[str]:
         # The row without a name is the catalog's.
         wanted = select(accounts.c.account).where(
-            accounts.c.entitled_seq != accounts.c.audit_seq, accounts.c.account != ""
+            accounts.c.entitled_seq != accounts.c.audit_seq, accounts.c.account > after
         )
         wanted = wanted.order_by(accounts.c.account).limit(limit)
         return await self._run(lambda connection: list(connection.execute(wanted).scalars()))
 
-    async def renew(self, account: str, catalog_sha256: str, resolver: Resolver, now_ms: int) -> bool:
+    async def renew(self, account: str, catalog_sha256: str, resolver: Resolver, now_ms: int) -> Recomputed:
         return await self._run(lambda connection: _renew(connection, account, catalog_sha256, resolver, now_ms))
 
     async def recompute(self, account: str = "") -> int:
@@ -118,7 +122,7 @@ class SqlEntitlements:
         return await self._run(lambda connection: _overrides(connection, account))
 
 
-def _renew(connection: Connection, account: str, catalog_sha256: str, resolver: Resolver, now_ms: int) -> bool:
+def _renew(connection: Connection, account: str, catalog_sha256: str, resolver: Resolver, now_ms: int) -> Recomputed:
     head = lock_accounts(connection, {account})[account]
     active = select(catalog_versions.c.sha256).where(catalog_versions.c.state == "active")
     if connection.execute(active).scalar() != catalog_sha256:
@@ -126,18 +130,27 @@ def _renew(connection: Connection, account: str, catalog_sha256: str, resolver: 
     links = links_of(connection, {account})[account]
     rows = _mirror(connection, links)
     people = [made.grant for made in _overrides(connection, account) if made.revoked_ms is None]
-    computed, before = resolver(links, rows, people), _latest(connection, account)
+    before = _latest(connection, account)
+    computed = resolver(links, rows, people, _since_ms(now_ms))
     is_new = _is_new(before, computed)
+    if before and before.inputs_sha256 == computed.inputs_sha256:
+        # Another version of the program may resolve the same inputs otherwise.
+        is_new = before.segments != resolver(links, rows, people, _since_ms(before.computed_ms)).segments
     if is_new:
         version = before.version + 1 if before else 1
         row = {
             "account": account, "version": version, "computed_ms": now_ms, "inputs_sha256": computed.inputs_sha256,
-            "segments_json": computed.segments, "cause": _last_cause(connection, account),
+            "segments_json": computed.segments, "cause": _cause(connection, account),
             "number": _next_number(connection),
         }  # fmt: skip
         connection.execute(insert(entitlement_versions), row)
     connection.execute(update(accounts).where(accounts.c.account == account).values(entitled_seq=head.audit_seq))
-    return is_new
+    return Recomputed(is_new, computed.unreadable)
+
+
+def _since_ms(computed_ms: int) -> int:
+    """From when on a version is exact: the clock of a gateway may be behind that of the mirror."""
+    return computed_ms - DAY_MS
 
 
 def _mirror(connection: Connection, links: Sequence[Link]) -> dict[str, list[Row]]:
@@ -163,16 +176,22 @@ def _next_number(connection: Connection) -> int:
 def _is_new(before: EntitlementVersion | None, computed: Computed) -> bool:
     if before is None:
         return True
-    # Another version of the program may resolve the same inputs otherwise.
-    if (before.inputs_sha256, before.segments) == (computed.inputs_sha256, computed.segments):
-        return False
     # Each grant has its subscription as its cause, so the text says whether one gave something.
     return not any(f'"{subscription}"' in before.segments for subscription in computed.unreadable)
 
 
-def _last_cause(connection: Connection, account: str) -> str:
-    wanted = select(audit.c.cause).where(audit.c.account == account).order_by(audit.c.seq.desc()).limit(1)
-    return str(connection.execute(wanted).scalar() or "")
+def _cause(connection: Connection, account: str) -> str:
+    """What happened to the account last: an event, a command, or the catalog that became active after them."""
+    rows = select(audit.c.cause, audit.c.at_ms).where(audit.c.account == account).order_by(audit.c.seq.desc()).limit(1)
+    cause, at_ms = connection.execute(rows).one_or_none() or ("", -1)
+    marked = select(accounts.c.entitled_seq).where(accounts.c.account == account)
+    if connection.execute(marked).scalar() == MARKED:
+        catalog = select(catalog_versions.c.version).where(
+            catalog_versions.c.state == "active", catalog_versions.c.applied_ms > at_ms
+        )
+        if (version := connection.execute(catalog).scalar()) is not None:
+            return f"catalog {version}"
+    return str(cause)
 
 
 def _latest(connection: Connection, account: str, until_ms: int | None = None) -> EntitlementVersion | None:

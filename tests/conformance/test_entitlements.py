@@ -29,8 +29,8 @@ SHA256 = catalog_hash(CATALOG)
 class Resolving:
     """A resolver whose answer is set by the test, and which keeps its inputs."""
 
-    def __init__(self, inputs: str = "1", unreadable: Sequence[str] = ()) -> None:
-        self.inputs, self.unreadable = inputs, tuple(unreadable)
+    def __init__(self, inputs: str = "1", unreadable: Sequence[str] = (), text: str = "") -> None:
+        self.inputs, self.unreadable, self.text = inputs, tuple(unreadable), text or f"segments of {inputs}"
         self.links: Sequence[Link] = ()
         self.people: Sequence[Grant] = ()
 
@@ -39,16 +39,20 @@ class Resolving:
         links: Sequence[Link],
         mirror: Mapping[str, Sequence[Row]],  # noqa: ARG002  # a protocol
         people: Sequence[Grant],
+        since_ms: int,  # noqa: ARG002  # a protocol
+        /,
     ) -> Computed:
         self.links, self.people = links, people
-        return Computed(self.inputs, f"segments of {self.inputs}", self.unreadable)
+        return Computed(self.inputs, self.text, self.unreadable)
 
 
-async def activate(tables: SqlSideTables, sha256: str = SHA256, base: str = "") -> None:
-    """Make the small catalog the active one."""
-    plan = CatalogPlan(CATALOG, sha256, base, "", in_place=False, actions=(), refusals=(), drift=(), touched={})
-    await tables.catalog.begin_catalog(plan, "ann", "a test", NOW_MS)
-    await tables.catalog.activate_catalog(plan, {}, [], NOW_MS)
+async def activate(tables: SqlSideTables, sha256: str = SHA256, base: str = "", now_ms: int = NOW_MS) -> None:
+    """Make the small catalog the active one, each time in another version."""
+    versions = {SHA256: 1, "another": 2, "a third": 3}
+    catalog = CATALOG.model_copy(update={"version": versions[sha256]})
+    plan = CatalogPlan(catalog, sha256, base, "", in_place=False, actions=(), refusals=(), drift=(), touched={})
+    await tables.catalog.begin_catalog(plan, "ann", "a test", now_ms)
+    await tables.catalog.activate_catalog(plan, {}, [], now_ms)
 
 
 def grant(value: Value = Decimal(5), reason: str = "a gift", feature: str = "tokens") -> Grant:
@@ -65,7 +69,7 @@ async def store(side_tables: SqlSideTables) -> Entitlements:
 
 async def test_an_account_is_stale_until_it_is_renewed(store: Entitlements) -> None:
     assert await store.stale() == ["acme"]
-    assert await store.renew("acme", SHA256, Resolving(), NOW_MS)
+    assert (await store.renew("acme", SHA256, Resolving(), NOW_MS)).is_new
     assert await store.stale() == []
 
 
@@ -93,7 +97,7 @@ async def test_another_catalog_makes_every_account_stale(store: Entitlements, si
 
 async def test_equal_inputs_make_no_version(store: Entitlements) -> None:
     await store.renew("acme", SHA256, Resolving(), NOW_MS)
-    assert not await store.renew("acme", SHA256, Resolving(), NOW_MS + 1)
+    assert not (await store.renew("acme", SHA256, Resolving(), NOW_MS + 1)).is_new
     assert (await store.latest(["acme"]))["acme"].version == 1
 
 
@@ -121,17 +125,51 @@ async def test_each_version_is_kept_with_its_cause(store: Entitlements) -> None:
     assert await store.last_number() == numbers[-1]
 
 
+async def test_the_same_inputs_that_a_newer_program_resolves_otherwise_make_a_version(store: Entitlements) -> None:
+    resolving = Resolving("1")
+    await store.renew("acme", SHA256, resolving, NOW_MS)
+    newer = Resolving("1", text="segments by another rule")
+
+    made = [(await store.renew("acme", SHA256, each, NOW_MS)).is_new for each in (resolving, newer, newer)]
+
+    assert made == [False, True, False]
+
+
+async def test_a_version_that_another_catalog_made_names_the_catalog(
+    store: Entitlements, side_tables: SqlSideTables
+) -> None:
+    await store.renew("acme", SHA256, Resolving("1"), NOW_MS)
+    await activate(side_tables, "another", SHA256, NOW_MS + 5)
+    await store.renew("acme", "another", Resolving("2"), NOW_MS + 6)
+    await activate(side_tables, "a third", "another", NOW_MS + 7)
+    await store.override("acme", grant(), "ann", NOW_MS + 8)
+    await store.renew("acme", "a third", Resolving("3"), NOW_MS + 9)
+
+    found = [await store.version_at("acme", NOW_MS + at_ms) for at_ms in (0, 6, 9)]
+
+    assert [version.cause for version in found if version] == ["account link", "catalog 2", "account override"]
+
+
+async def test_stale_accounts_come_in_their_order(store: Entitlements) -> None:
+    for account in ("bar", "cafe"):
+        await store.override(account, grant(), "ann", NOW_MS)
+
+    assert [await store.stale(2), await store.stale(2, "bar"), await store.stale(2, "cafe")] == [
+        ["acme", "bar"], ["cafe"], [],
+    ]  # fmt: skip
+
+
 async def test_an_unreadable_subscription_takes_nothing_away(store: Entitlements) -> None:
     await store.renew("acme", SHA256, Resolving('"sub_1"'), NOW_MS)
-    assert not await store.renew("acme", SHA256, Resolving("2", ["sub_1"]), NOW_MS)
+    assert not (await store.renew("acme", SHA256, Resolving("2", ["sub_1"]), NOW_MS)).is_new
     assert await store.stale() == []
     await store.override("globex", grant(), "ann", NOW_MS)
-    assert await store.renew("globex", SHA256, Resolving("3", ["sub_1"]), NOW_MS)
+    assert (await store.renew("globex", SHA256, Resolving("3", ["sub_1"]), NOW_MS)).is_new
 
 
 async def test_an_unreadable_subscription_that_gave_nothing_holds_nothing_back(store: Entitlements) -> None:
     await store.renew("acme", SHA256, Resolving('"sub_1"'), NOW_MS)
-    assert await store.renew("acme", SHA256, Resolving("2", ["sub_2", "sub"]), NOW_MS)
+    assert (await store.renew("acme", SHA256, Resolving("2", ["sub_2", "sub"]), NOW_MS)).is_new
 
 
 async def test_the_resolver_gets_links_and_the_grants_in_force(store: Entitlements) -> None:

@@ -36,6 +36,7 @@ from schemas.log import EVENTS_TOPIC, INBOX_TOPIC
 from simulation.traffic import ORIGIN_MS
 from sinks.clickhouse.fake import FakeClickHouse
 from sinks.redis.fake import FakeOutbox, FakeServer
+from tests.simulation.access_mutants import ACCESS
 from tests.simulation.billing_mutants import BILLING
 from tests.simulation.binding_mutants import BINDINGS
 from tests.simulation.closing_mutants import CLOSING
@@ -342,6 +343,7 @@ MUTANTS: Final = (
     *FLUSHES,
     *CLOSING,
     *MIRROR,
+    *ACCESS,
 )  # fmt: skip
 
 

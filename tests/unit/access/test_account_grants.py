@@ -36,7 +36,10 @@ Items = Sequence[tuple[str, int | None]]
 
 
 def mirror(
-    items: Items = (("seat_1", 4), ("tokens_1", None)), phases: Any = (), **columns: Any
+    items: Items = (("seat_1", 4), ("tokens_1", None)),
+    phases: Any = (),
+    end_behavior: str = "release",
+    **columns: Any,
 ) -> dict[str, list[Row]]:
     """The rows of one customer with a subscription."""
     row: Row = {
@@ -45,7 +48,7 @@ def mirror(
     }  # fmt: skip
     schedule: Row = {
         "id": "sub_sched_1", "subscription_id": "sub_1", "status": "active", "phases_json": json.dumps(phases),
-        "deleted": 0,
+        "end_behavior": end_behavior, "deleted": 0,
     }  # fmt: skip
     return {
         "subscriptions": [row],
@@ -73,10 +76,11 @@ def values(
 FREE = {"seats": 1, "sso": False, "tokens": 1000, "reporting": "null", "included:tokens": 0}
 PAID = {"seats": 4, "sso": True, "tokens": 9000, "reporting": '{"days":30}', "included:tokens": 5000}
 NOTHING = {"seats": 0, "sso": False, "tokens": 0, "reporting": "null", "included:tokens": 0}
-PHASES = [
+PHASES: list[dict[str, Any]] = [
     {"start_ms": 1_000, "end_ms": 6_000, "prices": [{"price": "seat_1", "quantity": 4}]},
     {"start_ms": 6_000, "end_ms": None, "prices": [{"price": "seat_2", "quantity": 9}]},
 ]
+ENDING = [PHASES[0], {**PHASES[1], "end_ms": 9_000}]
 CASES: dict[str, tuple[dict[str, Any], int, dict[str, Any]]] = {
     "active": ({}, NOW, PAID),
     "past due keeps its plan": ({"status": "past_due"}, NOW, PAID),
@@ -103,6 +107,13 @@ CASES: dict[str, tuple[dict[str, Any], int, dict[str, Any]]] = {
     "a newer version": ({"items": [("seat_2", 3)]}, NOW, {**PAID, "seats": 3, "tokens": 90000}),
     "a schedule, before its phase": ({"phases": PHASES}, 5_999, PAID),
     "a schedule, from its phase on": ({"phases": PHASES}, 6_000, {**PAID, "seats": 9, "tokens": 90000}),
+    "a schedule that cancels, before its end": (
+        {"phases": ENDING, "end_behavior": "cancel"},
+        8_999,
+        {**PAID, "seats": 9, "tokens": 90000},
+    ),
+    "a schedule that cancels, at its end": ({"phases": ENDING, "end_behavior": "cancel"}, 9_000, FREE),
+    "a schedule that goes on, at its end": ({"phases": ENDING}, 9_000, {**PAID, "seats": 9, "tokens": 90000}),
     "a schedule that was released": ({"phases": ()}, 6_000, PAID),
 }
 
@@ -124,6 +135,40 @@ def test_two_subscriptions_give_together() -> None:
     rows = {table: [*both[table], *second[table]] for table in both}
 
     assert values(rows) == {**PAID, "seats": 6, "tokens": 90000, "included:tokens": 10000}
+
+
+OTHERS: dict[str, tuple[dict[str, Any], int, dict[str, Any]]] = {
+    "paid since before": ({"start_ms": 500}, NOW, {**PAID, "seats": 2, "tokens": 90000, "included:tokens": 5000}),
+    "paid, and ended": ({"status": "canceled", "ended_ms": 4_000}, NOW, FREE),
+    "paid, ends later, before": ({"cancel_at_ms": 6_000}, 5_999, {**PAID, "seats": 2, "tokens": 90000}),
+    "paid, ends later, then": ({"cancel_at_ms": 6_000}, 6_000, FREE),
+    "paid only later": ({"start_ms": 6_000}, NOW, FREE),
+    "unpaid too": ({"status": "unpaid"}, NOW, FREE),
+    "an add-on alone": ({"items": [("boost_1", 1)]}, NOW, FREE),
+}
+
+
+@pytest.mark.parametrize(("columns", "now", "expected"), OTHERS.values(), ids=OTHERS)
+def test_an_unpaid_subscription_beside_another(columns: dict[str, Any], now: int, expected: dict[str, Any]) -> None:
+    """The paid one wins while it gives a plan."""
+    unpaid = mirror(status="unpaid")
+    other = mirror(**({"items": [("seat_2", 2)], "id": "sub_2"} | columns))
+    other["subscription_items"] = [{**row, "subscription_id": "sub_2"} for row in other["subscription_items"]]
+
+    assert values({table: [*unpaid[table], *other[table]] for table in unpaid}, now) == expected
+
+
+def test_a_version_does_not_grow_with_the_square_of_its_subscriptions() -> None:
+    """300 that overlap: each began an hour after the one before."""
+    rows: dict[str, list[Row]] = {"subscriptions": [], "subscription_items": []}
+    for number in range(300):
+        one = mirror(id=f"sub_{number}", start_ms=number * 3_600_000)
+        rows["subscriptions"] += one["subscriptions"]
+        rows["subscription_items"] += [{**row, "subscription_id": f"sub_{number}"} for row in one["subscription_items"]]
+    computed = resolver_of(COMMERCE)(LINKED, rows, (), 299 * 3_600_000)
+
+    assert len(decode(computed.segments)) == 2
+    assert len(computed.segments) < 1_000_000
 
 
 @pytest.mark.parametrize(
@@ -197,8 +242,11 @@ def test_the_answer_names_version_and_subscription() -> None:
 def test_the_inputs_alone_decide() -> None:
     resolver = resolver_of(COMMERCE)
 
-    assert resolver(LINKED, mirror(), ()) == resolver(LINKED, mirror(), ())
-    assert resolver(LINKED, mirror(), ()).inputs_sha256 != resolver(LINKED, mirror(status="paused"), ()).inputs_sha256
+    assert resolver(LINKED, mirror(), (), 0) == resolver(LINKED, mirror(), (), 0)
+    assert (
+        resolver(LINKED, mirror(), (), 0).inputs_sha256
+        != resolver(LINKED, mirror(status="paused"), (), 0).inputs_sha256
+    )
 
 
 def test_unlimited_survives_the_text() -> None:

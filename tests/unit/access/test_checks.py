@@ -14,12 +14,13 @@ from pipeline.access import known as known_accounts
 from pipeline.access.billed import AGE_MS_MAX, PAUSE_MS
 from pipeline.access.checks import AccessChecks
 from schemas.access import Reason
-from schemas.clock import DAY_MS, MINUTE_MS
-from schemas.entitlements import EntitlementVersion, Grant, Operation, Renewed, SourceKind
+from schemas.clock import DAY_MS, HOUR_MS, MINUTE_MS
+from schemas.entitlements import Entitlements, EntitlementVersion, Grant, Operation, SourceKind
 from schemas.errors import InvalidInput, Transient
 from schemas.upgrades import Billed, Money
 from tests.unit.catalog.files import SMALL, catalog_of
 from tests.worlds.business import ONE, TEAM, Business, subscribe
+from tests.worlds.clock import ManualClock
 from tests.worlds.reconciler import START_MS
 
 
@@ -140,33 +141,40 @@ async def test_a_feature_that_the_catalog_does_not_have(business: Business) -> N
         await business.checks.check("acme", "nothing", ONE)
 
 
-class Late:
-    """A store whose answers come late: an older version after a newer one."""
-
-    def __init__(self, versions: Sequence[EntitlementVersion]) -> None:
-        self.versions = list(versions)
-
-    async def changed(self, after: int, limit: int = 10_000) -> Sequence[Renewed]:
-        assert after >= 0
-        return [Renewed(each.account, each.version, 1) for each in self.versions[:limit]]
-
-
 async def test_no_older_version_comes_back(business: Business, monkeypatch: pytest.MonkeyPatch) -> None:
-    await business.reason("sso")
-    subscription = subscribe(business)
+    """SQL's answer about an account comes late, after a newer version was announced."""
     await business.settle()
-    first = await business.sql.entitlements.version_at("acme", START_MS)
-    business.stripe.cancel(subscription)
-    await business.settle()
-    second = await business.sql.entitlements.latest(["acme"])
-    assert first is not None
-    late = Late([second["acme"], first])
-    monkeypatch.setattr(
-        type(business.sql.entitlements), "changed", lambda _self, after, limit: late.changed(after, limit)
-    )
-    await business.checks.refresh()
+    store, asked, answer = business.sql.entitlements, asyncio.Event(), asyncio.Event()
+    latest = store.latest
 
-    assert (await business.checks.check("acme", "sso", ONE)).version == second["acme"].version
+    async def late(self: Entitlements, accounts: Sequence[str]) -> Mapping[str, EntitlementVersion]:
+        found = await latest(accounts)
+        monkeypatch.setattr(type(self), "latest", lambda _self, accounts: latest(accounts))
+        asked.set()
+        await answer.wait()
+        return found
+
+    monkeypatch.setattr(type(store), "latest", late)
+    check = asyncio.create_task(business.checks.check("acme", "sso", ONE))
+    await asked.wait()
+    subscribe(business)
+    await business.settle()
+    answer.set()
+
+    assert [(await check).version, (await business.checks.check("acme", "sso", ONE)).version] == [2, 2]
+
+
+async def test_versions_arrive_whatever_the_clocks_say(business: Business) -> None:
+    """The clock of the gateway is an hour ahead of that of the mirror."""
+    ahead = ManualClock(START_MS + HOUR_MS)
+    checks = AccessChecks(business.sql.catalog, business.sql.entitlements, business.usage, ahead)
+    before = await checks.check("acme", "sso", ONE)
+    await checks.refresh()
+    subscribe(business)
+    await business.settle()
+    await checks.refresh()
+
+    assert [before.version, (await checks.check("acme", "sso", ONE)).version] == [1, 2]
 
 
 async def test_a_price_of_somebody_else_takes_nothing_away(business: Business) -> None:

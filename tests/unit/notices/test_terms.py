@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import pytest_asyncio
 
-from pipeline.notices import terms as module
+from pipeline.access import changes as module
 from pipeline.notices.terms import Terms
 from schemas.clock import DAY_MS
 from schemas.entitlements import Grant, Operation, SourceKind
