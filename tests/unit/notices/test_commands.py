@@ -11,7 +11,7 @@ import pytest_asyncio
 from pipeline.commands import notices as commands
 from pipeline.roles.notifier import NotifierLoops
 from pipeline.settings import Settings
-from schemas.notices import Delivery, DeliveryState
+from schemas.notices import ChannelName, Delivery, DeliveryState
 from tests.unit.cli.command_lines import run
 from tests.worlds.notices import NoticeWorld
 
@@ -94,7 +94,7 @@ async def test_the_role_shows_what_it_does() -> None:
     await loops.count()
     world.receiver.answers = ["refused"]
     waiting = shown(loops)
-    await loops.send()
+    await loops.send(ChannelName.WEBHOOK)
     await loops.count()
     loops.refresh()
     after = shown(loops)
