@@ -227,9 +227,17 @@ class Entitlements(Protocol):
         ...
 
     async def override(self, account: str, grant: Grant, actor: str, now_ms: int) -> Override:
-        """Add a grant of a person, with its audit row. The account is made if it is new.
+        """`grant` of one."""
+        ...
 
-        An equal grant that is in force changes nothing. Raises `InvalidInput` without an actor or a reason.
+    async def grant(
+        self, account: str, grants: Sequence[Grant], actor: str, now_ms: int, *, replaces: bool = False
+    ) -> Sequence[Override]:
+        """Add grants of a person, and their audit rows, in one transaction. With `replaces`, the other overrides of the
+        same features are taken back in it. The account is made if it is new.
+
+        A grant that is in force with the same terms is not made again, whatever its source and its start. Raises
+        `InvalidInput` without an actor or a reason.
         """
         ...
 

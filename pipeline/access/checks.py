@@ -228,12 +228,12 @@ class AccessChecks:
         def allows(held: Decimal) -> bool:
             return _decided(asked, found, held).allowed
 
-        complete_up_to_ms = found.counted.complete_up_to_ms if found.counted else None
-        taken = await holds.take(wanted, asked.together, allows, complete_up_to_ms)
+        taken = await holds.take(wanted, asked.together, allows, _complete_up_to_ms(found))
         answer = await self._answer(commerce, asked, found, taken.held)
         if taken.is_repeated and not answer.decision.allowed:
             # It was allowed when the hold was taken.
-            answer = answer._replace(decision=answer.decision._replace(allowed=True, reason=Reason.WITHIN_LIMIT))
+            decision = answer.decision._replace(allowed=True, reason=Reason.WITHIN_LIMIT)
+            answer = answer._replace(decision=decision, upgrade=None)
         return answer._replace(hold=taken.hold)
 
     async def _found(self, commerce: Commerce, asked: _Asked, *, fresh: bool = False) -> _Found:
@@ -257,7 +257,8 @@ class AccessChecks:
         if not decides and found.used <= covered.value:
             return None
         try:
-            billed = await self._billed.get(asked.account, found.known.version)
+            # What was paid before says the currency too, and no subscription changes its currency.
+            billed = await self._billed.get(asked.account, found.known.version, may_be_old=True)
         except Transient:
             if decides:
                 raise
@@ -267,8 +268,8 @@ class AccessChecks:
     async def _held(self, asked: _Asked, found: _Found) -> Decimal:
         if self.holds is None or asked.feature.type not in (terms.FeatureType.LIMIT, terms.FeatureType.SEAT):
             return NOTHING
-        complete_up_to_ms = found.counted.complete_up_to_ms if found.counted else None
-        return await self.holds.held(asked.account, asked.together, complete_up_to_ms)
+        is_metered = asked.term.meter is not None
+        return await self.holds.held(asked.account, asked.together, _complete_up_to_ms(found), is_metered=is_metered)
 
     async def _answer(self, commerce: Commerce, asked: _Asked, found: _Found, held: Decimal) -> Answer:
         decision = _decided(asked, found, held)
@@ -306,6 +307,11 @@ class AccessChecks:
         if now_ms >= self._warned_ms + WARNING_INTERVAL_MS:
             self._warned_ms = now_ms
             _log.warning("%s: %s", what, error)
+
+
+def _complete_up_to_ms(found: _Found) -> int | None:
+    """Up to when the usage is complete; None: not known. The caller's own count of seats is of now."""
+    return found.counted.complete_up_to_ms if found.counted else found.now_ms
 
 
 def _resolved(asked: _Asked, found: _Found) -> Resolved:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import asyncio
+from collections.abc import Callable, Mapping, Sequence
 from decimal import Decimal
+from typing import Any
 
 import pytest
 import pytest_asyncio
+from sqlalchemy import Connection
 
 from aggregators.catalog_plan import catalog_hash
 from schemas.billing_events import ObjectKind, ObjectName
@@ -16,6 +19,7 @@ from schemas.errors import Fenced, InvalidInput
 from schemas.periods import Interval
 from schemas.side_tables import Fetched, Link, Row
 from schemas.upgrades import Billed, BilledItem, BilledSubscription
+from sinks.sql.entitlements import SqlEntitlements
 from sinks.sql.side_tables import SqlSideTables
 from tests.conformance.side_table_steps import ANCHOR_MS, event, fetched_subscription, step
 from tests.unit.catalog.files import SMALL, catalog_of
@@ -70,6 +74,24 @@ async def test_an_account_is_stale_until_it_is_renewed(store: Entitlements) -> N
     assert await store.stale() == ["acme"]
     assert (await store.renew("acme", SHA256, Resolving(), NOW_MS)).is_new
     assert await store.stale() == []
+
+
+async def test_what_comes_after_the_first_transaction_of_a_renewal_makes_the_account_stale(
+    store: Entitlements, side_tables: SqlSideTables
+) -> None:
+    """A renewal that read in one transaction and wrote in another would miss what came in between."""
+    ran = 0
+
+    async def run(body: Callable[[Connection], Any]) -> Any:
+        nonlocal ran
+        answer, ran = await side_tables._run(body), ran + 1
+        if ran == 1:
+            await store.override("acme", grant(), "ann", NOW_MS)
+        return answer
+
+    await SqlEntitlements(run).renew("acme", SHA256, Resolving(), NOW_MS)
+
+    assert await store.stale() == ["acme"]
 
 
 async def test_what_happens_to_an_account_makes_it_stale(store: Entitlements, side_tables: SqlSideTables) -> None:
@@ -200,6 +222,30 @@ async def test_an_override_is_made_once_and_taken_back_once(store: Entitlements,
         ("bob", "account override", "a mistake"),
         ("ann", "account override", "a gift"),
     ]
+
+
+async def test_of_overrides_that_replace_each_other_at_once_one_stays(store: Entitlements) -> None:
+    wishes = [grant(Decimal(value), f"ticket {value}") for value in range(8)]
+    await asyncio.gather(*(store.grant("acme", [wish], "ann", NOW_MS, replaces=True) for wish in wishes))
+    known = await store.overrides("acme")
+
+    assert len(known) == 8
+    assert [made.grant.reason for made in known if made.revoked_ms is None] == [known[-1].grant.reason]
+
+
+async def test_grants_come_together_or_not_at_all(store: Entitlements, side_tables: SqlSideTables) -> None:
+    contract = grant()._replace(kind=SourceKind.CONTRACT)
+    terms = [contract, grant(feature="sso"), grant(feature="seats")]
+    await store.grant("acme", terms[:2], "ann", NOW_MS)
+    with pytest.raises(InvalidInput):
+        await store.grant("acme", [grant(Decimal(7)), grant(reason=" ")], "ann", NOW_MS, replaces=True)
+    made = await store.grant("acme", [grant(Decimal(7)), terms[1]], "ann", NOW_MS, replaces=True)
+    again = await store.grant("acme", [grant(Decimal(7)), terms[1]], "ann", NOW_MS + 1, replaces=True)
+
+    assert made == again
+    assert [each.number for each in made] == [3, 2]
+    assert [each.number for each in await store.overrides("acme") if each.revoked_ms is None] == [1, 2, 3]
+    assert len(await side_tables.audit("acme")) == 4
 
 
 @pytest.mark.parametrize(

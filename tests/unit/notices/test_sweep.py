@@ -7,6 +7,7 @@ import json
 import pytest
 import pytest_asyncio
 
+from pipeline.notices.sweep import KEPT_MS
 from schemas.clock import DAY_MS
 from schemas.entitlements import UNLIMITED
 from tests.unit.catalog.files import SMALL, catalog_of
@@ -187,3 +188,14 @@ async def test_a_scaled_meter_is_compared_in_its_unit() -> None:
     world.use("at", 800_000)
     await world.notifier()[0].turn()
     assert [account for account, *_ in await world.states()] == ["at"]
+
+
+async def test_old_rows_go_also_when_no_feature_warns_any_more(world: NoticeWorld) -> None:
+    world.use("acme", 850)
+    sweep, sending = world.notifier()
+    await sweep.turn()
+    await sending.turn()
+    await world.apply(catalog_of(SMALL_WITHOUT_WARNINGS.replace("version: 1\nmeters", "version: 2\nmeters")), {})
+    world.clock.advance(KEPT_MS + 32 * DAY_MS)
+    await world.notifier()[0].turn()
+    assert await world.rows() == []
