@@ -7,7 +7,7 @@ import random
 import traceback
 from collections import Counter, deque
 from collections.abc import Collection
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 from aggregators.binding_timeline import overlaps, timeline
 from aggregators.partitioning import partition_of
@@ -33,7 +33,7 @@ from schemas.meters import MeterSet
 from schemas.periods import Billing, Binding, Interval
 from simulation.commerce import Commerce
 from simulation.deliveries import Deliveries
-from simulation.faults import Fault, Faults, Rates
+from simulation.faults import Failure, Fault, Faults, Rates
 from simulation.gateways import GATEWAYS, Gateways
 from simulation.invoicing import GRACES_S, SCOPE, Invoicing, UnsureItems, billed_stripe
 from simulation.loop import SimulatedClock, SimulatedLoop
@@ -55,6 +55,7 @@ from simulation.traffic import (
     REPORT_INTERVALS_MS,
     Sent,
     Traffic,
+    account_of,
     customers,
     encoded,
     meter_set,
@@ -79,13 +80,6 @@ BILLING_STRIDE: Final = 4
 def is_billing(seed: int) -> bool:
     """Whether the run has customers at Stripe, whose events come: they cost as much as the rest of a run."""
     return seed % BILLING_STRIDE == 0
-
-
-class Failure(NamedTuple):
-    """An error that the run has found, and the place that found it."""
-
-    where: str
-    what: str
 
 
 class World:
@@ -353,7 +347,7 @@ class World:
             return [(EVENTS_TOPIC, chance.randrange(PARTITIONS), encoded(events))]
         if draw < 0.25:
             return [(INBOX_TOPIC, chance.randrange(PARTITIONS), encoded([event])[1:-1]) for event in events]
-        placed = [(partition_of(_account(event), PARTITIONS), encoded([event])[1:-1]) for event in events]
+        placed = [(partition_of(account_of(event), PARTITIONS), encoded([event])[1:-1]) for event in events]
         return [(EVENTS_TOPIC, *batch) for batch in batches(placed)]
 
     async def _append(self, chance: random.Random, key: str, topic: str, partition: int, value: bytes) -> None:
@@ -500,8 +494,3 @@ class World:
 def _is_whole(state: dict[int, Any]) -> bool:
     """Whether every partition has a checkpoint. A store without a checkpoint counts as emptied."""
     return all(partition in state and state[partition].checkpoint for partition in range(PARTITIONS))
-
-
-def _account(event: Any) -> str:
-    account = event.get("subject") if isinstance(event, dict) else None
-    return account if isinstance(account, str) else ""
