@@ -192,7 +192,8 @@ async def _billed(
         if used:
             world.faults.note(Fault.INVOICE_PASSED)
         # Two subscriptions of a customer bill one meter at one time: a person decides, see docs/runbook/late-usage.md.
-        is_doubtful = noted[invoice].state is BillState.HELD and any(_overlap(span, other) for other in lines)
+        is_held = invoice in noted and noted[invoice].state is BillState.HELD
+        is_doubtful = is_held and any(_overlap(span, other) for other in lines)
         if used != billed and not is_doubtful:
             world.fail("invoices", f"{invoice} bills {quantity} and its items {amount} / {unit} of {used} in {span}")
     for span in void:
