@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from decimal import Decimal
+from typing import Any
 
 import pytest
 import pytest_asyncio
+from sqlalchemy import Connection
 
 from aggregators.catalog_plan import catalog_hash
 from schemas.billing_events import ObjectKind, ObjectName
@@ -17,6 +19,7 @@ from schemas.errors import Fenced, InvalidInput
 from schemas.periods import Interval
 from schemas.side_tables import Fetched, Link, Row
 from schemas.upgrades import Billed, BilledItem, BilledSubscription
+from sinks.sql.entitlements import SqlEntitlements
 from sinks.sql.side_tables import SqlSideTables
 from tests.conformance.side_table_steps import ANCHOR_MS, event, fetched_subscription, step
 from tests.unit.catalog.files import SMALL, catalog_of
@@ -71,6 +74,24 @@ async def test_an_account_is_stale_until_it_is_renewed(store: Entitlements) -> N
     assert await store.stale() == ["acme"]
     assert (await store.renew("acme", SHA256, Resolving(), NOW_MS)).is_new
     assert await store.stale() == []
+
+
+async def test_what_comes_after_the_first_transaction_of_a_renewal_makes_the_account_stale(
+    store: Entitlements, side_tables: SqlSideTables
+) -> None:
+    """A renewal that read in one transaction and wrote in another would miss what came in between."""
+    ran = 0
+
+    async def run(body: Callable[[Connection], Any]) -> Any:
+        nonlocal ran
+        answer, ran = await side_tables._run(body), ran + 1
+        if ran == 1:
+            await store.override("acme", grant(), "ann", NOW_MS)
+        return answer
+
+    await SqlEntitlements(run).renew("acme", SHA256, Resolving(), NOW_MS)
+
+    assert await store.stale() == ["acme"]
 
 
 async def test_what_happens_to_an_account_makes_it_stale(store: Entitlements, side_tables: SqlSideTables) -> None:
