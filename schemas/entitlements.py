@@ -227,7 +227,10 @@ class Entitlements(Protocol):
         ...
 
     async def override(self, account: str, grant: Grant, actor: str, now_ms: int) -> Override:
-        """`grant` of one."""
+        """Add a grant of a person, with its audit row. The account is made if it is new.
+
+        An equal grant that is in force changes nothing. Raises `InvalidInput` without an actor or a reason.
+        """
         ...
 
     async def grant(

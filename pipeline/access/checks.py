@@ -13,7 +13,7 @@ from typing import Final, NamedTuple, Protocol
 
 from aggregators.access import decide, fallback, overshoot_bound
 from aggregators.account_grants import INCLUDED, Commerce, features_of, granted
-from aggregators.entitlements import is_given, next_change_ms, resolve, segment_at
+from aggregators.entitlements import is_given, next_change_ms, resolve, segment_at, settling_until_ms
 from aggregators.overage import Tariff, is_capped, tariff_of
 from aggregators.price_list import PriceList, price_list
 from aggregators.upgrade import Denied, upgrade_of
@@ -42,6 +42,7 @@ class Counted(NamedTuple):
     """The usage of a meter in the account's running period. `complete_up_to_ms` is None if that is not known.
 
     `a_minute`: the usage of a minute at the present rate, None if that is not known. `is_cached`: it was read before.
+    `period_start_ms` is None if that is not known.
     """
 
     used: Decimal
@@ -49,6 +50,7 @@ class Counted(NamedTuple):
     complete_up_to_ms: int | None
     a_minute: Decimal | None = None
     is_cached: bool = False
+    period_start_ms: int | None = None
 
 
 class UsageSource(Protocol):
@@ -243,6 +245,8 @@ class AccessChecks:
         if not known.version:
             known = known._replace(segments=self._default)
         used = counted.used if counted else asked.used or NOTHING
+        if counted and _is_of_before(known, counted, now_ms):
+            used = NOTHING
         found = _Found(now_ms, known, segment_at(known.segments, now_ms), counted, used)
         if counted is None:
             return found
@@ -371,3 +375,10 @@ def _standing(known: Known, feature: str, now_ms: int) -> Standing:
         return Standing(before, is_known=known.version > 0)
     in_grace = any(grant.reason == IN_GRACE for grant in found.gives)
     return Standing(found.lost or before, bool(found.lost), in_grace, is_known=known.version > 0)
+
+
+def _is_of_before(known: Known, counted: Counted, now_ms: int) -> bool:
+    """Whether the usage is that of a period before the account bought its plan, which is cut in the next minutes."""
+    settling = settling_until_ms(known.segments, now_ms)
+    # A period begins with a whole minute, so that of the purchase may begin some seconds before.
+    return settling is not None and (counted.period_start_ms or now_ms) < settling[0] - MINUTE_MS

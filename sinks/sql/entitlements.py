@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Final, TypeVar
 
 from sqlalchemy import Connection, RowMapping, func, insert, select, text, update
@@ -106,13 +106,13 @@ class SqlEntitlements:
         return await self._run(lambda connection: _latest(connection, account, instant_ms))
 
     async def override(self, account: str, grant: Grant, actor: str, now_ms: int) -> Override:
-        return (await self.grant(account, [grant], actor, now_ms))[0]
+        return (await self._run(lambda connection: _granted(connection, account, [grant], actor, now_ms, _equal)))[0]
 
     async def grant(
         self, account: str, grants: Sequence[Grant], actor: str, now_ms: int, *, replaces: bool = False
     ) -> Sequence[Override]:
         return await self._run(
-            lambda connection: _granted(connection, account, grants, actor, now_ms, replaces=replaces)
+            lambda connection: _granted(connection, account, grants, actor, now_ms, repeated, replaces=replaces)
         )
 
     async def revoke(self, account: str, number: int, actor: str, reason: str, now_ms: int) -> Override:
@@ -209,8 +209,19 @@ def _version(row: RowMapping) -> EntitlementVersion:
     )
 
 
+def _equal(known: Sequence[Override], grant: Grant) -> Override | None:
+    return next((made for made in known if made.revoked_ms is None and made.grant == grant), None)
+
+
 def _granted(
-    connection: Connection, account: str, grants: Sequence[Grant], actor: str, now_ms: int, *, replaces: bool
+    connection: Connection,
+    account: str,
+    grants: Sequence[Grant],
+    actor: str,
+    now_ms: int,
+    same_of: Callable[[Sequence[Override], Grant], Override | None],
+    *,
+    replaces: bool = False,
 ) -> list[Override]:
     for grant in grants:
         _check_said(("account", account), ("actor", actor), ("reason", grant.reason))
@@ -219,7 +230,7 @@ def _granted(
     heads = lock_accounts(connection, {account})
     known, made = _overrides(connection, account), list[Override]()
     for grant in grants:
-        same = repeated(known, grant)
+        same = same_of(known, grant)
         if same is None:
             same = _made(connection, heads, Override(account, len(known) + 1, grant, actor, now_ms))
             known.append(same)

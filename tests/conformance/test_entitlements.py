@@ -246,6 +246,10 @@ async def test_grants_come_together_or_not_at_all(store: Entitlements, side_tabl
     assert [each.number for each in made] == [3, 2]
     assert [each.number for each in await store.overrides("acme") if each.revoked_ms is None] == [1, 2, 3]
     assert len(await side_tables.audit("acme")) == 4
+    # Another grant of the same terms is one more only if it is made by itself.
+    later = grant(Decimal(7))._replace(source="another", starts_ms=5)
+    assert [(await store.grant("acme", [later], "ann", NOW_MS))[0].number] == [3]
+    assert (await store.override("acme", later, "ann", NOW_MS)).number == 4
 
 
 @pytest.mark.parametrize(
