@@ -64,17 +64,18 @@ def test_a_seed_gives_the_same_run_in_another_process() -> None:
     assert len(printed) == 1
 
 
-# Sixty runs in one test: half a minute of an idle core.
+# Forty runs in one test: a minute of an idle core.
 @pytest.mark.timeout(180)
 def test_every_kind_of_fault_is_really_met() -> None:
     """A kind that never happens proves nothing; rare ones need many seeds."""
     coverage = Coverage()
-    for seed in range(200, 260):
+    for seed in range(200, 240):
         coverage.add(run(seed, 25).counts)
 
     assert not coverage.missing()
-    # Every fourth run has the faults of Stripe's webhooks and of the mirror.
-    assert coverage.missing_pairs() < 1_300
+    # Every fourth run has the faults of Stripe's webhooks and of the mirror. These runs miss 40; any 20 of them, at most
+    # 250.
+    assert coverage.missing_pairs() < 200
     assert "redis loses everything" in coverage.text()
 
 
