@@ -73,8 +73,8 @@ def test_every_kind_of_fault_is_really_met() -> None:
         coverage.add(run(seed, 25).counts)
 
     assert not coverage.missing()
-    # Every fourth run has the faults of Stripe's webhooks and of the mirror. These runs miss 40; any 20 of them, at most
-    # 250.
+    # Every fourth run has the faults of Stripe's webhooks and of the mirror. These runs miss 40 pairs; any twenty of
+    # them miss at most 250.
     assert coverage.missing_pairs() < 200
     assert "redis loses everything" in coverage.text()
 
