@@ -147,8 +147,8 @@ def _buyer(commerce: Commerce, prices: PriceList, subscription: BilledSubscripti
         each = paid_of(pin.plan, pin.component, item.interval, item.quantity or 0, terms, is_addon=is_addon)
         paid.append(each)
         period = Period(item.start_ms, item.end_ms)
-        if item.end_ms <= now_ms:
-            # The mirror has not seen the new period yet.
+        if item.end_ms <= max(now_ms, item.start_ms):
+            # The mirror has not seen the new period yet, or the period has no length.
             period = anchored_period(subscription.anchor_ms, item.interval, 1, now_ms)
         periods[each.name] = period
     of_plan = sorted((each for each in paid if not each.is_addon), key=lambda each: each.terms.is_metered)

@@ -21,9 +21,12 @@ from typing import Final
 import msgspec
 
 from schemas.catalog import FeatureType, Merge
+from schemas.clock import MINUTE_MS
 from schemas.entitlements import UNLIMITED, Entitled, Feature, Grant, Operation, Resolved, Segment, SourceKind, Value
 from schemas.periods import INSTANT_MIN_MS
 
+# The cut comes after the limit of future events, five minutes by default, and what the webhook and the log take.
+SETTLING_MS: Final = 15 * MINUTE_MS
 _PLANS: Final = frozenset({SourceKind.PLAN, SourceKind.TRIAL})
 _BOUGHT: Final = _PLANS | {SourceKind.ADDON, SourceKind.PROMOTION}
 _SUSPENDED: Final = _BOUGHT | {SourceKind.DEFAULT}
@@ -55,6 +58,27 @@ def resolve(features: Sequence[Feature], entitled: Entitled) -> tuple[Segment, .
 def segment_at(segments: Sequence[Segment], instant_ms: int) -> Segment:
     """The segment that holds at an instant."""
     return segments[max(0, bisect_right(segments, instant_ms, key=_from_ms) - 1)]
+
+
+def settling_until_ms(segments: Sequence[Segment], instant_ms: int) -> tuple[int, int] | None:
+    """Since when the account has bought what gives it plans at an instant, and until when usage may still be counted in
+    the period before the purchase; None if no plan gives, or if that is over.
+
+    The period is cut minutes after the purchase, because events of then may be on their way. A plan that a subscription
+    changes to is no purchase: its period goes on.
+    """
+    bought = {grant.cause for found in segment_at(segments, instant_ms).features.values() for grant in found.gives
+              if grant.kind in _PLANS}  # fmt: skip
+    if not bought:
+        return None
+    since_ms = min(
+        grant.starts_ms
+        for segment in segments
+        for found in segment.features.values()
+        for grant in found.gives
+        if grant.cause in bought and grant.kind in _PLANS
+    )
+    return (since_ms, since_ms + SETTLING_MS) if since_ms <= instant_ms < since_ms + SETTLING_MS else None
 
 
 def is_given(found: Resolved) -> bool:

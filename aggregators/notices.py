@@ -152,7 +152,7 @@ def words(notice: Notice) -> tuple[str, str]:
     if notice.kind in _ABOUT:
         return _stripe_words(notice, data)
     what = {NoticeKind.LIMIT_WARNING: "its limit", NoticeKind.INCLUDED_WARNING: "what its price includes"}[notice.kind]
-    name = _printable(notice.account)
+    name = printable(notice.account)
     after = {
         NoticeKind.LIMIT_WARNING: "Beyond the limit, requests may be refused.",
         NoticeKind.INCLUDED_WARNING: "What is used beyond it is billed.",
@@ -166,7 +166,7 @@ def words(notice: Notice) -> tuple[str, str]:
 
 
 def _stripe_words(notice: Notice, data: Mapping[str, str]) -> tuple[str, str]:
-    name = _printable(notice.account)
+    name = printable(notice.account)
     if notice.kind is NoticeKind.TRIAL_ENDS:
         said = f"The trial of {name} ends at {data['trial_end']}"
     elif notice.kind is NoticeKind.PAYMENT_FAILED:
@@ -176,8 +176,9 @@ def _stripe_words(notice: Notice, data: Mapping[str, str]) -> tuple[str, str]:
     return said, f"{said} ({notice.subject}).\n"
 
 
-def _printable(account: str) -> str:
-    return "".join(character if character.isprintable() else "?" for character in account)
+def printable(text: str) -> str:
+    """A text that moves no cursor and begins no line."""
+    return "".join(character if character.isprintable() else "?" for character in text)
 
 
 def secret_bytes(secret: str) -> bytes:

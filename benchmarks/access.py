@@ -43,6 +43,7 @@ CONNECTIONS: Final = 8
 PER_S: Final = 500
 MEDIAN_US_MAX, P99_MS_MAX, HTTP_P99_MS_MAX, CHANGE_P99_S_MAX = 20.0, 1.0, 3.0, 2.0
 CHANGE_WAIT_S: Final = 30.0
+SHA256: Final = "sha256"
 
 
 def verdict(value: float, most: float) -> str:
@@ -77,6 +78,10 @@ class StaticCatalog:
         assert catalog is not None, problems
         self._catalog = catalog
 
+    async def active_sha256(self) -> str:
+        """The hash of `standing`."""
+        return SHA256
+
     async def standing(self) -> Standing:
         """As after the first `apply`."""
         plan = PlanId("professional", 1)
@@ -87,7 +92,7 @@ class StaticCatalog:
             for component in ("location", "member")
         }
         plans = {name: KnownPlan(sold, PlanState.OPEN) for name, sold in self._catalog.sold().items()}
-        return Standing(self._catalog, "sha256", plans=plans, records=records)
+        return Standing(self._catalog, SHA256, plans=plans, records=records)
 
 
 def subscribed(number: int, now_ms: int) -> dict[str, list[Row]]:

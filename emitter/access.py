@@ -216,20 +216,20 @@ class Access:
 
     def _asked(self, key: _Key, hold_s: int) -> Allowed:
         if not self._may_ask():
-            return self._without(key, "the gateway did not answer a moment ago")
+            return self._without(key, hold_s, "the gateway did not answer a moment ago")
         asked_s = self._now_s()
         try:
             # A repeated request for a hold is told by this key, so that a second hold is never taken.
             headers = self._headers | ({"idempotency-key": uuid7(time.time_ns)} if hold_s else {})
             answer = self._post(CHECK_PATH, _body(key, hold_s), headers)
         except Exception as failure:  # noqa: BLE001  # a transport of the application may raise anything
-            return self._failure(key, f"no answer: {type(failure).__name__}: {failure}")
+            return self._failure(key, hold_s, f"no answer: {type(failure).__name__}: {failure}")
         document = _document(answer)
         if document is None:
             stated = error(answer)
             problem = f"HTTP {answer.status}: {stated.reason}: {stated.detail}"
             # A request that the gateway refuses says nothing of its health.
-            return self._refused(key, problem) if 400 <= answer.status < 429 else self._failure(key, problem)
+            return self._refused(key, problem) if 400 <= answer.status < 429 else self._failure(key, hold_s, problem)
         allowed = Allowed(document["allowed"], document["reason"], document)
         with self._lock:
             self._failed_s = None
@@ -252,10 +252,10 @@ class Access:
             self._failed_s = now_s
             return True
 
-    def _failure(self, key: _Key, problem: str) -> Allowed:
+    def _failure(self, key: _Key, hold_s: int, problem: str) -> Allowed:
         with self._lock:
             self._failed_s = self._now_s()
-        return self._without(key, problem)
+        return self._without(key, hold_s, problem)
 
     def _refused(self, key: _Key, problem: str) -> Allowed:
         with self._lock:
@@ -263,10 +263,11 @@ class Access:
         self._notices.warn(f"the gateway refuses checks of {key[1]}: {problem}")
         return self._policy(key[1], problem)
 
-    def _without(self, key: _Key, problem: str) -> Allowed:
+    def _without(self, key: _Key, hold_s: int, problem: str) -> Allowed:
         self._notices.warn(f"checks are answered without the gateway: {problem}")
         with self._lock:
-            stale = self._recent(key, self._stale_age_max_s)
+            # An older yes was said to every caller. Who asks for a hold must not share it with them.
+            stale = None if hold_s else self._recent(key, self._stale_age_max_s)
         return stale._replace(problem=problem) if stale is not None else self._policy(key[1], problem)
 
     def _policy(self, feature: str, problem: str) -> Allowed:

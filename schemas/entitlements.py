@@ -233,6 +233,17 @@ class Entitlements(Protocol):
         """
         ...
 
+    async def grant(
+        self, account: str, grants: Sequence[Grant], actor: str, now_ms: int, *, replaces: bool = False
+    ) -> Sequence[Override]:
+        """Add grants of a person, and their audit rows, in one transaction. With `replaces`, the other overrides of the
+        same features are taken back in it. The account is made if it is new.
+
+        A grant that is in force with the same terms is not made again, whatever its source and its start. Raises
+        `InvalidInput` without an actor or a reason.
+        """
+        ...
+
     async def revoke(self, account: str, number: int, actor: str, reason: str, now_ms: int) -> Override:
         """Take a person's grant back, with an audit row. The same again changes nothing. Raises `InvalidInput` if there
         is no such grant."""

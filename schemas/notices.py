@@ -137,9 +137,12 @@ class NoticeOutbox(Protocol):
         """
         ...
 
-    async def claim(self, now_ms: int, until_ms: int, limit: int) -> Sequence[Delivery]:
-        """Take up to `limit` deliveries that are due, oldest first, so that nobody else gets them before `until_ms`.
-        After `Transient` they may be claimed: they are due again at `until_ms`."""
+    async def claim(
+        self, now_ms: int, until_ms: int, limit: int, channel: ChannelName | None = None
+    ) -> Sequence[Delivery]:
+        """Take up to `limit` deliveries that are due, oldest first, so that nobody else gets them before `until_ms`;
+        with `channel`, only those of one channel. After `Transient` they may be claimed: they are due again at
+        `until_ms`."""
         ...
 
     async def settle(self, delivery: Delivery, state: DeliveryState, detail: str, now_ms: int) -> bool:
@@ -172,7 +175,8 @@ class NoticeOutbox(Protocol):
         """One page of what the mirror says now, by subject, behind `after`; or what it says of one subject.
 
         Trials that end within a week, invoices of a month that Stripe tried to collect and that are open, and
-        subscriptions that ended within three days. Nothing of the other kinds.
+        subscriptions that ended within three days. Nothing of the other kinds. Of one `subject`, an older invoice and
+        end are told too: a notice that was made in time stays true.
         """
         ...
 

@@ -282,3 +282,9 @@ def time_text(instant_ms: int, more_us: int) -> str:
 def encoded(events: list[Any]) -> bytes:
     """A batch as a record's value."""
     return json.dumps(events).encode()
+
+
+def account_of(event: Any) -> str:
+    """The account that an event names, or ""."""
+    account = event.get("subject") if isinstance(event, dict) else None
+    return account if isinstance(account, str) else ""

@@ -41,7 +41,7 @@ from simulation.people import People
 from simulation.processes import Killed, Process, Trace
 from simulation.renewals import WatchedRenewals
 from simulation.roles import SECRET, Services, Slot, run_role
-from simulation.services import LosingView, SharedTables, StripeFaults, UnsureObjects, WatchedLog
+from simulation.services import LosingView, SharedTables, StripeFaults, UnsureObjects, WatchedLog, is_whole
 from simulation.stripe_account import StripeAccount
 from simulation.subscribers import Subscribers
 from simulation.traffic import (
@@ -55,6 +55,7 @@ from simulation.traffic import (
     REPORT_INTERVALS_MS,
     Sent,
     Traffic,
+    account_of,
     customers,
     encoded,
     meter_set,
@@ -353,7 +354,7 @@ class World:
             return [(EVENTS_TOPIC, chance.randrange(PARTITIONS), encoded(events))]
         if draw < 0.25:
             return [(INBOX_TOPIC, chance.randrange(PARTITIONS), encoded([event])[1:-1]) for event in events]
-        placed = [(partition_of(_account(event), PARTITIONS), encoded([event])[1:-1]) for event in events]
+        placed = [(partition_of(account_of(event), PARTITIONS), encoded([event])[1:-1]) for event in events]
         return [(EVENTS_TOPIC, *batch) for batch in batches(placed)]
 
     async def _append(self, chance: random.Random, key: str, topic: str, partition: int, value: bytes) -> None:
@@ -452,7 +453,7 @@ class World:
         for number in range(self.rates.lost_seconds):
             state = await self._state_before_commit(chance.randrange(1, 2 * self.steps + 2))
             await asyncio.sleep(chance.uniform(0, SECOND_S))
-            if _is_whole(state) and self.faults.strike(Fault.REDIS_LOST_SECOND, f"{number}"):
+            if is_whole(state) and self.faults.strike(Fault.REDIS_LOST_SECOND, f"{number}"):
                 self._restore(state)
 
     async def _fail_over(self) -> None:
@@ -462,7 +463,7 @@ class World:
         chance = self.chance("fail over")
         state = await self._state_before_commit(chance.randrange(1, 2 * self.steps + 2))
         await asyncio.sleep(chance.uniform(1, FAILOVER_S_MAX))
-        if _is_whole(state) and self.faults.strike(Fault.REDIS_FAILED_OVER, ""):
+        if is_whole(state) and self.faults.strike(Fault.REDIS_FAILED_OVER, ""):
             self._restore(state)
 
     async def _state_before_commit(self, number: int) -> dict[int, Any]:
@@ -495,13 +496,3 @@ class World:
             self.ledger.empty()
         else:
             self.tables.empty_ledger()
-
-
-def _is_whole(state: dict[int, Any]) -> bool:
-    """Whether every partition has a checkpoint. A store without a checkpoint counts as emptied."""
-    return all(partition in state and state[partition].checkpoint for partition in range(PARTITIONS))
-
-
-def _account(event: Any) -> str:
-    account = event.get("subject") if isinstance(event, dict) else None
-    return account if isinstance(account, str) else ""

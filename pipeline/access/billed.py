@@ -35,12 +35,18 @@ class BilledAccounts:
         self._reading: dict[tuple[str, int], asyncio.Future[Billed]] = {}
         self._asks_from_ms = 0
 
-    async def get(self, account: str, version: int) -> Billed:
-        """What the account pays. Raises `Transient` if that is not in memory and SQL does not answer, at once if SQL
-        did not answer a moment ago."""
+    async def get(self, account: str, version: int, *, may_be_old: bool = False) -> Billed:
+        """What the account pays; with `may_be_old` what it paid before, if SQL does not answer. Raises `Transient` if
+        that is not in memory and SQL does not answer, at once if SQL did not answer a moment ago."""
         now_ms, found = self._clock.now_ms(), self._reads.get(account)
         if found is None or found.version != version or not 0 <= now_ms - found.read_ms <= AGE_MS_MAX:
-            found = _Read(version, now_ms, await self._read(account, version, now_ms))
+            try:
+                read = await self._read(account, version, now_ms)
+            except Transient:
+                if found is None or not may_be_old:
+                    raise
+                return found.billed
+            found = _Read(version, now_ms, read)
             self._reads[account] = found
             if len(self._reads) > self._accounts_max:
                 self._reads.popitem(last=False)

@@ -13,7 +13,7 @@ from typing import Final, NamedTuple, Protocol
 
 from aggregators.access import decide, fallback, overshoot_bound
 from aggregators.account_grants import INCLUDED, Commerce, features_of, granted
-from aggregators.entitlements import is_given, next_change_ms, resolve, segment_at
+from aggregators.entitlements import is_given, next_change_ms, resolve, segment_at, settling_until_ms
 from aggregators.overage import Tariff, is_capped, tariff_of
 from aggregators.price_list import PriceList, price_list
 from aggregators.upgrade import Denied, upgrade_of
@@ -42,6 +42,7 @@ class Counted(NamedTuple):
     """The usage of a meter in the account's running period. `complete_up_to_ms` is None if that is not known.
 
     `a_minute`: the usage of a minute at the present rate, None if that is not known. `is_cached`: it was read before.
+    `period_start_ms` is None if that is not known.
     """
 
     used: Decimal
@@ -49,6 +50,7 @@ class Counted(NamedTuple):
     complete_up_to_ms: int | None
     a_minute: Decimal | None = None
     is_cached: bool = False
+    period_start_ms: int | None = None
 
 
 class UsageSource(Protocol):
@@ -228,12 +230,12 @@ class AccessChecks:
         def allows(held: Decimal) -> bool:
             return _decided(asked, found, held).allowed
 
-        complete_up_to_ms = found.counted.complete_up_to_ms if found.counted else None
-        taken = await holds.take(wanted, asked.together, allows, complete_up_to_ms)
+        taken = await holds.take(wanted, asked.together, allows, _complete_up_to_ms(found))
         answer = await self._answer(commerce, asked, found, taken.held)
         if taken.is_repeated and not answer.decision.allowed:
             # It was allowed when the hold was taken.
-            answer = answer._replace(decision=answer.decision._replace(allowed=True, reason=Reason.WITHIN_LIMIT))
+            decision = answer.decision._replace(allowed=True, reason=Reason.WITHIN_LIMIT)
+            answer = answer._replace(decision=decision, upgrade=None)
         return answer._replace(hold=taken.hold)
 
     async def _found(self, commerce: Commerce, asked: _Asked, *, fresh: bool = False) -> _Found:
@@ -243,6 +245,8 @@ class AccessChecks:
         if not known.version:
             known = known._replace(segments=self._default)
         used = counted.used if counted else asked.used or NOTHING
+        if counted and _is_of_before(known, counted, now_ms):
+            used = NOTHING
         found = _Found(now_ms, known, segment_at(known.segments, now_ms), counted, used)
         if counted is None:
             return found
@@ -257,7 +261,8 @@ class AccessChecks:
         if not decides and found.used <= covered.value:
             return None
         try:
-            billed = await self._billed.get(asked.account, found.known.version)
+            # What was paid before says the currency too, and no subscription changes its currency.
+            billed = await self._billed.get(asked.account, found.known.version, may_be_old=True)
         except Transient:
             if decides:
                 raise
@@ -267,8 +272,8 @@ class AccessChecks:
     async def _held(self, asked: _Asked, found: _Found) -> Decimal:
         if self.holds is None or asked.feature.type not in (terms.FeatureType.LIMIT, terms.FeatureType.SEAT):
             return NOTHING
-        complete_up_to_ms = found.counted.complete_up_to_ms if found.counted else None
-        return await self.holds.held(asked.account, asked.together, complete_up_to_ms)
+        is_metered = asked.term.meter is not None
+        return await self.holds.held(asked.account, asked.together, _complete_up_to_ms(found), is_metered=is_metered)
 
     async def _answer(self, commerce: Commerce, asked: _Asked, found: _Found, held: Decimal) -> Answer:
         decision = _decided(asked, found, held)
@@ -306,6 +311,11 @@ class AccessChecks:
         if now_ms >= self._warned_ms + WARNING_INTERVAL_MS:
             self._warned_ms = now_ms
             _log.warning("%s: %s", what, error)
+
+
+def _complete_up_to_ms(found: _Found) -> int | None:
+    """Up to when the usage is complete; None: not known. The caller's own count of seats is of now."""
+    return found.counted.complete_up_to_ms if found.counted else found.now_ms
 
 
 def _resolved(asked: _Asked, found: _Found) -> Resolved:
@@ -365,3 +375,10 @@ def _standing(known: Known, feature: str, now_ms: int) -> Standing:
         return Standing(before, is_known=known.version > 0)
     in_grace = any(grant.reason == IN_GRACE for grant in found.gives)
     return Standing(found.lost or before, bool(found.lost), in_grace, is_known=known.version > 0)
+
+
+def _is_of_before(known: Known, counted: Counted, now_ms: int) -> bool:
+    """Whether the usage is that of a period before the account bought its plan, which is cut in the next minutes."""
+    settling = settling_until_ms(known.segments, now_ms)
+    # A period begins with a whole minute, so that of the purchase may begin some seconds before.
+    return settling is not None and (counted.period_start_ms or now_ms) < settling[0] - MINUTE_MS

@@ -20,11 +20,15 @@ AT_ONCE: Final = 4
 WAITING_MAX: Final = 256
 # How old the holds may be that a plain check uses again; the live usage may be as old.
 AGE_MS_MAX: Final = 250
+# A store that hangs delays a request by this and by the time of one call, not by the calls of all who wait before.
+WAIT_S_MAX: Final = 1.0
 # Accounts whose holds are looked at. If more have any, each check asks SQL.
 HOLDERS_MAX: Final = 10_000
 KEY_CHARACTERS_MAX: Final = 200
 # Holds that were taken and ended between two reads of who has any are found by the next one.
 OVERLAP_MS: Final = 10 * SECOND_MS
+# A read for seats, of which only the last seconds count, must not hide holds whose usage is this much behind.
+LOOK_BACK_MS: Final = 30 * SECOND_MS
 
 
 class HoldRequest(NamedTuple):
@@ -36,6 +40,7 @@ class HoldRequest(NamedTuple):
 
 class _Read(NamedTuple):
     read_ms: int
+    since_ms: int
     holds: Sequence[Hold]
 
 
@@ -57,8 +62,8 @@ class GatewayHolds:
         self._clock = clock
         self._slots = asyncio.Semaphore(AT_ONCE)
         self._waiting = 0
-        # None: too many accounts have holds to know them.
-        self._holders: set[str] | None = set()
+        # None: not read yet, or too many accounts have holds to know them.
+        self._holders: set[str] | None = None
         self._reads: OrderedDict[str, _Read] = OrderedDict()
         self._read_ms = 0
 
@@ -70,7 +75,9 @@ class GatewayHolds:
         known = (self._holders or set()) | (found or set())
         self._holders = known if found is not None and len(known) <= HOLDERS_MAX else None
 
-    async def held(self, account: str, features: frozenset[str], complete_up_to_ms: int | None) -> Decimal:
+    async def held(
+        self, account: str, features: frozenset[str], complete_up_to_ms: int | None, *, is_metered: bool
+    ) -> Decimal:
         """What the open holds of features promise beside usage that is complete up to an instant. Raises `Transient`.
 
         SQL is asked only for an account that has holds, and at most once in `AGE_MS_MAX`.
@@ -78,9 +85,10 @@ class GatewayHolds:
         if self._holders is not None and account not in self._holders:
             return Decimal(0)
         now_ms = self._clock.now_ms()
+        since_ms = open_since_ms(complete_up_to_ms, now_ms) - (0 if is_metered else LOOK_BACK_MS)
         read = self._reads.get(account)
-        if read is None or not 0 <= now_ms - read.read_ms <= AGE_MS_MAX:
-            read = _Read(now_ms, await self._store.open(account, open_since_ms(complete_up_to_ms, now_ms)))
+        if read is None or not 0 <= now_ms - read.read_ms <= AGE_MS_MAX or read.since_ms > since_ms:
+            read = _Read(now_ms, since_ms, await self._store.open(account, since_ms))
             self._keep(account, read)
         return held_by(read.holds, features, complete_up_to_ms, now_ms)
 
@@ -138,7 +146,14 @@ class GatewayHolds:
             raise Transient("PostgreSQL is busy with the holds of other requests")
         self._waiting += 1
         try:
-            async with self._slots:
+            try:
+                async with asyncio.timeout(WAIT_S_MAX):
+                    await self._slots.acquire()
+            except TimeoutError:
+                raise Transient("PostgreSQL is slow with the holds of other requests") from None
+            try:
                 yield
+            finally:
+                self._slots.release()
         finally:
             self._waiting -= 1

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from decimal import Decimal
 from typing import NamedTuple
 
 import msgspec
 
 from pipeline.access.renewal import commerce_of
-from schemas.catalog import FeatureType
+from schemas.catalog import Feature, FeatureType
 from schemas.catalog_changes import CatalogStore
 from schemas.entitlements import UNLIMITED, Entitlements, Grant, Operation, Override, SourceKind, Value
 from schemas.errors import InvalidInput
 from schemas.events import check_account
-from schemas.periods import INSTANT_MIN_MS
 
 
 class Wish(NamedTuple):
@@ -31,46 +30,34 @@ class Wish(NamedTuple):
     contract: bool = False
 
 
-async def grant_wish(catalog: CatalogStore, entitlements: Entitlements, wish: Wish, now_ms: int) -> Override:
-    """Grant what a person wishes, from now on. The same again changes nothing.
+async def grant_wishes(
+    catalog: CatalogStore, entitlements: Entitlements, wishes: Sequence[Wish], now_ms: int, *, replaces: bool = False
+) -> Sequence[Override]:
+    """Grant what a person wishes for one account, from now on: all of it or nothing. The same again changes nothing.
+    With `replaces`, the other overrides of the same features are taken back.
 
     Raises `InvalidInput` for a feature or value that does not fit the active catalog, and `Transient`.
     """
-    check_account(wish.account)
-    if wish.ends_ms is not None and wish.ends_ms <= now_ms:
-        raise InvalidInput("until", "is not later than now")
     found = await commerce_of(catalog)
     if found is None:
         raise InvalidInput("feature", "no catalog is active: see `tidemark catalog plan --help`")
-    features = found[1].catalog.features
+    grants = [_grant(found[1].catalog.features, wish, now_ms) for wish in wishes]
+    return await entitlements.grant(wishes[0].account, grants, wishes[0].actor, now_ms, replaces=replaces)
+
+
+def _grant(features: Mapping[str, Feature], wish: Wish, now_ms: int) -> Grant:
+    """The grant of a wish. An override holds from now on; what was allowed before stays in older versions."""
+    check_account(wish.account)
+    if wish.ends_ms is not None and wish.ends_ms <= now_ms:
+        raise InvalidInput("until", "is not later than now")
     if wish.feature not in features:
         raise InvalidInput("feature", f"{wish.feature[:100]!r} is no feature of the catalog: `tidemark catalog show`")
     value = _value(wish, features[wish.feature].type)
     kind = SourceKind.CONTRACT if wish.contract else SourceKind.OVERRIDE
     source = f"{kind.value} {secrets.token_hex(4)}"
-    # An override holds from now on; what was allowed before stays in the versions that are kept.
-    grant = Grant(
+    return Grant(
         wish.feature, kind, source, wish.operation, value, now_ms, wish.ends_ms, cause=wish.actor, reason=wish.reason
     )
-    same = repeated(await entitlements.overrides(wish.account), grant)
-    return same or await entitlements.override(wish.account, grant, wish.actor, now_ms)
-
-
-def repeated(known: Sequence[Override], grant: Grant) -> Override | None:
-    """The override in force that a grant only repeats. A value that was set otherwise since is set again."""
-    rivals = [
-        made
-        for made in known
-        if made.revoked_ms is None
-        and (made.grant.feature, made.grant.kind, made.grant.operation) == (grant.feature, grant.kind, grant.operation)
-    ]
-    if grant.operation is Operation.SET:
-        rivals = rivals[-1:]
-    return next((made for made in rivals if _terms(made.grant) == _terms(grant)), None)
-
-
-def _terms(grant: Grant) -> Grant:
-    return grant._replace(source="", starts_ms=INSTANT_MIN_MS)
 
 
 def _value(wish: Wish, kind: FeatureType) -> Value:
@@ -98,5 +85,5 @@ def _value(wish: Wish, kind: FeatureType) -> Value:
 def _config(text: str) -> str:
     try:
         return msgspec.json.encode(msgspec.json.decode(text), order="sorted").decode()
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, RecursionError) as error:
         raise InvalidInput("value", f"is not JSON: {error}") from error

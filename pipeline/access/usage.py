@@ -66,7 +66,14 @@ class LiveUsageSource:
         known = checkpoint.meter_set.meter(meter) if checkpoint.meter_set else None
         used = Decimal(0) if known is None else _value(found.totals.get(meter), known)
         a_minute = None if known is None else _a_minute(found, used, known)
-        return Counted(used, found.period_end_ms, checkpoint.stream_time_ms, a_minute, is_cached=is_cached)
+        return Counted(
+            used,
+            found.period_end_ms,
+            checkpoint.stream_time_ms,
+            a_minute,
+            is_cached=is_cached,
+            period_start_ms=found.period_start_ms,
+        )
 
     async def _read(self, account: str) -> _Read:
         partition, now_ms = partition_of(account, self._partitions), self._clock.now_ms()

@@ -48,7 +48,8 @@ class RepairKind(StrEnum):
 
 class RepairStep(NamedTuple):
     """One step of a plan; `text` says what is done and why. `identifier` is that of the report that a redrive or a
-    cancellation is about; for a counter event it names the sum, and `timestamp_s` is the event's."""
+    cancellation is about; for a counter event it names the sum, and `timestamp_s` is the event's. `others` are the
+    reports of ours that may have been cancelled in the sum."""
 
     kind: RepairKind
     event_name: str
@@ -57,6 +58,7 @@ class RepairStep(NamedTuple):
     text: str
     identifier: str = ""
     timestamp_s: int = 0
+    others: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
@@ -117,7 +119,8 @@ def _extra(row: Row, ours: Iterable[ReportedIntent], now_ms: int) -> RepairStep:
     """Cancel the one event of ours that Stripe should not have and that explains the surplus. Stripe lists no meter
     events, so an event of another sender is unknown here: while the period runs, its quantity is countered."""
     surplus = int(units_of(row.found) - units_of(row.expected))
-    found = [each for each in ours if _is_surplus(each, row, surplus, now_ms)]
+    unwanted = [each for each in ours if _is_unwanted(each, row, now_ms)]
+    found = [each for each in unwanted if each.intent.delta_minor * 10 ** (SCALE_MAX - each.intent.scale) == surplus]
     quantity = decimal_text(surplus, SCALE_MAX)
     if len(found) == 1:
         identifier = found[0].intent.identifier
@@ -133,7 +136,7 @@ def _extra(row: Row, ours: Iterable[ReportedIntent], now_ms: int) -> RepairStep:
         sum_name = f"{row.event_name} {row.stripe_customer} {row.period.start_ms}"
         return RepairStep(
             RepairKind.COUNTER, row.event_name, row.stripe_customer, quantity, text, sum_name,
-            min(first_ms, now_ms) // SECOND_MS,
+            min(first_ms, now_ms) // SECOND_MS, tuple(each.intent.identifier for each in unwanted),
         )  # fmt: skip
     text = (
         f"Stripe counts {quantity} {row.event_name} of {row.stripe_customer} too much, {_when(row)}, and no event of "
@@ -142,7 +145,8 @@ def _extra(row: Row, ours: Iterable[ReportedIntent], now_ms: int) -> RepairStep:
     return RepairStep(RepairKind.BY_HAND, row.event_name, row.stripe_customer, quantity, text)
 
 
-def _is_surplus(reported: ReportedIntent, row: Row, surplus: int, now_ms: int) -> bool:
+def _is_unwanted(reported: ReportedIntent, row: Row, now_ms: int) -> bool:
+    """Whether a report belongs to the row's sum, Stripe should not have it, and Stripe would still cancel it."""
     intent, attempt, outcome = reported.intent, reported.attempt, reported.outcome
     if attempt is None or row.period is None:
         return False
@@ -150,8 +154,7 @@ def _is_surplus(reported: ReportedIntent, row: Row, surplus: int, now_ms: int) -
     is_unwanted = reported.redrive is not None or (outcome is not None and outcome.status in _NOT_SENT)
     is_inside = row.period.start_ms <= attempt.timestamp_s * SECOND_MS < row.period.end_ms
     is_fresh = attempt.attempted_at_ms > now_ms - CANCEL_WITHIN_MS
-    is_all = intent.delta_minor * int(10 ** (SCALE_MAX - intent.scale)) == surplus
-    return is_ours and is_unwanted and is_inside and is_fresh and is_all
+    return is_ours and is_unwanted and is_inside and is_fresh
 
 
 def _by_hand(row: Row) -> str:
@@ -233,6 +236,11 @@ async def _counter(
     step: RepairStep, meters: StripeMeters, records: ReconciliationRecords, note: Note, now_ms: int
 ) -> Repaired:
     """Send the negative quantity. One that a crash left begun is sent again as it was, under its identifier."""
+    for identifier in step.others:
+        cancelled = await records.repair(f"{RepairKind.CANCEL}:{identifier}")
+        if cancelled is not None and cancelled.result == DONE and now_ms < cancelled.at_ms + SUM_LAG_MS:
+            text = f"{identifier} was cancelled, and Stripe's sum may still have it: repair again in two hours"
+            return Repaired(step, False, f"refused: {text}")
     before = await records.repair(step.name)
     if before is not None and before.result == DONE and now_ms < before.at_ms + SUM_LAG_MS:
         return Repaired(step, True, f"done already, by {before.actor}; Stripe's sum shows it within the hour")

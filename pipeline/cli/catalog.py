@@ -154,7 +154,7 @@ def _planned(deployment: Settings, file: Path) -> CatalogPlan:
 @click.option(
     "--at", type=click.Choice(["renewal"]), required=True, expose_value=False, help="When: at the end of what is paid."
 )
-@click.option("--limit", type=COUNT, default=10_000, show_default=True, help="Look at so many subscriptions at most.")
+@click.option("--limit", type=COUNT, default=10_000, show_default=True, help="Move so many subscriptions at most.")
 @click.option("--yes", is_flag=True, help="Do it; without this option, the command only says what it would do.")
 @click.option("--reason", default="", help="Why; the audit keeps it. Needed with --yes.")
 @click.option("--by", help="Who; the user of this machine if unset. The audit keeps it.")

@@ -60,8 +60,9 @@ def notices_retry(notice_id: str, all_dead: bool) -> None:
 
 def _line(delivery: Delivery) -> str:
     from aggregators.instants import format_instant_ms
+    from aggregators.notices import printable
 
     notice = delivery.notice
     made, detail = format_instant_ms(notice.made_ms), f": {delivery.detail}" if delivery.detail else ""
-    about = f"{notice.account} {notice.kind} {notice.subject} {notice.percent} %"
-    return f"{made} {notice.id} {delivery.channel} {delivery.state} {about}{detail}"
+    about = f"{notice.account} {notice.kind} {notice.subject}" + (f" {notice.percent} %" if notice.percent else "")
+    return printable(f"{made} {notice.id} {delivery.channel} {delivery.state} {about}{detail}")

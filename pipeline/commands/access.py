@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from pipeline.access.checks import AccessChecks, Answer
 from pipeline.access.holds import GatewayHolds, HoldRequest
-from pipeline.access.overriding import Wish, grant_wish
+from pipeline.access.overriding import Wish, grant_wishes
 from pipeline.access.usage import LiveUsageSource
 from pipeline.open import Base, open_base, open_live_view, open_side_tables
 from pipeline.settings import Settings
@@ -58,9 +58,9 @@ async def end_hold(settings: Settings, hold_id: str, used: Decimal | None) -> tu
 
 
 async def override(settings: Settings, wish: Wish) -> Override:
-    """Grant something to an account, or take it away. Raises `InvalidInput` and `Transient`; see `grant_wish`."""
+    """Grant something to an account, or take it away. Raises `InvalidInput` and `Transient`; see `grant_wishes`."""
     async with _stores(settings) as (base, tables):
-        return await grant_wish(tables.catalog, tables.entitlements, wish, base.clock.now_ms())
+        return (await grant_wishes(tables.catalog, tables.entitlements, [wish], base.clock.now_ms()))[0]
 
 
 async def revoke(settings: Settings, account: str, number: int, actor: str, reason: str) -> Override:

@@ -82,12 +82,20 @@ def versions_of(source: str, target: str) -> tuple[PlanId, PlanId]:
 
 
 async def preview(parts: Parts, source: PlanId, target: PlanId, limit: int = SUBSCRIPTIONS_MAX) -> Preview:
-    """Who would be moved, and who loses what. Changes nothing."""
+    """Who would be moved, `limit` subscriptions at most, and who loses what. Changes nothing."""
     versions = await _versions(parts, source, target)
-    found = await parts.moves.subscribed(versions.prices, limit + 1)
+    found = await parts.moves.subscribed(versions.prices, SUBSCRIPTIONS_MAX + 1)
     last = await parts.moves.last([each.id for each in found])
-    planned = [_planned(versions, each, last.get(each.id)) for each in found[:limit]]
-    return Preview(source, target, versions.losses(), versions.price_changes(), planned, len(found) > limit)
+    planned: list[Planned] = []
+    # Those that wait for their renewal, or cannot be moved, do not stand in the way of the next.
+    for each in found[:SUBSCRIPTIONS_MAX]:
+        one = _planned(versions, each, last.get(each.id))
+        limit -= not (one.hindrance or one.is_scheduled)
+        if limit < 0:
+            break
+        planned.append(one)
+    is_cut = len(planned) < len(found)
+    return Preview(source, target, versions.losses(), versions.price_changes(), planned, is_cut)
 
 
 async def migrate(parts: Parts, wanted: Preview, who: str, why: str, told: Told) -> Mapping[str, int]:

@@ -12,7 +12,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from aggregators.instants import format_instant_ms, parse_instant_us, why_no_instant
-from pipeline.access.overriding import Wish, grant_wish
+from pipeline.access.overriding import Wish, grant_wishes
 from pipeline.http import models
 from pipeline.http.access import opened_access, text_of
 from pipeline.http.api_keys import ApiKey, Role
@@ -91,11 +91,7 @@ class OverrideEndpoints:
         wish = Wish(
             account, feature, Operation(wanted.does), wanted.value, _until_ms(wanted.until), actor, wanted.reason
         )
-        made = await self._granted(wish)
-        # The new one first: a process that ends in between leaves too much rather than nothing, and the same request
-        # finishes.
-        await self._revoked(account, feature, actor, f"replaced: {wanted.reason}", made.number)
-        return _listed(account, [made])
+        return _listed(account, await self._granted([wish], replaces=True))
 
     async def delete(
         self, account: AccountInPath, feature: str, key: Operator, parameters: Annotated[RevokeParameters, Query()]
@@ -119,23 +115,20 @@ class OverrideEndpoints:
             Wish(account, term.feature, Operation(term.does), term.value, until_ms, actor, wanted.reason, contract=True)
             for term in wanted.terms
         ]
-        return _listed(account, [await self._granted(wish) for wish in wishes])
+        return _listed(account, await self._granted(wishes))
 
-    async def _granted(self, wish: Wish) -> Override:
+    async def _granted(self, wishes: Sequence[Wish], *, replaces: bool = False) -> Sequence[Override]:
         checks, store = opened_access(self._dependencies)
-        return await grant_wish(checks.catalog, store, wish, self._dependencies.clock.now_ms())
+        now_ms = self._dependencies.clock.now_ms()
+        return await grant_wishes(checks.catalog, store, wishes, now_ms, replaces=replaces)
 
-    async def _revoked(
-        self, account: str, feature: str, actor: str, reason: str, kept: int | None = None
-    ) -> list[Override]:
-        """Take back the overrides of a feature that are in force, except one."""
+    async def _revoked(self, account: str, feature: str, actor: str, reason: str) -> list[Override]:
+        """Take back the overrides of a feature that are in force."""
         _, store = opened_access(self._dependencies)
         return [
             await store.revoke(account, made.number, actor, reason, self._dependencies.clock.now_ms())
             for made in await store.overrides(account)
-            if made.revoked_ms is None
-            and (made.grant.feature, made.grant.kind) == (feature, SourceKind.OVERRIDE)
-            and made.number != kept
+            if made.revoked_ms is None and (made.grant.feature, made.grant.kind) == (feature, SourceKind.OVERRIDE)
         ]
 
 

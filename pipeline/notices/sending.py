@@ -43,11 +43,12 @@ class Sending:
         self._clock = clock
         self.results: Counter[tuple[ChannelName, str]] = Counter()
 
-    async def turn(self) -> int:
-        """Send what is due, up to `SENT_AT_ONCE` side by side. Returns how many were claimed; 0 if nothing is due.
-        Raises `Transient` if SQL does not answer; repeatable."""
+    async def turn(self, channel: ChannelName | None = None) -> int:
+        """Send what is due, up to `SENT_AT_ONCE` side by side; with `channel`, only what goes there, so that a receiver
+        that hangs holds up no other. Returns how many were claimed; 0 if nothing is due. Raises `Transient` if SQL
+        does not answer; repeatable."""
         now_ms = self._clock.now_ms()
-        claimed = await self._outbox.claim(now_ms, now_ms + CLAIM_MS, SENT_AT_ONCE)
+        claimed = await self._outbox.claim(now_ms, now_ms + CLAIM_MS, SENT_AT_ONCE, channel)
         answers = await asyncio.gather(*map(self._deliver, claimed), return_exceptions=True)
         for answer in answers:
             # The other deliveries of the turn have ended; this one's claim runs out.

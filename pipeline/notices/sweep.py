@@ -73,6 +73,7 @@ class Sweep:
         swept = Swept()
         if not self._channels:
             return swept
+        await self._outbox.prune(self._clock.now_ms() - KEPT_MS, PRUNED_AT_ONCE)
         await self._terms.refresh()
         room = self._waiting_max - (await self._outbox.counts()).waiting
         for kind in STRIPE_KINDS:
@@ -91,7 +92,6 @@ class Sweep:
                     found = await self._page(partition, page)
                     new = await self._outbox.add(found, self._channels)
                     swept = Swept(swept.totals + len(page), swept.reached + len(found), swept.new + new)
-        await self._outbox.prune(self._clock.now_ms() - KEPT_MS, PRUNED_AT_ONCE)
         return swept
 
     async def _facts(self, kind: NoticeKind, swept: Swept) -> Swept:

@@ -7,7 +7,7 @@ from typing import Final
 
 from aggregators.account_grants import features_of, granted
 from aggregators.entitlement_codec import decode
-from aggregators.entitlements import resolve, segment_at
+from aggregators.entitlements import resolve, segment_at, settling_until_ms
 from aggregators.notices import Bound, bounds_of
 from pipeline.access.changes import Changes
 from pipeline.access.renewal import commerce_of
@@ -86,7 +86,7 @@ class Terms:
         now_ms = self._clock.now_ms()
         await self._read_catalog(now_ms)
         version = (await self._entitlements.latest([account])).get(account)
-        return bounds_of(segment_at(self._segments(version), now_ms), self.features)
+        return _at(self._steps(version, now_ms), now_ms)
 
     def _segments(self, version: EntitlementVersion | None) -> Sequence[Segment]:
         return self._default if version is None else decode(version.segments)
@@ -94,10 +94,14 @@ class Terms:
     def _steps(self, version: EntitlementVersion | None, now_ms: int) -> _Steps:
         segments = self._segments(version)
         coming = [segment for segment in segments if segment.from_ms > now_ms]
-        return tuple(
+        steps = [
             (segment.from_ms, self._share(bounds_of(segment, self.features)))
             for segment in (segment_at(segments, now_ms), *coming)
-        )
+        ]
+        if (settling := settling_until_ms(segments, now_ms)) is not None:
+            # The usage may be that of the period before the purchase, to which the plan's bounds do not apply.
+            steps = [(steps[0][0], ()), *((max(from_ms, settling[1]), bounds) for from_ms, bounds in steps)]
+        return tuple(steps)
 
     def _share(self, bounds: tuple[Bound, ...]) -> tuple[Bound, ...]:
         if len(self._shared) >= self._accounts_max:

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Final
 from urllib.parse import unquote, urlsplit
@@ -75,9 +76,9 @@ class NotifierLoops:
         if swept.is_whole:
             self.metrics.set("tidemark_notices_swept_seconds", self._clock.now_ms() / SECOND_MS)
 
-    async def send(self) -> None:
-        """Send all that is due."""
-        while await self._sending.turn():
+    async def send(self, channel: ChannelName) -> None:
+        """Send all that is due by one channel. What waits for a channel that is not set becomes obsolete."""
+        while await self._sending.turn(channel):
             pass
 
     async def count(self) -> None:
@@ -114,7 +115,10 @@ async def _run(settings: Settings, loops: NotifierLoops, channels: tuple[Channel
     async with serving(app, settings.metrics_host, settings.metrics_port):
         tasks = [
             repeated(loops.sweep, settings.notices_sweep_s),
-            repeated(loops.send, SEND_INTERVAL_S),
+            *(
+                repeated(partial(loops.send, name), SEND_INTERVAL_S if name in channels else COUNT_INTERVAL_S)
+                for name in ChannelName
+            ),
             repeated(loops.count, COUNT_INTERVAL_S),
         ]
         stopping = asyncio.create_task(stop.wait())

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
+import fcntl
 import os
 from pathlib import Path
 from typing import Final
@@ -37,8 +39,14 @@ class FileChannel:
             if os.write(descriptor, line) < len(line):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             os.fsync(descriptor)
-            is_full = os.fstat(descriptor).st_size > self._bytes_max
+            if os.fstat(descriptor).st_size > self._bytes_max:
+                self._rename(descriptor)
         finally:
             os.close(descriptor)
-        if is_full:
-            self._path.replace(self._path.with_name(f"{self._path.name}.1"))
+
+    def _rename(self, descriptor: int) -> None:
+        """Rename the full file, unless another writer did so since it was opened."""
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        with contextlib.suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(descriptor), self._path.stat()):
+                self._path.replace(self._path.with_name(f"{self._path.name}.1"))

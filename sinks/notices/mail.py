@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import smtplib
 import ssl
 from collections.abc import Awaitable, Callable
@@ -21,6 +22,8 @@ PORTS: Final = {"smtps": 465, "smtp+starttls": 587, "smtp": 25}
 STEP_TIMEOUT_S: Final = 10.0
 TIMEOUT_S: Final = 60.0
 THREADS_MAX: Final = 4
+# Addresses without comments, quotes and literals: what else the grammar allows, Python's parser reads otherwise or not.
+_ADDRESS: Final = re.compile(r"[^\s@.,:;<>()\[\]\\\"]+(\.[^\s@.,:;<>()\[\]\\\"]+)*@[\w-]+(\.[\w-]+)*")
 
 
 class MailServer(NamedTuple):
@@ -110,5 +113,4 @@ class MailChannel:
 
 
 def _is_address(text: str) -> bool:
-    local, at, domain = text.rpartition("@")
-    return bool(local and at and domain) and len(text) <= 254 and text.isprintable() and not set(text) & set(' ,;<>"')
+    return len(text) <= 254 and text.isprintable() and _ADDRESS.fullmatch(text) is not None

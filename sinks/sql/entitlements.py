@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Final, TypeVar
 
 from sqlalchemy import Connection, RowMapping, func, insert, select, text, update
 
 from aggregators.billed import billed_of
 from aggregators.entitlement_codec import decode_value, encode_value
+from aggregators.overrides import repeated, replaced
 from schemas.clock import DAY_MS
 from schemas.entitlements import (
     Computed,
@@ -105,7 +106,14 @@ class SqlEntitlements:
         return await self._run(lambda connection: _latest(connection, account, instant_ms))
 
     async def override(self, account: str, grant: Grant, actor: str, now_ms: int) -> Override:
-        return await self._run(lambda connection: _override(connection, account, grant, actor, now_ms))
+        return (await self._run(lambda connection: _granted(connection, account, [grant], actor, now_ms, _equal)))[0]
+
+    async def grant(
+        self, account: str, grants: Sequence[Grant], actor: str, now_ms: int, *, replaces: bool = False
+    ) -> Sequence[Override]:
+        return await self._run(
+            lambda connection: _granted(connection, account, grants, actor, now_ms, repeated, replaces=replaces)
+        )
 
     async def revoke(self, account: str, number: int, actor: str, reason: str, now_ms: int) -> Override:
         return await self._run(lambda connection: _revoke(connection, account, number, actor, reason, now_ms))
@@ -201,44 +209,78 @@ def _version(row: RowMapping) -> EntitlementVersion:
     )
 
 
-def _override(connection: Connection, account: str, grant: Grant, actor: str, now_ms: int) -> Override:
-    for field, value in (("account", account), ("actor", actor), ("reason", grant.reason)):
-        if not value.strip() or "\0" in value:
-            raise InvalidInput(field, "must not be empty or have a NUL: the audit keeps who did it, and why")
+def _equal(known: Sequence[Override], grant: Grant) -> Override | None:
+    return next((made for made in known if made.revoked_ms is None and made.grant == grant), None)
+
+
+def _granted(
+    connection: Connection,
+    account: str,
+    grants: Sequence[Grant],
+    actor: str,
+    now_ms: int,
+    same_of: Callable[[Sequence[Override], Grant], Override | None],
+    *,
+    replaces: bool = False,
+) -> list[Override]:
+    for grant in grants:
+        _check_said(("account", account), ("actor", actor), ("reason", grant.reason))
     new = {"account": account, "created_ms": now_ms, "audit_seq": 0, "audit_hash": "", "binding_number": 0}
     insert_new(connection, accounts, [new])
     heads = lock_accounts(connection, {account})
-    known = _overrides(connection, account)
-    for made in known:
-        if made.revoked_ms is None and made.grant == grant:
-            return made
-    made = Override(account, len(known) + 1, grant, actor, now_ms)
+    known, made = _overrides(connection, account), list[Override]()
+    for grant in grants:
+        same = same_of(known, grant)
+        if same is None:
+            same = _made(connection, heads, Override(account, len(known) + 1, grant, actor, now_ms))
+            known.append(same)
+        made.append(same)
+    for each in replaced(known, made) if replaces else ():
+        _taken_back(connection, heads, each, actor, f"replaced: {grants[0].reason}", now_ms)
+    save_heads(connection, heads)
+    return made
+
+
+def _made(connection: Connection, heads: dict[str, Head], made: Override) -> Override:
+    grant = made.grant
     row = {
-        "account": account, "number": made.number, "feature": grant.feature, "kind": grant.kind.value,
+        "account": made.account, "number": made.number, "feature": grant.feature, "kind": grant.kind.value,
         "source": grant.source, "operation": grant.operation.value, "value_json": encode_value(grant.value),
-        "starts_ms": grant.starts_ms, "ends_ms": grant.ends_ms, "actor": actor, "reason": grant.reason,
-        "made_ms": now_ms, "revoked_ms": None,
+        "starts_ms": grant.starts_ms, "ends_ms": grant.ends_ms, "actor": made.actor, "reason": grant.reason,
+        "made_ms": made.made_ms, "revoked_ms": None,
     }  # fmt: skip
     connection.execute(insert(overrides), row)
-    _audited(connection, heads, made, None, row, actor, grant.reason, now_ms)
+    _audited(connection, heads, made, None, row, made.actor, grant.reason, made.made_ms)
     return made
 
 
 def _revoke(connection: Connection, account: str, number: int, actor: str, reason: str, now_ms: int) -> Override:
-    for field, value in (("actor", actor), ("reason", reason)):
-        if not value.strip() or "\0" in value:
-            raise InvalidInput(field, "must not be empty or have a NUL: the audit keeps who did it, and why")
+    _check_said(("actor", actor), ("reason", reason))
     heads = lock_accounts(connection, {account})
     found = [made for made in _overrides(connection, account) if made.number == number]
     if not found:
         raise InvalidInput("number", f"account {account!r} has no override {number}: see `tidemark account overrides`")
     if found[0].revoked_ms is not None:
         return found[0]
-    here = (overrides.c.account == account) & (overrides.c.number == number)
-    connection.execute(update(overrides).where(here).values(revoked_ms=now_ms))
-    made = found[0]._replace(revoked_ms=now_ms)
-    _audited(connection, heads, made, {"revoked_ms": None}, {"revoked_ms": now_ms}, actor, reason, now_ms)
+    made = _taken_back(connection, heads, found[0], actor, reason, now_ms)
+    save_heads(connection, heads)
     return made
+
+
+def _taken_back(
+    connection: Connection, heads: dict[str, Head], made: Override, actor: str, reason: str, now_ms: int
+) -> Override:
+    here = (overrides.c.account == made.account) & (overrides.c.number == made.number)
+    connection.execute(update(overrides).where(here).values(revoked_ms=now_ms))
+    _audited(connection, heads, made, {"revoked_ms": None}, {"revoked_ms": now_ms}, actor, reason, now_ms)
+    return made._replace(revoked_ms=now_ms)
+
+
+def _check_said(*said: tuple[str, str]) -> None:
+    """Raise `InvalidInput` for a text that the audit cannot keep."""
+    for field, value in said:
+        if not value.strip() or "\0" in value:
+            raise InvalidInput(field, "must not be empty or have a NUL: the audit keeps who did it, and why")
 
 
 def _audited(
@@ -264,7 +306,6 @@ def _audited(
         reason=reason,
     )
     trail.append(connection, [(row, head.audit_hash)])
-    save_heads(connection, heads)
 
 
 def _overrides(connection: Connection, account: str) -> list[Override]:

@@ -105,6 +105,9 @@ def _check_same(found: Hold, hold: Hold) -> None:
 
 
 def _get(connection: Connection, hold_id: str) -> Hold | None:
+    if "\0" in hold_id:
+        # PostgreSQL refuses the whole statement.
+        return None
     row = connection.execute(select(holds).where(holds.c.id == hold_id)).mappings().first()
     return None if row is None else _hold(row)
 

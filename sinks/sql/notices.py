@@ -27,10 +27,11 @@ from sinks.sql.intents import Run
 from sinks.sql.queries import Values, chunks
 from sinks.sql.tables import account_customers, mirror, notices
 
-# Until when a fact is told. The walk of a sweep ends there, and so does the use of a late notice.
+# Until when a fact makes a notice. The walk of a sweep ends there.
 TRIAL_MS: Final = 7 * DAY_MS
 UNPAID_MS: Final = 30 * DAY_MS
 ENDED_MS: Final = 3 * DAY_MS
+DETAIL_CHARACTERS_MAX: Final = 500
 _FACTS: Final = Notice._fields
 # The texts are in the statements because PostgreSQL finds a partial index only then.
 _IS_WAITING: Final = notices.c.state == literal_column(f"'{DeliveryState.WAITING}'")
@@ -57,8 +58,12 @@ class SqlNotices:
         rows = [unique[key] for key in sorted(unique)]
         return await self._run(lambda connection: _add(connection, rows)) if rows else 0
 
-    async def claim(self, now_ms: int, until_ms: int, limit: int) -> Sequence[Delivery]:
+    async def claim(
+        self, now_ms: int, until_ms: int, limit: int, channel: ChannelName | None = None
+    ) -> Sequence[Delivery]:
         due = select(notices).where(_IS_WAITING, notices.c.due_ms <= now_ms).order_by(notices.c.due_ms, notices.c.id)
+        if channel is not None:
+            due = due.where(notices.c.channel == channel.value)
         due = due.limit(limit).with_for_update(skip_locked=True)
         same = (notices.c.id == bindparam("key")) & (notices.c.channel == bindparam("by"))
         claimed = update(notices).where(same).values(attempts=notices.c.attempts + 1, due_ms=until_ms)
@@ -72,10 +77,10 @@ class SqlNotices:
         return await self._run(body)
 
     async def settle(self, delivery: Delivery, state: DeliveryState, detail: str, now_ms: int) -> bool:
-        return await self._change(delivery, {"state": state.value, "detail": _text(detail), "settled_ms": now_ms})
+        return await self._change(delivery, {"state": state.value, "detail": _detail(detail), "settled_ms": now_ms})
 
     async def postpone(self, delivery: Delivery, due_ms: int, failures: int, detail: str) -> bool:
-        return await self._change(delivery, {"due_ms": due_ms, "failures": failures, "detail": _text(detail)})
+        return await self._change(delivery, {"due_ms": due_ms, "failures": failures, "detail": _detail(detail)})
 
     async def _change(self, delivery: Delivery, values: Values) -> bool:
         claim = {"key": delivery.notice.id, "by": delivery.channel.value, "claim": delivery.attempts}
@@ -117,7 +122,7 @@ class SqlNotices:
     async def facts(
         self, kind: NoticeKind, now_ms: int, after: str = "", limit: int = 500, *, subject: str = ""
     ) -> Sequence[StripeFact]:
-        wanted = _facts(kind, now_ms)
+        wanted = _facts(kind, now_ms, is_old_told=bool(subject))
         if wanted is None:
             return []
         key = wanted.selected_columns["subject"]
@@ -145,19 +150,20 @@ class SqlNotices:
         return await self._run(body)
 
 
-def _facts(kind: NoticeKind, now_ms: int) -> Any:
+def _facts(kind: NoticeKind, now_ms: int, *, is_old_told: bool) -> Any:
     """The statement that lists the facts of a kind, or None for a kind that the mirror does not tell."""
+    ended_ms, unpaid_ms = (0, 0) if is_old_told else (now_ms - ENDED_MS, now_ms - UNPAID_MS)
     subscription, invoice = mirror["subscriptions"].c, mirror["invoices"].c
     nothing: tuple[Any, ...] = (literal_column("0"), literal_column("''"), literal_column("0"))
     if kind is NoticeKind.TRIAL_ENDS:
         is_so = (subscription.status == "trialing") & subscription.trial_end_ms.between(now_ms + 1, now_ms + TRIAL_MS)
         return _linked(subscription, is_so, now_ms, subscription.trial_end_ms, subscription.start_ms, *nothing)
     if kind is NoticeKind.SUBSCRIPTION_ENDED:
-        is_so = (subscription.status == "canceled") & subscription.ended_ms.between(now_ms - ENDED_MS, now_ms)
+        is_so = (subscription.status == "canceled") & subscription.ended_ms.between(ended_ms, now_ms)
         return _linked(subscription, is_so, now_ms, subscription.ended_ms, subscription.start_ms, *nothing)
     if kind is NoticeKind.PAYMENT_FAILED:
         is_so = (invoice.status == "open") & (invoice.attempt_count > 0)
-        is_so &= invoice.created_ms.between(now_ms - UNPAID_MS, now_ms)
+        is_so &= invoice.created_ms.between(unpaid_ms, now_ms)
         owed = (invoice.remaining_minor, func.coalesce(invoice.currency, ""), invoice.exponent)
         return _linked(invoice, is_so, now_ms, invoice.created_ms, invoice.created_ms, *owed)
     return None
@@ -208,6 +214,11 @@ def _place(cursor: str) -> tuple[int, str, str]:
     if not (made_ms.isascii() and made_ms.isdigit() and len(made_ms) < 16) or not channel or "\0" in cursor:
         raise InvalidInput("cursor", "is not the next_cursor of an answer")
     return int(made_ms), identifier, channel
+
+
+def _detail(value: str) -> str:
+    """What a receiver said, which may be of any length, as far as it is kept."""
+    return _text(value[:DETAIL_CHARACTERS_MAX])
 
 
 def _text(value: str) -> str:

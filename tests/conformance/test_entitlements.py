@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from decimal import Decimal
 from typing import Any
@@ -221,6 +222,34 @@ async def test_an_override_is_made_once_and_taken_back_once(store: Entitlements,
         ("bob", "account override", "a mistake"),
         ("ann", "account override", "a gift"),
     ]
+
+
+async def test_of_overrides_that_replace_each_other_at_once_one_stays(store: Entitlements) -> None:
+    wishes = [grant(Decimal(value), f"ticket {value}") for value in range(8)]
+    await asyncio.gather(*(store.grant("acme", [wish], "ann", NOW_MS, replaces=True) for wish in wishes))
+    known = await store.overrides("acme")
+
+    assert len(known) == 8
+    assert [made.grant.reason for made in known if made.revoked_ms is None] == [known[-1].grant.reason]
+
+
+async def test_grants_come_together_or_not_at_all(store: Entitlements, side_tables: SqlSideTables) -> None:
+    contract = grant()._replace(kind=SourceKind.CONTRACT)
+    terms = [contract, grant(feature="sso"), grant(feature="seats")]
+    await store.grant("acme", terms[:2], "ann", NOW_MS)
+    with pytest.raises(InvalidInput):
+        await store.grant("acme", [grant(Decimal(7)), grant(reason=" ")], "ann", NOW_MS, replaces=True)
+    made = await store.grant("acme", [grant(Decimal(7)), terms[1]], "ann", NOW_MS, replaces=True)
+    again = await store.grant("acme", [grant(Decimal(7)), terms[1]], "ann", NOW_MS + 1, replaces=True)
+
+    assert made == again
+    assert [each.number for each in made] == [3, 2]
+    assert [each.number for each in await store.overrides("acme") if each.revoked_ms is None] == [1, 2, 3]
+    assert len(await side_tables.audit("acme")) == 4
+    # Another grant of the same terms is one more only if it is made by itself.
+    later = grant(Decimal(7))._replace(source="another", starts_ms=5)
+    assert [(await store.grant("acme", [later], "ann", NOW_MS))[0].number] == [3]
+    assert (await store.override("acme", later, "ann", NOW_MS)).number == 4
 
 
 @pytest.mark.parametrize(

@@ -128,8 +128,9 @@ async def test_the_same_end_again_changes_nothing(store: Holds) -> None:
     first = await store.end("hold_1", Decimal(7), NOW_MS + 1)
     for used in (Decimal(7), Decimal(3), Decimal(0)):
         assert await store.end("hold_1", used, NOW_MS + 5) == first
-    assert await store.end("hold_9", Decimal(7), NOW_MS) is None
-    assert await store.get("hold_9") is None
+    for name in ("hold_9", "hold_\0", "", "höld"):
+        assert await store.get(name) is None
+        assert await store.end(name, Decimal(0), NOW_MS) is None
 
 
 async def test_no_more_is_used_than_was_held(store: Holds) -> None:

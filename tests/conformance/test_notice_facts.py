@@ -65,3 +65,22 @@ async def test_a_customer_of_another_account_by_now_and_of_none_is_told_to_nobod
     await side_tables.unlink("acme", "ann", "", NOW_MS + DAY_MS)
     told = [await side_tables.notices.facts(NoticeKind.PAYMENT_FAILED, NOW_MS + days * DAY_MS) for days in (0, 1)]
     assert [len(facts) for facts in told] == [1, 0]
+
+
+LATE: dict[str, tuple[Any, dict[str, Any], NoticeKind]] = {
+    "an end": (subscription, {"status": "canceled", "ended_ms": NOW_MS}, NoticeKind.SUBSCRIPTION_ENDED),
+    "an invoice": (invoice, {"status": "open", "attempt_count": 1}, NoticeKind.PAYMENT_FAILED),
+}
+
+
+@pytest.mark.parametrize(("write", "columns", "kind"), LATE.values(), ids=LATE)
+async def test_what_made_a_notice_stays_true_for_a_late_attempt(
+    side_tables: SqlSideTables, write: Any, columns: dict[str, Any], kind: NoticeKind
+) -> None:
+    """Three days of attempts may begin hours after the end, and an operator may retry weeks later."""
+    await side_tables.link("acme", "cus_1", 0, "ann", "", NOW_MS)
+    await write(side_tables, **columns)
+    (fact,) = await side_tables.notices.facts(kind, NOW_MS)
+    later_ms = NOW_MS + 60 * DAY_MS
+    assert await side_tables.notices.facts(kind, later_ms) == []
+    assert await side_tables.notices.facts(kind, later_ms, subject=fact.subject) == [fact]

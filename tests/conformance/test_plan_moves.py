@@ -355,3 +355,17 @@ async def test_another_version_of_the_same_plan_is_needed(world: World) -> None:
     for source, target, words in refusals:
         with pytest.raises(InvalidInput, match=words):
             await preview(world.parts(), source, target)
+
+
+async def test_a_limited_migration_goes_on_with_the_next_ones(world: World) -> None:
+    made = [await world.subscribe(f"account-{each}") for each in range(3)]
+    await world.apply(SECOND)
+    ends = []
+    for _ in range(3):
+        found = await preview(world.parts(), ONE, TWO, 2)
+        ends.append((dict(await migrate(world.parts(), found, "anna", "prices rise", lambda _: None)), found.is_cut))
+        await world.mirror()
+    assert ends == [
+        ({"scheduled": 2}, True), ({"scheduled before": 2, "scheduled": 1}, False), ({"scheduled before": 3}, False),
+    ]  # fmt: skip
+    assert {each.subscribed.id for each in (await world.preview()).planned if each.is_scheduled} == set(made)

@@ -34,6 +34,7 @@ class Business(BillingWorld):
         self.complete_up_to_ms = START_MS
         self.a_minute: Decimal | None = None
         self.fresh_reads = 0
+        self.period_start_ms: int | None = None
         self.renewal = Renewal(self.sql.catalog, self.sql.entitlements, self.clock)
         self.checks = self.gateway()
 
@@ -45,7 +46,10 @@ class Business(BillingWorld):
         self.fresh_reads += fresh
         if self.away:
             raise Transient("Redis does not answer")
-        return Counted(self.used, START_MS + MINUTE_MS, self.complete_up_to_ms, self.a_minute, is_cached=not fresh)
+        return Counted(
+            self.used, START_MS + MINUTE_MS, self.complete_up_to_ms, self.a_minute, is_cached=not fresh,
+            period_start_ms=self.period_start_ms,
+        )  # fmt: skip
 
     async def apply(self, catalog: Catalog, prices: Mapping[str, str]) -> None:
         """Make a catalog active. `prices` has the price ids by component of the team's plan."""

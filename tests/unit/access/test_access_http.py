@@ -292,3 +292,10 @@ async def test_a_store_that_hangs_delays_a_list_as_long_as_one_check(
         status, answer = await served.check([{"account": f"account {n}", "feature": "sso"} for n in range(20)])
 
     assert (status, {each["reason"] for each in answer["answers"]}) == (200, {"fallback_deny"})
+
+
+@pytest.mark.parametrize("name", ["%00", "hold_%00", "h%C3%B6ld", "%F0%9F%98%80", "a'b"])
+async def test_odd_names_of_holds_are_unknown(served: Served, name: str) -> None:
+    for way in ("use", "release"):
+        status, answer = await served.end(f"{name}/{way}")
+        assert (status, answer["error"]["code"]) == (404, "no_hold")

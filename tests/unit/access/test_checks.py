@@ -9,13 +9,15 @@ from decimal import Decimal
 import pytest
 import pytest_asyncio
 
+from aggregators.entitlements import resolve, settling_until_ms
 from pipeline.access import changes
 from pipeline.access import known as known_accounts
 from pipeline.access.billed import AGE_MS_MAX, PAUSE_MS
 from pipeline.access.checks import AccessChecks
 from schemas.access import Reason
+from schemas.catalog import FeatureType, Merge
 from schemas.clock import DAY_MS, HOUR_MS, MINUTE_MS
-from schemas.entitlements import Entitlements, EntitlementVersion, Grant, Operation, SourceKind
+from schemas.entitlements import Entitled, Entitlements, EntitlementVersion, Feature, Grant, Operation, SourceKind, Span
 from schemas.errors import InvalidInput, Transient
 from schemas.upgrades import Billed, Money
 from tests.unit.catalog.files import SMALL, catalog_of
@@ -79,6 +81,48 @@ async def test_a_limit_counts_live_usage(business: Business) -> None:
     reasons = [await business.reason("tokens", Decimal(quantity)) for quantity in (1, 2, 4_001, 4_002)]
 
     assert reasons == [Reason.INCLUDED, Reason.OVERAGE_BILLED, Reason.OVERAGE_BILLED, Reason.LIMIT_REACHED]
+
+
+@pytest.mark.parametrize(
+    ("began_ms", "bought_ms_ago", "used"),
+    [
+        pytest.param(-DAY_MS, 0, 0, id="the period before the purchase"),
+        pytest.param(-DAY_MS, 14 * MINUTE_MS, 0, id="still"),
+        pytest.param(-DAY_MS, 15 * MINUTE_MS, 60_000, id="long after the purchase"),
+        pytest.param(6 * MINUTE_MS, 14 * MINUTE_MS, 60_000, id="the period after the purchase"),
+        pytest.param(-30_000, 0, 60_000, id="the minute of the purchase"),
+    ],
+)
+async def test_usage_before_a_purchase_counts_for_nothing(
+    business: Business, began_ms: int, bought_ms_ago: int, used: int
+) -> None:
+    """The period is cut some minutes after the purchase. Until then the old usage must not deny what was just paid."""
+    business.clock.advance(DAY_MS)
+    subscribe(business)
+    bought_ms = business.clock.now_ms()
+    await business.settle()
+    business.used, business.period_start_ms = Decimal(60_000), bought_ms + began_ms
+    business.clock.advance(bought_ms_ago)
+    assert (await business.checks.check("acme", "tokens", ONE)).decision.used == Decimal(used)
+
+
+def test_a_change_within_a_subscription_is_no_purchase() -> None:
+    """A phase of a schedule begins another plan in a period that goes on; another subscription begins a period."""
+
+    def phase(starts_ms: int, ends_ms: int | None, cause: str, value: int) -> Grant:
+        plan = (SourceKind.PLAN, "team@1", Operation.SET, Decimal(value))
+        return Grant("tokens", *plan, starts_ms, ends_ms, cause=cause)
+
+    features = [Feature("tokens", FeatureType.LIMIT, Merge.MAX)]
+    spans = (Span(START_MS), Span(START_MS + DAY_MS))
+    first = phase(START_MS, START_MS + DAY_MS, "sub_1", 5)
+    changed = resolve(features, Entitled((first, phase(START_MS + DAY_MS, None, "sub_1", 9)), spans))
+    bought = resolve(features, Entitled((first, phase(START_MS + DAY_MS, None, "sub_2", 9)), spans))
+
+    now_ms = START_MS + DAY_MS + MINUTE_MS
+    assert settling_until_ms(changed, now_ms) is None
+    assert settling_until_ms(bought, now_ms) == (START_MS + DAY_MS, START_MS + DAY_MS + 15 * MINUTE_MS)
+    assert settling_until_ms(resolve(features, Entitled(())), now_ms) is None
 
 
 async def test_an_unknown_account_has_the_default_plan(business: Business) -> None:

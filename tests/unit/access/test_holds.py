@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
 from collections.abc import Sequence
 from decimal import Decimal
@@ -16,6 +17,7 @@ from schemas.access import Reason
 from schemas.clock import DAY_MS, MINUTE_MS
 from schemas.errors import InvalidInput, Transient
 from schemas.holds import HOLD_S_MAX, Hold, HoldState
+from sinks.sql import holds as sql_holds
 from tests.unit.catalog.files import SMALL, catalog_of
 from tests.worlds.business import ONE, Business
 from tests.worlds.reconciler import START_MS
@@ -318,3 +320,71 @@ async def test_a_store_that_comes_back_takes_holds_again(business: Business, mon
         failed = await held(business.checks, 5)
     assert (failed.hold, failed.decision.reason) == (None, Reason.FALLBACK_DENY)
     assert (await held(business.checks, 5)).hold is not None
+
+
+async def test_ended_holds_of_metered_usage_leave_room_for_holds_of_seats(
+    business: Business, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sql_holds, "OPEN_MAX", 1)
+    used = await held(business.checks, 5)
+    assert business.checks.holds is not None
+    assert used.hold is not None
+    await business.checks.holds.end(used.hold, Decimal(5))
+    business.clock.advance(MINUTE_MS)
+
+    assert (await business.checks.check("acme", "seats", ONE, Decimal(0), MINUTE)).hold is not None
+
+
+async def test_a_check_of_seats_hides_no_hold_from_a_check_of_a_limit(business: Business) -> None:
+    """The usage is half a minute behind; a hold of seats counts for seconds."""
+    taken = await held(business.checks, 600)
+    assert business.checks.holds is not None
+    assert taken.hold is not None
+    await business.checks.holds.end(taken.hold, Decimal(600))
+    business.clock.advance(MINUTE_MS // 2)
+    await business.checks.check("acme", "seats", ONE, Decimal(0))
+
+    assert (await business.checks.check("acme", "tokens", ONE)).decision.held == 600
+
+
+async def test_a_gateway_that_could_not_read_who_has_holds_asks_for_each_account(
+    business: Business, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def away(_self: object, *_arguments: object) -> None:
+        raise Transient("PostgreSQL does not answer")
+
+    await held(business.checks, 600)
+    other = business.gateway()
+    monkeypatch.setattr(type(business.sql.holds), "holders", away)
+    with pytest.raises(Transient):
+        await other.refresh()
+
+    assert (await other.check("acme", "tokens", ONE)).decision.held == 600
+
+
+async def test_a_repeated_request_names_no_upgrade(business: Business) -> None:
+    for used in (0, 1_000):
+        business.used = Decimal(used)
+        again = await held(business.checks, 600, request=HoldRequest(60, "job 1"))
+
+    assert (again.decision.allowed, again.upgrade) == (True, None)
+
+
+async def test_a_store_that_hangs_delays_a_waiting_request_once(
+    business: Business, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It waits for a slot no longer than for an answer."""
+
+    async def hangs(_self: object, *_arguments: object) -> None:
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(gateway_holds, "WAIT_S_MAX", 0.01)
+    monkeypatch.setattr(type(business.sql.holds), "take", hangs)
+    stuck = [asyncio.ensure_future(held(business.checks, 1)) for _ in range(gateway_holds.AT_ONCE)]
+    await asyncio.sleep(0)
+    answer = await held(business.checks, 1)
+    for each in stuck:
+        each.cancel()
+    await asyncio.gather(*stuck, return_exceptions=True)
+
+    assert (answer.hold, answer.decision.reason) == (None, Reason.FALLBACK_DENY)

@@ -7,7 +7,7 @@ from decimal import Decimal
 
 import pytest
 
-from pipeline.access.overriding import repeated
+from aggregators.overrides import repeated
 from schemas.entitlements import Grant, Operation, Override, SourceKind
 
 SET, ADD = Operation.SET, Operation.ADD

@@ -129,3 +129,18 @@ async def test_bad_grants_are_named_and_change_nothing(served: Served, path: str
 
     assert (status, answer["error"]["code"]) == (400, "invalid_input")
     assert (await served.send("GET", "acme/overrides"))[1]["overrides"] == []
+
+
+async def test_a_contract_with_a_bad_term_grants_none_of_its_terms(served: Served) -> None:
+    terms = [{"feature": "tokens", "does": "set", "value": "9"}, {"feature": "sso", "does": "set", "value": "many"}]
+    status, _ = await served.send("POST", "acme/contracts", {"terms": terms, **WHO})
+
+    assert status == 400
+    assert (await served.send("GET", "acme/overrides"))[1]["overrides"] == []
+
+
+async def test_a_config_that_is_nested_too_deep_is_refused(served: Served) -> None:
+    value = '{"a":' * 3_000 + "1" + "}" * 3_000
+    status, answer = await served.send("PUT", "acme/overrides/reporting", {"does": "set", "value": value, **WHO})
+
+    assert (status, answer["error"]["code"]) == (400, "invalid_input")

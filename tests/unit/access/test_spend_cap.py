@@ -10,6 +10,7 @@ import pytest_asyncio
 
 from pipeline.access.holds import HoldRequest
 from schemas.access import Reason, Spending
+from schemas.clock import MINUTE_MS
 from schemas.errors import Transient
 from schemas.upgrades import Billed, Money
 from tests.unit.catalog.files import SMALL, catalog_of
@@ -105,3 +106,17 @@ async def test_near_a_cap_no_old_total_decides(business: Business) -> None:
         reads = [*reads, business.fresh_reads]
 
     assert reads == [0, 1]
+
+
+async def test_an_outage_forgets_no_currency(business: Business, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def away(_self: object, _account: str, _now_ms: int) -> Billed:
+        raise Transient("PostgreSQL does not answer")
+
+    business.used = Decimal(5_000)
+    reasons = []
+    for minutes in range(3):
+        business.clock.advance(minutes * MINUTE_MS)
+        reasons += [(await business.checks.check("acme", "tokens", Decimal(more))).decision.reason for more in (50, 51)]
+        monkeypatch.setattr(type(business.sql.entitlements), "billed", away)
+
+    assert reasons == [Reason.OVERAGE_BILLED, Reason.SPEND_CAP_REACHED] * 3

@@ -30,10 +30,11 @@ NOW_MS: Final = 1_795_262_400_321
 
 
 def item(chance: random.Random, key: str) -> BilledItem:
-    """An item of any price, also one that the catalog never made, whose period may have ended."""
+    """An item of any price, also one that the catalog never made, whose period may have ended, may be to
+    come, and may be empty."""
     interval = Interval(key.split(".")[-2]) if key in PINS else Interval.MONTH
-    start_ms = NOW_MS // 1_000 * 1_000 - chance.randrange(60) * DAY_MS
-    end_ms = start_ms + chance.randrange(1, 40) * DAY_MS
+    start_ms = NOW_MS // 1_000 * 1_000 - chance.randrange(-5, 60) * DAY_MS
+    end_ms = start_ms + chance.randrange(40) * DAY_MS
     return BilledItem(key, chance.choice([None, 0, 1, 3]), interval, start_ms, end_ms)
 
 

@@ -154,6 +154,26 @@ async def test_an_event_of_somebody_else_is_countered_once_while_its_period_runs
     assert [BEGUN, DONE] == [row.result for row in world.records.repairs if row.kind == RepairKind.COUNTER]
 
 
+async def test_nothing_is_countered_while_a_sum_may_lack_a_cancellation() -> None:
+    """Stripe's sum still has the cancelled event, beside one of another sender."""
+    world = await both_counted()
+    cancel = await world.plan()
+    event = world.deployment.sent("ada", "requests")._replace(identifier="foreign", value="3")
+    world.deployment.stripe.inject(event)
+    late = await world.plan()
+    assert ([RepairKind.CANCEL], [RepairKind.COUNTER]) == (kinds(cancel), kinds(late))
+
+    done = [*await world.do(cancel), *await world.do(late)]
+    world.deployment.clock.ms += 2 * HOUR_MS
+    (step,) = await world.plan()
+    after = await world.do([step])
+
+    assert [True, False, True] == [ok for ok, _ in (*done, *after)]
+    assert "repair again in two hours" in done[1][1]
+    assert (RepairKind.COUNTER, event.value) == (step.kind, step.quantity)
+    assert Verdict.EQUAL == (await world.deployment.reconcile()).verdict
+
+
 async def test_a_counter_event_without_an_answer_is_sent_again_under_its_identifier() -> None:
     """Stripe may have the event. A surplus that has grown since is not sent under the old identifier."""
     world = await foreign()

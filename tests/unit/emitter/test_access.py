@@ -213,6 +213,19 @@ def test_a_hold_is_taken_anew_each_time_and_ended_by_its_id() -> None:
     assert len({*gateway.keys}) == 3
 
 
+def test_without_the_gateway_the_policy_answers_who_asks_for_a_hold() -> None:
+    """An older yes would be one for all callers."""
+    gateway = Gateway()
+    access = gateway.access(on_error={"open": "allow"})
+    for feature in ("api_calls", "open"):
+        assert access.check("bar", feature, 5).reason == "within_limit"
+    gateway.answer = ConnectionRefusedError("gone")
+    found = [access.check("bar", feature, 5, hold_s=60) for feature in ("api_calls", "open") for _ in range(2)]
+
+    assert [(each.reason, each.hold) for each in found] == [("fallback_deny", "")] * 2 + [("fallback_allow", "")] * 2
+    assert access.check("bar", "api_calls", 5).reason == "within_limit"
+
+
 @pytest.mark.parametrize("failure", [each for each in FAILURES if "2xx" not in str(each.id)])
 def test_an_end_of_a_hold_that_fails_never_raises(failure: object, caplog: pytest.LogCaptureFixture) -> None:
     """The hold ends by itself."""

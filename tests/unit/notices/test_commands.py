@@ -11,7 +11,7 @@ import pytest_asyncio
 from pipeline.commands import notices as commands
 from pipeline.roles.notifier import NotifierLoops
 from pipeline.settings import Settings
-from schemas.notices import Delivery, DeliveryState
+from schemas.notices import ChannelName, Delivery, DeliveryState, NoticeKind
 from tests.unit.cli.command_lines import run
 from tests.worlds.notices import NoticeWorld
 
@@ -58,6 +58,19 @@ def test_list_says_what_became_of_each(asked: list[object], rows: Sequence[Deliv
     assert run(["notices", "list", "--state", "sent"]).out == "no notices\n"
 
 
+def test_a_notice_is_one_line_whatever_a_server_answered(
+    asked: list[object], rows: Sequence[Delivery], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    about = rows[0].notice._replace(kind=NoticeKind.TRIAL_ENDS, subject="sub_1", percent=0)
+
+    async def listed(*_: object) -> Sequence[Delivery]:
+        return [rows[0]._replace(notice=about._replace(account="a\x1b[2Jb"), detail="450 wait\nall is sent")]
+
+    monkeypatch.setattr(commands, "listed", listed)
+    (line,) = run(["notices", "list"]).out.splitlines()
+    assert line.endswith("a?[2Jb trial_ends sub_1: 450 wait?all is sent")
+
+
 def test_list_as_json_is_that_of_the_gateway(asked: list[object], rows: Sequence[Delivery]) -> None:
     found = json.loads(run(["notices", "list", "--json", "--limit", "7"]).out)
 
@@ -94,7 +107,7 @@ async def test_the_role_shows_what_it_does() -> None:
     await loops.count()
     world.receiver.answers = ["refused"]
     waiting = shown(loops)
-    await loops.send()
+    await loops.send(ChannelName.WEBHOOK)
     await loops.count()
     loops.refresh()
     after = shown(loops)

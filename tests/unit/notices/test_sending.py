@@ -8,7 +8,7 @@ from itertools import pairwise
 import pytest
 import pytest_asyncio
 
-from pipeline.notices.sending import CLAIM_MS, PAUSES_MS
+from pipeline.notices.sending import CLAIM_MS, PAUSES_MS, SENT_AT_ONCE
 from schemas.clock import DAY_MS, HOUR_MS, MINUTE_MS
 from schemas.errors import Transient
 from schemas.notices import ChannelName, DeliveryState
@@ -205,3 +205,36 @@ async def test_an_outbox_that_does_not_answer_ends_the_turn_only(world: NoticeWo
     _, sending = world.notifier(outbox=Away())
     with pytest.raises(Transient):
         await sending.turn()
+
+
+async def test_a_receiver_that_hangs_holds_up_no_other_channel(world: NoticeWorld) -> None:
+    mail, hangs = Receiver(), asyncio.Event()
+
+    class Hanging:
+        async def send(self, _: object) -> bool:
+            await hangs.wait()
+            return True
+
+    channels = (ChannelName.WEBHOOK, ChannelName.MAIL)
+    sweep, _ = world.notifier(channels=channels)
+    for each in range(SENT_AT_ONCE):
+        world.use(f"account-{each}", 850)
+    await sweep.turn()
+    _, sending = world.notifier(channels=channels)
+    sending._channels = {ChannelName.WEBHOOK: Hanging(), ChannelName.MAIL: mail}
+    stuck = asyncio.create_task(sending.turn(ChannelName.WEBHOOK))
+    while await asyncio.wait_for(sending.turn(ChannelName.MAIL), 10):
+        pass
+    assert (len(mail.taken), stuck.done()) == (SENT_AT_ONCE + 1, False)
+    hangs.set()
+    assert await stuck == SENT_AT_ONCE
+
+
+async def test_of_a_long_answer_the_beginning_is_kept(world: NoticeWorld) -> None:
+    class Talking:
+        async def send(self, _: object) -> bool:
+            raise Transient("no " * 100_000)
+
+    await world.notifier(channel=Talking())[1].turn()
+    (row,) = await world.rows()
+    assert row.detail == ("no " * 100_000)[:500]
