@@ -52,23 +52,6 @@ def _settles_first(original: Method) -> Method:
     return tried
 
 
-def _fresh_key(_original: Any) -> Any:
-    calls: list[int] = []
-
-    def key(item: InvoiceItem) -> str:
-        calls.append(1)
-        return f"{item.identifier}.{len(calls)}"
-
-    return property(key)
-
-
-def _always_complete(_original: Method) -> Method:
-    async def is_complete(_self: ClosingController) -> bool:
-        return True
-
-    return is_complete
-
-
 def _on_billing_seeds(name: str, target: Any, attribute: str, made: Any) -> Mutant:
     return Mutant(name, target, attribute, made, stride=BILLING_STRIDE)
 
@@ -77,7 +60,6 @@ CLOSING: Final = (
     _on_billing_seeds("closing: late usage is sent after its invoice is final", LateUsage, "invoice", _never_late),
     _on_billing_seeds("closing: an item without an intent before it", ClosingController, "_intend", _creates_first),
     _on_billing_seeds("closing: an item is settled before it is made", ClosingController, "_tried", _settles_first),
-    _on_billing_seeds("closing: a fresh key each try", InvoiceItem, "idempotency_key", _fresh_key),
     _on_billing_seeds(
         "closing: late usage is no usage", pipeline.billing.closing, "judged",
         lambda original: lambda bill, totals, items: original(bill, totals._replace(late=Decimal(0)), items),
@@ -85,10 +67,6 @@ CLOSING: Final = (
     _on_billing_seeds(
         "closing: earlier items are forgotten", pipeline.billing.closing, "judged",
         lambda original: lambda bill, totals, _items: original(bill, totals, ()),
-    ),
-    _on_billing_seeds(
-        "closing: compared with a ledger that is read again", ClosingController, "_ledger_is_complete",
-        _always_complete,
     ),
     _on_billing_seeds(
         "closing: usage between two subscriptions is not seen", pipeline.billing.closing, "gaps",

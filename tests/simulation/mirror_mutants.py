@@ -55,17 +55,6 @@ def _position_first(original: Method) -> Method:
     return commit
 
 
-def _without_sequence(original: Method) -> Method:
-    """The answer that comes last counts, whenever it was asked for."""
-
-    async def commit(self: SqlSideTables, step: Any) -> Any:
-        seqs = await self.fetch_seqs([fetched.name for fetched in step.fetched])
-        newest = [fetched._replace(fetch_seq=seqs[fetched.name]) for fetched in step.fetched]
-        return await original(self, step._replace(fetched=newest))
-
-    return commit
-
-
 def _trusts_payloads(original: Method) -> Method:
     """An object is what the newest event of the read says."""
 
@@ -169,7 +158,6 @@ def _on_billing_seeds(name: str, target: Any, attribute: str, made: Any) -> Muta
 MIRROR: Final = (
     _on_billing_seeds("mirror: claim without the rows", SqlSideTables, "commit", _claims_first),
     _on_billing_seeds("mirror: position before commit", SqlSideTables, "commit", _position_first),
-    _on_billing_seeds("mirror: fetch without sequence", SqlSideTables, "commit", _without_sequence),
     _on_billing_seeds("mirror: payload trusted", BillingEventProcessor, "_commit", _trusts_payloads),
     _on_billing_seeds("mirror: only the first page of items", StripeClientObjects, "_whole", _first_page),
     _on_billing_seeds("mirror: a deleted customer is revived", pipeline.webhooks.processor, "mirror_rows", _revived),
