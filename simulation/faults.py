@@ -153,6 +153,13 @@ class Rates(NamedTuple):
         )
 
 
+class Failure(NamedTuple):
+    """An error that the run has found, and the place that found it."""
+
+    where: str
+    what: str
+
+
 class Faults:
     """The faults that occurred. A fault's key is the same in every run of the seed; `only` names allowed faults."""
 

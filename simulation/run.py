@@ -15,7 +15,7 @@ from pipeline.logs.control_records import tick
 from schemas.clock import HOUR_MS
 from schemas.log import EVENTS_TOPIC, INBOX_TOPIC
 from schemas.side_tables import MIRROR_COLUMNS
-from simulation.faults import Fault
+from simulation.faults import Failure, Fault
 from simulation.loop import SimulatedLoop, Stalled
 from simulation.redrive import redriven
 from simulation.roles import SECRET
@@ -24,7 +24,7 @@ from simulation.verify import unsettled, verify
 from simulation.verify_access import unentitled, verify_access
 from simulation.verify_invoices import unbilled, verify_invoices
 from simulation.verify_mirror import unmirrored, verify_mirror
-from simulation.world import Failure, World
+from simulation.world import World
 
 REST_S: Final = 300.0
 # A relay of two cells per round needs eighty rounds for a restatement; other work may need as many.

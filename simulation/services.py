@@ -20,6 +20,7 @@ from schemas.log import Headers, Record
 from schemas.periods import AccountState
 from schemas.reports import MeterEvent
 from schemas.rollup import Checkpoint
+from schemas.side_tables import Outcome, Overlaps, Step, Timeline
 from simulation.faults import Fault, Faults, Rates
 from simulation.invoicing import WatchedBills
 from simulation.loop import SimulatedClock
@@ -154,7 +155,18 @@ class CountedState(FakeState):
 
 
 class SharedTables(FakeSideTables):
-    """Like the fake; shows whole tables, and loses the ledger of intents."""
+    """Like the fake; shows whole tables, and loses the ledger of intents. `once_aside`: the events that a commit ever
+    set aside."""
+
+    def __init__(self, timeline: Timeline, overlaps: Overlaps) -> None:
+        super().__init__(timeline, overlaps)
+        self.once_aside: set[str] = set()
+
+    async def commit(self, step_: Step) -> Mapping[str, Outcome]:
+        """Like the store."""
+        outcomes = await super().commit(step_)
+        self.once_aside |= {event_id for event_id, outcome in outcomes.items() if outcome is Outcome.SET_ASIDE}
+        return outcomes
 
     def watched_bills(self, clock: Clock) -> WatchedBills:
         """The bills, watched."""

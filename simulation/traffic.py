@@ -285,6 +285,6 @@ def encoded(events: list[Any]) -> bytes:
 
 
 def account_of(event: Any) -> str:
-    """The account that an event names, or ""."""
+    """The account that an event names; "" if it names none."""
     account = event.get("subject") if isinstance(event, dict) else None
     return account if isinstance(account, str) else ""

@@ -7,7 +7,7 @@ import random
 import traceback
 from collections import Counter, deque
 from collections.abc import Collection
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 from aggregators.binding_timeline import overlaps, timeline
 from aggregators.partitioning import partition_of
@@ -33,7 +33,7 @@ from schemas.meters import MeterSet
 from schemas.periods import Billing, Binding, Interval
 from simulation.commerce import Commerce
 from simulation.deliveries import Deliveries
-from simulation.faults import Fault, Faults, Rates
+from simulation.faults import Failure, Fault, Faults, Rates
 from simulation.gateways import GATEWAYS, Gateways
 from simulation.invoicing import GRACES_S, SCOPE, Invoicing, UnsureItems, billed_stripe
 from simulation.loop import SimulatedClock, SimulatedLoop
@@ -80,13 +80,6 @@ BILLING_STRIDE: Final = 4
 def is_billing(seed: int) -> bool:
     """Whether the run has customers at Stripe, whose events come: they cost as much as the rest of a run."""
     return seed % BILLING_STRIDE == 0
-
-
-class Failure(NamedTuple):
-    """An error that the run has found, and the place that found it."""
-
-    where: str
-    what: str
 
 
 class World:
