@@ -1,13 +1,17 @@
-"""The store of entitlements, watched: a price that nobody knows takes nothing away."""
+"""The store of entitlements, watched: a price that nobody knows takes nothing away, and no renewal misses a grant."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from oracle.entitlements import GIVING, Shop
+from schemas.entitlements import Computed, Grant, Resolver
+from schemas.side_tables import Link, Row
 from simulation.commerce import CATALOGS, Commerce
 from simulation.services import SharedTables
+
+_Mirror = Mapping[str, Sequence[Row]]
 
 
 class WatchedRenewals:
@@ -22,11 +26,22 @@ class WatchedRenewals:
         """Like the store."""
         return await self._tables.entitlements.stale(*arguments, **named)
 
-    async def renew(self, account: str, *arguments: Any) -> Any:
-        """Like the store. An account whose subscription became a riddle keeps the version that it had."""
-        store = self._tables.entitlements
+    async def renew(self, account: str, sha256: str, resolver: Resolver, now_ms: int) -> Any:
+        """Like the store. An account whose subscription became a riddle keeps the version that it had. A renewal knows
+        all that people grant when it ends: the next renewal would hide that it missed something."""
+        store, known = self._tables.entitlements, set[str]()
+
+        def watched(links: Sequence[Link], mirror: _Mirror, people: Sequence[Grant], since_ms: int, /) -> Computed:
+            known.clear()
+            known.update(grant.source for grant in people)
+            return resolver(links, mirror, people, since_ms)
+
         before = (await store.latest([account])).get(account)
-        renewed = await store.renew(account, *arguments)
+        renewed = await store.renew(account, sha256, watched, now_ms)
+        rows = self._tables.rows("overrides")
+        held = {row["source"] for row in rows if row["account"] == account and row["revoked_ms"] is None}
+        if known != held:
+            self._fail("entitlements", f"{account} was renewed with {sorted(known)}, and people grant {sorted(held)}")
         if before is None:
             return renewed
         after = (await store.latest([account]))[account]

@@ -26,6 +26,7 @@ from simulation.invoicing import WatchedBills
 from simulation.loop import SimulatedClock
 from simulation.processes import Trace
 from simulation.stripe_account import DrivenObjects, StripeAccount
+from simulation.traffic import PARTITIONS
 from sinks.redis.fake import FakeAccounts, FakeLiveView, FakeServer, FakeState
 from sinks.sql.fake import FakeSideTables
 from sinks.sql.intents import READER
@@ -275,3 +276,8 @@ class StripeFaults:
         if draw < rate and self._faults.strike(kind, f"stripe.send#{self._sends}"):
             return _STRIPE[kind]
         return None
+
+
+def is_whole(state: Mapping[int, Any]) -> bool:
+    """Whether every partition has a checkpoint. A store without a checkpoint counts as emptied."""
+    return all(partition in state and state[partition].checkpoint for partition in range(PARTITIONS))

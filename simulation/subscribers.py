@@ -16,7 +16,7 @@ from schemas.control import CloseRecord
 from schemas.errors import Fenced, InvalidInput, Transient
 from schemas.log import Log
 from schemas.side_tables import SideTables
-from simulation.commerce import WIDE_ITEMS, Commerce
+from simulation.commerce import Commerce
 from simulation.faults import Fault
 from simulation.invoicing import SOLD
 from simulation.processes import Killed, Process, Reached
@@ -143,12 +143,10 @@ class Subscribers:
         self._stripe.change(self._subscription_of[account], items=changes)
 
     def _buy(self, account: str, number: float) -> None:
-        """More or fewer of a seat or an add-on, or none. Not of a wide subscription: the simulator tells no event of an
-        item that its nested list does not show."""
+        """More or fewer of a seat or an add-on, or none."""
         body = self._body(account)
         items = [item for item in body["items"]["data"] if item["price"]["recurring"]["usage_type"] == "licensed"]
-        is_shown = 0 < len(items) < WIDE_ITEMS - 2
-        if is_shown and not body["schedule"] and self._strike(Fault.SUBSCRIPTION_CHANGED):
+        if items and not body["schedule"] and self._strike(Fault.SUBSCRIPTION_CHANGED):
             changes = [{"id": items[int(number * 1_000) % len(items)]["id"], "quantity": int(number * 100) % 4}]
             self._stripe.change(self._subscription_of[account], items=changes)
 

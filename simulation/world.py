@@ -41,7 +41,7 @@ from simulation.people import People
 from simulation.processes import Killed, Process, Trace
 from simulation.renewals import WatchedRenewals
 from simulation.roles import SECRET, Services, Slot, run_role
-from simulation.services import LosingView, SharedTables, StripeFaults, UnsureObjects, WatchedLog
+from simulation.services import LosingView, SharedTables, StripeFaults, UnsureObjects, WatchedLog, is_whole
 from simulation.stripe_account import StripeAccount
 from simulation.subscribers import Subscribers
 from simulation.traffic import (
@@ -446,7 +446,7 @@ class World:
         for number in range(self.rates.lost_seconds):
             state = await self._state_before_commit(chance.randrange(1, 2 * self.steps + 2))
             await asyncio.sleep(chance.uniform(0, SECOND_S))
-            if _is_whole(state) and self.faults.strike(Fault.REDIS_LOST_SECOND, f"{number}"):
+            if is_whole(state) and self.faults.strike(Fault.REDIS_LOST_SECOND, f"{number}"):
                 self._restore(state)
 
     async def _fail_over(self) -> None:
@@ -456,7 +456,7 @@ class World:
         chance = self.chance("fail over")
         state = await self._state_before_commit(chance.randrange(1, 2 * self.steps + 2))
         await asyncio.sleep(chance.uniform(1, FAILOVER_S_MAX))
-        if _is_whole(state) and self.faults.strike(Fault.REDIS_FAILED_OVER, ""):
+        if is_whole(state) and self.faults.strike(Fault.REDIS_FAILED_OVER, ""):
             self._restore(state)
 
     async def _state_before_commit(self, number: int) -> dict[int, Any]:
@@ -489,8 +489,3 @@ class World:
             self.ledger.empty()
         else:
             self.tables.empty_ledger()
-
-
-def _is_whole(state: dict[int, Any]) -> bool:
-    """Whether every partition has a checkpoint. A store without a checkpoint counts as emptied."""
-    return all(partition in state and state[partition].checkpoint for partition in range(PARTITIONS))

@@ -14,6 +14,7 @@ from pipeline.cli.operate import account, account_name, instant_ms, user
 from schemas.errors import InvalidInput
 
 if TYPE_CHECKING:
+    from pipeline.http.models import MoneyAnswer
     from schemas.entitlements import Override
 
 _OPERATIONS = ("set", "add", "at_least", "at_most")
@@ -47,14 +48,26 @@ def check(
         if answer.limit:
             held = "" if answer.held == "0" else f", {answer.held} held"
             click.echo(f"{answer.used} of {answer.limit} used{held}, {answer.remaining} left")
+        if answer.overage and answer.overage.so_far:
+            cap = f" of at most {_money(answer.overage.cap)}" if answer.overage.cap else ""
+            click.echo(f"{answer.overage.quantity} beyond what is included: {_money(answer.overage.so_far)}{cap}")
         if answer.hold:
             click.echo(f"{answer.hold.id} holds {answer.hold.quantity} until {answer.hold.expires_at}")
         for give in answer.gives:
-            click.echo(f"{give.source} {give.id}: {give.does} {give.value}")
+            # The id of what a person granted says already what it is.
+            source = give.id if give.id.startswith(give.source) else f"{give.source} {give.id}"
+            click.echo(f"{source}: {give.does} {give.value}")
         if answer.upgrade:
             click.echo(answer.upgrade.words)
     if not answer.allowed:
         raise SystemExit(EXIT_FAILURE if answer.fallback else EXIT_NO)
+
+
+def _money(amount: MoneyAnswer) -> str:
+    from aggregators.upgrade_words import money_text
+    from schemas.upgrades import Money
+
+    return money_text(Money(amount.minor, amount.currency, amount.exponent))
 
 
 @click.group("hold")

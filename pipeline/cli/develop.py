@@ -137,6 +137,8 @@ def command_as_started() -> str:
 def _welcome(instance: Any) -> str:
     command, folder = command_as_started(), os.environ.get("TIDEMARK_DATA_DIR")
     data_dir_line = f"\n  export TIDEMARK_DATA_DIR={shlex.quote(str(Path(folder).absolute()))}" if folder else ""
+    account = "cafe" if instance.options.example else "acme"
+    example = f"{command} check {account} members --used 4"
     return f"""
 Tidemark is running.
   Gateway             {instance.gateway_url}
@@ -152,7 +154,7 @@ In another terminal:
   export TIDEMARK_API_KEY={instance.api_key}
   {command} emit api.request --account acme --data '{{"method":"GET","region":"eu"}}'
   {command} usage --account acme
-  {command} check cafe members --used 4    an account of the example business
+  {example}
 Press ctrl-C to stop."""
 
 

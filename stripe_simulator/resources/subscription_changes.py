@@ -191,8 +191,8 @@ def closing_lines(mode: Mode, subscription: Object, at: int, *, credit: bool, us
 def apply(mode: Mode, subscription: Object, state: Object) -> Object:
     """Save the subscription with the state of a plan, and return the stored subscription."""
     identifier, items = subscription["id"], state["items"]
-    kept = {item["id"] for item in items}
-    for item in items_of(mode, identifier):
+    before, kept = items_of(mode, identifier), {item["id"] for item in items}
+    for item in before:
         if item["id"] not in kept:
             mode.store.remove(SUBSCRIPTION_ITEM, item["id"])
     for item in items:
@@ -203,7 +203,9 @@ def apply(mode: Mode, subscription: Object, state: Object) -> Object:
         subscription["cancel_at"] = max(item["current_period_end"] for item in items)
     url = f"/v1/subscription_items?subscription={identifier}"
     shown = {"object": "list", "data": items[:NESTED_MAX], "has_more": len(items) > NESTED_MAX, "url": url}
-    return mode.store.save({**subscription, "items": shown})
+    # An item that the nested list does not show is a part of the subscription too.
+    types = ("customer.subscription.updated",) if before and before != items else ()
+    return mode.store.save({**subscription, "items": shown}, *types)
 
 
 def invoice(mode: Mode, subscription: str, lines: Sequence[Line], reason: str, **how: Any) -> Object:

@@ -20,6 +20,9 @@ from sinks.sql.entitlements import SqlEntitlements
 from sinks.sql.tables import accounts
 from tests.simulation.mutant import Method, Mutant
 
+# Long enough for an event of the account to come in between.
+BETWEEN_S: Final = 300.0
+
 
 def _marks_only(_original: Method) -> Method:
     """The account is fresh, and its version is not written."""
@@ -28,6 +31,28 @@ def _marks_only(_original: Method) -> Method:
         fresh = update(accounts).where(accounts.c.account == account).values(entitled_seq=accounts.c.audit_seq)
         await self._run(lambda connection: connection.execute(fresh))
         return Recomputed(is_new=False)
+
+    return renew
+
+
+def _reads_before_the_lock(original: Method) -> Method:
+    """What the version is made of was read before the account was locked."""
+
+    async def renew(self: SqlEntitlements, account: str, sha256: str, resolver: Any, now_ms: int) -> Any:
+        found: list[Any] = []
+
+        class Read(Exception):
+            """Ends the transaction that only reads."""
+
+        def reading(*inputs: Any) -> Any:
+            found.append(resolver(*inputs))
+            raise Read
+
+        try:
+            await original(self, account, sha256, reading, now_ms)
+        except Read:
+            await asyncio.sleep(BETWEEN_S)
+        return await original(self, account, sha256, lambda *_inputs: found[0], now_ms)
 
     return renew
 
@@ -131,6 +156,7 @@ def _on_billing_seeds(name: str, target: Any, attribute: str, made: Any) -> Muta
 
 ACCESS: Final = (
     _on_billing_seeds("access: fresh without a version", SqlEntitlements, "renew", _marks_only),
+    _on_billing_seeds("access: read before the lock", SqlEntitlements, "renew", _reads_before_the_lock),
     _on_billing_seeds("access: fresh before the version", SqlEntitlements, "renew", _fresh_first),
     _on_billing_seeds("access: a new version each time", SqlEntitlements, "renew", _always_new),
     _on_billing_seeds(

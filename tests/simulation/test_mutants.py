@@ -25,6 +25,7 @@ QUICK = {
     "mirror: payload trusted",
     "mirror: only the first page of items",
     "walker: never walks",
+    "access: read before the lock",
     "access: what was taken back still gives",
 }
 

@@ -8,7 +8,7 @@ import pytest
 import pytest_asyncio
 
 from pipeline.notices.sweep import KEPT_MS
-from schemas.clock import DAY_MS
+from schemas.clock import DAY_MS, MINUTE_MS
 from schemas.entitlements import UNLIMITED
 from tests.unit.catalog.files import SMALL, catalog_of
 from tests.worlds.notices import SMALL_WITHOUT_WARNINGS, NoticeWorld, limit
@@ -80,13 +80,17 @@ async def test_what_has_no_limit_and_what_is_not_given_warns_nobody(world: Notic
 
 
 async def test_what_the_price_includes_warns_before_the_limit(world: NoticeWorld) -> None:
-    """The team's plan includes 5000 tokens and allows 9000."""
+    """The team's plan includes 5000 tokens and allows 9000. Just after the purchase, old usage warns of nothing."""
     world.price, world.customer = world.stripe.price(), world.stripe.customer()
     await world.apply(world.catalog.model_copy(update={"version": 2}), {"seat": world.price})
     await world.link("acme", world.customer)
     world.stripe.subscribe(world.customer, world.price)
     await world.settle()
     sweep, _ = world.notifier()
+    world.use("acme", 4_000)
+    await sweep.turn()
+    assert await world.states() == []
+    world.clock.advance(15 * MINUTE_MS)
     for used in (4_000, 5_000, 7_200):
         world.use("acme", used)
         await sweep.turn()

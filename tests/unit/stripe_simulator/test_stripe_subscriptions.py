@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 
 from tests.services.stripe_shop import Shop, at, lines
@@ -145,6 +147,27 @@ async def test_seats(shop: Shop) -> None:
     await shop.advance("2027-04-01 02:00:00")
 
     assert await shop.amounts() == [("paid", 5000), ("paid", 2032), ("paid", 5290)]
+
+
+async def test_a_change_of_an_item_that_the_nested_list_does_not_show_is_told(shop: Shop) -> None:
+    """A mirror reads a subscription again only when it hears of it, and then reads the items to the last page."""
+    await shop.open("2027-02-01")
+    made = await shop.subscribe(*[{"price": await shop.price(1000)} for _ in range(12)])
+    items, added = "v1.subscription_items", {"subscription": made["id"], "price": await shop.price(1000)}
+    listed = await shop.sdk(f"{items}.list", {"subscription": made["id"], "limit": 100})
+    one, other = {item["id"] for item in listed["data"]} - {item["id"] for item in made["items"]["data"]}
+    updates = {"type": "customer.subscription.updated", "limit": 100}
+    told = [len((await shop.sdk("v1.events.list", updates))["data"])]
+    for change in (
+        (f"{items}.update", one, {"quantity": 2}),
+        (f"{items}.update", one, {"quantity": 2}),
+        (f"{items}.delete", other),
+        (f"{items}.create", added),
+    ):
+        await shop.sdk(*change)
+        told.append(len((await shop.sdk("v1.events.list", updates))["data"]))
+
+    assert [after > before for before, after in pairwise(told)] == [True, False, True, True]
 
 
 async def test_two_seats_in_one_second(shop: Shop) -> None:
