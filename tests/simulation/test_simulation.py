@@ -51,6 +51,8 @@ def test_seeds_that_nobody_has_run_before_hold_too(number: int) -> None:
         assert_holds(seed)
 
 
+# Three processes, one after the other: half a minute of an idle core.
+@pytest.mark.timeout(180)
 def test_a_seed_gives_the_same_run_in_another_process() -> None:
     """Whatever the order of sets and dictionaries there."""
     printed = {
