@@ -154,7 +154,9 @@ class Subscribers:
         if not self._strike(Fault.SUBSCRIPTION_CANCELED):
             return
         if number < 0.4:
-            self._stripe.cancel(self._subscription_of.pop(account))
+            # Refused under a schedule: a second subscription would bill the same meter at the same time.
+            self._stripe.cancel(self._subscription_of[account])
+            del self._subscription_of[account]
         elif number < 0.6:
             self._stripe.change(self._subscription_of[account], cancel_at_period_end=number < 0.5)
         else:
