@@ -67,7 +67,16 @@ async def unbilled(world: World, since_ms: int) -> str:
         if world.invoicing.bills.noted_ms[invoice][1] < since_ms:
             return f"the invoice {invoice} is not looked at again"
     unsent = [row for row in world.tables.rows("invoice_items") if row["state"] == InvoiceItemState.INTENDED]
-    return f"{len(unsent)} invoice items" if unsent else ""
+    if unsent:
+        return f"{len(unsent)} invoice items"
+    # The controller reads a new price in its next turn, and knows what the price sells only then.
+    running = {
+        row["id"] for row in world.tables.rows("subscriptions") if row["status"] not in _ENDED and not row["deleted"]
+    }
+    known = {row["id"] for row in world.tables.rows("prices")}
+    items = [row for row in world.tables.rows("subscription_items") if row["subscription_id"] in running]
+    unread = {row["price_id"] for row in items if row["usage_type"] == "metered"} - known
+    return f"the prices {sorted(unread)}" if unread else ""
 
 
 async def verify_invoices(world: World) -> None:
