@@ -102,11 +102,11 @@ class Backtest:
                 omitted.names[subject] = None
 
     def bills(self) -> list[BackBill]:
-        """The kept bills by currency, the greatest difference first."""
+        """The kept bills by currency, the greatest difference first, and equal ones by account."""
         return [
             bill
             for currency in sorted(self._kept)
-            for _, _, bill in sorted(self._kept[currency], key=lambda entry: (-entry[0], entry[1]))
+            for _, _, bill in sorted(self._kept[currency], key=lambda entry: (-entry[0], entry[2].account, entry[1]))
         ]
 
 
