@@ -67,8 +67,11 @@ def settling_until_ms(segments: Sequence[Segment], instant_ms: int) -> tuple[int
     The period is cut minutes after the purchase, because events of then may be on their way. A plan that a subscription
     changes to is no purchase: its period goes on.
     """
-    bought = {grant.cause for found in segment_at(segments, instant_ms).features.values() for grant in found.gives
-              if grant.kind in _PLANS}  # fmt: skip
+    segment = segment_at(segments, instant_ms)
+    # A purchase cuts a segment, so most checks end here.
+    if segment.from_ms <= instant_ms - SETTLING_MS:
+        return None
+    bought = {grant.cause for found in segment.features.values() for grant in found.gives if grant.kind in _PLANS}
     if not bought:
         return None
     since_ms = min(
