@@ -34,7 +34,9 @@ async def redriven(world: World) -> bool:
     await asyncio.sleep(WAIT_S)
     # Of two reports of one value and one sum, the sum does not tell which one Stripe has.
     others = [stored.event for stored in world.stripe.accepted() if _sum_of(stored.event) not in rejected.values()]
-    accepted = {event.identifier for event in others}
+    # Once its invoice is final, the command takes also a report that Stripe has: an item bills what the invoice lacks,
+    # thus nothing, but the reconciler then misses the report among what was sent.
+    accepted = set() if world.bills else {event.identifier for event in others}
     tried = [*sorted(rejected), *sorted(accepted)[:ACCEPTED_TRIED]]
     refused = set()
     for _ in range(2):
