@@ -185,8 +185,8 @@ async def _billed(
         counted[each.customer, each.event_name].append(each)
     items: Counter[tuple[str, str, str]] = Counter()
     for item in _stripe_items(world):
-        noted = item["metadata"]
-        items[item["customer"], noted["tidemark_meter"], noted["tidemark_span"]] += item["amount"]
+        of = item["metadata"]
+        items[item["customer"], of["tidemark_meter"], of["tidemark_span"]] += item["amount"]
     for row in world.tables.rows("invoice_items"):
         if row["state"] == InvoiceItemState.WRITTEN_OFF or _is_held_for_nobody(world, row):
             named = f"{row['start_ms']}-{row['end_ms']}"
@@ -200,9 +200,11 @@ async def _billed(
             world.faults.note(Fault.INVOICE_LATE)
         if used:
             world.faults.note(Fault.INVOICE_PASSED)
-        # Two subscriptions of a customer bill one meter at one time: a person decides, see docs/runbook/late-usage.md.
+        # Two subscriptions of a customer bill one meter at one time, or the customer is deleted: Stripe takes no
+        # item, and none for later usage is made either: a person decides, see docs/runbook/late-usage.md.
         is_held = invoice in noted and noted[invoice].state is BillState.HELD
-        is_doubtful = is_held and any(_overlap(span, other) for other in lines)
+        is_gone = span.customer in world.subscribers.deleted
+        is_doubtful = is_held and (is_gone or any(_overlap(span, other) for other in lines))
         if used != billed and not is_doubtful:
             world.fail("invoices", f"{invoice} bills {quantity} and its items {amount} / {unit} of {used} in {span}")
     for span in void:
