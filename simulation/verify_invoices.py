@@ -64,7 +64,8 @@ async def unbilled(world: World, since_ms: int) -> str:
         closing = noted.get(invoice)
         if closing is None or closing.state in (BillState.DRAFT, BillState.WAITING, BillState.UNBILLED):
             return f"the invoice {invoice}: {closing and closing.state}"
-        if world.invoicing.bills.noted_ms[invoice][1] < since_ms:
+        # A void invoice bills nothing, and the controller looks at it again only after days.
+        if closing.state is not BillState.VOID and world.invoicing.bills.noted_ms[invoice][1] < since_ms:
             return f"the invoice {invoice} is not looked at again"
     unsent = [row for row in world.tables.rows("invoice_items") if row["state"] == InvoiceItemState.INTENDED]
     if unsent:
