@@ -45,10 +45,14 @@ def test_every_view_holds_what_the_oracle_counts_after_any_faults(first: int) ->
 
 @pytest.mark.parametrize("number", range(6))
 def test_seeds_that_nobody_has_run_before_hold_too(number: int) -> None:
-    """Fresh ones each time; a failing one prints itself."""
-    assert number >= 0
-    for seed in random.SystemRandom().sample(range(1 << 40), SEEDS_PER_TEST):
-        assert_holds(seed)
+    """Fresh ones each time; a failing one prints itself. One in twelve has customers at Stripe: such a run costs
+    as much as four others, and `python -m simulation --runs` draws one in four."""
+    with_customers = number % 2
+    drawn = random.SystemRandom().sample(range(1 << 38), SEEDS_PER_TEST)
+    for seed in drawn[with_customers:]:
+        assert_holds(4 * seed + 1 + seed % 3)
+    for seed in drawn[:with_customers]:
+        assert_holds(4 * seed)
 
 
 # Three processes, one after the other: half a minute of an idle core.
