@@ -42,6 +42,7 @@ from tests.conformance.side_table_steps import event, step
 from tests.services.stripe import TEST_KEY, ServedSimulator
 from tests.services.stripe_sdk import Sdk
 from tests.unit.catalog.files import SMALL, changed
+from tests.worlds.ending import Ending, Ends
 
 SEAT = "tm.team.v1.seat.month.usd"
 DEARER = changed("  team:\n    version: 1", "  team:\n    version: 2").replace('usd: "10.00"', 'usd: "12.00"')
@@ -50,31 +51,9 @@ DEARER = changed("  team:\n    version: 1", "  team:\n    version: 2").replace('
 READING = ("standing", "subscriptions_by_price", "read", "attached")
 
 
-class Ends(BaseException):
-    """The process ends here."""
-
-
-class Ending:
-    """Wraps a store. The n-th writing call of all that share a countdown ends the process, before it acts or after."""
-
-    def __init__(self, inner: Any, countdown: list[int], *, after: bool) -> None:
-        self._inner, self._countdown, self._after = inner, countdown, after
-
-    def __getattr__(self, name: str) -> Any:
-        attribute = getattr(self._inner, name)
-        if name in READING:
-            return attribute
-
-        async def call(*arguments: Any, **options: Any) -> Any:
-            self._countdown[0] -= 1
-            if not self._countdown[0] and not self._after:
-                raise Ends
-            answer = await attribute(*arguments, **options)
-            if not self._countdown[0]:
-                raise Ends
-            return answer
-
-        return call
+def is_writing(name: str) -> bool:
+    """Whether a call of a store changes something."""
+    return name not in READING
 
 
 class World:
@@ -99,7 +78,7 @@ class World:
         """What the commands get; with a countdown, the process ends at a call."""
 
         def ending(inner: Any) -> Any:
-            return Ending(inner, countdown, after=after) if countdown else inner
+            return Ending(inner, countdown, is_writing, after=after) if countdown else inner
 
         return Parts(
             self.clock,

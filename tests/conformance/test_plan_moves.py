@@ -36,6 +36,7 @@ from stripe_simulator import Fault, FaultKind
 from tests.services.stripe import TEST_KEY, ServedSimulator
 from tests.services.stripe_sdk import Sdk
 from tests.unit.catalog.files import SMALL, changed
+from tests.worlds.ending import Ending, Ends
 
 ONE, TWO = PlanId("team", 1), PlanId("team", 2)
 SECOND = (
@@ -47,31 +48,9 @@ SECOND = (
 CHEAPER, DEARER = (f"usd, graduated: 0.00 up to 2, {amount} beyond" for amount in ("10.00", "12.00"))
 
 
-class Ends(BaseException):
-    """The process ends here."""
-
-
-class Ending:
-    """Wraps a store. The n-th writing call of all that share a countdown ends the process, before it acts or after."""
-
-    def __init__(self, inner: Any, countdown: list[int], *, after: bool) -> None:
-        self._inner, self._countdown, self._after = inner, countdown, after
-
-    def __getattr__(self, name: str) -> Any:
-        attribute = getattr(self._inner, name)
-        if name not in ("intend", "sent", "settle", "create", "plan", "release"):
-            return attribute
-
-        async def call(*arguments: Any, **options: Any) -> Any:
-            self._countdown[0] -= 1
-            if not self._countdown[0] and not self._after:
-                raise Ends
-            answer = await attribute(*arguments, **options)
-            if not self._countdown[0]:
-                raise Ends
-            return answer
-
-        return call
+def is_writing(name: str) -> bool:
+    """Whether a call of a store changes something."""
+    return name in ("intend", "sent", "settle", "create", "plan", "release")
 
 
 class World:
@@ -86,7 +65,7 @@ class World:
 
     def parts(self, countdown: list[int] | None = None, *, after: bool = False) -> Parts:
         def ending(inner: Any) -> Any:
-            return Ending(inner, countdown, after=after) if countdown else inner
+            return Ending(inner, countdown, is_writing, after=after) if countdown else inner
 
         moves, stripe = ending(self.tables.plan_moves), ending(self.stripe)
         return Parts(self.clock, self.tables.catalog, moves, stripe, "test:acct_1")
