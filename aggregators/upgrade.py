@@ -36,8 +36,8 @@ _ALWAYS: Final = Span(0)
 
 
 class Denied(NamedTuple):
-    """What a check denied. `wanted` is the whole quantity, with what is taken already. `soft`: a limit that only warns,
-    so that any would do."""
+    """What a check denied. `wanted` is the whole quantity, with what is taken already. `soft`: the limit only warns, so
+    every plan with the feature allows the check."""
 
     feature: Feature
     resolved: Resolved
@@ -138,8 +138,9 @@ def _granted(
 def _bought(
     plan: PlanId, interval: Interval, component: str, terms: Terms, buyer: Buyer, denied: Denied
 ) -> Paid | None:
-    """A component of a plan in the quantity that the account needs: of seats, as many as it pays, as cost nothing, or
-    as it asks for. None for a part of its own plan that it does not pay."""
+    """A component of a plan in the quantity that the account needs. Of seats, the quantity is the greatest of what
+    the account pays, what the base price includes, and what the check asks for. None: the account has the plan, and
+    does not pay this part of it."""
     asked = _whole(denied.wanted) if terms.feature == denied.feature.name else 0
     if plan == buyer.plan:
         quantities = [each.quantity for each in buyer.paid if (each.id, each.component) == (plan, component)]
