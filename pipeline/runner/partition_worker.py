@@ -27,6 +27,8 @@ class PartitionWorkerLimits:
 
     flush_events_max: int
     flush_bytes_max: int
+    enough_events: int
+    enough_bytes: int
     queue_events_max: int
     queue_bytes_max: int
     idle_interval_s: float
@@ -112,9 +114,9 @@ class PartitionWorker:
 
     @property
     def behind(self) -> bool:
-        """Whether as many records wait as a step takes."""
+        """Whether enough records wait for a step."""
         limits = self._limits
-        return self._queued_events >= limits.flush_events_max or self._queued_bytes >= limits.flush_bytes_max
+        return self._queued_events >= limits.enough_events or self._queued_bytes >= limits.enough_bytes
 
     @property
     def queued_records(self) -> int:

@@ -50,18 +50,21 @@ class RunnerSettings:
     """The settings of a consumer group. Sizes are per partition, except `fetch_records_max`.
 
     A step gets whole records with up to `flush_events_max` events and `flush_bytes_max` bytes, and at least one record.
+    A partition is behind while `enough_events` events or `enough_bytes` bytes wait, by default as many as a step gets.
     A partition with `queue_events_max` events or `queue_bytes_max` bytes in the queue is not fetched. A record that is
     no batch is one event. One fetch returns up to `fetch_records_max` records of all partitions, and up to
     `fetch_bytes_max` bytes of each partition. A dead worker's partitions stand
     still for `session_timeout_s`. A call of `step` or `idle` that exceeds `step_timeout_s` ends the process, so the
-    group moves the partitions. A step that is not full waits up to `linger_s` for more records, or `catch_up_linger_s`
-    if the log has more records, but not longer than `quiet_s` for the next one. A stop
-    waits up to `stop_timeout_s` for the running steps.
+    group moves the partitions. A step of a partition that is not behind waits up to `linger_s` for more records, or
+    `catch_up_linger_s` if the log has more records, but not longer than `quiet_s` for the next one. A stop waits up to
+    `stop_timeout_s` for the running steps.
     """
 
     group: str
     flush_events_max: int = 20_000
     flush_bytes_max: int = 8 * 1024 * 1024
+    enough_events: int | None = None
+    enough_bytes: int | None = None
     queue_events_max: int = 200_000
     queue_bytes_max: int = 32 * 1024 * 1024
     fetch_records_max: int = 5_000
@@ -102,6 +105,8 @@ class Runner:
         self._limits = PartitionWorkerLimits(
             settings.flush_events_max,
             settings.flush_bytes_max,
+            min(settings.enough_events or settings.flush_events_max, settings.flush_events_max),
+            min(settings.enough_bytes or settings.flush_bytes_max, settings.flush_bytes_max),
             settings.queue_events_max,
             settings.queue_bytes_max,
             settings.idle_interval_s,
@@ -120,7 +125,7 @@ class Runner:
         return {pair.partition for pair in self._workers if topic in (None, pair.topic)}
 
     def behind(self, topic: str, partition: int) -> bool:
-        """Whether as many records wait as a step takes. False for a partition that is not assigned."""
+        """Whether enough records wait for a step. False for a partition that is not assigned."""
         worker = self._workers.get(TP(topic, partition))
         return worker is not None and worker.behind
 

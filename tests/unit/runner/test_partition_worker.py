@@ -19,8 +19,9 @@ from tests.worlds.runner import Steps, until
 # In these tests a record of one byte counts as 1 000 bytes.
 UNIT = 1_000
 LIMITS = PartitionWorkerLimits(
-    flush_events_max=3, flush_bytes_max=100 * UNIT, queue_events_max=5, queue_bytes_max=150 * UNIT, idle_interval_s=60.0
-)
+    flush_events_max=3, flush_bytes_max=100 * UNIT, enough_events=3, enough_bytes=100 * UNIT,
+    queue_events_max=5, queue_bytes_max=150 * UNIT, idle_interval_s=60.0,
+)  # fmt: skip
 EVENT = b'{"specversion":"1.0"}'
 
 
@@ -107,6 +108,23 @@ async def test_a_worker_is_behind_while_a_whole_step_waits() -> None:
 
     assert steps.taken == [[0, 1, 2], [3, 4, 5]]
     assert not worker.behind
+
+
+async def test_a_step_of_a_worker_that_is_behind_takes_more_than_enough() -> None:
+    """What is written once per flush costs less per event. A worker that keeps up does not wait for so much."""
+    steps, greedy = Steps(), replace(LIMITS, enough_events=2, linger_s=600.0)
+    steps.gate.set()
+    worker = worker_for(steps, [], greedy)
+    worker.put([record_of(0), record_of(1)])
+
+    worker.start()
+    await until(lambda: worker.next_offset == 2)
+    worker.put([record_of(offset) for offset in range(2, 7)])
+    assert worker.behind
+    await until(lambda: worker.next_offset == 7)
+    await worker.close()
+
+    assert steps.taken == [[0, 1], [2, 3, 4], [5, 6]]
 
 
 async def test_a_lagging_worker_waits_for_a_full_flush() -> None:
