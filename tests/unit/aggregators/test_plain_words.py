@@ -177,7 +177,9 @@ METER: Final = {"slug": "m", "event_type": "t", "aggregation": "sum", "value_pat
     [
         pytest.param([], "meter_set: a map of fields is needed, not a list", id="a list"),
         pytest.param({}, "version: the field is missing", id="nothing"),
-        pytest.param({"version": None, "meters": []}, "version: a whole number is needed, not an empty value", id="no version"),
+        pytest.param(
+            {"version": None, "meters": []}, "version: a whole number is needed, not an empty value", id="no version"
+        ),
         pytest.param({"version": 1, "meters": {}}, "meters: a list is needed, not a map", id="meters"),
         pytest.param({"version": 1, "meters": [7]}, "meters.0: a map of fields is needed, not a number", id="meter"),
         pytest.param({"version": 1, "meters": [], "x": 1}, "x: no such field: remove it or correct its name", id="x"),
