@@ -150,6 +150,7 @@ def _check_free(connection: Connection, made: Link) -> None:
                 raise InvalidInput(
                     "customer",
                     f"{made.customer} belongs to account {other.account} from {format_instant_ms(other.starts_ms)} on, "
-                    f"and a customer has one account at a time: end that with `tidemark account unlink {other.account}` "
-                    f"or link {other.account} to another customer, then link {made.account} from that instant on",
+                    "and a customer has one account at a time: end that with "
+                    f"`tidemark account unlink {other.account}` or link {other.account} to another customer, then link "
+                    f"{made.account} from that instant on",
                 )

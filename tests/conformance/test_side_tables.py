@@ -376,8 +376,8 @@ async def test_a_customer_belongs_to_one_account_at_a_time(
 @pytest.mark.parametrize(
     ("account", "customer", "said"),
     [
-        ("other", "cus_1", ("cus_1 belongs to account acme from 1970-01-01T00:00:00Z on, and a customer has one account "
-         "at a time: end that with `tidemark account unlink acme`")),
+        ("other", "cus_1", ("cus_1 belongs to account acme from 1970-01-01T00:00:00Z on, and a customer has one "
+         "account at a time: end that with `tidemark account unlink acme`")),
         ("acme", "cus_9", ("account acme has cus_1 from 1970-01-01T00:00:00Z on, and has one customer in a minute: if "
          "cus_9 follows it, link from 1970-01-01T00:01:00Z or later on")),
     ],
