@@ -135,6 +135,14 @@ ROWS = {
         changed("currencies: {usd: 2,", f"currencies: {{ {HERE}\n  usd: 3, {HERE}\n ").replace(HERE, "", 1),
         "currencies.usd", "Stripe counts usd with 2 decimals, not 3",
     ),
+    "invented currency": (
+        changed("currencies: {usd: 2,", f"currencies: {{ {HERE}\n  zzz: 2, {HERE}\n  usd: 2,").replace(HERE, "", 1),
+        "currencies.zzz", "Stripe has no currency zzz: take the three letters of ISO 4217, such as usd",
+    ),
+    "mistyped currency": (
+        changed("currencies: {usd: 2,", f"currencies: {{ {HERE}\n  ued: 2, {HERE}\n  usd: 2,").replace(HERE, "", 1),
+        "currencies.ued", "Stripe has no currency ued: did you mean usd",
+    ),
     "key that comes twice": (
         changed("  team:\n", f"  free: {HERE}\n"), "plans.free", "the key comes twice, first in line 14",
     ),
