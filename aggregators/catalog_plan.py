@@ -113,7 +113,9 @@ def unread_products(catalog: Catalog, stripe: AtStripe, standing: Standing) -> l
 def plan_catalog(catalog: Catalog, world: World, *, in_place: bool = False, drift: Sequence[str] = ()) -> CatalogPlan:
     """The plan, without the actions and refusals of the meter set, which the log decides. `drift` is what
     `aggregators.catalog_drift` finds."""
-    digest = catalog_hash(catalog)
+    # A file that spells the active catalog otherwise, such as 35 for 35.00, is the active catalog.
+    is_active = catalog == world.standing.catalog
+    digest = world.standing.sha256 if is_active else catalog_hash(catalog)
     want, touched = wanted(catalog), touched_by(world)
     refusals = [
         *_version(catalog, digest, world.standing), *_terms_kept(catalog, world.standing, in_place=in_place),

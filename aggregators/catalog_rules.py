@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from difflib import get_close_matches
 from typing import Final
 
 from aggregators.catalog_prices import amounts_of, metered_currencies, minor_text
-from aggregators.mirror import currency_exponent
 from aggregators.yaml_lines import Path
 from schemas.catalog import (
     QUANTITY,
@@ -22,6 +22,7 @@ from schemas.catalog import (
     PriceLine,
     TierLine,
 )
+from schemas.currencies import EXPONENTS
 
 Found = tuple[Path, str]
 
@@ -61,8 +62,12 @@ def broken_rules(catalog: Catalog) -> list[Found]:
 
 def _currencies(catalog: Catalog) -> Iterator[Found]:
     for currency, exponent in catalog.currencies.items():
-        if exponent != currency_exponent(currency):
-            at_stripe = currency_exponent(currency)
+        at_stripe = EXPONENTS.get(currency)
+        if at_stripe is None:
+            near = get_close_matches(currency, EXPONENTS, n=3, cutoff=0.6)
+            hint = f"did you mean {' or '.join(near)}?" if near else "take the three letters of ISO 4217, such as usd"
+            yield ("currencies", currency), f"Stripe has no currency {currency}: {hint}"
+        elif exponent != at_stripe:
             yield ("currencies", currency), f"Stripe counts {currency} with {at_stripe} decimals, not {exponent}"
 
 
@@ -122,6 +127,20 @@ def _twice(catalog: Catalog) -> Iterator[Found]:
             seen.add(line.component)
     for name in sorted(catalog.plans.keys() & catalog.addons.keys()):
         yield ("addons", name), f"a plan is called {name} too: their prices could not be told apart"
+    yield from _titles_twice(catalog)
+
+
+def _titles_twice(catalog: Catalog) -> Iterator[Found]:
+    """Invoices and answers show the name, so customers could not tell two plans of one name apart. Both are found."""
+    titled: dict[str, list[Path]] = {}
+    for part, sold in (("plans", catalog.plans), ("addons", catalog.addons)):
+        for name, each in sold.items():
+            if each.name:
+                titled.setdefault(" ".join(each.name.split()).casefold(), []).append((part, name, "name"))
+    for paths in titled.values():
+        for path in paths if len(paths) > 1 else ():
+            others = ", ".join(str(other[1]) for other in paths if other != path)
+            yield path, f"{others} is shown to customers by this name too: give each a name of its own"
 
 
 def _offers(line: PriceLine) -> set[tuple[str, str]]:
