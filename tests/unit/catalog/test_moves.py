@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from aggregators.catalog_plan import World, states_after, wanted
+from aggregators.catalog_plan import World, states_after
+from aggregators.catalog_prices import all_prices
 from aggregators.plan_moves import CannotMove, Versions, check_movable, phases_of
 from schemas.catalog import Catalog, PlanId
 from schemas.catalog_changes import AtStripe, CatalogKind, Standing, StripeRecord
@@ -35,7 +36,7 @@ def standing(*catalogs: Catalog) -> Standing:
             (CatalogKind.PRICE, key): StripeRecord(
                 key, CatalogKind.PRICE, key, price.plan, price.component, price.terms.interval, price.terms.currency
             )
-            for key, price in wanted(catalog).prices.items()
+            for key, price in all_prices(catalog).items()
         }
         plans = states_after(catalog, World(found, AtStripe(), {}))
         found = Standing(catalog, plans=plans, records={**found.records, **records})
