@@ -9,13 +9,11 @@ from aggregators.catalog_plan import (
     Wanted,
     World,
     differences_text,
-    flags_of,
     kept_versions,
     portal_differences,
     touched_by,
     wanted,
 )
-from aggregators.catalog_prices import components_of, product_id
 from schemas.catalog import PlanId
 from schemas.catalog_changes import CatalogKind, PlanState, Standing, StripeRecord
 
@@ -45,16 +43,9 @@ def drift_of(world: World) -> list[str]:
     return [*found, *_attached(world), *_unmanaged(world)]
 
 
-def attachable(standing: Standing) -> dict[str, frozenset[str]]:
+def attachable(standing: Standing) -> Mapping[str, frozenset[str]]:
     """The features that each product of a plan must have, also of versions that are sold no more and kept."""
-    if standing.catalog is None:
-        return {}
-    found: dict[str, frozenset[str]] = {}
-    for plan, known in standing.plans.items():
-        components = components_of(known.sold)
-        if components and known.state is not PlanState.RETIRED:
-            found[product_id(plan, components[0])] = flags_of(standing.catalog, known.sold)
-    return found
+    return wanted(standing.catalog, kept_versions(standing.plans)).attached if standing.catalog else {}
 
 
 def _price(world: World, want: Wanted | None, record: StripeRecord, touched: Mapping[PlanId, int]) -> Iterator[str]:
