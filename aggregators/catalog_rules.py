@@ -162,6 +162,20 @@ def _twice(catalog: Catalog) -> Iterator[Found]:
             seen.add(line.component)
     for name in sorted(catalog.plans.keys() & catalog.addons.keys()):
         yield ("addons", name), f"a plan is called {name} too: their prices could not be told apart"
+    yield from _titles_twice(catalog)
+
+
+def _titles_twice(catalog: Catalog) -> Iterator[Found]:
+    """Invoices and answers show the name, so customers could not tell two plans of one name apart. Both are found."""
+    titled: dict[str, list[Path]] = {}
+    for part, sold in (("plans", catalog.plans), ("addons", catalog.addons)):
+        for name, each in sold.items():
+            if each.name:
+                titled.setdefault(" ".join(each.name.split()).casefold(), []).append((part, name, "name"))
+    for paths in titled.values():
+        for path in paths if len(paths) > 1 else ():
+            others = ", ".join(str(other[1]) for other in paths if other != path)
+            yield path, f"{others} is shown to customers by this name too: give each a name of its own"
 
 
 def _offers(line: PriceLine) -> set[tuple[str, str]]:

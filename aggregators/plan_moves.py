@@ -70,7 +70,7 @@ class Versions:
         found = []
         for meter, currency in dict.fromkeys([*before, *after]):
             old, new = (caps.get((meter, currency)) for caps in (before, after))
-            if (old and Decimal(old)) != (new and Decimal(new)):
+            if old != new:
                 is_less = new is not None and (old is None or Decimal(new) < Decimal(old))
                 found.append((f"spend cap of {meter} in {currency}: {old or 'none'}, then {new or 'none'}", is_less))
         return found

@@ -98,7 +98,7 @@ def _plan_offers(
         plans[buyer.plan] = own
     for plan, sold in plans.items():
         sale = prices.get(Sale(plan, interval, buyer.currency))
-        if sale is None or sold.rank < buyer.rank:
+        if sale is None or sold.rank < buyer.rank or not _may_allow(commerce, buyer, denied, plan, sold):
             continue
         if denied.wanted > _SEATS_MAX and any(terms.feature == denied.feature.name for terms in sale.values()):
             continue
@@ -107,6 +107,13 @@ def _plan_offers(
         if None not in addons:
             after = tuple(each for each in (*bought, *addons) if each)
             yield from _allowing(commerce, buyer, denied, _Offer(plan, sold.name or plan.name, interval, after))
+
+
+def _may_allow(commerce: Commerce, buyer: Buyer, denied: Denied, plan: PlanId, sold: Plan) -> bool:
+    """Whether a plan grants the feature at all, or leaves grants that allow it; most plans need no price."""
+    granted = (sold.grants, sold.trial.grants) if sold.trial else (sold.grants,)
+    is_granted = any(denied.feature.name in grants for grants in granted)
+    return is_granted or _allows(denied, _kept(commerce, denied, buyer, plan))
 
 
 def _allowing(commerce: Commerce, buyer: Buyer, denied: Denied, offer: _Offer) -> Iterator[_Offer]:

@@ -42,7 +42,22 @@ def _address(value: str) -> str:
             raise ValueError(f"is no address: {error}") from error
         if not has_host:
             raise ValueError("must name a host, and a port from 1 to 65535 if it names one")
+        _check_host(parts.hostname or "")
     return value
+
+
+def _check_host(host: str) -> None:
+    """Raise `ValueError` for a host that no connection can be made to, before a role finds out in its work."""
+    try:
+        if not host.isascii() or "xn--" in host:
+            # The stricter rules of the client; a long import, which other hosts do not need.
+            from httpx import URL
+
+            _ = URL(f"http://{host}").host
+        host.encode("idna")
+    # `InvalidURL` of the client is no `ValueError`.
+    except Exception as error:
+        raise ValueError(f"names a host that cannot exist, {host!a}: correct the name") from error
 
 
 class Settings(BaseSettings):

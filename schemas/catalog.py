@@ -13,6 +13,7 @@ from enum import StrEnum
 from typing import Annotated, Any, Final, Literal, NamedTuple, Self
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -26,23 +27,26 @@ from pydantic import (
 from schemas.meters import Meter, MeterSet, Policy, Slug
 from schemas.periods import Interval
 from schemas.prices import PriceTerms
+from schemas.spelling import AMOUNT, CURRENCY, PERCENT, PLAN_NAME, TAX_CODE, plain_amount
 
 UNLIMITED: Final = "unlimited"
 QUANTITY: Final = "quantity"
 NUMBER_MAX: Final = 10**15
 TEXT_MAX: Final = 256
 
-Currency = Annotated[str, StringConstraints(pattern=r"^[a-z]{3}$")]
-# In major units. A whole number may be written without quotes; any other number in YAML is read as text.
+Currency = Annotated[str, StringConstraints(pattern=CURRENCY)]
+# In major units. A number may be written without quotes: YAML is read without floats. Equal amounts are equal texts.
 Amount = Annotated[
     str,
     BeforeValidator(lambda value: str(value) if type(value) is int else value),
-    StringConstraints(pattern=r"^(0|[1-9][0-9]{0,11})(\.[0-9]{1,15})?$"),
+    StringConstraints(pattern=AMOUNT),
+    AfterValidator(plain_amount),
+    WithJsonSchema({"anyOf": [{"type": "number", "minimum": 0}, {"type": "string", "pattern": AMOUNT}]}),
 ]
-Percent = Annotated[str, StringConstraints(pattern=r"^(100|[1-9]?[0-9](\.[0-9]{1,2})?)$")]
+Percent = Annotated[str, StringConstraints(pattern=PERCENT)]
 Number = Annotated[int, Field(ge=0, le=NUMBER_MAX)]
 Positive = Annotated[int, Field(ge=1, le=NUMBER_MAX)]
-PlanName = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_]{0,62}@[1-9][0-9]{0,8}$")]
+PlanName = Annotated[str, StringConstraints(pattern=PLAN_NAME)]
 VersionNumber = Annotated[int, Field(ge=1, le=999_999_999)]
 Text = Annotated[str, StringConstraints(max_length=TEXT_MAX)]
 Amounts = dict[Currency, Amount]
@@ -408,7 +412,7 @@ class Defaults(_Value):
     plan: Slug | None = None
     billing_mode: Literal["flexible"] = "flexible"
     tax_behavior: Literal["exclusive", "inclusive", "unspecified"] = "exclusive"
-    tax_code: Annotated[str, StringConstraints(pattern=r"^txcd_[0-9]{8}$")] | None = None
+    tax_code: Annotated[str, StringConstraints(pattern=TAX_CODE)] | None = None
     automatic_tax: bool = True
 
 

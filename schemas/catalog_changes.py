@@ -228,8 +228,8 @@ class CatalogStore(Protocol):
     ) -> None:
         """Make the catalog that was begun the active one, with its versions, objects and an audit row.
 
-        One transaction; a catalog that is active already changes nothing. Raises `InvalidInput` if another application
-        was begun since.
+        One transaction; of a catalog that is active already, only the ids of its objects are noted. Raises
+        `InvalidInput` if another application was begun since.
         """
         ...
 

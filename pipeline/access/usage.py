@@ -77,8 +77,7 @@ class LiveUsageSource:
 
     async def _read(self, account: str) -> _Read:
         partition, now_ms = partition_of(account, self._partitions), self._clock.now_ms()
-        _, states = await self._accounts.accounts(partition, [account])
-        period = period_at(states[account], now_ms)
+        period = period_at(await self._accounts.account(partition, account), now_ms)
         key = TotalKey(account, period.start_ms)
         checkpoint, totals = await self._totals.account_totals(partition, [key])
         if checkpoint is None:

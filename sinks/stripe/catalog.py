@@ -23,12 +23,12 @@ from schemas.catalog_changes import (
     StripePrice,
     StripeProduct,
 )
-from schemas.errors import InvalidInput, OperatorNeeded, Transient
+from schemas.errors import InvalidInput, Transient
 from schemas.prices import CouponTerms, PackPrice, PortalTerms, PriceTerms, PriceTier
-from sinks.stripe.answers import Malformed, meter_of
-from sinks.stripe.connection import connected, read
+from sinks.stripe.answers import meter_of
+from sinks.stripe.connection import connected, json_of, read
+from sinks.stripe.listing import list_of, listed
 
-PAGE_ROWS: Final = 100
 PAGES_MAX: Final = 500
 ATTEMPTS_MAX: Final = 5
 _PATHS: Final = {
@@ -235,24 +235,19 @@ class StripeClientCatalog:
                 return found
             attempt += 1
 
-    async def _rows(self, path: str, options: Mapping[str, Any] | None = None) -> AsyncIterator[Any]:
+    def _rows(self, path: str, options: Mapping[str, Any] | None = None) -> AsyncIterator[Any]:
         """The rows of all pages of a list."""
-        page_options = {"limit": PAGE_ROWS, **(options or {})}
-        for _ in range(PAGES_MAX):
-            page = await self._get(path, page_options)
-            for row in page["data"]:
-                yield row
-            if not page["has_more"] or not page["data"]:
-                return
-            page_options = {**page_options, "starting_after": page["data"][-1]["id"]}
-        raise OperatorNeeded(f"Stripe's list {path} has more than {PAGES_MAX * PAGE_ROWS} rows")
+        return listed(self._list, path, options or {}, PAGES_MAX)
+
+    async def _list(self, path: str, options: Mapping[str, Any]) -> dict[str, Any]:
+        return await read(lambda: self._stripe.raw_request_async("get", path, **options), list_of)
 
     async def _get(self, path: str, options: Mapping[str, Any]) -> dict[str, Any]:
-        return await read(lambda: self._stripe.raw_request_async("get", path, **options), _json)
+        return await read(lambda: self._stripe.raw_request_async("get", path, **options), json_of)
 
     async def _post(self, path: str, params: Mapping[str, Any], idempotency_key: str = "") -> dict[str, Any]:
         options = {"idempotency_key": idempotency_key} if idempotency_key else {}
-        return await read(lambda: self._stripe.raw_request_async("post", path, **params, **options), _json)
+        return await read(lambda: self._stripe.raw_request_async("post", path, **params, **options), json_of)
 
 
 def price_fields(terms: PriceTerms, meter_id: str) -> dict[str, Any]:
@@ -378,10 +373,3 @@ def _product(row: Mapping[str, Any]) -> StripeProduct:
 def _product_fields(product: StripeProduct) -> dict[str, str]:
     fields = {"name": product.name, "description": product.description, "tax_code": product.tax_code}
     return {name: value for name, value in fields.items() if value}
-
-
-def _json(response: Any) -> dict[str, Any]:
-    document = json.loads(response.body)
-    if not isinstance(document, dict):
-        raise Malformed("not a JSON object")
-    return document

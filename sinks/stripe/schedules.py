@@ -10,8 +10,8 @@ from schemas.billing_events import ObjectKind, ObjectName
 from schemas.clock import SECOND_MS
 from schemas.errors import InvalidInput, Transient
 from schemas.plan_moves import StripeSchedule, Subscribed, SubscribedItem
-from sinks.stripe.connection import SHAPE_ERRORS, read
-from sinks.stripe.objects import StripeClientObjects, json_of
+from sinks.stripe.connection import SHAPE_ERRORS, json_of, read
+from sinks.stripe.objects import StripeClientObjects
 
 MARK_KEY: Final = "tidemark_move"
 _SCHEDULES: Final = "/v1/subscription_schedules"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, cast
 
 import msgspec
@@ -38,9 +38,9 @@ class Live:
     async def sleep(self, duration_s: float) -> None:
         raise NotImplementedError
 
-    async def accounts(self, partition: int, names: Collection[str]) -> tuple[Any, Mapping[str, AccountState]]:
+    async def account(self, partition: int, _account: str) -> AccountState:
         assert partition == partition_of("acme", 1)
-        return self.checkpoint, {name: AccountState() for name in names}
+        return AccountState()
 
     async def account_totals(self, _partition: int, keys: Sequence[TotalKey]) -> Any:
         self.reads += 1

@@ -9,6 +9,7 @@ import pytest
 from aggregators.catalog_drift import drift_of
 from aggregators.catalog_plan import (
     World,
+    catalog_hash,
     plan_catalog,
 )
 from schemas.catalog import Catalog, PlanId
@@ -334,3 +335,24 @@ def test_fifty_plans_in_four_currencies_are_planned_in_seconds() -> None:
     assert (800, []) == (sum(".p" in action.key for action in first.actions), second.actions)
     assert took_s < 5
     assert CatalogKind.PRICE in {action.what for action in first.actions}
+
+
+@pytest.mark.parametrize("spelling", ['"10"', '"10.0"', "10", "10.000", '"10.00"'])
+def test_an_equal_amount_is_the_same_price_however_it_is_written(spelling: str) -> None:
+    """Nobody must raise a version because an editor took zeros away."""
+    catalog = catalog_of(SMALL)
+
+    plan = plan_catalog(catalog_of(changed('usd: "10.00"', f"usd: {spelling}")), applied(catalog))
+
+    assert ([], [], catalog_hash(catalog)) == (plan.actions, plan.refusals, plan.sha256)
+
+
+def test_a_catalog_that_was_applied_by_another_hash_is_the_same_catalog() -> None:
+    """What an older release applied has a hash of the file as it was spelled."""
+    catalog = catalog_of(SMALL)
+    world = applied(catalog)
+    world = world._replace(standing=world.standing._replace(sha256="older"))
+
+    plan = plan_catalog(catalog, world)
+
+    assert ([], [], "older") == (plan.actions, plan.refusals, plan.sha256)
