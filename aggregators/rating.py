@@ -14,8 +14,8 @@ from fractions import Fraction
 from functools import lru_cache
 from typing import Any, Final, NamedTuple
 
-from schemas.catalog import PriceTerms
 from schemas.errors import InvalidInput
+from schemas.prices import PriceTerms
 
 # Stripe's amounts have at most twelve digits before and after the point.
 _EXPONENT_MAX: Final = 12

@@ -3,7 +3,8 @@
 What an account can buy: more seats of its plan, a plan of at least the same rank, and add-ons for its plan, in the
 currency that it pays in. The interval stays, unless nothing is sold for it: then a longer one is offered, and the
 period begins anew. It begins anew too for who paid nothing before. A trial goes on, and nothing is due before its end.
-If the trial itself is what denies, it ends now.
+If the trial itself is what denies, it ends now. If `changes.upgrade` is `full_price`, the period begins anew with
+another plan, and what is left of the old one is not credited.
 """
 
 from __future__ import annotations
@@ -72,7 +73,7 @@ def upgrade_of(commerce: Commerce, prices: PriceList, billed: Billed, denied: De
                 offers += _addon_offers(commerce, prices, buyer, denied)
             if offers:
                 offer = min(offers, key=_by_price)
-                due_now, words = _priced(buyer, offer, now_ms)
+                due_now, words = _priced(buyer, offer, now_ms, in_full=_in_full(commerce, buyer, offer))
                 return Upgrade(offer.id, offer.id.name in commerce.catalog.addons, offer.quantity, due_now, words)
     return None
 
@@ -242,12 +243,18 @@ def _allows(denied: Denied, grants: Sequence[Grant]) -> bool:
     return not found.is_denied and found.value is not False and found.value != "null"
 
 
-def _priced(buyer: Buyer, offer: _Offer, now_ms: int) -> tuple[Money, str]:
+def _in_full(commerce: Commerce, buyer: Buyer, offer: _Offer) -> bool:
+    """Whether an offer is another plan that is paid in full from now on."""
+    is_other = buyer.plan is not None and offer.id.name in commerce.catalog.plans and offer.id != buyer.plan
+    return is_other and commerce.catalog.changes.upgrade == "full_price"
+
+
+def _priced(buyer: Buyer, offer: _Offer, now_ms: int, *, in_full: bool) -> tuple[Money, str]:
     """What an offer costs now, in minor units and in words."""
     subscription, exponent = buyer.subscription, offer.after[0].terms.exponent
     waits = buyer.in_trial and not offer.ends_trial
     # A trial costs nothing, so nothing of it is credited.
-    is_new = subscription is None or offer.ends_trial
+    is_new = subscription is None or offer.ends_trial or (in_full and not waits)
     was_free = all(each.is_free for each in buyer.paid) and not all(each.is_free for each in offer.after)
     begins_anew = is_new or (not waits and (offer.interval != buyer.interval or was_free))
     periods = {

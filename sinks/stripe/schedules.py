@@ -34,7 +34,7 @@ class StripeClientSchedules(StripeClientObjects):
                 max(int(row["current_period_end"]) for row in rows) * SECOND_MS,
                 body["cancel_at"] is not None or bool(body.get("cancel_at_period_end")),
                 body.get("pending_update") is not None,
-                bool(body["discounts"]) or any(row.get("discounts") for row in rows),
+                any(row.get("discounts") for row in rows),
                 tuple(SubscribedItem(_id(row["price"]), row.get("quantity")) for row in rows),
             )
         except SHAPE_ERRORS as error:

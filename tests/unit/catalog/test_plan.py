@@ -11,9 +11,6 @@ from aggregators.catalog_plan import (
     World,
     catalog_hash,
     plan_catalog,
-    records_of,
-    states_after,
-    wanted,
 )
 from schemas.catalog import Catalog, PlanId
 from schemas.catalog_changes import (
@@ -22,39 +19,14 @@ from schemas.catalog_changes import (
     CatalogPlan,
     KnownPlan,
     PlanState,
-    Standing,
-    StripeFeature,
     StripeMeter,
-    StripePrice,
     Verb,
 )
 from tests.unit.catalog.files import SMALL, catalog_of, changed
+from tests.unit.catalog.worlds import EMPTY, applied
 
-EMPTY = World(Standing(), AtStripe(), {})
 TEAM = PlanId("team", 1)
 SEAT = "tm.team.v1.seat.month.usd"
-
-
-def applied(catalog: Catalog, before: World = EMPTY) -> World:
-    """The world after an application."""
-    want = wanted(catalog)
-    prices = {
-        f"price_{key}": StripePrice(f"price_{key}", key, price.terms, made_for=f"{price.plan} {price.component}")
-        for key, price in want.prices.items()
-    }
-    stripe = AtStripe(
-        {name: StripeMeter(f"mtr_{name}", name) for name in want.meters},
-        {**before.stripe.products, **{key: product for key, (product, _, _) in want.products.items()}},
-        {key: StripeFeature(f"feat_{key}", key, name) for key, name in want.features.items()},
-        {**before.stripe.prices, **prices},
-        want.attached,
-    )
-    records = {(record.kind, record.key): record for record in records_of(catalog, stripe)}
-    standing = Standing(
-        catalog, catalog_hash(catalog), plans=states_after(catalog, before),
-        records={**before.standing.records, **records},
-    )  # fmt: skip
-    return World(standing, stripe, before.usage)
 
 
 def file(text: str, *edits: tuple[str, str], version: int = 2) -> Catalog:

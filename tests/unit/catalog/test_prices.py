@@ -11,7 +11,8 @@ import pytest
 from aggregators.catalog import read_catalog
 from aggregators.catalog_prices import all_prices, minor_text
 from pipeline.open import DEFAULT_CATALOG, read_meter_set
-from schemas.catalog import Add, Catalog, PlanId, PriceTier
+from schemas.catalog import Add, Catalog, PlanId
+from schemas.prices import PriceTier
 from tests.unit.catalog.files import SMALL, catalog_of, changed
 
 ROOT = Path(__file__).parents[3]
