@@ -11,7 +11,8 @@ from typing import Any, Final
 from schemas.billing_events import MIRRORED_TYPES, ObjectKind, ObjectName
 from schemas.clock import Clock
 from schemas.errors import InvalidInput
-from sinks.stripe.objects import StripeClientObjects
+from sinks.stripe.connection import json_of
+from sinks.stripe.objects import Parse, StripeClientObjects
 from stripe_simulator import Simulator, SimulatorSettings
 from stripe_simulator.errors import ApiError
 from stripe_simulator.mode import Call
@@ -186,7 +187,9 @@ class DrivenObjects(StripeClientObjects):
     async def close(self) -> None:
         """Nothing to release."""
 
-    async def _get(self, path: str, options: Mapping[str, object] | None = None) -> dict[str, Any]:
+    async def _get(
+        self, path: str, options: Mapping[str, object] | None = None, _parse: Parse = json_of
+    ) -> dict[str, Any]:
         route, ids = ROUTER.find("GET", path)
         try:
             return self._account.call(route.name, dict(options or {}), *ids)
