@@ -1,4 +1,4 @@
-"""How names, amounts and other texts of a catalog are spelled, and what to write instead of a text that is not.
+"""How names, amounts and other texts of people are spelled, and what to write instead of a text that is not.
 
 A text that pydantic rejects by its pattern is answered with a remedy in words: `remedy_of` has one for each pattern.
 """
@@ -16,6 +16,7 @@ AMOUNT: Final = r"^(0|[1-9][0-9]{0,11})(\.[0-9]{1,15})?$"
 PERCENT: Final = r"^(100|[1-9]?[0-9](\.[0-9]{1,2})?)$"
 PLAN_NAME: Final = r"^[a-z][a-z0-9_]{0,62}@[1-9][0-9]{0,8}$"
 TAX_CODE: Final = r"^txcd_[0-9]{8}$"
+TIME_OF_DAY: Final = r"^([01][0-9]|2[0-3]):[0-5][0-9]$"
 
 
 def remedy_of(pattern: str, text: str) -> str:
@@ -73,5 +74,6 @@ _REMEDIES: Final[Mapping[str, Callable[[str], str]]] = {
     AMOUNT: _amount,
     PERCENT: lambda _: "a percentage is a number of 0 to 100 with up to two decimals, such as 12.5",
     PLAN_NAME: _plan_name,
+    TIME_OF_DAY: lambda _: "a time of day has hours and minutes, such as 03:30",
     TAX_CODE: lambda _: "a tax code of Stripe is txcd_ and eight digits, such as txcd_10103001",
 }

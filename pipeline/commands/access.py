@@ -36,7 +36,7 @@ async def check(
     async with _stores(settings) as (base, tables):
         view = open_live_view(settings)
         try:
-            usage = LiveUsageSource(view.accounts, view.totals, base.genesis.partitions, base.clock)
+            usage = LiveUsageSource(view.totals, base.genesis.partitions, base.clock)
             checks = AccessChecks(tables.catalog, tables.entitlements, usage, base.clock, holds=tables.holds)
             return await checks.check(account, feature, quantity, used, hold), base.clock.now_ms()
         finally:

@@ -420,12 +420,6 @@ class AccessAnswer(Answer):
     freshness: Freshness
 
 
-class AccessAnswers(Answer):
-    """The answers to a list of checks, in its order."""
-
-    answers: list[AccessAnswer]
-
-
 class EntitlementAnswer(Answer):
     """The value of one feature."""
 

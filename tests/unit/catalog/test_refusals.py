@@ -8,6 +8,7 @@ import pytest
 
 from aggregators.catalog import read_catalog
 from aggregators.yaml_lines import BYTES_MAX
+from pipeline.settings import Settings
 from schemas.catalog import Catalog
 from schemas.spelling import AMOUNT, CURRENCY, PLAN_NAME, SLUG, remedy_of
 from tests.unit.catalog.files import SMALL, changed
@@ -407,7 +408,7 @@ def test_hostile_bytes_are_refused(content: bytes, line: int, field: str, messag
     assert message in problem.message
 
 
-def test_every_spelling_of_the_file_has_a_remedy_in_words() -> None:
+def test_every_spelling_of_the_file_and_of_the_settings_has_a_remedy_in_words() -> None:
     """A regular expression is no answer to a person who wrote a price."""
     found: set[str] = set()
 
@@ -422,6 +423,7 @@ def test_every_spelling_of_the_file_has_a_remedy_in_words() -> None:
                 walk(each)
 
     walk(Catalog.model_json_schema())
+    walk(Settings.model_json_schema())
 
     assert {SLUG, CURRENCY, AMOUNT, PLAN_NAME} <= found
     assert set() == {pattern for pattern in found if not remedy_of(pattern, "?")}
