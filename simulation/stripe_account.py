@@ -164,6 +164,7 @@ class StripeAccount:
         first = {name: now[name] for name in ("start_date", "end_date")}
         first["items"] = [{name: item[name] for name in ("price", "quantity") if name in item} for item in now["items"]]
         first |= {"end_date": ends_s} if ends_s else {}
+        first |= {"trial": True} if now["trial_end"] else {}
         phases = [first, {"items": [{"price": price} for price in prices]}]
         path = "POST /v1/subscription_schedules/{schedule}"
         self.call(path, {"phases": phases, **params}, schedule["id"])
