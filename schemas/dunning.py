@@ -92,11 +92,12 @@ class DunningCase(NamedTuple):
 
 
 class ListedCase(NamedTuple):
-    """A case with what is shown beside it: its open invoices, oldest first, and the page at Stripe on which the oldest
-    one is paid, or ""."""
+    """A case with what is shown beside it: its open invoices, oldest first, what is open of them, and the page at
+    Stripe on which the oldest one is paid, or ""."""
 
     case: DunningCase
     invoices: tuple[str, ...] = ()
+    open_minor: int = 0
     pay_url: str = ""
 
 
@@ -113,6 +114,14 @@ class Recovery(NamedTuple):
     opened_minor: int
     recovered_minor: int
     running: int
+
+
+class DunningCounts(NamedTuple):
+    """How many cases are open by state, and how many of these are of subscriptions that Stripe canceled because the
+    payments failed."""
+
+    open: Mapping[DunningState, int]
+    canceled: int
 
 
 class DunningStore(Protocol):
@@ -134,6 +143,10 @@ class DunningStore(Protocol):
 
     async def steps(self, case: str) -> Mapping[DunningState, int]:
         """When a case reached each of its states, in ms UTC."""
+        ...
+
+    async def counts(self) -> DunningCounts:
+        """How many cases are open."""
         ...
 
     async def recoveries(self, starts_ms: Sequence[int]) -> Sequence[Recovery]:

@@ -11,10 +11,19 @@ from typing import Any, Final, NamedTuple
 from sqlalchemy import Connection, RowMapping, and_, case, func, or_, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
-from aggregators.dunning import OPEN, advanced, closed
+from aggregators.dunning import CANCELED_UNPAID, OPEN, advanced, closed
 from schemas.catalog import Dunning
 from schemas.clock import DAY_MS
-from schemas.dunning import Debt, DunningCase, DunningOutcome, DunningState, ListedCase, Owing, Recovery
+from schemas.dunning import (
+    Debt,
+    DunningCase,
+    DunningCounts,
+    DunningOutcome,
+    DunningState,
+    ListedCase,
+    Owing,
+    Recovery,
+)
 from schemas.errors import InvalidInput
 from schemas.side_tables import Link, Row
 from sinks.sql import audit
@@ -75,6 +84,21 @@ class SqlDunning:
         return await self._run(
             lambda connection: {DunningState(row.step): row.reached_ms for row in connection.execute(wanted)}
         )
+
+    async def counts(self) -> DunningCounts:
+        found, subscription = dunning_cases.c, mirror["subscriptions"].c
+        is_open = found.closed_ms.is_(None)
+        by_state = select(found.state, func.count()).where(is_open).group_by(found.state)
+        is_canceled = subscription.cancellation_reason == CANCELED_UNPAID
+        canceled = select(func.count()).join_from(
+            dunning_cases, mirror["subscriptions"], subscription.id == found.subscription_id
+        ).where(is_open, is_canceled)  # fmt: skip
+
+        def body(connection: Connection) -> DunningCounts:
+            states = {DunningState(state): count for state, count in connection.execute(by_state)}
+            return DunningCounts(states, connection.execute(canceled).scalar_one())
+
+        return await self._run(body)
 
     async def recoveries(self, starts_ms: Sequence[int]) -> Sequence[Recovery]:
         return await self._run(
@@ -263,17 +287,21 @@ def _write_off(connection: Connection, name: str, actor: str, reason: str, now_m
 
 def _with_invoices(connection: Connection, cases: Sequence[DunningCase]) -> list[ListedCase]:
     """Each case with its open invoices."""
-    found: dict[str, list[tuple[str, str]]] = defaultdict(list)
+    found: dict[str, list[Any]] = defaultdict(list)
     of, invoice = dunning_invoices.c, mirror["invoices"].c
     for chunk in chunks([each.id for each in cases]):
-        wanted = select(of.case_id, invoice.id, invoice.hosted_url).join(invoice.id.table, invoice.id == of.invoice_id)
+        wanted = select(of.case_id, invoice.id, invoice.remaining_minor, invoice.hosted_url)
+        wanted = wanted.join(mirror["invoices"], invoice.id == of.invoice_id)
         wanted = wanted.where(of.case_id.in_(chunk), invoice.status == OPEN, invoice.deleted.is_distinct_from(1))
         for row in connection.execute(wanted.order_by(of.first_failed_ms, invoice.id)):
-            found[row.case_id].append((row.id, row.hosted_url or ""))
+            found[row.case_id].append(row)
     return [
-        ListedCase(each, tuple(name for name, _ in found[each.id]), next((url for _, url in found[each.id]), ""))
+        ListedCase(
+            each, tuple(row.id for row in found[each.id]), sum(row.remaining_minor or 0 for row in found[each.id]),
+            next((row.hosted_url or "" for row in found[each.id]), ""),
+        )
         for each in cases
-    ]
+    ]  # fmt: skip
 
 
 def _recoveries(connection: Connection, from_ms: int, until_ms: int) -> list[Recovery]:

@@ -11,7 +11,7 @@ import pytest_asyncio
 from schemas.catalog import Dunning
 from schemas.catalog_changes import CatalogPlan
 from schemas.clock import DAY_MS
-from schemas.dunning import DunningCase, DunningOutcome, DunningState, ListedCase, Recovery, cursor_of
+from schemas.dunning import DunningCase, DunningCounts, DunningOutcome, DunningState, ListedCase, Recovery, cursor_of
 from schemas.entitlements import Computed, Grant
 from schemas.errors import InvalidInput
 from schemas.side_tables import Link, Row
@@ -157,7 +157,7 @@ async def test_invoices_of_one_subscription_share_a_case(business: Business) -> 
     await business.renew(2)
 
     (listed,) = await business.tables.dunning.listed()
-    assert (listed.invoices, listed.pay_url) == (("invoice_2",), "https://two")
+    assert (listed.invoices, listed.open_minor, listed.pay_url) == (("invoice_2",), 14_900, "https://two")
     assert (listed.case.opened_ms, listed.case.amount_minor) == (NOW_MS, 29_800)
 
 
@@ -239,6 +239,17 @@ async def test_cases_are_listed_by_pages(business: Business) -> None:
     assert await business.cases(account="another\0") == []
     with pytest.raises(InvalidInput, match="next_cursor"):
         await business.tables.dunning.listed(before="yesterday")
+
+
+async def test_how_many_are_open(business: Business) -> None:
+    """And how many of these are of subscriptions that Stripe canceled under us."""
+    assert await business.tables.dunning.counts() == DunningCounts({}, 0)
+    await invoice(business.tables, **RETRIED)
+    await business.renew()
+    assert await business.tables.dunning.counts() == DunningCounts({DunningState.NOTIFIED: 1}, 0)
+    await business.subscribed("canceled", ended_ms=NOW_MS + DAY_MS, cancellation_reason="payment_failed")
+    await business.renew(1)
+    assert await business.tables.dunning.counts() == DunningCounts({DunningState.DOWNGRADED: 1}, 1)
 
 
 async def test_how_many_recover(business: Business) -> None:

@@ -140,12 +140,13 @@ DUNNED: dict[str, tuple[str, int | None, int, dict[str, Any]]] = {
 def test_a_dunning_case_decides(status: str, downgrade_ms: int | None, now: int, expected: dict[str, Any]) -> None:
     case: Row = {"subscription_id": "sub_1", "downgrade_ms": downgrade_ms}
     others: Row = {"subscription_id": "sub_2", "downgrade_ms": 0}
-    assert values({**mirror(status=status), "dunning_cases": [others, case]}, now) == expected
+    rows: dict[str, Sequence[Row]] = {**mirror(status=status), "dunning_cases": [others, case]}
+    assert values(rows, now) == expected
 
 
 def test_a_downgrade_within_a_trial_and_a_schedule() -> None:
     """The trial's grants and the coming phase are lost like the plan."""
-    rows = {
+    rows: dict[str, Sequence[Row]] = {
         **mirror(phases=PHASES, status="trialing", trial_end_ms=5_500),
         "dunning_cases": [{"subscription_id": "sub_1", "downgrade_ms": 5_000}],
     }
