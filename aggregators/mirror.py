@@ -217,6 +217,7 @@ def _subscription(fields: _Fields) -> _Read:
         "default_payment_method": fields.maybe_id("default_payment_method"),
         "discounts_json": _json(fields.ids("discounts")),
         "deleted": 0,
+        "cancellation_reason": fields.maybe_text("cancellation_details.reason"),
     }, [_item(item, fields.text("id")) for item in items]
 
 

@@ -89,10 +89,9 @@ class StripeClientCatalog:
             async for row in self._rows(_FEATURES, {"archived": archived})
         }
         prices = {row["id"]: _price(row, names) async for row in self._rows(_PATHS[CatalogKind.PRICE], _TIERS)}
-        coupons = {row["id"]: _coupon(row) async for row in self._rows(_PATHS[CatalogKind.COUPON])}
         marked = await self._marked_portal()
         portal = _portal(marked, {price.id: price.key for price in prices.values() if price.key}) if marked else None
-        return AtStripe(meters, products, features, prices, {}, coupons, portal)
+        return AtStripe(meters, products, features, prices, portal=portal)
 
     async def _marked_portal(self) -> Mapping[str, Any] | None:
         """The configuration of the portal with our mark. Of several, all of them find the same: the first one made."""
@@ -104,6 +103,11 @@ class StripeClientCatalog:
         """See `CatalogObjects`."""
         path = f"{_PATHS[CatalogKind.PRODUCT]}/{quote(product, safe='')}/features"
         return frozenset([row["entitlement_feature"]["lookup_key"] async for row in self._rows(path)])
+
+    async def coupon(self, identifier: str) -> StripeCoupon | None:
+        """See `CatalogObjects`."""
+        found = await self._found(CatalogKind.COUPON, identifier)
+        return None if found is None else _coupon(found)
 
     async def create_product(self, product: StripeProduct) -> str:
         """See `CatalogObjects`."""
@@ -161,8 +165,8 @@ class StripeClientCatalog:
         """See `CatalogObjects`."""
 
         async def find() -> str | None:
-            found = await self._found(CatalogKind.COUPON, coupon.id)
-            if found is not None and _coupon(found).terms != coupon.terms:
+            found = await self.coupon(coupon.id)
+            if found is not None and found.terms != coupon.terms:
                 raise InvalidInput(coupon.id, "Stripe's coupon has this id and other terms: plan again")
             return coupon.id if found is not None else None
 

@@ -92,6 +92,7 @@ def test_a_subscription_and_its_items(objects: Objects) -> None:
         "ended_ms": None, "pause_reason": None, "schedule_id": objects.names[ObjectKind.SCHEDULE],
         "pending_update_until_ms": None, "latest_invoice_id": objects.names[ObjectKind.INVOICE],
         "default_payment_method": None, "discounts_json": "[]", "deleted": 0,
+        "cancellation_reason": None,
     }  # fmt: skip
     assert (metered["price_id"], metered["meter_id"], metered["quantity"]) == (objects.metered, objects.meter, None)
     assert (flat["price_id"], flat["meter_id"], flat["quantity"]) == (objects.flat, None, 1)
