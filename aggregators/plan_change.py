@@ -145,7 +145,7 @@ def _running(now: SubscriptionView, wanted: Wanted, policy: Changes) -> Calls | 
     if wanted.kind is ChangeKind.UNDO:
         return _undo(now)
     if wanted.kind is ChangeKind.CANCEL:
-        return _cancel(now)
+        return _blocked(14, wanted) or _cancel(now)
     if wanted.currency != now.currency:
         return _other_currency(now, wanted)
     if _is_ending(now):
@@ -170,8 +170,9 @@ def _undo(now: SubscriptionView) -> Calls | Refusal:
             return _refused(9, RefusalCode.OTHERS_SCHEDULE, "account", message)
         return Calls(15 if now.pending.ends else 9, When.NOW, (_RELEASE,))
     if now.cancel_at_ms is not None:
-        # Stripe takes one of the two parameters at a time, and an empty `cancel_at` takes both back.
-        return Calls(15, When.NOW, (Call(CallKind.UPDATE, {"cancel_at": ""}),))
+        # Stripe takes one of the two parameters at a time.
+        params: dict[str, Any] = {"cancel_at_period_end": False} if now.ends_with_period else {"cancel_at": ""}
+        return Calls(15, When.NOW, (Call(CallKind.UPDATE, params),))
     return _refused(9, RefusalCode.NOTHING_PENDING, "account", "no change is pending: nothing is to be taken back")
 
 

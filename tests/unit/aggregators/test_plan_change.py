@@ -173,7 +173,11 @@ ROWS: Final = {
     "14 unpaid": Row(
         PRO._replace(status="unpaid"), CANCEL, When.PERIOD_END, [("update", {"cancel_at_period_end": True})]
     ),
-    "15": Row(PRO._replace(cancel_at_ms=END_MS), UNDO, When.NOW, [("update", {"cancel_at": ""})]),
+    "15": Row(
+        PRO._replace(cancel_at_ms=END_MS, ends_with_period=True), UNDO, When.NOW,
+        [("update", {"cancel_at_period_end": False})],
+    ),
+    "15 at an instant": Row(PRO._replace(cancel_at_ms=END_MS), UNDO, When.NOW, [("update", {"cancel_at": ""})]),
     "15 with a schedule": Row(PRO._replace(pending=ENDS), UNDO, When.NOW, [RELEASE]),
     "16": Row(PRO, NOW._replace(by_operator=True), When.NOW, [("cancel", {"invoice_now": True, "prorate": True})]),
     "16 with usage and a schedule": Row(
@@ -253,6 +257,9 @@ REFUSALS: Final[dict[str, tuple[SubscriptionView, Wanted, RefusalCode, str]]] = 
         PRO._replace(status="trialing"), TO_BASIC._replace(excess=(BLOCKED,)), RefusalCode.OVER_LIMIT, "locations",
     ),
     "8 over the limit": (PRO, TO_BASIC._replace(excess=(BLOCKED,)), RefusalCode.OVER_LIMIT, "locations"),
+    "14 over the limit": (
+        PRO, CANCEL._replace(plan=PlanId("free", 1), excess=(BLOCKED,)), RefusalCode.OVER_LIMIT, "locations",
+    ),
     "9 nothing": (PRO, UNDO, RefusalCode.NOTHING_PENDING, "account"),
     "9 a new version": (PRO._replace(pending=MOVES), UNDO, RefusalCode.OTHERS_SCHEDULE, "account"),
     "14 again": (PRO._replace(cancel_at_ms=END_MS), CANCEL, RefusalCode.NOTHING_CHANGES, "cancel"),
