@@ -108,8 +108,11 @@ async def _stepped(parts: Parts, quote: Quote, operation: Operation) -> Operatio
     """Have the next call made, or found to have been made."""
     call, now_ms = quote.decided.calls[operation.step], parts.clock.now_ms()
     key = _key(parts, operation)
-    if operation.sent_ms is not None and now_ms >= operation.sent_ms + KEY_LASTS_MS:
+    # A release and an end are looked at before they are asked for, so they need no key.
+    is_old = operation.sent_ms is not None and now_ms >= operation.sent_ms + KEY_LASTS_MS
+    if is_old and call.kind not in (CallKind.RELEASE, CallKind.CANCEL):
         return await _looked_up(parts, operation, call, key)
+    is_repeated = operation.sent_ms is not None
     noted = await parts.changes.sent(operation, now_ms)
     if noted.step != operation.step:
         # Another process made the call meanwhile.
@@ -117,12 +120,24 @@ async def _stepped(parts: Parts, quote: Quote, operation: Operation) -> Operatio
     operation = noted
     try:
         subscription = await _made(parts, quote, operation, call, key)
+        if subscription is None:
+            # Stripe failed by itself, and says so under this key for ever. It may have made the change.
+            return await _looked_up(parts, operation, call, key)
+    except Transient as error:
+        found = await _event_of(parts, operation, key) if is_repeated else None
+        if found is None:
+            raise _NoAnswer(str(error)) from error
+        subscription = found if call.kind is CallKind.CREATE else operation.subscription
+    return await parts.changes.stepped(operation, subscription, parts.clock.now_ms())
+
+
+async def _event_of(parts: Parts, operation: Operation, key: str) -> str | None:
+    """The object of the first event that a call caused, if Stripe made the call."""
+    now_ms = parts.clock.now_ms()
+    try:
+        return await parts.stripe.carried_out(key, operation.sent_ms or now_ms, now_ms)
     except Transient as error:
         raise _NoAnswer(str(error)) from error
-    if subscription is None:
-        # Stripe failed by itself, and says so under this key for ever. It may have made the change.
-        return await _looked_up(parts, operation, call, key)
-    return await parts.changes.stepped(operation, subscription, parts.clock.now_ms())
 
 
 def _key(parts: Parts, operation: Operation) -> str:
@@ -133,26 +148,11 @@ async def _looked_up(parts: Parts, operation: Operation, call: Call, key: str) -
     """Look for a call in Stripe's list of events. Stripe keeps events for 30 days, so no event is no call."""
     now_ms = parts.clock.now_ms()
     operation = await parts.changes.doubt(operation, now_ms)
-    try:
-        if call.kind in (CallKind.RELEASE, CallKind.CANCEL):
-            # Looked at before the call, each of them is harmless to repeat.
-            await _made(parts, await _quote_of(parts, operation), operation, call, "")
-            found: str | None = operation.subscription
-        else:
-            found = await parts.stripe.carried_out(key, operation.sent_ms or now_ms, now_ms)
-    except Transient as error:
-        raise _NoAnswer(str(error)) from error
+    found = await _event_of(parts, operation, key)
     if found is None:
         raise InvalidInput("operation", "Stripe never carried the call out: ask for a new quote")
     is_new = call.kind is CallKind.CREATE
     return await parts.changes.stepped(operation, found if is_new else operation.subscription, now_ms)
-
-
-async def _quote_of(parts: Parts, operation: Operation) -> Quote:
-    quote = await parts.changes.quote(operation.account, operation.quote)
-    if quote is None:
-        raise InvalidInput("quote", "is gone")
-    return quote
 
 
 async def _made(parts: Parts, quote: Quote, operation: Operation, call: Call, key: str) -> str | None:

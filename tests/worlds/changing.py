@@ -135,21 +135,26 @@ def changing_parts(
 
 
 class Changing(Business):
-    """The account acme on the simulator's clock, whose customer has a card."""
+    """Accounts on the simulator's clock, whose customers have cards. All words are about `account`, first acme."""
 
     def __init__(self, now_ms: int) -> None:
         super().__init__()
         self.clock.ms = now_ms
         self.client = changes_client(self.stripe.simulator)
         self.prices: Mapping[str, str] = {}
-        self.subscription = ""
+        self.account, self.subscription = ACME, ""
 
     async def begin(self, catalog: str = CATALOG, card: str = "pm_card_visa") -> None:
         """Apply the catalog and link a new customer."""
         await self.open()
         self.prices = await apply_catalog(self, self.stripe.simulator, catalog)
+        await self.join(ACME, card)
+
+    async def join(self, account: str, card: str = "pm_card_visa") -> None:
+        """Link an account to a new customer. All words are about this account from now on."""
+        self.account, self.subscription = account, ""
         self.customer = str(self.stripe.call("POST /v1/customers")["id"])
-        await self.link(ACME, self.customer)
+        await self.link(account, self.customer)
         if card:
             self.use_card(card)
         await self.settle()
@@ -178,7 +183,7 @@ class Changing(Business):
     async def ask(self, plan: str = "", kind: ChangeKind = ChangeKind.PLAN, **more: Any) -> Quote | Refusal:
         """Ask for a quote."""
         key = more.pop("key", "")
-        return await make_quote(self.parts(), ACME, ChangeRequest(kind, plan, **more), "ann", key)
+        return await make_quote(self.parts(), self.account, ChangeRequest(kind, plan, **more), "ann", key)
 
     async def quoted(self, plan: str = "", kind: ChangeKind = ChangeKind.PLAN, **more: Any) -> Quote:
         """A quote that must be made."""
@@ -188,7 +193,7 @@ class Changing(Business):
 
     async def accepted(self, quote: Quote) -> tuple[Quote, Operation]:
         """Accept a quote, which must be accepted."""
-        found = await accept(self.parts(), ACME, quote.id, "ann")
+        found = await accept(self.parts(), self.account, quote.id, "ann")
         assert not isinstance(found, Refusal), found
         return found
 
