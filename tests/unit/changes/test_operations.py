@@ -29,8 +29,8 @@ Bought = set[tuple[str, int | None]]
 
 
 class Change(NamedTuple):
-    """A change of a row. `before`: what an account subscribes to; `pending`: a change that is made first; `invoices`: of
-    the change, exact but for `slack`, which the seconds until another process goes on may cost; `bought` and
+    """A change of a row. `before`: what an account subscribes to; `pending`: a change that is made first; `invoices`:
+    of the change, exact but for `slack`, which the seconds until another process goes on may cost; `bought` and
     `schedules`: after it, the latter as states with numbers of phases."""
 
     row: int
