@@ -66,6 +66,8 @@ MetricName = Literal[
     "tidemark_mirror_walked_seconds",
     "tidemark_mirror_canary_heard_seconds",
     "tidemark_mirror_canary_silent",
+    "tidemark_changes_differing",
+    "tidemark_changes_oldest_age_seconds",
     "tidemark_notices_swept_seconds",
     "tidemark_notices_sweep_duration_seconds",
     "tidemark_notices_reached",
@@ -313,6 +315,16 @@ METRICS: Final[dict[MetricName, MetricSpec]] = {
         "gauge",
         "1 if the last event of the canary customer did not come as a webhook within two minutes. Look at the endpoint "
         "in Stripe's dashboard, at its secret, and at the gateway.",
+    ),
+    "tidemark_changes_differing": MetricSpec(
+        "gauge",
+        "Changes of plans, accepted in the last seven days, whose invoice is not what the quote said. Above 0: "
+        "docs/runbook/plan-changes.md.",
+    ),
+    "tidemark_changes_oldest_age_seconds": MetricSpec(
+        "gauge",
+        "How old the oldest change of a plan is that is accepted and not carried out; 0 if none is. Grows: Stripe does "
+        "not answer.",
     ),
     "tidemark_notices_swept_seconds": MetricSpec(
         "gauge",
