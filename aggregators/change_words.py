@@ -54,13 +54,15 @@ def change_words(said: Said, now_ms: int) -> str:
 
 
 def _main(said: Said, now_ms: int) -> Sequence[str]:
+    if said.kind is ChangeKind.CANCEL_NOW:
+        return "Your subscription ends today", "What is paid for the time after is credited to your account"
     today, following = _today(said, now_ms), _following(said, now_ms)
     if said.kind is ChangeKind.UNDO:
         return (today, f"Your plan stays {said.plan}{following}") if said.plan else (today,)
     if said.from_ms is None:
         return (f"{today}{following}",)
     day = date_text(said.from_ms, now_ms)
-    if said.kind in (ChangeKind.CANCEL, ChangeKind.CANCEL_NOW):
+    if said.kind is ChangeKind.CANCEL:
         usage = ", and your last invoice bills the usage until then" if said.has_usage else ""
         return today, f"Your subscription ends on {day}{usage}"
     if said.when is When.PERIOD_END:

@@ -32,12 +32,13 @@ _BOUGHT: Final = _PLANS | {SourceKind.ADDON, SourceKind.PROMOTION}
 _SUSPENDED: Final = _BOUGHT | {SourceKind.DEFAULT}
 _BASES: Final = (SourceKind.DEFAULT, SourceKind.PLAN, SourceKind.FALLBACK)
 # Each later layer sees the value of those before it.
-_LAYERS: Final = (
-    (SourceKind.TRIAL,),
-    (SourceKind.ADDON, SourceKind.PROMOTION),
-    (SourceKind.CONTRACT,),
-    (SourceKind.OVERRIDE,),
-)
+_LAYERS: Final = {
+    SourceKind.TRIAL: 0,
+    SourceKind.ADDON: 1,
+    SourceKind.PROMOTION: 1,
+    SourceKind.CONTRACT: 2,
+    SourceKind.OVERRIDE: 3,
+}
 _ORDER: Final = {Operation.SET: 0, Operation.ADD: 1, Operation.AT_LEAST: 2, Operation.AT_MOST: 3, Operation.DENY: 4}
 
 
@@ -165,10 +166,8 @@ def resolved_of(feature: Feature, grants: Sequence[Grant]) -> Resolved:
         return Resolved(_nothing(feature), denying, is_denied=True)
     base = [grant for grant in grants if grant.kind in _BASES]
     value, gives = _merged(feature, base)
-    for kinds in _LAYERS:
-        layer = sorted((grant for grant in grants if grant.kind in kinds), key=_step)
-        for grant in layer:
-            value, gives = _applied(feature, value, gives, grant)
+    for grant in sorted((grant for grant in grants if grant.kind not in _BASES), key=_step):
+        value, gives = _applied(feature, value, gives, grant)
     return Resolved(value, gives)
 
 
@@ -237,9 +236,9 @@ def _identity(grant: Grant) -> tuple[str, str, str, int, str]:
     return grant.kind, grant.source, grant.operation, grant.starts_ms, _text_of(grant)
 
 
-def _step(grant: Grant) -> tuple[int, int, int]:
+def _step(grant: Grant) -> tuple[int, int, int, int]:
     # The last of two set values counts: the one that began later, or of two trials that of the higher plan.
-    return _ORDER[grant.operation], grant.starts_ms, grant.rank
+    return _LAYERS[grant.kind], _ORDER[grant.operation], grant.starts_ms, grant.rank
 
 
 def _by_rank(grant: Grant) -> int:

@@ -67,14 +67,10 @@ def price_ids(standing: Standing) -> Mapping[tuple[PlanId, str, str, str], str]:
 
 
 def followed(shop: Shop, found: Sequence[StripeSubscription]) -> StripeSubscription | None:
-    """The subscription that a change is about: the one with the plan of the highest rank. None without one. One whose
-    prices no catalog made comes last."""
-
-    def order(each: StripeSubscription) -> tuple[int, str]:
-        plan = _plan_of(shop, each)
-        return -shop_rank(shop, plan) if plan else 1, each.id
-
-    return min(found, key=order, default=None)
+    """The subscription that a change is about: the one with the plan of the highest rank. None without one: what no
+    catalog made stays beside a plan."""
+    plans = [(-shop_rank(shop, plan), each.id, each) for each in found if (plan := _plan_of(shop, each)) is not None]
+    return min(plans, default=(0, "", None))[2]
 
 
 def shop_rank(shop: Shop, plan: PlanId) -> int:
@@ -124,6 +120,7 @@ def view_of(
         pay_url=pay_url,
         anchor_ms=found.anchor_ms,
         is_discounted=found.is_discounted,
+        has_item_discounts=found.has_item_discounts,
         is_taxed=found.is_taxed,
         latest_invoice=found.latest_invoice,
     )

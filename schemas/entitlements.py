@@ -124,7 +124,8 @@ class Segment(NamedTuple):
 
 
 class Override(NamedTuple):
-    """A grant that a person made, with the number of its account. `revoked_ms`: when somebody took it back."""
+    """A grant that a person made, with the number of its account. `revoked_ms`: when somebody took it back, who
+    `revoked_by` says, and `revoked_reason` why; both are "" where only what is in force matters."""
 
     account: str
     number: int
@@ -132,6 +133,8 @@ class Override(NamedTuple):
     actor: str
     made_ms: int
     revoked_ms: int | None = None
+    revoked_by: str = ""
+    revoked_reason: str = ""
 
 
 class EntitlementVersion(NamedTuple):
@@ -244,11 +247,15 @@ class Entitlements(Protocol):
         """
         ...
 
+    async def knows(self, account: str) -> bool:
+        """Whether the account was ever linked or granted something."""
+        ...
+
     async def revoke(self, account: str, number: int, actor: str, reason: str, now_ms: int) -> Override:
         """Take a person's grant back, with an audit row. The same again changes nothing. Raises `InvalidInput` if there
         is no such grant."""
         ...
 
     async def overrides(self, account: str) -> Sequence[Override]:
-        """All grants of people, also those that were taken back, by number."""
+        """All grants of people, also those that were taken back, by number, with who took them back and why."""
         ...

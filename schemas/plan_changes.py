@@ -92,6 +92,7 @@ class SubscriptionView(NamedTuple):
     pay_url: str = ""
     anchor_ms: int = 0
     is_discounted: bool = False
+    has_item_discounts: bool = False
     is_taxed: bool = False
     latest_invoice: str = ""
 
@@ -380,6 +381,7 @@ class StripeSubscription(NamedTuple):
     ends_with_period: bool
     is_update_pending: bool
     is_discounted: bool
+    has_item_discounts: bool
     is_taxed: bool
     latest_invoice: str
     items: tuple[StripeItem, ...]

@@ -346,10 +346,13 @@ def _decided(asked: _Asked, found: _Found, held: Decimal) -> Decision:
 
 def _is_near(asked: _Asked, found: _Found, held: Decimal) -> bool:
     """Whether the account would have used 90 % of its limit or of its cap or more, so that no old total may decide."""
+    limit = _resolved(asked, found).value
+    if isinstance(limit, Decimal) and not limit:
+        # Nothing is given, whatever is used.
+        return False
     after, cap_minor = found.used + held + asked.quantity, found.tariff.cap_minor if found.tariff else None
     if found.tariff and cap_minor is not None and found.tariff.cost_minor(after) * 10 >= cap_minor * 9:
         return True
-    limit = _resolved(asked, found).value
     return isinstance(limit, Decimal) and after * 10 >= limit * 9
 
 

@@ -97,6 +97,9 @@ async def turn(parts: Parts) -> int:
             await carry_on(parts, operation)
         except TidemarkError as error:
             _log.warning("operation %s waits: %s", operation.id, error)
+        # Such as a row that an older program cannot read. There are other accounts to go on with.
+        except Exception:  # noqa: BLE001
+            _log.exception("operation %s cannot be carried on; it is tried again later", operation.id)
     return len(found)
 
 
@@ -202,6 +205,8 @@ async def _failed(parts: Parts, quote: Quote, operation: Operation, detail: str)
     """Note that an operation failed. A schedule that it made and could not fill would stand in everybody's way."""
     operation = await parts.changes.operation(quote.id) or operation
     calls = quote.decided.calls
+    if operation.step:
+        detail = f"{operation.step} of {len(calls)} steps were made, and then: {detail}"
     is_filling = operation.step < len(calls) and calls[operation.step].kind is CallKind.PHASES
     if is_filling and operation.step and calls[operation.step - 1].kind is CallKind.SCHEDULE:
         with contextlib.suppress(InvalidInput, Transient):

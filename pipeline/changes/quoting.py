@@ -110,8 +110,8 @@ def _not_offered(decided: Calls, view: SubscriptionView) -> Refusal | None:
         message = f"{what} is not begun here yet: begin it by your checkout or in Stripe's dashboard"
     elif any("now" in call.params for call in decided.calls):
         message = "a change is pending: take it back, then change the quantities"
-    elif view.is_discounted and CallKind.PHASES in kinds:
-        message = "the subscription has a discount, which a schedule would drop: change it in Stripe's dashboard"
+    elif view.has_item_discounts and CallKind.PHASES in kinds:
+        message = "an item has a discount of its own, which a schedule would drop: change it in Stripe's dashboard"
     return Refusal(decided.row, RefusalCode.NOT_OFFERED, "plan", message) if message else None
 
 

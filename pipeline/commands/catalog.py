@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
@@ -17,12 +18,13 @@ from aggregators.catalog_drift import attachable, drift_of
 from aggregators.catalog_plan import (
     IN_SQL,
     World,
+    kept_versions,
     plan_catalog,
     records_of,
     states_after,
     touched_by,
-    unread_products,
     wanted,
+    with_features,
 )
 from pipeline.commands.operations import checked_meter_set
 from pipeline.open import (
@@ -51,9 +53,12 @@ from schemas.catalog_changes import (
 from schemas.clock import Clock
 from schemas.errors import InvalidInput
 from schemas.meters import MeterSet
+from schemas.prices import PortalTerms
 from schemas.reports import StripeCatalog
 from schemas.side_tables import AuditRow
 
+# A page of features each; Stripe allows 25 requests a second.
+READS_AT_ONCE: Final = 8
 PLAN_BYTES_MAX: Final = 64 << 20
 _PLAN: Final = TypeAdapter(CatalogPlan)
 _DIGEST_LINE: Final = re.compile(rb"[0-9a-f]{64}\n")
@@ -186,15 +191,18 @@ async def _world(parts: Parts) -> World:
 
 
 async def _with_features(parts: Parts, world: World, products: Sequence[str]) -> World:
-    attached = {product: await parts.objects.attached(product) for product in products}
+    attached: dict[str, frozenset[str]] = {}
+    for first in range(0, len(products), READS_AT_ONCE):
+        some = products[first : first + READS_AT_ONCE]
+        found = await asyncio.gather(*(parts.objects.attached(product) for product in some))
+        attached |= dict(zip(some, found, strict=True))
     return world._replace(stripe=world.stripe._replace(attached=attached))
 
 
 async def _planned(parts: Parts, catalog: Catalog, *, in_place: bool) -> tuple[CatalogPlan, World, MeterSet]:
     """The plan with the meter set's part, the world that it was made from, and the meter set to apply."""
     world = await _world(parts)
-    unread = unread_products(catalog, world.stripe, world.standing)
-    world = await _with_features(parts, world, unread)
+    world = await _with_features(parts, world, with_features(catalog, world))
     plan = plan_catalog(catalog, world, in_place=in_place, drift=drift_of(world))
     current = await parts.meter_set()
     proposed = catalog.meter_set()
@@ -230,13 +238,14 @@ class _Steps:
 
     def __init__(self, parts: Parts, catalog: Catalog, world: World, meter_set: MeterSet) -> None:
         self._parts = parts
-        self._wanted = wanted(catalog)
+        self._wanted = wanted(catalog, kept_versions(states_after(catalog, world)))
         self._meter_set = meter_set
         self._records = world.standing.records
         stripe: AtStripe = world.stripe
         self._meters = {name: meter.id for name, meter in stripe.meters.items()}
         self._features = {key: feature.id for key, feature in stripe.features.items()}
         self._prices = {price.key: price.id for price in stripe.prices.values() if price.key}
+        self._portal = stripe.portal.id if stripe.portal else ""
 
     async def take(self, action: Action) -> None:
         """Take one step."""
@@ -258,12 +267,26 @@ class _Steps:
             case Verb.CREATE, CatalogKind.PRICE:
                 price = self._wanted.prices[key]
                 meter = await self._meter_id(price.terms.event_name)
-                await objects.create_price(key, price.terms, meter, price.plan, price.component)
+                self._prices[key] = await objects.create_price(price, meter)
             case Verb.UPDATE, CatalogKind.PRICE:
                 await objects.set_active(CatalogKind.PRICE, self._prices[key], is_active=True)
+            case Verb.UPDATE, CatalogKind.FEATURE:
+                await objects.set_active(CatalogKind.FEATURE, self._features[key], is_active=True)
+            case Verb.CREATE, CatalogKind.COUPON:
+                await objects.create_coupon(self._wanted.coupons[key])
+            case Verb.UPDATE, CatalogKind.COUPON:
+                await objects.rename_coupon(key, self._wanted.coupons[key].name)
+            case _, CatalogKind.PORTAL if self._wanted.portal is not None:
+                await self._set_portal(self._wanted.portal, action.verb)
             case Verb.ARCHIVE, _:
                 kind = CatalogKind(action.what)
                 await objects.set_active(kind, self._records[kind, key].stripe_id, is_active=False)
+
+    async def _set_portal(self, terms: PortalTerms, verb: Verb) -> None:
+        if verb is Verb.CREATE:
+            await self._parts.objects.create_portal(terms, self._prices)
+        else:
+            await self._parts.objects.update_portal(self._portal, terms, self._prices)
 
     async def _meter_id(self, event_name: str) -> str:
         """The id of a meter, which may be new; "" for a price without one."""

@@ -37,6 +37,7 @@ from pipeline.http.holds import HoldEndpoints
 from pipeline.http.intents import IntentsEndpoint
 from pipeline.http.notices import NoticesEndpoint
 from pipeline.http.openapi import DESCRIPTION, HOLD_PATH, NO_TOP, NOT_READY, REFUSALS, document
+from pipeline.http.override_models import OverridesAnswer
 from pipeline.http.overrides import OverrideEndpoints
 from pipeline.http.pages import Pages
 from pipeline.http.periods import PeriodsEndpoint
@@ -224,15 +225,15 @@ def _add_access(app: FastAPI, dependencies: GatewayDependencies) -> None:
 
 def _add_overrides(app: FastAPI, overrides: OverrideEndpoints) -> None:
     """Add the paths by which people grant things to accounts."""
-    more: dict[str, Any] = {"response_model": models.OverridesAnswer}
-    more |= {"response_description": models.OverridesAnswer.__doc__}
+    more: dict[str, Any] = {"response_model": OverridesAnswer}
+    more |= {"response_description": OverridesAnswer.__doc__}
     refusals = {status: REFUSALS[status] for status in (400, 401, 403, 501, 503, "default")}
     all_, one = "/v1/accounts/{account:name}/overrides", "/v1/accounts/{account:name}/overrides/{feature}"
     app.add_api_route(all_, overrides.listed, summary="What people granted", responses=refusals, **more)
     app.add_api_route(
         one, overrides.delete, methods=["DELETE"], summary="Take overrides back", responses=refusals, **more
     )
-    more["responses"] = refusals | {status: REFUSALS[status] for status in (408, 413, 415)}
+    more["responses"] = refusals | {status: REFUSALS[status] for status in (404, 408, 413, 415)}
     app.add_api_route(one, overrides.put, methods=["PUT"], summary="Override a feature", **more)
     contracts = "/v1/accounts/{account:name}/contracts"
     app.add_api_route(contracts, overrides.contract, methods=["POST"], summary="Grant a contract's terms", **more)

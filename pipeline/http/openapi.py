@@ -16,13 +16,12 @@ from pipeline.http.models import (
     AccessAnswer,
     AccessCheck,
     AccountWish,
-    ContractWish,
     ErrorAnswer,
     EventsAnswer,
     HoldUse,
-    OverrideWish,
     Readiness,
 )
+from pipeline.http.override_models import ContractWish, OverrideWish
 from schemas.events import UsageEvent
 
 DESCRIPTION: Final = (

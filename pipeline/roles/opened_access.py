@@ -64,9 +64,7 @@ class OpenedAccess:
         if self._opened is None:
             tables = await open_side_tables(self._base, timeout_s=READ_TIMEOUT_S)
             self._stack.push_async_callback(tables.close)
-            usage = LiveUsageSource(
-                self._live.accounts, self._live.totals, self._base.genesis.partitions, self._base.clock
-            )
+            usage = LiveUsageSource(self._live.totals, self._base.genesis.partitions, self._base.clock)
             checks = AccessChecks(
                 tables.catalog,
                 tables.entitlements,

@@ -35,6 +35,7 @@ from sinks.sql.tables import accounts, audit, catalog_versions, entitlement_vers
 Answer = TypeVar("Answer")
 
 OVERRIDE_COMMAND: Final = "account override"
+REVOKE_COMMAND: Final = "account revoke"
 ENTITY: Final = "override"
 # The `entitled_seq` of an account that was not computed yet, or by another catalog.
 MARKED: Final = -1
@@ -118,8 +119,12 @@ class SqlEntitlements:
     async def revoke(self, account: str, number: int, actor: str, reason: str, now_ms: int) -> Override:
         return await self._run(lambda connection: _revoke(connection, account, number, actor, reason, now_ms))
 
+    async def knows(self, account: str) -> bool:
+        wanted = select(accounts.c.account).where(accounts.c.account == account)
+        return await self._run(lambda connection: connection.execute(wanted).first() is not None)
+
     async def overrides(self, account: str) -> Sequence[Override]:
-        return await self._run(lambda connection: _overrides(connection, account))
+        return await self._run(lambda connection: _with_revokers(connection, account, _overrides(connection, account)))
 
 
 def _renew(connection: Connection, account: str, catalog_sha256: str, resolver: Resolver, now_ms: int) -> Recomputed:
@@ -261,7 +266,7 @@ def _revoke(connection: Connection, account: str, number: int, actor: str, reaso
     if not found:
         raise InvalidInput("number", f"account {account!r} has no override {number}: see `tidemark account overrides`")
     if found[0].revoked_ms is not None:
-        return found[0]
+        return _with_revokers(connection, account, found)[0]
     made = _taken_back(connection, heads, found[0], actor, reason, now_ms)
     save_heads(connection, heads)
     return made
@@ -272,8 +277,25 @@ def _taken_back(
 ) -> Override:
     here = (overrides.c.account == made.account) & (overrides.c.number == made.number)
     connection.execute(update(overrides).where(here).values(revoked_ms=now_ms))
-    _audited(connection, heads, made, {"revoked_ms": None}, {"revoked_ms": now_ms}, actor, reason, now_ms)
-    return made._replace(revoked_ms=now_ms)
+    before, after = {"revoked_ms": None}, {"revoked_ms": now_ms}
+    _audited(connection, heads, made, before, after, actor, reason, now_ms, cause=REVOKE_COMMAND)
+    return made._replace(revoked_ms=now_ms, revoked_by=actor, revoked_reason=reason)
+
+
+def _with_revokers(connection: Connection, account: str, made: Sequence[Override]) -> list[Override]:
+    """Overrides with who took them back and why, which the audit keeps: the row that was not the first one."""
+    gone = {str(each.number) for each in made if each.revoked_ms is not None}
+    wanted = select(audit.c.entity_id, audit.c.actor, audit.c.reason).where(
+        audit.c.account == account,
+        audit.c.entity == ENTITY,
+        audit.c.entity_id.in_(gone),
+        audit.c.before_json.is_not(None),
+    )
+    by_number = {row[0]: (row[1], row[2]) for row in connection.execute(wanted)} if gone else {}
+    return [
+        each._replace(revoked_by=said[0], revoked_reason=said[1]) if (said := by_number.get(str(each.number))) else each
+        for each in made
+    ]
 
 
 def _check_said(*said: tuple[str, str]) -> None:
@@ -292,6 +314,7 @@ def _audited(
     actor: str,
     reason: str,
     now_ms: int,
+    cause: str = OVERRIDE_COMMAND,
 ) -> None:
     head = heads[made.account]
     row = trail.next_row(
@@ -299,7 +322,7 @@ def _audited(
         made.account,
         now_ms,
         actor=actor,
-        cause=OVERRIDE_COMMAND,
+        cause=cause,
         entity=(ENTITY, str(made.number)),
         before=before,
         after=after,

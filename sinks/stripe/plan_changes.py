@@ -11,8 +11,8 @@ import stripe
 from schemas.billing_events import ObjectKind, ObjectName
 from schemas.clock import HOUR_MS, SECOND_MS
 from schemas.plan_changes import InvoicePreview, PreviewLine, StripeInvoice, StripeItem, StripeSubscription
-from sinks.stripe.connection import is_stored_failure, read, stored
-from sinks.stripe.objects import PART_PAGES_MAX, json_of
+from sinks.stripe.connection import is_stored_failure, json_of, read, stored
+from sinks.stripe.objects import PART_PAGES_MAX
 from sinks.stripe.schedules import StripeClientSchedules
 
 _SUBSCRIPTIONS: Final = "/v1/subscriptions"
@@ -113,6 +113,7 @@ def _subscription(body: Mapping[str, Any]) -> StripeSubscription:
         bool(body["cancel_at_period_end"]),
         body["pending_update"] is not None,
         bool(body["discounts"]) or any(row["discounts"] for row in rows),
+        any(row["discounts"] for row in rows),
         bool((body["automatic_tax"] or {}).get("enabled")),
         _id(body["latest_invoice"]),
         tuple(

@@ -149,6 +149,7 @@ class Changing(Business):
         await self.open()
         self.prices = await apply_catalog(self, self.stripe.simulator, catalog)
         await self.join(ACME, card)
+        await self.settle()
 
     async def join(self, account: str, card: str = "pm_card_visa") -> None:
         """Link an account to a new customer. All words are about this account from now on."""
@@ -157,7 +158,6 @@ class Changing(Business):
         await self.link(account, self.customer)
         if card:
             self.use_card(card)
-        await self.settle()
 
     def use_card(self, card: str) -> None:
         """Pay with another card from now on."""
@@ -173,7 +173,6 @@ class Changing(Business):
         ]
         made = self.stripe.call("POST /v1/subscriptions", {"customer": self.customer, "items": items, **params})
         self.subscription = str(made["id"])
-        await self.settle()
         return self.subscription
 
     def parts(self, countdown: list[int] | None = None, *, after: bool = False) -> Parts:

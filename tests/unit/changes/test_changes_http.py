@@ -49,6 +49,7 @@ async def served(tmp_path: Path) -> AsyncIterator[Served]:
     business = Changing(START_MS)
     await business.begin()
     await business.subscribed("essential.v1.location.month.usd")
+    await business.settle()
     business.clock.ms += 9 * 1_440 * MINUTE_MS
 
     async def changes() -> Parts:

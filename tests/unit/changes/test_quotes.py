@@ -32,6 +32,7 @@ async def world(at: str, *keys: str, **params: Any) -> Changing:
     await found.begin()
     if keys:
         await found.subscribed(*keys, **params)
+        await found.settle()
     return found
 
 
@@ -417,6 +418,67 @@ async def test_what_nobody_can_carry_out_yet_is_refused_with_the_way_out(
     assert isinstance(found, Refusal)
     assert found.code is code
     assert ": " in found.message
+
+
+async def test_a_discount_of_everything_leaves_a_valid_quote_of_nothing() -> None:
+    business = await world("2027-02-01", ESSENTIAL)
+    coupon = business.stripe.call("POST /v1/coupons", {"percent_off": 100, "duration": "forever"})["id"]
+    route = "POST /v1/subscriptions/{subscription_exposed_id}"
+    business.stripe.call(route, {"discounts": [{"coupon": coupon}]}, business.subscription)
+    reach(business, "2027-03-10")
+    quote, operation = await business.changed("pro", quantities={"locations": 2})
+
+    assert (quote.total.minor, quote.ours_minor, operation.state) == (0, None, OperationState.DONE)
+    assert quote.words == "You will be charged nothing today, and your next invoice on April 1 will be $0.00."
+    assert business.bought() == {(PRO, 2)}
+
+
+async def test_seats_are_credited_where_the_next_plan_has_none() -> None:
+    """All that is paid ahead is prorated in one call, and our rating agrees."""
+    seats = '[{component: seat, quantity: seats, month: {usd: "10.00"}}]'
+    catalog = f"""\
+version: 1
+{METER}
+currencies: {{usd: 2}}
+features: {{seats: {{type: seat, merge: sum}}}}
+plans:
+  team: {{version: 1, rank: 1, prices: {seats}, grants: {{seats: quantity}}}}
+  flat: {{version: 1, rank: 2, prices: [{{component: base, month: {{usd: "100.00"}}}}], grants: {{seats: unlimited}}}}
+"""
+    business = Changing(ms("2027-02-01"))
+    await business.begin(catalog)
+    await business.subscribed("team.v1.seat.month.usd", quantity=4)
+    reach(business, "2027-02-15")
+    quote, _ = await business.changed("flat")
+
+    assert sorted(line.amount_minor for line in quote.lines) == [-2000, 5000]
+    assert (quote.charged_minor, quote.ours_minor) == (3000, 3000)
+
+
+async def test_what_no_catalog_made_stays_beside_a_plan() -> None:
+    """A subscription to something else is not changed: the plan gets one of its own."""
+    business = await world("2027-02-01")
+    price = business.stripe.call("POST /v1/prices", {
+        "currency": "usd", "unit_amount": 500, "recurring": {"interval": "month"}, "product_data": {"name": "advice"},
+    })["id"]  # fmt: skip
+    business.stripe.call("POST /v1/subscriptions", {"customer": business.customer, "items": [{"price": price}]})
+    quote, _ = await business.changed("pro")
+
+    assert (quote.decided.row, quote.charged_minor) == (2, 14900)
+    assert len(list(business.stripe.pages("GET /v1/subscriptions", {"customer": business.customer}))) == 2
+
+
+async def test_an_end_now_is_an_operators_and_credits_the_rest() -> None:
+    business = await world("2027-02-01", PRO)
+    reach(business, "2027-02-15")
+    refused = await business.ask(kind=ChangeKind.CANCEL_NOW)
+    quote, operation = await business.changed(kind=ChangeKind.CANCEL_NOW, by_operator=True)
+
+    assert isinstance(refused, Refusal)
+    assert refused.code is RefusalCode.OPERATOR_ONLY
+    assert quote.words == "Your subscription ends today. What is paid for the time after is credited to your account."
+    assert (operation.state, business.at_stripe()["status"]) == (OperationState.DONE, "canceled")
+    assert business.invoices() == [14900, -7450]
 
 
 async def test_the_same_request_is_the_same_quote() -> None:
