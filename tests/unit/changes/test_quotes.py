@@ -491,6 +491,32 @@ async def test_the_same_request_is_the_same_quote() -> None:
     assert first == second != derived[0] == derived[1]
 
 
+async def test_access_follows_a_change_when_stripe_has_made_it() -> None:
+    """Up at once; down with the period, to the millisecond, and not when the quote is accepted (scenario 7)."""
+    business = await world("2027-02-01", ESSENTIAL)
+    reach(business, "2027-02-10")
+    allowed = [(await business.reason("pos"))]
+    await business.changed("pro")
+    await business.settle()
+    allowed.append(await business.reason("pos"))
+    await business.changed("essential")
+    await business.settle()
+    for moment in (ms("2027-03-01") - 1, ms("2027-03-01")):
+        business.clock.ms = moment
+        allowed.append(await business.reason("pos"))
+
+    assert [str(reason) for reason in allowed] == ["not_in_plan", "included", "included", "not_in_plan"]
+
+
+async def test_access_waits_for_the_payment_of_a_change() -> None:
+    business = await world("2027-02-01", ESSENTIAL)
+    business.use_card("pm_card_chargeCustomerFail")
+    await business.changed("pro")
+    await business.settle()
+
+    assert str(await business.reason("pos")) == "not_in_plan"
+
+
 async def test_the_audit_says_who_changed_what() -> None:
     business = await world("2027-02-01", ESSENTIAL)
     await business.changed("pro")
