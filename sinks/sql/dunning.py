@@ -286,8 +286,13 @@ def _write_off(connection: Connection, name: str, actor: str, reason: str, now_m
 
 
 def _with_invoices(connection: Connection, cases: Sequence[DunningCase]) -> list[ListedCase]:
-    """Each case with its open invoices."""
+    """Each case with its open invoices, and whether its subscription has ended."""
     found: dict[str, list[Any]] = defaultdict(list)
+    ended = set[str]()
+    subscription = mirror["subscriptions"].c
+    for chunk in chunks({each.subscription for each in cases}):
+        has_ended = or_(subscription.ended_ms.is_not(None), subscription.deleted == 1)
+        ended |= set(connection.execute(select(subscription.id).where(subscription.id.in_(chunk), has_ended)).scalars())
     of, invoice = dunning_invoices.c, mirror["invoices"].c
     for chunk in chunks([each.id for each in cases]):
         wanted = select(of.case_id, invoice.id, invoice.remaining_minor, invoice.hosted_url)
@@ -298,7 +303,7 @@ def _with_invoices(connection: Connection, cases: Sequence[DunningCase]) -> list
     return [
         ListedCase(
             each, tuple(row.id for row in found[each.id]), sum(row.remaining_minor or 0 for row in found[each.id]),
-            next((row.hosted_url or "" for row in found[each.id]), ""),
+            next((row.hosted_url or "" for row in found[each.id]), ""), each.subscription in ended,
         )
         for each in cases
     ]  # fmt: skip

@@ -282,6 +282,20 @@ async def test_how_many_are_open(business: Business) -> None:
     assert await business.tables.dunning.counts() == DunningCounts({DunningState.DOWNGRADED: 1}, 1)
 
 
+@pytest.mark.parametrize("has_ended", [False, True], ids=["unpaid", "canceled by Stripe"])
+async def test_nobody_is_offered_what_a_payment_does_not_bring_back(business: Business, has_ended: bool) -> None:
+    """An application would show, and a mail would say, that a payment restores the plan."""
+    await invoice(business.tables, **RETRIED)
+    await business.renew()
+    ended = {"status": "canceled", "ended_ms": NOW_MS + DAY_MS, "cancellation_reason": "payment_failed"}
+    await business.subscribed(**(ended if has_ended else {"status": "unpaid"}))
+    for day in (1, 4):
+        await business.renew(day)
+    (listed,) = await business.tables.dunning.listed()
+    facts = await business.tables.notices.facts(NoticeKind.DOWNGRADED, NOW_MS + 4 * DAY_MS)
+    assert (listed.case.state, listed.has_ended, len(facts)) == (DunningState.DOWNGRADED, has_ended, 1 - has_ended)
+
+
 async def test_how_many_recover(business: Business) -> None:
     """By month of the first failure. What is paid after thirty days, and what was found late, does not count."""
     for number, paid_after in ((0, 5), (1, 31)):

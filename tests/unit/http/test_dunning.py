@@ -129,5 +129,7 @@ class Said:
 def test_the_words_of_a_banner(said: Said) -> None:
     case = DunningCase("dun_1", "acme", "sub_1", NOW_MS, NOW_MS, said.state, 14_900, "usd", 2, NOW_MS + 3 * DAY_MS)
     assert banner_text(ListedCase(case), NOW_MS) == said.text
+    ended = banner_text(ListedCase(case, has_ended=True), NOW_MS)
+    assert ended == "Your subscription has ended, because $149.00 are open."
     closed = case._replace(closed_ms=NOW_MS, outcome=DunningOutcome.RECOVERED)
     assert banner_text(ListedCase(closed), NOW_MS) == ""
