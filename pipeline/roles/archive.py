@@ -5,14 +5,14 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Final
 
-from pipeline.ingest.archive import ARCHIVE_GROUP, ArchiveProcessor
+from pipeline.ingest.archive import ARCHIVE_GROUP, STEP_EVENTS_MAX, ArchiveProcessor
 from pipeline.open import open_base, open_clickhouse_store
 from pipeline.roles.base import run_processor, runner_settings
 from pipeline.settings import Settings
 
 # Per partition; an insert has the events of several partitions. The queue has the next step while one is inserted.
-FLUSH_BYTES_MAX: Final = 16 * 1024 * 1024
-QUEUE_BYTES_MAX: Final = 16 * 1024 * 1024
+FLUSH_BYTES_MAX: Final = 32 * 1024 * 1024
+QUEUE_BYTES_MAX: Final = 24 * 1024 * 1024
 
 
 async def run_archive(settings: Settings, *, replay_from_start: bool = False) -> None:
@@ -20,15 +20,16 @@ async def run_archive(settings: Settings, *, replay_from_start: bool = False) ->
     base = await open_base(settings)
     store = await open_clickhouse_store(settings)
     try:
+        events_max = min(settings.flush_events_max, STEP_EVENTS_MAX)
         archive = ArchiveProcessor(
             base.log,
             store,
             settings.secret_bytes(),
-            events_max=settings.flush_events_max,
+            events_max=events_max,
             replay_from_start=replay_from_start,
         )
         linger_s = settings.archive_linger_s
-        limits = runner_settings(settings, ARCHIVE_GROUP, linger_s=linger_s, catch_up_linger_s=linger_s)
+        limits = runner_settings(settings, ARCHIVE_GROUP, events_max, linger_s=linger_s, catch_up_linger_s=linger_s)
         await run_processor(
             base, archive, replace(limits, flush_bytes_max=FLUSH_BYTES_MAX, queue_bytes_max=QUEUE_BYTES_MAX)
         )
