@@ -34,6 +34,7 @@ from sinks.sql.tables import INTEGER, account_customers, mirror, notices
 TRIAL_MS: Final = 7 * DAY_MS
 UNPAID_MS: Final = 30 * DAY_MS
 ENDED_MS: Final = 3 * DAY_MS
+CARD_MS: Final = 60 * DAY_MS
 DETAIL_CHARACTERS_MAX: Final = 500
 _FACTS: Final = Notice._fields
 # The state of a case that a notice is about.
@@ -170,6 +171,15 @@ def _facts(kind: NoticeKind, now_ms: int, *, is_old_told: bool) -> Any:
     if kind is NoticeKind.TRIAL_ENDS:
         is_so = (subscription.status == "trialing") & subscription.trial_end_ms.between(now_ms + 1, now_ms + TRIAL_MS)
         return _linked(subscription, is_so, now_ms, subscription.trial_end_ms, subscription.start_ms, *nothing)
+    if kind is NoticeKind.CARD_EXPIRES:
+        customer, card = mirror["stripe_customers"].c, mirror["payment_methods"].c
+        # Stripe tries the subscription's own card, and the customer's where the subscription has none.
+        paying = func.coalesce(subscription.default_payment_method, customer.default_payment_method)
+        is_so = (customer.id == subscription.customer_id) & (card.id == paying)
+        is_so &= subscription.status.in_(["active", "trialing", "past_due"])
+        is_so &= card.expires_ms.between(now_ms + 1, now_ms + CARD_MS)
+        is_so &= func.coalesce(subscription.cancel_at_ms > card.expires_ms, literal_column("TRUE"))
+        return _linked(subscription, is_so, now_ms, card.expires_ms, subscription.start_ms, *nothing)
     if kind is NoticeKind.SUBSCRIPTION_ENDED:
         is_so = (subscription.status == "canceled") & subscription.ended_ms.between(ended_ms, now_ms)
         return _linked(subscription, is_so, now_ms, subscription.ended_ms, subscription.start_ms, *nothing)

@@ -43,7 +43,9 @@ PACK_KEY: Final = "tidemark_pack"
 CREDITS_KEY: Final = "tidemark_credits"
 # The mark of the portal's configuration.
 MARK_KEY: Final = "tidemark_portal"
+# What Stripe says only if it is asked for it.
 _TIERS: Final = {"expand": ["data.tiers"]}
+_CHOICES: Final = {"expand": ["data.features.subscription_update.products"]}
 
 Sleep = Callable[[float], Awaitable[None]]
 
@@ -95,7 +97,7 @@ class StripeClientCatalog:
 
     async def _marked_portal(self) -> Mapping[str, Any] | None:
         """The configuration of the portal with our mark. Of several, all of them find the same: the first one made."""
-        rows = [row async for row in self._rows(_PATHS[CatalogKind.PORTAL])]
+        rows = [row async for row in self._rows(_PATHS[CatalogKind.PORTAL], _CHOICES)]
         marked = [row for row in rows if (row["metadata"] or {}).get(MARK_KEY) == PORTAL_KEY]
         return min(marked, key=lambda row: (not row["active"], row["created"], row["id"]), default=None)
 
@@ -363,7 +365,7 @@ def _portal(row: Mapping[str, Any], keys: Mapping[str, str]) -> StripePortal:
             upgrade += ", and what costs less at once"
         products = [
             (each["product"], tuple(sorted(keys.get(price, price) for price in each["prices"])))
-            for each in update["products"] or ()
+            for each in update.get("products") or ()
         ]
     mode = "never" if not cancel["enabled"] else cancel["mode"].removeprefix("at_")
     terms = PortalTerms(mode, features["payment_method_update"]["enabled"], upgrade, tuple(sorted(products)))
