@@ -310,8 +310,9 @@ async def test_unknown_accounts_of_control_records_are_read_at_once_and_once() -
 @pytest.mark.parametrize("named", [True, False], ids=["gets a name", "loses its name"])
 async def test_a_meter_is_renamed_at_stripe_between_two_records_of_a_flush(named: bool) -> None:
     """Usage is reported as the meter set at its record says, whatever the flushes were (I7)."""
-    plain = {"version": 1, "meters": [{"slug": "calls", "event_type": "call", "aggregation": "count"}]}
-    reported = {"version": 1, "meters": [{**plain["meters"][0], "stripe_event_name": "calls"}]}  # type: ignore[index]
+    meter = {"slug": "calls", "event_type": "call", "aggregation": "count"}
+    plain: dict[str, Any] = {"version": 1, "meters": [meter]}
+    reported: dict[str, Any] = {"version": 1, "meters": [{**meter, "stripe_event_name": "calls"}]}
     first, second = (plain, reported) if named else (reported, plain)
     stored = []
     for events_max in (1, 20_000):
