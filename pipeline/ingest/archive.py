@@ -15,13 +15,10 @@ from itertools import islice, takewhile
 from typing import Final, NamedTuple
 
 from aggregators.bindings import apply
-from aggregators.decode import normalised
-from aggregators.flush_plan import PlacedDedupDecision, Placement, place
+from aggregators.flush_plan import PlacedDedupDecision, place
 from aggregators.meters import in_force_after
 from aggregators.scan import LogState, Scan, scan
-from aggregators.signing import hash_key
-from aggregators.steps import Arrival
-from pipeline.ingest.event_blocks import EventBlocks, is_control
+from pipeline.ingest.event_blocks import EventBlocks, event_rows, is_control
 from pipeline.ingest.joint_inserts import JointInserts
 from pipeline.logs.control_records import find_genesis
 from pipeline.logs.start_position import check_fresh, check_position
@@ -166,7 +163,7 @@ class ArchiveProcessor:
         scanned = scan(partition, reached.state, self._secret, records, events_max=self._events_max)
         placement = place(scanned, reached.accounts)
         return _Rows(
-            _event_rows(placement, partition),
+            event_rows(placement, partition),
             (),
             [_decision_row(placed, partition) for placed in placement.decisions],
             _control_rows(scanned, partition),
@@ -199,13 +196,7 @@ class ArchiveProcessor:
         return _Rows((), maker.blocks(), decisions, controls, next_offset, state, changed)
 
     def _maker(self, partition: int) -> EventBlocks | None:
-        if self._native is None:
-            return None
-
-        def rows_of(state: LogState, accounts: Mapping[str, AccountState], records: Sequence[Record]) -> list[EventRow]:
-            return _event_rows(place(scan(partition, state, self._secret, records), accounts), partition)
-
-        return EventBlocks(self._native, hash_key(self._secret), partition, rows_of)
+        return None if self._native is None else EventBlocks(self._native, self._secret, partition)
 
     async def revoked(self, partition: int) -> None:
         self._partitions.pop(partition, None)
@@ -221,18 +212,6 @@ def _control_rows(scanned: Scan, partition: int) -> list[ControlRow]:
         for entry in scanned.controls
         if entry.kind is not ControlKind.TICK
     ]
-
-
-def _event_rows(placement: Placement, partition: int) -> list[EventRow]:
-    arrivals = (placed.arrival for placed in placement.placed if not placed.kept_out)
-    return [_row(arrival, partition) for arrival in arrivals if arrival.decision is None]
-
-
-def _row(arrival: Arrival, partition: int) -> EventRow:
-    return EventRow(
-        arrival.account, arrival.id, arrival.type, arrival.source, arrival.time_us,
-        normalised(arrival.data), partition, arrival.position, arrival.stream_time_ms, arrival.deferred is not None,
-    )  # fmt: skip
 
 
 def _decision_row(placed: PlacedDedupDecision, partition: int) -> DedupDecisionRow:

@@ -1,22 +1,24 @@
-"""Rows of the archive by the C core. The core takes plain events; this module makes the rows of all others as the
-archive does without the core."""
+"""The archive's rows of events: by Python, and by the C core, which takes plain events and leaves all others to it."""
 
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Final
 
 from aggregators.bindings import is_waiting
-from aggregators.decode import is_batch
+from aggregators.decode import is_batch, normalised
 from aggregators.deferred import far_late_us
+from aggregators.flush_plan import Placement, place
 from aggregators.judge import WITHOUT_METERS, rules_at
 from aggregators.meters import compiled
 from aggregators.native.interface import LeftOut, Moment, Told
 from aggregators.native.rows import RowCore
 from aggregators.partitioning import partition_of
 from aggregators.periods import period_at
-from aggregators.scan import LogState
+from aggregators.scan import LogState, scan
+from aggregators.signing import hash_key
+from aggregators.steps import Arrival
 from schemas.analytics import EVENT_TIME_MAX_US, EventBlock, EventRow, check_times
 from schemas.clock import MILLISECOND_US
 from schemas.control import CONTROL_HEADER
@@ -27,7 +29,19 @@ from schemas.periods import AccountState
 _UNBOUND: Final = AccountState()
 
 Accounts = Mapping[str, AccountState]
-RowsOf = Callable[[LogState, Accounts, Sequence[Record]], list[EventRow]]
+
+
+def event_rows(placement: Placement, partition: int) -> list[EventRow]:
+    """The rows of the accepted events of a placement."""
+    arrivals = (placed.arrival for placed in placement.placed if not placed.kept_out)
+    return [_row(arrival, partition) for arrival in arrivals if arrival.decision is None]
+
+
+def _row(arrival: Arrival, partition: int) -> EventRow:
+    return EventRow(
+        arrival.account, arrival.id, arrival.type, arrival.source, arrival.time_us,
+        normalised(arrival.data), partition, arrival.position, arrival.stream_time_ms, arrival.deferred is not None,
+    )  # fmt: skip
 
 
 def is_control(record: Record) -> bool:
@@ -36,16 +50,15 @@ def is_control(record: Record) -> bool:
 
 
 class EventBlocks:
-    """Makes the blocks of one partition. `rows_of` makes the rows of records of events without the core.
+    """Makes the blocks of one partition.
 
     Keeps a core with the accounts that were seen; the core bounds their number and forgets all when there are too many.
     """
 
-    def __init__(self, library: ctypes.CDLL, hash_key: bytes, partition: int, rows_of: RowsOf) -> None:
+    def __init__(self, library: ctypes.CDLL, secret: bytes, partition: int) -> None:
         self._library = library
-        self._hash_key = hash_key
+        self._secret = secret
         self._partition = partition
-        self._rows_of = rows_of
         self._core: RowCore | None = None
         self._meter_set: MeterSet | None = None
         self._cut: list[EventBlock] = []
@@ -69,7 +82,7 @@ class EventBlocks:
         left_out = core.take(value, read.at, position(record.offset), moment) if read.events > 0 else []
         core.clear_tape()
         if read.events < 0 or (left_out and not is_batch(value)):
-            rows = self._rows_of(state, accounts, [record])
+            rows = self._rows_of(state, accounts, record)
         else:
             rows = self._judged(state, accounts, record, left_out) if left_out else []
         check_times(rows)
@@ -97,7 +110,7 @@ class EventBlocks:
         if self._core is None or self._meter_set is not state.meter_set:
             self._end_block()
             meter_set = state.meter_set or WITHOUT_METERS.meter_set
-            self._core = RowCore(self._library, self._hash_key, self._partition, meter_set, for_rows=True)
+            self._core = RowCore(self._library, hash_key(self._secret), self._partition, meter_set, for_rows=True)
             self._meter_set = state.meter_set
         return self._core
 
@@ -129,6 +142,10 @@ class EventBlocks:
             return Told(0, 0, until_us)
         return Told(period.start_ms * MILLISECOND_US, until_us, until_us)
 
+    def _rows_of(self, state: LogState, accounts: Accounts, record: Record) -> list[EventRow]:
+        """The rows of a record as Python makes them."""
+        return event_rows(place(scan(self._partition, state, self._secret, [record]), accounts), self._partition)
+
     def _judged(
         self, state: LogState, accounts: Accounts, record: Record, left_out: Sequence[LeftOut]
     ) -> list[EventRow]:
@@ -136,5 +153,5 @@ class EventBlocks:
         alone = record._replace(value=b"[" + b",".join(each.raw for each in left_out) + b"]")
         return [
             row._replace(position=position(record.offset, left_out[index_of(row.position)].place))
-            for row in self._rows_of(state, accounts, [alone])
+            for row in self._rows_of(state, accounts, alone)
         ]

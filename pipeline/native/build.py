@@ -47,14 +47,17 @@ def compiler() -> tuple[str, ...] | None:
     return (sys.executable, "-m", "ziglang", "cc") if importlib.util.find_spec("ziglang") else None
 
 
-def compile_to(target: Path, command: Sequence[str], flags: Sequence[str] = FLAGS) -> str:
-    """Compile the core to `target`, which appears complete or not at all. Returns what went wrong, or nothing."""
+def compile_to(target: Path, command: Sequence[str], flags: Sequence[str] | None = None) -> str:
+    """Compile the core to `target`, with `FLAGS` unless others are given. Returns what went wrong, or the empty text.
+
+    The file appears complete or not at all.
+    """
     try:
         target.parent.mkdir(exist_ok=True)
         with tempfile.TemporaryDirectory(dir=target.parent) as folder:
             made = Path(folder) / target.name
             hashed = f'-DTIDEMARK_SOURCES="{sources_hash()}"'
-            arguments = [*command, *flags, hashed, "-o", str(made), str(SOURCES / "core.c")]
+            arguments = [*command, *(flags or FLAGS), hashed, "-o", str(made), str(SOURCES / "core.c")]
             done = subprocess.run(arguments, capture_output=True, text=True, timeout=COMPILE_TIMEOUT_S, check=False)
             if done.returncode == 0:
                 made.replace(target)

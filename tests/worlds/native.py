@@ -8,24 +8,32 @@ from typing import Any, Final, NamedTuple
 
 from aggregators.columns import ColumnMaker, PythonColumns, Segment
 from aggregators.decode import Rejected
+from aggregators.flush_plan import place
 from aggregators.judge import Home, rules_at
 from aggregators.ledger import Ledger
 from aggregators.meters import compiled
 from aggregators.native.columns import NativeColumns
+from aggregators.native.interface import bind
 from aggregators.partitioning import partition_of
+from aggregators.scan import LogState, scan
 from aggregators.signing import hash_key
+from pipeline.ingest.event_blocks import EventBlocks, event_rows
 from pipeline.native.build import build
 from pipeline.native.load import load
 from schemas.events import EventStruct
-from schemas.log import index_of
+from schemas.log import EVENTS_TOPIC, Record, index_of
 from schemas.meters import MeterSet
 from schemas.periods import AccountState
+from sinks.clickhouse.fake_native import rows_of
+from tests.worlds.deployment import SECRET
 
-HASH_KEY: Final = hash_key(b"a secret of thirty-two characters")
+HASH_KEY: Final = hash_key(SECRET)
 
 
-def native_library() -> ctypes.CDLL:
-    """The C core, built if it is not there. Raises `RuntimeError` where it cannot be built."""
+def native_library(path: str = "") -> ctypes.CDLL:
+    """The C core, built if it is not there, or the one at a path. Raises `RuntimeError` where it cannot be built."""
+    if path:
+        return bind(ctypes.CDLL(path))
     said, loaded = build(), load(enabled=True)
     if loaded.library is None:
         raise RuntimeError(f"{said}; {loaded.why}")
@@ -89,6 +97,23 @@ class BothMakers:
         assert all(isinstance(item, EventStruct) for place, item in ours.items() if place not in theirs), value
         assert _plain(native) == _without(python, ours), (offset, value)
         return Share(received, received - len(ours))
+
+
+class BothRows:
+    """Both makers of the archive's rows, of accounts without bindings."""
+
+    def __init__(self, library: ctypes.CDLL, meter_set: Mapping[str, Any]) -> None:
+        self._meter_set = MeterSet.model_validate(meter_set)
+        self._blocks = EventBlocks(library, SECRET, 0)
+
+    def compare(self, offset: int, stream_time_ms: int, value: bytes) -> None:
+        """Make the rows of a record with both, and assert that they are equal."""
+        record = Record(EVENTS_TOPIC, 0, offset, stream_time_ms, None, value)
+        state = LogState("log", 1, stream_time_ms, self._meter_set)
+        python = event_rows(place(scan(0, state, SECRET, [record]), {}), 0)
+        self._blocks.take(state, {}, record)
+        native = [row for block in self._blocks.blocks() for row in rows_of(block)]
+        assert sorted(native, key=lambda row: row.position) == python, (offset, value)
 
 
 def _plain(segment: Segment) -> dict[str, Any]:
