@@ -5,7 +5,7 @@ BIN := .venv/bin
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help install native demo test check bench mutants torture stripe-mock format clean
+.PHONY: help install native demo test check bench mutants fuzz torture stripe-mock format clean
 
 help: ## Say what the targets do
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -58,6 +58,9 @@ bench: .venv/.development native ## Measure, with ratios to a bare consume-and-d
 
 mutants: .venv/.development native ## Show that the simulation catches deliberate defects (2 minutes)
 	@$(BIN)/python -m tests.simulation.mutants $(ARGS)
+
+fuzz: .venv/.development native ## Compare the C core with Python on odd and broken records (a minute; ARGS=--events 10000000)
+	@$(BIN)/python -m tests.fuzz $(ARGS)
 
 torture: .venv/.development native ## Kill real processes and services at random under load, lose webhooks, then compare all (10 minutes; ARGS=--seed 7)
 	@$(BIN)/python -m tests.torture $(ARGS)

@@ -7,7 +7,7 @@
 #include "table.h"
 
 #define CELLS_MAX (1 << 19)
-#define CELL_TABLE_BYTES_MAX ((size_t)64 << 20)
+#define CELL_TABLE_BYTES_MAX ((size_t)32 << 20)
 #define HOUR_US 3600000000LL
 
 /* The columns of one meter. `numbers` are cells up to the record in hand and targets before it. */

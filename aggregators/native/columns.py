@@ -20,9 +20,6 @@ from schemas.clock import HOUR_MS, MILLISECOND_US
 from schemas.log import position
 from schemas.meters import Meter
 
-# The core forgets its cells when there are more: half of the most that it keeps, so that a record always finds room.
-CELLS_MAX: Final = 1 << 18
-
 _CELL: Final = Struct("<qqi")
 _LENGTH: Final = Struct("<i")
 # The kinds of `tm_column` with the form of their numbers: of the events, and of a meter.
@@ -37,6 +34,10 @@ class _ColumnCore(Core):
     def cells(self) -> int:
         count: int = self._library.tm_cells(self._handle)
         return count
+
+    @property
+    def cells_are_many(self) -> bool:
+        return bool(self._library.tm_cells_are_many(self._handle))
 
     def cell_texts(self, first: int) -> bytes:
         size = c_int64()
@@ -66,11 +67,11 @@ class _ColumnCore(Core):
 class NativeColumns:
     """The maker of columns in C. See `ColumnMaker`. After an error, drop it with its ledger."""
 
-    def __init__(self, library: ctypes.CDLL, partition: int, ledger: Ledger, compiled: CompiledMeterSet) -> None:
+    def __init__(self, library: ctypes.CDLL, ledger: Ledger, compiled: CompiledMeterSet) -> None:
         meter_set = compiled.meter_set
         self._ledger = ledger
         self._policy = meter_set.policy
-        self._core = _ColumnCore(library, ledger.hash_key, partition, meter_set, for_rows=False)
+        self._core = _ColumnCore(library, ledger.hash_key, meter_set, for_rows=False)
         self._meters = self._core.table.order
         self._index = {meter.slug: index for index, meter in enumerate(self._meters)}
         self._moment = Moment(0, 0, 0, 0)
@@ -81,6 +82,7 @@ class NativeColumns:
         self._accounts: dict[int, Account] = {}
         self._serial = 0
         self._settled = 0
+        self._many = False
         self.columns = Columns({meter.slug: Column(meter) for meter in meter_set.meters})
 
     def go_to(self, stream_time_ms: int, rules: Rules) -> None:
@@ -179,8 +181,8 @@ class NativeColumns:
         if ledger.entered:
             self._tell(ledger.entered)
             ledger.entered.clear()
-        if self._epoch != ledger.epoch or self._settled > CELLS_MAX:
-            self._epoch, self._settled = ledger.epoch, 0
+        if self._epoch != ledger.epoch or self._many:
+            self._epoch, self._settled, self._many = ledger.epoch, 0, False
             self._core.forget_cells()
 
     def _tell(self, accounts: Iterable[Account]) -> None:
@@ -194,6 +196,8 @@ class NativeColumns:
         if told and not self._core.tell(told):
             # The core has no more room: it forgets all, and asks for those that send events.
             self._core.forget_accounts()
+            self._serials.clear()
+            self._accounts.clear()
 
     def _settle(self) -> None:
         """Find the targets of the cells that are new to the core."""
@@ -214,6 +218,7 @@ class NativeColumns:
             targets.append(self._ledger.target(place, meter, hour * HOUR_MS, dimensions))
         self._settled += len(targets)
         self._core.settle(targets)
+        self._many = self._core.cells_are_many
 
 
 def _cuts(positions: Sequence[int], others: Sequence[int]) -> list[int]:

@@ -15,8 +15,8 @@
 
 #define EVENTS_MAX 65536
 #define RECORD_BYTES_MAX (1 << 27) /* a note of the tape has 28 bits for a length */
-#define ACCOUNTS_MAX (1 << 20)
-#define ACCOUNT_BYTES_MAX ((size_t)128 << 20)
+#define ACCOUNTS_MAX (1 << 19)
+#define ACCOUNT_BYTES_MAX ((size_t)32 << 20)
 
 /* Answers that are no number of events. */
 enum { REFUSED = -1, NO_MEMORY = -4 };
@@ -247,6 +247,12 @@ void tm_forget_accounts(Core *core) {
 /* Cells. */
 
 int32_t tm_cells(const Core *core) { return core->columns.cells.count; }
+
+/* Whether the table of cells is more than half full. The next record may fill it, and then events are left out. */
+int32_t tm_cells_are_many(const Core *core) {
+    const Table *cells = &core->columns.cells;
+    return cells->count > cells->count_max / 2 || cells->arena.used > cells->bytes_max / 2;
+}
 
 /* The texts of the cells from a number on, one after the other. */
 const uint8_t *tm_cell_texts(const Core *core, int32_t from, int64_t *len) {

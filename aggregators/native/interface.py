@@ -92,6 +92,7 @@ _FUNCTIONS: Final[dict[str, tuple[Any, list[Any]]]] = {
     "tm_tell": (c_int32, [_CORE, c_char_p, POINTER(c_int32), POINTER(CAccount), c_int32]),
     "tm_forget_accounts": (None, [_CORE]),
     "tm_cells": (c_int32, [_CORE]),
+    "tm_cells_are_many": (c_int32, [_CORE]),
     "tm_cell_texts": (c_void_p, [_CORE, c_int32, POINTER(c_int64)]),
     "tm_settle": (c_int32, [_CORE, POINTER(c_int32), c_int32]),
     "tm_forget_cells": (None, [_CORE]),
@@ -117,9 +118,9 @@ class Core:
     interpreter's lock. After `MemoryError` the core is of no use any more."""
 
     def __init__(
-        self, library: ctypes.CDLL, hash_key: bytes, partition: int, meter_set: MeterSet, *, for_rows: bool
+        self, library: ctypes.CDLL, hash_key: bytes, meter_set: MeterSet, partition: int = 0, *, for_rows: bool
     ) -> None:
-        """`for_rows`: the core makes rows of the archive, otherwise columns of the fold."""
+        """`for_rows`: the core makes rows of the archive, of that partition; otherwise columns of the fold."""
         self._library = library
         # The core reads this memory.
         self.table = meter_table(meter_set)

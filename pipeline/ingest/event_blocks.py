@@ -110,7 +110,7 @@ class EventBlocks:
         if self._core is None or self._meter_set is not state.meter_set:
             self._end_block()
             meter_set = state.meter_set or WITHOUT_METERS.meter_set
-            self._core = RowCore(self._library, hash_key(self._secret), self._partition, meter_set, for_rows=True)
+            self._core = RowCore(self._library, hash_key(self._secret), meter_set, self._partition, for_rows=True)
             self._meter_set = state.meter_set
         return self._core
 

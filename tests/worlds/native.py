@@ -62,7 +62,7 @@ class BothMakers:
         self._states = dict(states or {})
         self.ledger = Ledger(HASH_KEY)
         self.python: ColumnMaker = PythonColumns(self.ledger, self._meters)
-        self.native: ColumnMaker = NativeColumns(library, 0, self.ledger, self._meters)
+        self.native: ColumnMaker = NativeColumns(library, self.ledger, self._meters)
 
     def go_to(self, stream_time_ms: int) -> None:
         """Go to a stream time, before the next record."""
