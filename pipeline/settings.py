@@ -189,7 +189,10 @@ class Settings(BaseSettings):
         "with the same results at a lower speed",
     )
     flush_events_max: int = Field(
-        default=40_000, ge=1, le=65_536, description="Limit of events in a flush; a flush ends between records"
+        default=131_072,
+        ge=1,
+        le=131_072,
+        description="Limit of events in a flush of a partition that is behind; a flush ends between records",
     )
     cache_entries_max: int = Field(default=500_000, ge=0, description="Totals, cells and accounts that a worker caches")
     archive_linger_s: float = Field(

@@ -19,7 +19,8 @@ from aggregators.flush_plan import PlacedDedupDecision, place
 from aggregators.meters import in_force_after
 from aggregators.scan import LogState, Scan, scan
 from pipeline.ingest.event_blocks import EventBlocks, event_rows, is_control
-from pipeline.ingest.joint_inserts import JointInserts
+from pipeline.ingest.joint_inserts import JOINT_ROWS_MAX, JointInserts
+from pipeline.ingest.step_room import StepRoom
 from pipeline.logs.control_records import find_genesis
 from pipeline.logs.start_position import check_fresh, check_position
 from schemas.analytics import (
@@ -38,8 +39,9 @@ from schemas.meters import MeterSet, Policy
 from schemas.periods import AccountState
 
 ARCHIVE_GROUP: Final = "tidemark-archive"
-# Limits the memory of a process with many partitions: more steps wait before they make rows.
-STEPS_AT_ONCE_MAX: Final = 8
+# Two full steps fill one joint insert. While it runs, two more make rows; further steps wait.
+STEP_EVENTS_MAX: Final = JOINT_ROWS_MAX // 2
+STEPS_BYTES_MAX: Final = 96 * 1024 * 1024
 REPLAYED_AT_ONCE_MAX: Final = 1_000
 REMEDY: Final = (
     "Restore ClickHouse's tables, or replay the log from its start with `tidemark archive --replay-from-start`."
@@ -80,11 +82,13 @@ class ArchiveProcessor:
         store: ArchiveStore,
         secret: bytes,
         *,
-        events_max: int = 20_000,
+        events_max: int = STEP_EVENTS_MAX,
+        steps_bytes_max: int = STEPS_BYTES_MAX,
         replay_from_start: bool = False,
         native: ctypes.CDLL | None = None,
     ) -> None:
-        """`native` is the C core, which then makes the rows of events."""
+        """`steps_bytes_max` limits the bytes of the records in steps that run at the same time. `native` is the C core,
+        which then makes the rows of events."""
         self._log = log
         self._store = store
         self._secret = secret
@@ -95,7 +99,7 @@ class ArchiveProcessor:
         self._native = native
         self._makers: dict[int, EventBlocks] = {}
         self._joint_blocks = JointInserts(store.insert_event_blocks)
-        self._steps = asyncio.Semaphore(STEPS_AT_ONCE_MAX)
+        self._room = StepRoom(steps_bytes_max)
 
     async def start_offset(self, partition: int) -> int:
         """The archive's position, which ClickHouse stores.
@@ -128,9 +132,9 @@ class ArchiveProcessor:
     async def step(self, partition: int, records: Sequence[Record]) -> None:
         """Insert the events, then the dedup decisions and control records, then the position.
 
-        May wait until fewer than `STEPS_AT_ONCE_MAX` steps of other partitions run.
+        May wait until the steps of other partitions leave room.
         """
-        async with self._steps:
+        async with self._room.taken(sum(len(record.value or b"") for record in records)):
             await self._step(partition, records)
 
     async def _step(self, partition: int, records: Sequence[Record]) -> None:

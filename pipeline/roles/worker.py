@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Awaitable, Callable, Iterator
+from dataclasses import replace
 from functools import partial
 
 from pipeline.logs.control_records import tick
@@ -34,6 +35,10 @@ from sinks.clickhouse.reader import ClickHouseReader
 from sinks.clickhouse.snapshots import ClickHouseSnapshots
 from sinks.clickhouse.writer import ClickHouseStore
 
+# A flush of so much is full enough. A partition that is behind has larger ones: a cell is written once per flush.
+ENOUGH_EVENTS = 40_000
+ENOUGH_BYTES = 8 * 1024 * 1024
+FLUSH_BYTES_MAX = 32 * 1024 * 1024
 # Delays live totals a little to make flushes larger: a flush of many records costs little more than one of few.
 LINGER_S = 0.05
 # When records already wait in the log, full flushes matter more than early ones.
@@ -82,7 +87,12 @@ async def run_worker(
         await run_processor(
             base,
             around(rollup),
-            runner_settings(settings, ROLLUP_GROUP, linger_s=LINGER_S, catch_up_linger_s=CATCH_UP_LINGER_S),
+            replace(
+                runner_settings(settings, ROLLUP_GROUP, linger_s=LINGER_S, catch_up_linger_s=CATCH_UP_LINGER_S),
+                flush_bytes_max=FLUSH_BYTES_MAX,
+                enough_events=ENOUGH_EVENTS,
+                enough_bytes=ENOUGH_BYTES,
+            ),
             lambda runner: (
                 ticking(base),
                 *_relays(

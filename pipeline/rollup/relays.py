@@ -27,7 +27,7 @@ DUPLICATES_AT_ONCE_MAX: Final = 10_000
 
 
 class Relayed(NamedTuple):
-    """The counts of one relay call. `complete`: no dirty cell was left at the checkpoint that it read."""
+    """The counts of one relay call. `complete`: no duplicate and no dirty cell was left at the checkpoint it read."""
 
     cells: int
     duplicates: int
@@ -81,9 +81,10 @@ class HourlyRelay:
         Raises `Transient` if a store does not answer (nothing is lost), `OperatorNeeded` if the live view is a copy
         from before a rebuild, whose rows would lose against the stored ones.
         """
-        duplicates = await self.duplicates(partition)
         before, waiting = await self._deferred.waiting(partition)
         checkpoint, cells = await self._outbox.dirty(partition, self._cells_max)
+        # After the cells, so that the position that is saved below covers every duplicate, too.
+        duplicates = await self.duplicates(partition)
         if checkpoint is None or before is None:
             return Relayed(0, duplicates, complete=True)
         await self._check_generation(partition, checkpoint, cells)

@@ -4,21 +4,20 @@ Faust's code for positions and acknowledgements is replaced, because Faust commi
 fetched records around a rebalance. In this consumer
 
 - the runner sets the fetch position at every assignment;
-- the records that a fetch returned of a partition are one Faust message, because Faust's cost is per message;
-- a message has the offset of the record fetched before, so the runner detects a dropped message;
+- fetched records go to the runner at once, and Faust sees none of them: it has no streams and no agents;
 - a partition with a full queue is left out of the next fetch and does not block the other partitions.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Mapping, MutableMapping
-from typing import Any, NamedTuple, Protocol
+from collections.abc import Iterable, Mapping, MutableMapping, Sequence
+from typing import Any, NoReturn, Protocol
 
 from faust.app.base import App
 from faust.tables.manager import TableManager
 from faust.transport.base import Producer
-from faust.types import TP, ConsumerMessage
+from faust.types import TP
 
 from schemas.log import Bounds, Record
 
@@ -26,26 +25,10 @@ from schemas.log import Bounds, Record
 Fetched = tuple[dict[TP, list[Record]], dict[TP, int], dict[TP, int]]
 
 
-class Delivery(NamedTuple):
-    """What one fetch returned of a partition: at least one record, in the log's order.
-
-    `previous` is the offset of the record fetched before. None after an assignment.
-    """
-
-    previous: int | None
-    records: list[Record]
-
-
-class DeliveryMessage(ConsumerMessage):
-    """Faust's message of a delivery. The message's offset is the offset of the last record."""
-
-    delivery: Delivery
-
-
 class Hooks(Protocol):
     """The consumer's calls of the runner, in the runner's event loop."""
 
-    async def on_assigned(self, pair: TP, generation: int) -> int:
+    async def on_assigned(self, pair: TP) -> int:
         """Prepare for the records of `pair` and return the offset to read from. An exception ends the process."""
         ...
 
@@ -55,6 +38,11 @@ class Hooks(Protocol):
 
     async def fetchable(self, pairs: set[TP], timeout_s: float) -> set[TP]:
         """The pairs whose queues have room. If no queue has room, waits up to `timeout_s`."""
+        ...
+
+    def deliver(self, pair: TP, records: Sequence[Record]) -> None:
+        """Queue the records of one fetch. They follow the records of the fetch before, or begin at the offset that
+        `on_assigned` returned."""
         ...
 
     def fail(self, error: BaseException) -> None:
@@ -89,7 +77,6 @@ class RunnerConsumer:
         self._start_lock = asyncio.Lock()
         self._unstarted: set[TP] = set()
         self._positions: dict[TP, int] = {}
-        self._previous: dict[TP, int | None] = {}
         self._starts: dict[TP, int] = {}
         self.ends: dict[TP, int] = {}
 
@@ -114,7 +101,6 @@ class RunnerConsumer:
         async with self._start_lock:
             for pair in revoked:
                 self._positions.pop(pair, None)
-                self._previous.pop(pair, None)
             await self.hooks.on_revoked(revoked)
         await self.maybe_wait_for_commit_to_finish()  # type: ignore[attr-defined]  # Faust's base consumer has it
         await self.commit()  # type: ignore[attr-defined]  # Faust's base consumer has it
@@ -132,20 +118,20 @@ class RunnerConsumer:
                 if pair not in self._unstarted:
                     continue
                 try:
-                    offset = await self.hooks.on_assigned(pair, self.app.consumer_generation_id)
+                    offset = await self.hooks.on_assigned(pair)
                 except Exception as error:  # noqa: BLE001  any error ends the process with its message
                     # Faust would log a raised error and go on.
                     self.hooks.fail(error)
                     return
                 self._unstarted.discard(pair)
                 self._positions[pair] = offset
-                self._previous[pair] = None
                 self._starts[pair] = self._starts.get(pair, 0) + 1
                 self._committed_offset[pair] = offset or None  # type: ignore[attr-defined]  # Faust's base consumer has it
 
     # Fetching
 
-    async def _getmany(self, active_partitions: set[TP] | None, timeout: float) -> Mapping[TP, list[Delivery]]:
+    async def _getmany(self, active_partitions: set[TP] | None, timeout: float) -> Mapping[TP, list[Any]]:
+        """Deliver what one fetch returns. Faust gets nothing."""
         candidates = set(self._positions) & set(active_partitions or ())
         wanted = await self.hooks.fetchable(candidates, timeout)
         # A short fetch, so that partitions with a full queue are fetched soon after their queues have room.
@@ -155,44 +141,22 @@ class RunnerConsumer:
             return {}
         starts = {pair: self._starts[pair] for pair in positions}
         fetched, after, ends = await self.fetch(positions, timeout_s)
-        deliveries: dict[TP, list[Delivery]] = {}
         for pair, start in starts.items():
             if pair not in self._positions or self._starts[pair] != start:
                 continue  # the partition was revoked during the fetch, and maybe assigned again
             self.ends[pair] = ends.get(pair, self.ends.get(pair, 0))
             self._positions[pair] = after.get(pair, positions[pair])
             if records := fetched.get(pair):
-                deliveries[pair] = [Delivery(self._previous[pair], records)]
-                self._previous[pair] = records[-1].offset
-        return deliveries
+                # Nothing is awaited since the check above: the records reach the queue that they were fetched for.
+                self.hooks.deliver(pair, records)
+        return {}
 
-    def _to_message(self, tp: TP, delivery: Delivery) -> DeliveryMessage:
-        last = delivery.records[-1]
-        message = DeliveryMessage(
-            last.topic,
-            last.partition,
-            last.offset,
-            last.timestamp_ms / 1000,
-            1,
-            None,
-            None,
-            None,
-            None,
-            tp=tp,
-            generation_id=self.app.consumer_generation_id,
-        )
-        message.delivery = delivery
-        return message
+    def _to_message(self, tp: TP, _record: Any) -> NoReturn:
+        raise AssertionError(f"{tp}: Faust got a record")
 
     def highwater(self, tp: TP) -> int:
         """The partition's end at the last fetch."""
         return self.ends.get(tp, 0)
-
-    def on_buffer_full(self, tp: TP) -> None:
-        """Does nothing: `fetchable` leaves out full partitions. Faust would sleep for a second."""
-
-    def on_buffer_drop(self, tp: TP) -> None:
-        """Does nothing, like `on_buffer_full`."""
 
     def verify_event_path(self, now: float, tp: TP) -> None:
         """Does nothing: readiness reports progress, and Faust's check mistakes an idle partition for a stuck one."""
@@ -200,11 +164,13 @@ class RunnerConsumer:
     # Committing
 
     def acknowledge(self, pair: TP, next_offset: int) -> None:
-        """Let the next commit move to `next_offset`. The runner acknowledges a partition's records in order.
-
-        A step may end in the middle of a delivery, so the runner acknowledges offsets and not Faust's messages.
-        """
+        """Let the next commit move to `next_offset`. The runner acknowledges a partition's records in order."""
         self._acked[pair] = [next_offset]  # type: ignore[attr-defined]  # Faust's base consumer has it
+
+    async def commit_and_end_transactions(self) -> None:
+        """The last commit before the stop. Faust would leave it out if a commit of earlier offsets runs."""
+        await self.maybe_wait_for_commit_to_finish()  # type: ignore[attr-defined]  # Faust's base consumer has it
+        await super().commit_and_end_transactions()  # type: ignore[misc]  # Faust's base consumer has it
 
     def _new_offset(self, tp: TP) -> int | None:
         """The offset to commit. None if nothing was acknowledged since the last commit."""

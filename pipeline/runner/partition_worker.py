@@ -27,6 +27,8 @@ class PartitionWorkerLimits:
 
     flush_events_max: int
     flush_bytes_max: int
+    enough_events: int
+    enough_bytes: int
     queue_events_max: int
     queue_bytes_max: int
     idle_interval_s: float
@@ -68,8 +70,7 @@ class _Queued(NamedTuple):
 class PartitionWorker:
     """Hands the records of a partition to the processor, in order and one step at a time.
 
-    The runner does not fetch for a worker whose queue has reached a limit. Records that were already fetched may exceed
-    the limit.
+    The runner does not fetch for a worker whose queue has reached a limit, so the records of one fetch may exceed it.
     """
 
     def __init__(
@@ -92,7 +93,6 @@ class PartitionWorker:
         self.partition = partition
         self.next_offset = start_offset
         self.last_step_ms: int | None = None
-        self._last_delivered: int | None = None
         self._limits = limits
         self._clock = clock
         self._on_failure = on_failure
@@ -114,9 +114,9 @@ class PartitionWorker:
 
     @property
     def behind(self) -> bool:
-        """Whether as many records wait as a step takes."""
+        """Whether enough records wait for a step."""
         limits = self._limits
-        return self._queued_events >= limits.flush_events_max or self._queued_bytes >= limits.flush_bytes_max
+        return self._queued_events >= limits.enough_events or self._queued_bytes >= limits.enough_bytes
 
     @property
     def queued_records(self) -> int:
@@ -127,17 +127,10 @@ class PartitionWorker:
         """Start the task."""
         self._task = asyncio.create_task(self._work(), name=f"worker {self.processor.topic}/{self.partition}")
 
-    def put(self, records: Sequence[Record], previous: int | None) -> None:
-        """Queue the records of one fetch. Raises `Transient` if the record fetched before, at offset `previous`, was
-        not queued."""
+    def put(self, records: Sequence[Record]) -> None:
+        """Queue the records of one fetch, in the log's order."""
         if self._closing:
             return
-        if previous != self._last_delivered:
-            raise Transient(
-                f"{self.processor.topic}/{self.partition}: the record after offset {self._last_delivered} was lost "
-                "between the log and the processor; start the process again, it reads from its own position"
-            )
-        self._last_delivered = records[-1].offset
         for record in records:
             queued = _Queued(record, _events(record), _size(record))
             self._queue.append(queued)

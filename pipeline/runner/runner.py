@@ -18,19 +18,19 @@ from typing import Any, Final
 
 import uvloop
 from faust.types import TP
-from mode.supervisors import CrashingSupervisor
 
 from pipeline.logs.client_messages import quieten
 from pipeline.logs.embedded import SqliteLog
 from pipeline.logs.open import EMBEDDED_SCHEME, embedded_path, kafka_servers
 from pipeline.logs.start_position import check_position
-from pipeline.runner.consumer import DeliveryMessage, PromptTables, RunnerApp
+from pipeline.runner.consumer import PromptTables, RunnerApp
 from pipeline.runner.embedded import EmbeddedTransport
 from pipeline.runner.kafka import KafkaTransport
 from pipeline.runner.partition_worker import PartitionProgress, PartitionWorker, PartitionWorkerLimits
 from pipeline.runner.watchdog import BLOCKED_AFTER_S, watching
 from schemas.clock import Clock
 from schemas.errors import InvalidInput, TidemarkError, Transient
+from schemas.log import Record
 from schemas.processing import Processor
 
 LOG_FORMAT: Final = "%(asctime)s %(levelname)s %(name)s: %(message)s"
@@ -41,9 +41,6 @@ REMEDY: Final = (
     "Point the settings at the log that the position belongs to, or rebuild the state from the log's start or from the "
     "archive, and keep the log longer than the longest outage."
 )
-# Messages that the agent has not taken yet; each has the records of one partition from one fetch. At the limit Faust's
-# fetch loop waits. The agent queues the records at once, so the limit matters only if the event loop is busy.
-STREAM_MESSAGES_MAX: Final = 8
 # A client that does not answer must not delay the end of the process for longer.
 LEAVE_TIMEOUT_S: Final = 10.0
 
@@ -53,18 +50,21 @@ class RunnerSettings:
     """The settings of a consumer group. Sizes are per partition, except `fetch_records_max`.
 
     A step gets whole records with up to `flush_events_max` events and `flush_bytes_max` bytes, and at least one record.
+    A partition is behind while `enough_events` events or `enough_bytes` bytes wait, by default as many as a step gets.
     A partition with `queue_events_max` events or `queue_bytes_max` bytes in the queue is not fetched. A record that is
     no batch is one event. One fetch returns up to `fetch_records_max` records of all partitions, and up to
     `fetch_bytes_max` bytes of each partition. A dead worker's partitions stand
     still for `session_timeout_s`. A call of `step` or `idle` that exceeds `step_timeout_s` ends the process, so the
-    group moves the partitions. A step that is not full waits up to `linger_s` for more records, or `catch_up_linger_s`
-    if the log has more records, but not longer than `quiet_s` for the next one. A stop
-    waits up to `stop_timeout_s` for the running steps.
+    group moves the partitions. A step of a partition that is not behind waits up to `linger_s` for more records, or
+    `catch_up_linger_s` if the log has more records, but not longer than `quiet_s` for the next one. A stop waits up to
+    `stop_timeout_s` for the running steps.
     """
 
     group: str
     flush_events_max: int = 20_000
     flush_bytes_max: int = 8 * 1024 * 1024
+    enough_events: int | None = None
+    enough_bytes: int | None = None
     queue_events_max: int = 200_000
     queue_bytes_max: int = 32 * 1024 * 1024
     fetch_records_max: int = 5_000
@@ -105,6 +105,8 @@ class Runner:
         self._limits = PartitionWorkerLimits(
             settings.flush_events_max,
             settings.flush_bytes_max,
+            min(settings.enough_events or settings.flush_events_max, settings.flush_events_max),
+            min(settings.enough_bytes or settings.flush_bytes_max, settings.flush_bytes_max),
             settings.queue_events_max,
             settings.queue_bytes_max,
             settings.idle_interval_s,
@@ -114,7 +116,6 @@ class Runner:
             settings.step_timeout_s,
         )
         self._workers: dict[TP, PartitionWorker] = {}
-        self._generations: dict[TP, int] = {}
         self._app: Any = None
         self._room = asyncio.Event()
         self._stopping = False
@@ -124,7 +125,7 @@ class Runner:
         return {pair.partition for pair in self._workers if topic in (None, pair.topic)}
 
     def behind(self, topic: str, partition: int) -> bool:
-        """Whether as many records wait as a step takes. False for a partition that is not assigned."""
+        """Whether enough records wait for a step. False for a partition that is not assigned."""
         worker = self._workers.get(TP(topic, partition))
         return worker is not None and worker.behind
 
@@ -164,7 +165,7 @@ class Runner:
 
     # Called by the consumer
 
-    async def on_assigned(self, pair: TP, generation: int) -> int:
+    async def on_assigned(self, pair: TP) -> int:
         """Get the processor's start offset, check that the log has the offset, and start the partition worker."""
         processor = self._processors[pair.topic]
         consumer = self._app.consumer
@@ -181,7 +182,6 @@ class Runner:
             lambda next_offset: consumer.acknowledge(pair, next_offset), lambda: consumer.highwater(pair),
         )  # fmt: skip
         self._workers[pair] = worker
-        self._generations[pair] = generation
         worker.start()
         self._room.set()
         return offset
@@ -197,6 +197,10 @@ class Runner:
                 await asyncio.wait_for(self._room.wait(), timeout_s)
             ready = self._with_room(pairs)
         return ready
+
+    def deliver(self, pair: TP, records: Sequence[Record]) -> None:
+        if worker := self._workers.get(pair):  # none if the run ends
+            worker.put(records)
 
     def fail(self, error: BaseException) -> None:
         """End `run` with this error, unless an earlier error ends `run` already."""
@@ -234,10 +238,8 @@ class Runner:
             topic_allow_declare=False,
             key_serializer="raw",
             value_serializer="raw",
-            agent_supervisor=CrashingSupervisor,
             TableManager=PromptTables,
             stream_wait_empty=False,
-            stream_buffer_maxsize=STREAM_MESSAGES_MAX,
             broker_max_poll_records=settings.fetch_records_max,
             consumer_max_fetch_size=settings.fetch_bytes_max,
             broker_commit_interval=settings.commit_interval_s,
@@ -253,20 +255,8 @@ class Runner:
             app.transport_class = KafkaTransport
             app.transport_options = {"hooks": self, "servers": kafka_servers(self._log_url)}
         for topic in self._processors:
-            channel = app.topic(topic, key_serializer="raw", value_serializer="raw")
-            app.agent(channel, name=f"runner.{topic}", concurrency=1)(self._consume)
+            app.topics.add(app.topic(topic, key_serializer="raw", value_serializer="raw"))
         return app
-
-    async def _consume(self, stream: Any) -> None:
-        async for event in stream.noack().events():
-            message: DeliveryMessage = event.message
-            worker = self._workers.get(message.tp)
-            if worker is None or self._generations[message.tp] != message.generation_id:
-                continue  # the partition was revoked; its new owner reads the records again
-            try:
-                worker.put(message.delivery.records, message.delivery.previous)
-            except TidemarkError as error:
-                self.fail(error)
 
     async def _run_app(self, stop: asyncio.Event) -> None:
         app = self._app
@@ -307,7 +297,6 @@ class Runner:
             except Exception as error:  # noqa: BLE001  any error ends the process with its message
                 self.fail(error)
             self._workers.pop(pair, None)
-            self._generations.pop(pair, None)
 
 
 async def run(

@@ -5,8 +5,11 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 
-from pipeline.ingest.archive import STEPS_AT_ONCE_MAX, ArchiveProcessor
+import pytest
+
+from pipeline.ingest.archive import STEPS_BYTES_MAX, ArchiveProcessor
 from pipeline.ingest.joint_inserts import JointInserts
+from pipeline.ingest.step_room import StepRoom
 from schemas.analytics import EventRow
 from schemas.errors import Transient
 from schemas.log import EVENTS_TOPIC
@@ -117,13 +120,15 @@ class SlowStore(FakeClickHouse):
         await super().insert_events(rows)
 
 
-async def archive_of(partitions: int, store: SlowStore) -> tuple[World, list[asyncio.Task[None]]]:
+async def archive_of(
+    partitions: int, store: SlowStore, steps_bytes_max: int = STEPS_BYTES_MAX
+) -> tuple[World, list[asyncio.Task[None]]]:
     """Steps of all partitions that run at once, over a log with events in each."""
     world = World(START_MS, partitions)
     await world.start(METER_SET)
     for record in records(1, 40, 400, START_MS * 1000, partitions=partitions, span_us=1_000_000):
         await world.log.append(EVENTS_TOPIC, record.partition, record.value, key=record.key)
-    archive = ArchiveProcessor(world.log, store, SECRET, replay_from_start=True)
+    archive = ArchiveProcessor(world.log, store, SECRET, steps_bytes_max=steps_bytes_max, replay_from_start=True)
     steps = []
     for partition in range(partitions):
         offset = await archive.start_offset(partition)
@@ -166,14 +171,39 @@ async def test_joined_partitions_archive_the_same_rows_as_partitions_one_by_one(
     ]
 
 
-async def test_a_process_with_many_partitions_keeps_the_rows_of_few_in_memory() -> None:
-    """Memory must not grow with the number of partitions."""
+@pytest.mark.parametrize(
+    ("steps_bytes_max", "joined"), [(1, 0), (STEPS_BYTES_MAX, 11)], ids=["no room", "room for all"]
+)
+async def test_a_process_with_many_partitions_keeps_the_rows_of_few_in_memory(
+    steps_bytes_max: int, joined: int
+) -> None:
+    """Memory must not grow with the number of partitions. A step that is too large for the room runs alone."""
     store = SlowStore()
-    _world, steps = await archive_of(STEPS_AT_ONCE_MAX + 4, store)
+    _world, steps = await archive_of(12, store, steps_bytes_max)
     await until(lambda: bool(store.inserts.begun))
     for _ in range(100):
         await asyncio.sleep(0)
     store.inserts.gate.set()
     await asyncio.gather(*steps)
 
-    assert [len(partitions) for partitions in store.inserts.partitions[:2]] == [1, STEPS_AT_ONCE_MAX - 1]
+    assert [len(partitions) for partitions in store.inserts.partitions[:2]] == [1, joined or 1]
+    assert {row.partition for row in store.events.values()} == set(range(12))
+
+
+async def test_room_goes_to_who_came_first() -> None:
+    """A large step must not wait for ever behind small ones."""
+    room, begun, gate = StepRoom(10), list[int](), asyncio.Event()
+
+    async def step(size: int) -> None:
+        async with room.taken(size):
+            begun.append(size)
+            await gate.wait()
+
+    steps = [asyncio.create_task(step(size)) for size in (4, 9, 3, 25, 2)]
+    for _ in range(20):
+        await asyncio.sleep(0)
+    assert begun == [4]
+    gate.set()
+    await asyncio.gather(*steps)
+
+    assert begun == [4, 9, 3, 25, 2]

@@ -75,13 +75,19 @@ class Counting(FakeClickHouse):
         await super().insert_duplicates(rows)
 
 
-async def test_one_relay_writes_all_duplicates(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A producer that repeats a day must not need one relay per ten thousand events."""
-    monkeypatch.setattr(relays, "DUPLICATES_AT_ONCE_MAX", 7)
+async def repeated_events() -> World:
+    """A log in which every event arrives twice; nothing is folded yet."""
     world = World(START_MS, 1)
     await world.start(METER_SET)
     for record in [*records(1, 40, 20, START_MS * 1000, partitions=1, span_us=1_000_000)] * 2:
         await world.log.append(EVENTS_TOPIC, record.partition, record.value, key=record.key)
+    return world
+
+
+async def test_one_relay_writes_all_duplicates(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A producer that repeats a day must not need one relay per ten thousand events."""
+    monkeypatch.setattr(relays, "DUPLICATES_AT_ONCE_MAX", 7)
+    world = await repeated_events()
     await world.fold_all()
     waiting = len(await world.store.outbox.duplicates(0, 1_000))
     assert waiting > 2 * 7
@@ -92,3 +98,24 @@ async def test_one_relay_writes_all_duplicates(monkeypatch: pytest.MonkeyPatch) 
     assert relayed.duplicates == sum(clickhouse.inserted) == waiting
     assert max(clickhouse.inserted) == 7
     assert await world.store.outbox.duplicates(0, 1) == []
+
+
+async def test_a_saved_position_covers_the_duplicates_of_a_flush_that_ended_during_the_relay(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Whoever waits for the position finds every duplicate before it in the table."""
+    world, clickhouse = await repeated_events(), Counting()
+    waiting = world.store.deferred.waiting
+
+    async def fold_meanwhile(partition: int) -> object:
+        answer = await waiting(partition)
+        await world.fold_all()
+        return answer
+
+    await world.rollup().start_offset(0)
+    monkeypatch.setattr(world.store.deferred, "waiting", fold_meanwhile)
+    relayed = await hourly_relay(world.store, clickhouse).relay(0)
+
+    assert relayed.complete
+    assert (await clickhouse.load_relayed())[0].next_offset == (await world.log.bounds(EVENTS_TOPIC, 0)).next
+    assert relayed.duplicates == sum(clickhouse.inserted) > 0

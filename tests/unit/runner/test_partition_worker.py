@@ -19,8 +19,9 @@ from tests.worlds.runner import Steps, until
 # In these tests a record of one byte counts as 1 000 bytes.
 UNIT = 1_000
 LIMITS = PartitionWorkerLimits(
-    flush_events_max=3, flush_bytes_max=100 * UNIT, queue_events_max=5, queue_bytes_max=150 * UNIT, idle_interval_s=60.0
-)
+    flush_events_max=3, flush_bytes_max=100 * UNIT, enough_events=3, enough_bytes=100 * UNIT,
+    queue_events_max=5, queue_bytes_max=150 * UNIT, idle_interval_s=60.0,
+)  # fmt: skip
 EVENT = b'{"specversion":"1.0"}'
 
 
@@ -47,7 +48,7 @@ async def steps_of(records: list[Record]) -> list[list[int]]:
     steps, acknowledged = Steps(), list[int]()
     steps.gate.set()
     worker = worker_for(steps, [], acknowledge=acknowledged.append)
-    worker.put(records, previous=None)
+    worker.put(records)
 
     worker.start()
     await until(lambda: worker.next_offset == len(records))
@@ -57,24 +58,13 @@ async def steps_of(records: list[Record]) -> list[list[int]]:
     return steps.taken
 
 
-async def test_a_lost_record_stops_the_worker_before_the_next_one_is_queued() -> None:
-    """After any loss of a fetched record the count must not continue."""
-    worker = worker_for(Steps(), [])
-    worker.put([record_of(0), record_of(1)], previous=None)
-
-    with pytest.raises(Transient, match="after offset 1 was lost"):
-        worker.put([record_of(4), record_of(5)], previous=3)
-
-    assert worker.queued_records == 2
-
-
 async def test_gaps_between_offsets_are_no_loss() -> None:
     """Transaction markers take offsets, within a fetch and between two of them."""
     steps = Steps()
     steps.gate.set()
     worker = worker_for(steps, [])
-    worker.put([record_of(0), record_of(2)], previous=None)
-    worker.put([record_of(7)], previous=2)
+    worker.put([record_of(0), record_of(2)])
+    worker.put([record_of(7)])
 
     worker.start()
     await until(lambda: worker.next_offset == 8)
@@ -105,11 +95,11 @@ async def test_a_worker_is_behind_while_a_whole_step_waits() -> None:
     steps = Steps()
     worker = worker_for(steps, [])
     worker.start()
-    worker.put([record_of(offset) for offset in range(3)], previous=None)
+    worker.put([record_of(offset) for offset in range(3)])
     await until(lambda: len(steps.taken) == 1)
-    worker.put([record_of(3), record_of(4)], previous=2)
+    worker.put([record_of(3), record_of(4)])
     assert not worker.behind
-    worker.put([record_of(5)], previous=4)
+    worker.put([record_of(5)])
     assert worker.behind
 
     steps.gate.set()
@@ -120,17 +110,34 @@ async def test_a_worker_is_behind_while_a_whole_step_waits() -> None:
     assert not worker.behind
 
 
+async def test_a_step_of_a_worker_that_is_behind_takes_more_than_enough() -> None:
+    """What is written once per flush costs less per event. A worker that keeps up does not wait for so much."""
+    steps, greedy = Steps(), replace(LIMITS, enough_events=2, linger_s=600.0)
+    steps.gate.set()
+    worker = worker_for(steps, [], greedy)
+    worker.put([record_of(0), record_of(1)])
+
+    worker.start()
+    await until(lambda: worker.next_offset == 2)
+    worker.put([record_of(offset) for offset in range(2, 7)])
+    assert worker.behind
+    await until(lambda: worker.next_offset == 7)
+    await worker.close()
+
+    assert steps.taken == [[0, 1], [2, 3, 4], [5, 6]]
+
+
 async def test_a_lagging_worker_waits_for_a_full_flush() -> None:
     """Records that a busy process had no time to fetch join the same flush; at the log's end nothing waits."""
     steps, patient = Steps(), replace(LIMITS, catch_up_linger_s=600.0)
     steps.gate.set()
     worker = worker_for(steps, [], patient, log_end=lambda: 5)
-    worker.put([record_of(0)], previous=None)
+    worker.put([record_of(0)])
 
     worker.start()
     for offset in range(1, 5):
         await asyncio.sleep(0)
-        worker.put([record_of(offset)], previous=offset - 1)
+        worker.put([record_of(offset)])
     await until(lambda: worker.next_offset == 5)
     await worker.close()
 
@@ -142,11 +149,11 @@ async def test_a_worker_that_lingers_goes_on_when_nothing_comes_any_more() -> No
     steps, patient = Steps(), replace(LIMITS, linger_s=600.0, quiet_s=0.05)
     steps.gate.set()
     worker = worker_for(steps, [], patient)
-    worker.put([record_of(0)], previous=None)
+    worker.put([record_of(0)])
 
     worker.start()
     await asyncio.sleep(0)
-    worker.put([record_of(1)], previous=0)
+    worker.put([record_of(1)])
     await until(lambda: worker.next_offset == 2)
     await worker.close()
 
@@ -170,7 +177,7 @@ async def test_a_worker_is_full_at_its_limits(records: list[Record]) -> None:
     worker = worker_for(steps, [])
     assert not worker.full
 
-    worker.put(records, previous=None)
+    worker.put(records)
     assert worker.full
 
     worker.start()
@@ -183,7 +190,7 @@ async def test_empty_records_fill_a_queue_too() -> None:
     """Each record takes memory beside its bytes."""
     worker = worker_for(Steps(), [], replace(LIMITS, queue_events_max=1_000_000))
 
-    worker.put([Record("t", 0, offset, 0, None, None) for offset in range(500)], previous=None)
+    worker.put([Record("t", 0, offset, 0, None, None) for offset in range(500)])
 
     assert worker.full
 
@@ -193,9 +200,9 @@ async def test_closing_drops_the_queue_and_waits_for_the_step() -> None:
     steps, acknowledged = Steps(), list[int]()
     worker = worker_for(steps, [], acknowledge=acknowledged.append)
     worker.start()
-    worker.put([record_of(offset) for offset in range(5)], previous=None)
+    worker.put([record_of(offset) for offset in range(5)])
     await until(lambda: bool(steps.taken))
-    worker.put([record_of(5)], previous=4)
+    worker.put([record_of(5)])
 
     closing = asyncio.create_task(worker.close())
     await asyncio.sleep(0)
@@ -213,7 +220,7 @@ async def test_a_step_that_outlasts_an_orderly_stop_is_cancelled_and_not_acknowl
     failures: list[BaseException] = []
     worker = worker_for(steps, failures, acknowledge=acknowledged.append)
     worker.start()
-    worker.put([record_of(0)], previous=None)
+    worker.put([record_of(0)])
     await until(lambda: bool(steps.taken))
 
     await worker.close(timeout_s=0.01)
@@ -238,7 +245,7 @@ async def test_a_step_that_never_ends_is_reported_while_it_runs(between: bool) -
         WorkingBetween(), 0, 0, limits, SystemClock(), failure.set_result, lambda: None, lambda _next_offset: None
     )
     if not between:
-        worker.put([record_of(0)], previous=None)
+        worker.put([record_of(0)])
 
     worker.start()
     error = await asyncio.wait_for(failure, 10)
@@ -253,7 +260,7 @@ async def test_steps_in_time_are_not_reported() -> None:
     steps, failures = Steps(), list[BaseException]()
     steps.gate.set()
     worker = worker_for(steps, failures, replace(LIMITS, step_timeout_s=0.01))
-    worker.put([record_of(0)], previous=None)
+    worker.put([record_of(0)])
 
     worker.start()
     await until(lambda: worker.next_offset == 1)
