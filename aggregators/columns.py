@@ -14,7 +14,7 @@ from typing import Any, Final, NamedTuple, Protocol
 
 from aggregators.decode import Decoded, Rejected, decode
 from aggregators.deferred import far_late_us
-from aggregators.instants import parse_instant_us
+from aggregators.instants import SECONDS_US, parse_instant_us
 from aggregators.judge import Rules
 from aggregators.ledger import Account, Ledger, Place
 from aggregators.meters import CompiledMeterSet, Contribution, Failure, filter_of
@@ -101,6 +101,13 @@ class Columns:
         self.unmetered: list[int] = []
         self.meters = meters
 
+    def mark(self, at: int, account: Account, event_id: str) -> None:
+        """Add the mark of the event at a position."""
+        marker = account.marker()
+        marker.update(event_id.encode())
+        self.positions.append(at)
+        self.digests.append(marker.digest())
+
     def taken(self) -> Segment:
         """The columns so far; these are empty afterwards."""
         columns = [column.taken() for column in self.meters.values() if column.numbers]
@@ -152,6 +159,27 @@ class ColumnMaker(Protocol):
         ...
 
 
+MakerOf = Callable[[Ledger, CompiledMeterSet], ColumnMaker]
+
+
+class Books:
+    """The ledger of a partition, and the maker of its columns under the meter set in force."""
+
+    def __init__(self, hash_key: bytes, maker_of: MakerOf) -> None:
+        self.ledger = Ledger(hash_key)
+        self._maker_of = maker_of
+        self._made: tuple[CompiledMeterSet, ColumnMaker] | None = None
+
+    def maker(self, compiled: CompiledMeterSet) -> ColumnMaker:
+        """The maker of columns under a meter set; the one of before if the meter set is the same."""
+        if self._made is None or self._made[0] is not compiled:
+            self._made = compiled, self._maker_of(self.ledger, compiled)
+        return self._made[1]
+
+
+# What follows the seconds of a time.
+_FRACTIONS_US: Final = {"Z": 0} | {f".{number:03d}Z": number * MILLISECOND_US for number in range(1000)}
+
 # What a feed says of an event: it is in the columns, no meter wants it, or it is left out.
 TAKEN: Final = 1
 UNMETERED: Final = 0
@@ -171,15 +199,14 @@ class PythonColumns:
         self._epoch = ledger.epoch
         self._now_us = self._earliest_us = self._latest_us = 0
         self._ahead: dict[int, Decoded] = {}
-        # A time's text in two parts, whose values add up: up to the minute, and from the second on.
+        # The time at each text of a minute, such as `2026-11-21T10:00:`.
         self._minutes_us: dict[str, int] = {}
-        self._seconds_us: dict[str, int] = {}
         self._feeders = {meter.slug: _Feeder(meter, ledger) for meter in compiled.meter_set.meters}
         self.columns = Columns({slug: feeder.column for slug, feeder in self._feeders.items()})
         by_type: dict[str, list[_Feeder]] = {}
         for feeder in self._feeders.values():
             by_type.setdefault(feeder.column.meter.event_type, []).append(feeder)
-        self._feeds = {name: self._feed(name, feeders) for name, feeders in by_type.items()}
+        self._feeds = {name: _all_of(feeders) for name, feeders in by_type.items()}
 
     def go_to(self, stream_time_ms: int, rules: Rules) -> None:
         """See `ColumnMaker`."""
@@ -203,14 +230,15 @@ class PythonColumns:
         earliest_us, latest_us, now_us = self._earliest_us, self._latest_us, self._now_us
         # A period that ended at this instant or earlier is closed.
         closed_us = now_us - self._grace_us
-        minutes_us, seconds_us = self._minutes_us, self._seconds_us
+        minutes_us, seconds_us, fractions_us = self._minutes_us, SECONDS_US, _FRACTIONS_US
         accounts, feeds, columns = self._ledger.accounts, self._feeds, self.columns
         base, unmetered_append = position(offset), columns.unmetered.append
         digest_append, position_append = columns.digests.append, columns.positions.append
         for place, event in decoded.events:
             text = event.time
             try:
-                time_us = minutes_us[text[:17]] + seconds_us[text[17:]]  # type: ignore[index]  # None: no key below
+                # None is no text, and goes the same way as any other form of a time.
+                time_us = minutes_us[text[:17]] + seconds_us[text[17:19]] + fractions_us[text[19:]]  # type: ignore[index]
             except (KeyError, TypeError):
                 parsed = now_us if text is None else self._time_us(text)
                 if parsed is None:
@@ -226,14 +254,14 @@ class PythonColumns:
             ):
                 leave(place, event)
                 continue
-            feed, at = feeds.get(event.type), base | place
-            made = UNMETERED if feed is None else feed(account, event.data or {}, time_us // HOUR_US, time_us, at)
-            if made < TAKEN:
-                if made == LEFT:
-                    leave(place, event)
-                    continue
+            at = base | place
+            feed = feeds.get(event.type)
+            if feed is None or (made := feed(account, event.data or {}, time_us // HOUR_US, time_us, at)) == UNMETERED:
                 unmetered_append(at)
-            marker = account.marker.copy()
+            elif made == LEFT and not self._slowly(account, event, time_us, at):
+                leave(place, event)
+                continue
+            marker = account.marker()
             marker.update(event.id.encode())
             digest_append(marker.digest())
             position_append(at)
@@ -257,47 +285,42 @@ class PythonColumns:
             minute_us = parse_instant_us(text[:17] + "00Z")
             if minute_us is not None:
                 _bounded(self._minutes_us)[text[:17]] = minute_us
-                _bounded(self._seconds_us)[text[17:]] = time_us - minute_us
         return time_us
 
-    def _feed(self, event_type: str, feeders: list[_Feeder]) -> _Feed:
-        """The feed of an event type: what it costs is two or three look-ups and as many appends for each meter."""
-        feeds = [feeder.feed() for feeder in feeders]
-        compiled, ledger, by_slug = self._compiled, self._ledger, self._feeders
-        tolerant = event_type in compiled.tolerant
+    def _slowly(self, account: Account, event: EventStruct, time_us: int, at: int) -> bool:
+        """Put an event into the columns whose form is new to its feed. Returns False if the event is not plain."""
+        compiled, data = self._compiled, event.data or {}
+        made = compiled.contributions(event.type, data)
+        if isinstance(made, Failure) or compiled.skips(event.type, data):
+            return False
+        place, hour = Place(account.name, account.period, account.state.flushed_ms), time_us // HOUR_US
+        for contribution in made:
+            feeder = self._feeders[contribution.meter.slug]
+            number = self._ledger.target(place, contribution.meter, hour * HOUR_MS, contribution.dimensions)
+            feeder.remember(account, data, hour, number)
+            feeder.column.append(number, at, feeder.minor(contribution), time_us)
+        if not made:
+            self.columns.unmetered.append(at)
+        return True
 
-        def slowly(account: Account, data: dict[str, Any], hour: int, time_us: int, at: int) -> int:
-            made = compiled.contributions(event_type, data)
-            if isinstance(made, Failure) or (tolerant and compiled.skips(event_type, data)):
+
+def _all_of(feeders: list[_Feeder]) -> _Feed:
+    """The feed of an event type: what it costs is two or three look-ups and as many appends for each meter."""
+    feeds = [feeder.feed() for feeder in feeders]
+
+    def feed(account: Account, data: dict[str, Any], hour: int, time_us: int, at: int) -> int:
+        taken: list[_Feeder] = []
+        for feeder, one in zip(feeders, feeds, strict=True):
+            made = one(account, data, hour, time_us, at)
+            if made == LEFT:
+                for each in taken:
+                    each.column.pop()
                 return LEFT
-            place = Place(account.name, account.period, account.state.flushed_ms)
-            for contribution in made:
-                feeder = by_slug[contribution.meter.slug]
-                number = ledger.target(place, contribution.meter, hour * HOUR_MS, contribution.dimensions)
-                feeder.remember(account, data, hour, number)
-                feeder.column.append(number, at, feeder.minor(contribution), time_us)
-            return TAKEN if made else UNMETERED
+            if made == TAKEN:
+                taken.append(feeder)
+        return TAKEN if taken else UNMETERED
 
-        def one(account: Account, data: dict[str, Any], hour: int, time_us: int, at: int) -> int:
-            made = only(account, data, hour, time_us, at)
-            return slowly(account, data, hour, time_us, at) if made == LEFT else made
-
-        def several(account: Account, data: dict[str, Any], hour: int, time_us: int, at: int) -> int:
-            taken: list[_Feeder] = []
-            for feeder, feed in zip(feeders, feeds, strict=True):
-                made = feed(account, data, hour, time_us, at)
-                if made == LEFT:
-                    for each in taken:
-                        each.column.pop()
-                    return slowly(account, data, hour, time_us, at)
-                if made == TAKEN:
-                    taken.append(feeder)
-            return TAKEN if taken else UNMETERED
-
-        if len(feeds) > 1:
-            return several
-        only = feeds[0]
-        return one
+    return feed if len(feeds) > 1 else feeds[0]
 
 
 class _Feeder:
@@ -340,6 +363,8 @@ class _Feeder:
         if not self._is_shallow:
             return lambda *_event: LEFT
         passes, rule, value = filter_of(meter), meter.aggregation.rule, self._value
+        # Most events lack what a filter looks at.
+        looked_at, passes_without = _first_keys(meter), passes is None or passes({})
         takes_value, distinct, ordered = rule.takes_value, rule.distinct, rule.ordered
         number_append, position_append = column.numbers.append, column.positions.append
         minor_append, time_append = column.minors.append, column.times_us.append
@@ -349,7 +374,7 @@ class _Feeder:
         one, two = (*paths, "", "")[:2]
 
         def feed(account: Account, data: dict[str, Any], hour: int, time_us: int, at: int) -> int:
-            if passes is not None and not passes(data):
+            if passes is not None and not (passes_without if looked_at.isdisjoint(data) else passes(data)):
                 return UNMETERED
             try:
                 if dimensions == 0:
@@ -362,10 +387,10 @@ class _Feeder:
                     number = known[account, hour, *map(data.get, paths)]
                 if takes_value:
                     given = data.get(value)
-                    if type(given) is int and 0 <= given <= highest and not distinct:
-                        minor = given * power
-                    elif distinct:
+                    if distinct:
                         minor = members[given]  # type: ignore[index]  # what is no text is no key
+                    elif type(given) is int and 0 <= given <= highest:
+                        minor = given * power
                     else:
                         plain = _plain_minor(given, scale) if type(given) is str else None
                         exact = minor_of(given, scale, allow_negative) if plain is None else plain
@@ -383,6 +408,10 @@ class _Feeder:
             return TAKEN
 
         return feed
+
+
+def _first_keys(meter: Meter) -> frozenset[str]:
+    return frozenset(path_keys(each.path)[0] for each in meter.filters)
 
 
 def _bounded(cache: dict[str, int]) -> dict[str, int]:

@@ -9,7 +9,7 @@ only: after any error, and wherever the stored checkpoint is another one, the le
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from hashlib import blake2b
 from typing import Any, Final, NamedTuple
 
@@ -30,7 +30,7 @@ from schemas.aggregations import AggregationRule
 from schemas.clock import HOUR_MS, MILLISECOND_US
 from schemas.meters import Meter, Policy
 from schemas.periods import AccountState, Period
-from schemas.rollup import BucketField, Changes, ReadRequest, TotalKey, View
+from schemas.rollup import BucketField, Changes, ReadRequest, TotalKey, UniqueKey, View
 
 NO_PERIOD: Final = Period(0, 0)
 
@@ -40,22 +40,18 @@ class Account:
     may be part of a key.
 
     An event within `[from_us, until_us)` counts in `period`, as long as stream time has not passed the period's grace.
-    Both are 0 if no period is known to be open, or if the account waits for a restatement. `marker` is the keyed hash
-    of the account's name, which the mark of each event begins with.
+    Both are 0 if no period is known to be open, or if the account waits for a restatement. `marker` gives a copy of
+    the keyed hash of the account's name, which the mark of each event begins with.
     """
 
     __slots__ = ("from_us", "marker", "name", "period", "state", "until_us")
 
-    def __init__(self, name: str, state: AccountState, period: Period, marker: blake2b) -> None:
+    def __init__(self, name: str, state: AccountState, period: Period, marker: Callable[[], blake2b]) -> None:
         self.name = name
         self.state = state
         self.period = period
         self.from_us, self.until_us = period.start_ms * MILLISECOND_US, period.end_ms * MILLISECOND_US
         self.marker = marker
-
-    def within(self, period: Period) -> Account:
-        """The same account with another open period."""
-        return Account(self.name, self.state, period, self.marker)
 
 
 class Place(NamedTuple):
@@ -114,10 +110,9 @@ class Ledger:
 
     @property
     def size(self) -> int:
-        """The number of entries: accounts, targets, cells, totals and report entries."""
-        return (
-            len(self.accounts) + len(self.cell_of) + len(self.cell_keys) + len(self.total_keys) + len(self.entry_keys)
-        )
+        """The number of entries: accounts, targets, totals and report entries. There are no more cells than targets."""
+        lists = (self.accounts, self.entered, self.cell_of, self.total_keys, self.entry_keys)
+        return sum(map(len, lists))
 
     # Accounts
 
@@ -125,25 +120,21 @@ class Ledger:
         """Enter accounts, or the new states of accounts, with the period of this stream time."""
         for name, state in states.items():
             held = self.accounts.get(name)
-            hasher = held.marker if held else marker(self.hash_key, name)
-            self.put(Account(name, state, _open_period(state, policy, stream_time_ms), hasher))
-
-    def put(self, account: Account) -> None:
-        """Enter an account that was made here before, with another period."""
-        self.accounts[account.name] = account
-        self.entered.append(account)
+            hasher = held.marker if held else marker(self.hash_key, name).copy
+            account = Account(name, state, _open_period(state, policy, stream_time_ms), hasher)
+            self.accounts[name] = account
+            self.entered.append(account)
 
     # Targets
 
-    def go_to(self, policy: Policy, stream_time_ms: int) -> bool:
-        """Go to the arrival bucket and the report bucket of a stream time. Returns whether one of them is new: then the
-        targets are new, too."""
-        arrival_ms, report_ms = stream_time_ms // HOUR_MS * HOUR_MS, policy.report_bucket_ms(stream_time_ms)
-        if (arrival_ms, report_ms) == (self._arrival_ms, self._report_ms):
-            return False
-        self._arrival_ms, self._report_ms = arrival_ms, report_ms
+    def is_at(self, policy: Policy, stream_time_ms: int) -> bool:
+        """Whether a stream time is in the arrival bucket and the report bucket that the targets are of."""
+        return (self._arrival_ms, self._report_ms) == _buckets_ms(policy, stream_time_ms)
+
+    def go_to(self, policy: Policy, stream_time_ms: int) -> None:
+        """Go to the arrival bucket and the report bucket of a stream time, which have targets of their own."""
+        self._arrival_ms, self._report_ms = _buckets_ms(policy, stream_time_ms)
         self.turn()
-        return True
 
     def turn(self) -> None:
         """Begin another epoch: the same contributions get new targets. Those of before are kept until `commit`."""
@@ -207,6 +198,11 @@ class Ledger:
             self.total_values.append(None if text is None else meter.aggregation.rule.kept(parse_value(text)))
         return number
 
+    def unique_key(self, total: int) -> UniqueKey:
+        """The key of the distinct values of a total."""
+        account, start_ms = self.total_keys[total]
+        return UniqueKey(account, self.total_meters[total].slug, start_ms)
+
     # The store
 
     def request(self) -> ReadRequest:
@@ -251,6 +247,10 @@ class Ledger:
             self._turned = False
             self.epoch += 1
             self._drop_targets()
+
+
+def _buckets_ms(policy: Policy, stream_time_ms: int) -> tuple[int, int]:
+    return stream_time_ms // HOUR_MS * HOUR_MS, policy.report_bucket_ms(stream_time_ms)
 
 
 def _open_period(state: AccountState, policy: Policy, stream_time_ms: int) -> Period:

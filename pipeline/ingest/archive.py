@@ -15,8 +15,8 @@ from itertools import islice, takewhile
 from typing import Final, NamedTuple
 
 from aggregators.bindings import apply
-from aggregators.flush_plan import PlacedDedupDecision, place
 from aggregators.meters import in_force_after
+from aggregators.placement import PlacedDedupDecision, place
 from aggregators.scan import LogState, Scan, scan
 from pipeline.ingest.event_blocks import EventBlocks, event_rows, is_control
 from pipeline.ingest.joint_inserts import JOINT_ROWS_MAX, JointInserts
@@ -196,7 +196,7 @@ class ArchiveProcessor:
             changed.update(placement.accounts)
             maker.changed(placement.accounts)
             state, next_offset = scanned.state, scanned.next_offset
-            at += len(scanned.moments)
+            at += sum(record.offset < next_offset for record in run)
         return _Rows((), maker.blocks(), decisions, controls, next_offset, state, changed)
 
     def _maker(self, partition: int) -> EventBlocks | None:

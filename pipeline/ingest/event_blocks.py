@@ -9,13 +9,13 @@ from typing import Final
 from aggregators.bindings import is_waiting
 from aggregators.decode import is_batch, normalised
 from aggregators.deferred import far_late_us
-from aggregators.flush_plan import Placement, place
 from aggregators.judge import WITHOUT_METERS, rules_at
 from aggregators.meters import compiled
 from aggregators.native.interface import LeftOut, Moment, Told
 from aggregators.native.rows import RowCore
 from aggregators.partitioning import partition_of
 from aggregators.periods import period_at
+from aggregators.placement import Placement, place
 from aggregators.scan import LogState, scan
 from aggregators.signing import hash_key
 from aggregators.steps import Arrival
@@ -33,8 +33,7 @@ Accounts = Mapping[str, AccountState]
 
 def event_rows(placement: Placement, partition: int) -> list[EventRow]:
     """The rows of the accepted events of a placement."""
-    arrivals = (placed.arrival for placed in placement.placed if not placed.kept_out)
-    return [_row(arrival, partition) for arrival in arrivals if arrival.decision is None]
+    return [_row(arrival, partition) for arrival in placement.arrivals]
 
 
 def _row(arrival: Arrival, partition: int) -> EventRow:
@@ -144,7 +143,9 @@ class EventBlocks:
 
     def _rows_of(self, state: LogState, accounts: Accounts, record: Record) -> list[EventRow]:
         """The rows of a record as Python makes them."""
-        return event_rows(place(scan(self._partition, state, self._secret, [record]), accounts), self._partition)
+        return event_rows(
+            place(scan(self._partition, state, self._secret, [record], events_max=1), accounts), self._partition
+        )
 
     def _judged(
         self, state: LogState, accounts: Accounts, record: Record, left_out: Sequence[LeftOut]

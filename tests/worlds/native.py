@@ -8,13 +8,13 @@ from typing import Any, Final, NamedTuple
 
 from aggregators.columns import ColumnMaker, PythonColumns, Segment
 from aggregators.decode import Rejected
-from aggregators.flush_plan import place
 from aggregators.judge import Home, rules_at
 from aggregators.ledger import Ledger
 from aggregators.meters import compiled
 from aggregators.native.columns import NativeColumns
 from aggregators.native.interface import bind
 from aggregators.partitioning import partition_of
+from aggregators.placement import place
 from aggregators.scan import LogState, scan
 from aggregators.signing import hash_key
 from pipeline.ingest.event_blocks import EventBlocks, event_rows
@@ -110,7 +110,7 @@ class BothRows:
         """Make the rows of a record with both, and assert that they are equal."""
         record = Record(EVENTS_TOPIC, 0, offset, stream_time_ms, None, value)
         state = LogState("log", 1, stream_time_ms, self._meter_set)
-        python = event_rows(place(scan(0, state, SECRET, [record]), {}), 0)
+        python = event_rows(place(scan(0, state, SECRET, [record], events_max=1), {}), 0)
         self._blocks.take(state, {}, record)
         native = [row for block in self._blocks.blocks() for row in rows_of(block)]
         assert sorted(native, key=lambda row: row.position) == python, (offset, value)
