@@ -95,7 +95,7 @@ class NativeColumns:
         )
 
     def unknown(self, offset: int, value: bytes) -> set[str]:
-        """See `ColumnMaker`. May name accounts of events that are not valid."""
+        """See `ColumnMaker`."""
         read = self._ahead.get(offset)
         if read is None:
             if self._core.tape_is_full:

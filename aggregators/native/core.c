@@ -62,9 +62,9 @@ static int read_one(Core *core, const Event *event, int32_t index, int64_t strea
     const Span *name = &event->subject;
     int left = !is_plain(event, core->event_bytes_max), good = 1;
     int32_t account = -1;
-    if (event->odd) {
+    if (left) {
         good = put_place(core, index, event->start, event->end, record, 0);
-    } else if (is_name(name, NAME_CHARACTERS_MAX)) {
+    } else {
         uint64_t hash;
         account = table_find(&core->account_names, name->at, (size_t)name->len, &hash);
         if (account < 0 || account_at(core, account)->ask_us <= stream_time_us)
@@ -97,8 +97,8 @@ static int64_t read_all(Core *core, const uint8_t *record, const uint8_t *end, i
     }
 }
 
-/* Read a record on the tape, from `*at` on. Places are those of accounts that are not known, and of odd events, whose
-   accounts Python must find. The number of events, or a negative answer: then the tape is as before. */
+/* Read a record on the tape, from `*at` on. Places are those of accounts that are not known, and of events that
+   Python must look at in any case. The number of events, or a negative answer: then the tape is as before. */
 int64_t tm_read(Core *core, const uint8_t *record, int64_t length, int64_t stream_time_us, int64_t *at) {
     const uint8_t *end = record + length;
     size_t start = core->tape.used;

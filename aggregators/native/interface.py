@@ -68,7 +68,7 @@ class LeftOut(NamedTuple):
 
 class Read(NamedTuple):
     """What the core found in a record: the number of events or `REFUSED`, the place on its tape, the accounts that it
-    does not know, and the events whose account it cannot tell."""
+    does not know, and the events that Python must look at in any case, to find their accounts."""
 
     events: int
     at: int

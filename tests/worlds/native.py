@@ -84,7 +84,7 @@ class BothMakers:
         and that it left out the rest as it is."""
         if ahead:
             unknown = self.native.unknown(offset, value)
-            assert self.python.unknown(offset, value) <= unknown, (offset, value)
+            assert self.python.unknown(offset, value) == unknown, (offset, value)
             self.enter(unknown)
         ours, theirs = dict[int, EventStruct | Rejected](), dict[int, EventStruct | Rejected]()
         # Python empties the list of entered accounts, so the core must come first.
