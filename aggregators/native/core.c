@@ -1,5 +1,5 @@
-/* The bytes of a record to columns of the fold, or to rows of the archive. Plain C, called through ctypes: no Python.h, so
-   one build serves every version of Python.
+/* The bytes of a record to columns of the fold, or to rows of the archive. Plain C, called through ctypes: no Python.h,
+   so one build serves every version of Python.
 
    The core decides nothing that is not plain. It refuses a record that is not JSON by a strict grammar, and then Python
    takes the whole record. It leaves out an event that is in any way unusual, and then Python judges that event alone.
@@ -23,8 +23,8 @@ enum { REFUSED = -1, NO_MEMORY = -4 };
 /* What became of an event; or NO_MEMORY. */
 enum { LEFT_OUT, TAKEN };
 
-/* An account's open period, the stream time from which the account is asked for again, and a number that no other period
-   and no other state of the account has. */
+/* An account's open period, the stream time from which the account is asked for again, and a number that no other
+   period and no other state of the account has. */
 typedef struct { int64_t from_us, until_us, ask_us, serial; } Account;
 
 /* What the events of a record are checked against. A period that ended at `closed_us` or before is closed. */
@@ -55,7 +55,9 @@ static int put_place(Core *core, int32_t index, const uint8_t *start, const uint
     return put(&core->places, &place, sizeof place);
 }
 
-static const Account *account_at(const Core *core, int32_t number) { return (const Account *)core->accounts.at + number; }
+static const Account *account_at(const Core *core, int32_t number) {
+    return (const Account *)core->accounts.at + number;
+}
 
 /* Note one event on the tape, and its account if it must be asked for. */
 static int read_one(Core *core, const Event *event, int32_t index, int64_t stream_time_us, const uint8_t *record) {
@@ -187,8 +189,8 @@ static int take(Core *core, const Event *event, int32_t number, int64_t position
     return LEFT_OUT;
 }
 
-/* Take the events of the record that was read at `at` of the tape. Places are those of the events that are left out. The
-   number of events; REFUSED: another record was read there; NO_MEMORY: the core is of no use any more. */
+/* Take the events of the record that was read at `at` of the tape. Places are those of the events that are left out.
+   The number of events; REFUSED: another record was read there; NO_MEMORY: the core is of no use any more. */
 int64_t tm_take(Core *core, const uint8_t *record, int64_t length, int64_t at, int64_t base, const Moment *moment) {
     TapeHead head;
     Event event;
@@ -263,7 +265,7 @@ const uint8_t *tm_cell_texts(const Core *core, int32_t from, int64_t *len) {
     return cells->arena.at + cells->keys[from].at;
 }
 
-/* Tell the targets of the next cells, and go from cells to targets in the columns. 0: some are missing, or no memory. */
+/* Tell the targets of the next cells, and go from cells to targets in the columns. 0: one is missing, or no memory. */
 int32_t tm_settle(Core *core, const int32_t *targets, int32_t count) {
     return put(&core->columns.targets, targets, (size_t)count * 4) && settle(&core->columns, core->meter_count);
 }
@@ -274,7 +276,7 @@ void tm_forget_cells(Core *core) {
     core->columns.targets.used = 0;
 }
 
-/* What was taken. `kind` is positions, buckets, members, unmetered, or of a meter: numbers, positions, minors, times. */
+/* What was taken. The kinds are positions, buckets, members, unmetered; of a meter: numbers, positions, minors, times. */
 const void *tm_column(const Core *core, int32_t meter, int32_t kind, int64_t *bytes) {
     const Columns *columns = &core->columns;
     const Buffer *all[4] = {&columns->positions, &columns->buckets, &columns->members, &columns->unmetered};

@@ -12,7 +12,7 @@ typedef struct {
     Span spec, id, source, type, subject, time;
     Span keys[FIELDS_MAX], values[FIELDS_MAX]; /* of `data` */
     int fields;
-    int odd; /* valid JSON that Python must look at: equal keys, escapes in keys, strange values, other payloads, many fields */
+    int odd; /* valid JSON for Python: equal keys, escapes in keys, strange values, other payloads, many fields */
 } Event;
 
 enum { SPEC = 1, ID = 2, SOURCE = 4, TYPE = 8, SUBJECT = 16, NEEDED = 31, TIME = 32, DATA = 64, DATA_BASE64 = 128 };

@@ -74,8 +74,8 @@ static int passes(const Meter *meter, const Event *event) {
     return 1;
 }
 
-/* The text of a cell: its head, and the values of the dimensions, each with its length before it. The length, or -1 where
-   Python must look. */
+/* The text of a cell: its head, and the values of the dimensions, each with its length before it. The length, or -1
+   where Python must look. */
 static int32_t cell_text(const Meter *meter, const Event *event, int64_t serial, int64_t hour, int32_t number,
                          uint8_t cell[CELL_BYTES_MAX]) {
     int32_t size = CELL_HEAD_BYTES;

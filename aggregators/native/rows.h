@@ -1,5 +1,5 @@
-/* Rows of `usage_events` as columns of ClickHouse's Native format: texts with their lengths before them, numbers as they
-   are in memory. The format: clickhouse.com/docs/interfaces/formats/Native. */
+/* Rows of `usage_events` as columns of ClickHouse's Native format: texts with their lengths before them, numbers as
+   they are in memory. The format: clickhouse.com/docs/interfaces/formats/Native. */
 #ifndef TIDEMARK_ROWS_H
 #define TIDEMARK_ROWS_H
 
@@ -91,7 +91,8 @@ static int put_list(Buffer *into, const Span *list, int depth) {
     Span each;
     int good = put(into, "[", 1);
     for (int number = 0; good && p < end && *p != ']'; number++) {
-        if (!(p = value(p, end, &each, 0)) || (number && !put(into, ",", 1)) || !put_value(into, &each, depth)) return 0;
+        if (!(p = value(p, end, &each, 0)) || (number && !put(into, ",", 1)) || !put_value(into, &each, depth))
+            return 0;
         p = space(p, end);
         if (p < end && *p == ',') p = space(p + 1, end);
     }

@@ -1,4 +1,4 @@
-/* Values of an event that are taken here: instants of the two usual shapes, plain decimals, texts. Each function answers
+/* Values of an event that are taken here: instants, plain decimals, texts. Each function answers
    0 for anything else, which Python then judges. */
 #ifndef TIDEMARK_VALUES_H
 #define TIDEMARK_VALUES_H
@@ -10,33 +10,52 @@
 
 static int64_t two(const uint8_t *p) { return (p[0] - '0') * 10 + (p[1] - '0'); }
 
-static int64_t days_from_civil(int64_t year, int64_t month, int64_t day) { /* from 1970 on, see aggregators/instants.py */
+static int64_t days_from_civil(int64_t year, int64_t month, int64_t day) { /* see aggregators/instants.py */
     year -= month <= 2;
     int64_t era = year / 400, of_era = year - era * 400;
     int64_t of_year = (153 * (month + (month > 2 ? -3 : 9)) + 2) / 5 + day - 1;
     return era * 146097 + of_era * 365 + of_era / 4 - of_era / 100 + of_year - 719468;
 }
 
-/* 2026-11-21T10:00:00Z or 2026-11-21T10:00:00.000Z, from 1970 on. */
+static int has_digits(const uint8_t *p, int count) {
+    while (count && is_digit(*p)) p++, count--;
+    return !count;
+}
+
+/* What follows the seconds: a fraction of up to nine digits, of which six count, and Z or an offset. */
+static int rest_us(const uint8_t *p, const uint8_t *end, int64_t *us) {
+    int64_t unit = 100000;
+    *us = 0;
+    if (*p == '.') {
+        const uint8_t *first = ++p;
+        for (; p < end && p - first < 9 && is_digit(*p); p++, unit /= 10) *us += unit * (*p - '0');
+        if (p == first) return 0;
+    }
+    if (end - p == 1) return *p == 'Z';
+    if (end - p != 6 || (*p != '+' && *p != '-') || p[3] != ':' || !has_digits(p + 1, 2) || !has_digits(p + 4, 2))
+        return 0;
+    int64_t hour = two(p + 1), minute = two(p + 4), offset_us = (hour * 60 + minute) * 60000000;
+    *us += *p == '+' ? -offset_us : offset_us;
+    return hour <= 23 && minute <= 59;
+}
+
+/* An instant of RFC 3339 in the years 1970 to 9998, in capitals: 2026-11-21T10:00:00Z, with a fraction or an offset. */
 static int instant_us(const Span *span, int64_t *us) {
-    static const uint8_t PLACES[14] = {0, 1, 2, 3, 5, 6, 8, 9, 11, 12, 14, 15, 17, 18};
     static const uint8_t DAYS[13] = {0, 31, 28, 31, 30, 31, 30, 31, 31, 30, 31, 30, 31};
     const uint8_t *p = span->at;
-    if (span->kind != STRING || (span->len != 20 && span->len != 24) || p[span->len - 1] != 'Z') return 0;
-    if (p[4] != '-' || p[7] != '-' || p[10] != 'T' || p[13] != ':' || p[16] != ':') return 0;
-    for (int i = 0; i < 14; i++) if (!is_digit(p[PLACES[i]])) return 0;
-    int64_t millisecond = 0;
-    if (span->len == 24) {
-        if (p[19] != '.' || !is_digit(p[20]) || !is_digit(p[21]) || !is_digit(p[22])) return 0;
-        millisecond = (p[20] - '0') * 100 + two(p + 21);
-    }
+    int64_t rest;
+    if (span->kind != STRING || span->len < 20 || p[4] != '-' || p[7] != '-' || p[10] != 'T' || p[13] != ':'
+        || p[16] != ':') return 0;
+    if (!has_digits(p, 4) || !has_digits(p + 5, 2) || !has_digits(p + 8, 2) || !has_digits(p + 11, 2)
+        || !has_digits(p + 14, 2) || !has_digits(p + 17, 2)) return 0;
     int64_t year = two(p) * 100 + two(p + 2), month = two(p + 5), day = two(p + 8);
     int64_t hour = two(p + 11), minute = two(p + 14), second = two(p + 17);
-    if (year < 1970 || month < 1 || month > 12 || day < 1 || hour > 23 || minute > 59 || second > 59) return 0;
+    if (year < 1970 || year > 9998 || month < 1 || month > 12 || day < 1) return 0;
+    if (hour > 23 || minute > 59 || second > 59) return 0;
     int leap = year % 4 == 0 && (year % 100 != 0 || year % 400 == 0);
-    if (day > DAYS[month] + (month == 2 && leap)) return 0;
+    if (day > DAYS[month] + (month == 2 && leap) || !rest_us(p + 19, p + span->len, &rest)) return 0;
     int64_t hours = days_from_civil(year, month, day) * 24 + hour;
-    *us = ((hours * 60 + minute) * 60 + second) * 1000000 + millisecond * 1000;
+    *us = ((hours * 60 + minute) * 60 + second) * 1000000 + rest;
     return 1;
 }
 
