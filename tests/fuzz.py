@@ -6,6 +6,8 @@ import time
 
 import click
 
+from pipeline.native.build import build
+from pipeline.native.load import load
 from schemas.clock import MINUTE_MS
 from tests.traffic.odd_records import METER_SET, NOW_MS, OddRecords
 from tests.worlds.native import BothMakers, BothRows, native_library
@@ -41,6 +43,9 @@ def fuzz(seed: int, seconds: float, events_max: int, path: str = "") -> tuple[in
 @click.option("--library", default="", help="A build of the C core, such as one with sanitizers.")
 def main(seconds: float, events_max: int, seed: int, library: str) -> None:
     """Compare the C core with Python on broken and odd records."""
+    if not library and not load(enabled=True).library:
+        click.echo(build())
+        return
     reached, events, taken = fuzz(seed, seconds, events_max, library)
     click.echo(f"the same: {events} events, seeds {seed} to {reached - 1}; the core took {taken}")
 

@@ -276,7 +276,7 @@ void tm_forget_cells(Core *core) {
     core->columns.targets.used = 0;
 }
 
-/* What was taken. The kinds are positions, buckets, members, unmetered; of a meter: numbers, positions, minors, times. */
+/* What was taken. Kinds: positions, buckets, members, unmetered; of a meter: numbers, positions, minors, times. */
 const void *tm_column(const Core *core, int32_t meter, int32_t kind, int64_t *bytes) {
     const Columns *columns = &core->columns;
     const Buffer *all[4] = {&columns->positions, &columns->buckets, &columns->members, &columns->unmetered};
