@@ -19,8 +19,8 @@ def fuzz(seed: int, seconds: float, events_max: int, path: str = "") -> tuple[in
     """Compare for so long, or for so many events. Returns the next seed, the events, and how many the core took."""
     library, ends_s, events, taken = native_library(path), time.monotonic() + seconds, 0, 0
     while time.monotonic() < ends_s and events < events_max:
-        # Most seeds have long records in which little is odd: those are compared many times faster.
-        oddness, length = ((1.0, 6), (0.01, 120), (0.01, 120), (0.01, 120))[seed % 4]
+        # In long records little is odd: those are compared many times faster.
+        oddness, length = ((1.0, 6), (0.5, 12), (0.1, 60), (0.01, 120))[seed % 4]
         records, makers, rows = OddRecords(seed, oddness), BothMakers(library, METER_SET), BothRows(library, METER_SET)
         try:
             for offset in range(RECORDS_OF_A_SEED):

@@ -60,6 +60,9 @@ _KEYS: Final = (
     b"method", b"region", b"billable", b"gigabytes", b"user", b"seats", b"extra", b"\\u0069d", b"i\\u0064", b"",
     b"tok\\u0065ns", b"\\ud800", b"\xc3\xa9",
 )  # fmt: skip
+_READ: Final = (
+    b"tokens", b"model", b"method", b"region", b"billable", b"gigabytes", b"user", b"seats", b"extra", b"note",
+)  # fmt: skip
 _TIMES: Final = (
     b"2026-11-29T10:00:00Z", b"2026-11-29T20:00:00.123Z", b"2026-11-29T20:00:00.1Z", b"2026-02-30T00:00:00Z",
     b"2024-02-29T00:00:00Z", b"2026-11-29t10:00:00z", b"2026-11-29T10:00:60Z", b"2026-11-29T24:00:00Z",
@@ -115,6 +118,10 @@ class OddRecords:
     def _space(self) -> bytes:
         return self._pick(*_SPACES) if self._odd(0.005) else b""
 
+    def _key(self) -> bytes:
+        """Mostly one that a meter looks at."""
+        return self._pick(*(_READ if self._chance.random() < 0.7 else _KEYS))
+
     def _value(self) -> bytes:
         return self._pick(*self._chance.choice((_STRINGS, _NUMBERS, _OTHERS)))
 
@@ -135,8 +142,8 @@ class OddRecords:
             b"type": b'"' + self._pick(*_TYPES) + b'"', b"subject": b'"' + chance.choice(ACCOUNTS).encode() + b'"',
             b"time": b'"2026-11-29T19:%02d:%02d.%03dZ"' % tuple(map(chance.randrange, (60, 60, 1000))),
         }  # fmt: skip
-        while self._odd(0.2):
-            data[self._pick(*_KEYS)] = self._value()
+        while self._odd(0.25):
+            data[self._key()] = self._value()
         if self._odd(0.03):
             fields[self._pick(*_KEYS)] = self._value()
         if self._odd(0.06):
@@ -149,7 +156,7 @@ class OddRecords:
 
     def _object(self, fields: list[tuple[bytes, bytes]], data: list[tuple[bytes, bytes]]) -> bytes:
         if self._odd(0.05):
-            data.append((self._pick(*_KEYS), self._value()))
+            data.append((self._key(), self._value()))
         if self._odd(0.3):
             self._chance.shuffle(data)
         if not self._odd(0.03):
