@@ -13,10 +13,33 @@ from pydantic import ValidationError
 from aggregators.catalog_rules import broken_rules
 from aggregators.yaml_lines import Path, Unreadable, read_yaml
 from schemas.catalog import AddOn, Catalog, Plan, PlanId
-from schemas.validation import problems
+from schemas.periods import Interval
+from schemas.validation import YAML, problems
 
 _MERGED: Final = ("grants", "over_limit", "spend_cap")
 _INHERITED: Final = ("usage_interval", "prices", "included", "trial", "credits")
+# How the fields are written whose form people guess: amounts stand in maps by currency, and usage in maps by meter.
+_AMOUNTS: Final = '{usd: "50.00"}'
+_SHAPES: Final[Mapping[str, str]] = {
+    "spend_cap": f"spend_cap: {{METER: {_AMOUNTS}}}",
+    "included": "included: {METER: 1000}",
+    **{interval: f"{interval}: {_AMOUNTS}" for interval in Interval},
+    "price": f"an add-on has price: {{month: {_AMOUNTS}}}, a tier has price: {_AMOUNTS}",
+    "flat": f"flat: {_AMOUNTS}",
+    "prices": f"a list of components, - {{component: base, month: {_AMOUNTS}}}, or none",
+    "tiers": f"a list, - {{up_to: inf, price: {_AMOUNTS}}}",
+    "grants": "grants: {FEATURE: 10}",
+    "currencies": "currencies: {usd: 2}",
+    "for": "for: [PLAN]",
+    "features": "features: {NAME: {type: flag}}",
+    "plans": "plans: {NAME: {version: 1, prices: none}}",
+    "addons": "addons: {NAME: {version: 1, for: [PLAN], price: {…}}}",
+    "trial": "trial: {family: NAME, days: 14}",
+    "meters": "a list, - {slug: NAME, event_type: NAME, aggregation: count}",
+    "defaults": "defaults: {plan: free}",
+}
+_SHAPE_ERRORS: Final = ("dict_type", "model_type", "model_attributes_type", "list_type", "tuple_type")
+_EMPTY: Final = "the file is empty: begin with `tidemark catalog example`"
 
 
 class CatalogProblem(NamedTuple):
@@ -38,12 +61,17 @@ def read_catalog(
         document = read_yaml(content)
     except Unreadable as error:
         return None, (CatalogProblem(error.line, _field(error.path), error.message),)
+    if document.value is None:
+        return None, (CatalogProblem(1, _field(()), _EMPTY),)
     try:
         written = Catalog.model_validate(document.value)
     except ValidationError as error:
         found = [
-            (tuple(detail["loc"]) or _repeated(document.value), problem.message)
-            for detail, problem in zip(error.errors(include_url=False), problems(error), strict=True)
+            (
+                tuple(detail["loc"]) or _repeated(document.value),
+                problem.message + (_shape(detail["loc"]) if detail["type"] in _SHAPE_ERRORS else ""),
+            )
+            for detail, problem in zip(error.errors(include_url=False), problems(error, YAML), strict=True)
         ]
         return None, _sorted(CatalogProblem(document.line(path), _field(path), message) for path, message in found)
     catalog, broken = _complete(written, known)
@@ -51,6 +79,12 @@ def read_catalog(
     if broken:
         return None, _sorted(CatalogProblem(document.line(path), _field(path), message) for path, message in broken)
     return catalog, ()
+
+
+def _shape(path: Path) -> str:
+    """How the innermost field of a path is written that has a form of its own."""
+    shape = next((_SHAPES[part] for part in reversed(path) if isinstance(part, str) and part in _SHAPES), "")
+    return f"; write {shape}" if shape else ""
 
 
 def _repeated(value: Any) -> Path:

@@ -5,9 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Final
 
-from aggregators.catalog_plan import Wanted, World, differences_text, flags_of, touched_by, wanted
-from aggregators.catalog_prices import ADDON_COMPONENT, product_id
-from schemas.catalog import Plan, PlanId
+from aggregators.catalog_plan import (
+    Wanted,
+    World,
+    differences_text,
+    kept_versions,
+    portal_differences,
+    touched_by,
+    wanted,
+)
+from schemas.catalog import PlanId
 from schemas.catalog_changes import CatalogKind, PlanState, Standing, StripeRecord
 
 OURS: Final = "tm."
@@ -16,7 +23,7 @@ OURS: Final = "tm."
 def drift_of(world: World) -> list[str]:
     """Every difference, in words. Features are compared for the products whose features were read."""
     standing = world.standing
-    want = wanted(standing.catalog) if standing.catalog else None
+    want = wanted(standing.catalog, kept_versions(standing.plans)) if standing.catalog else None
     touched = touched_by(world)
     found: list[str] = []
     for record in standing.records.values():
@@ -27,24 +34,18 @@ def drift_of(world: World) -> list[str]:
                 found += _product(world, want, record, touched)
             case CatalogKind.METER:
                 found += _meter(world, record)
-            case _:
-                if record.key not in world.stripe.features:
-                    found.append(f"feature {record.key} is not at Stripe")
+            case CatalogKind.FEATURE:
+                found += _feature(world, want, record)
+            case CatalogKind.COUPON:
+                found += _coupon(world, want, record)
+            case CatalogKind.PORTAL:
+                found += _portal(world, want)
     return [*found, *_attached(world), *_unmanaged(world)]
 
 
-def attachable(standing: Standing) -> dict[str, frozenset[str]]:
+def attachable(standing: Standing) -> Mapping[str, frozenset[str]]:
     """The features that each product of a plan must have, also of versions that are sold no more and kept."""
-    if standing.catalog is None:
-        return {}
-    found: dict[str, frozenset[str]] = {}
-    for plan, known in standing.plans.items():
-        components = (
-            [line.component for line in known.sold.prices] if isinstance(known.sold, Plan) else [ADDON_COMPONENT]
-        )
-        if components and known.state is not PlanState.RETIRED:
-            found[product_id(plan, components[0])] = flags_of(standing.catalog, known.sold)
-    return found
+    return wanted(standing.catalog, kept_versions(standing.plans)).attached if standing.catalog else {}
 
 
 def _price(world: World, want: Wanted | None, record: StripeRecord, touched: Mapping[PlanId, int]) -> Iterator[str]:
@@ -56,12 +57,12 @@ def _price(world: World, want: Wanted | None, record: StripeRecord, touched: Map
     users = touched.get(record.plan, 0) if record.plan else 0
     if price.key != key:
         yield f"{name} has the lookup key {price.key or 'none'}, and had {key}"
-    elif not price.is_active and (users or not _is_retired(world, record)):
+    elif not price.is_active and (users or not _is_retired(world, want, record)):
         yield f"{name} ({key}) is archived; {users} subscriptions have its plan"
     elif want and key in want.prices and price.terms != want.prices[key].terms:
         yield f"{name} ({key}) has {differences_text(price.terms, want.prices[key].terms)}"
-    made_for = f"{record.plan} {record.component}"
-    if price.made_for != made_for:
+    made_for = want.prices[key].made_for if want and key in want.prices else f"{record.plan} {record.component}"
+    if price.made_for != made_for and (record.plan or not _is_retired(world, want, record)):
         yield f"{name} ({key}) has the metadata {price.made_for.strip() or 'none'}, and had {made_for}"
 
 
@@ -70,11 +71,10 @@ def _product(world: World, want: Wanted | None, record: StripeRecord, touched: M
     users = touched.get(record.plan, 0) if record.plan else 0
     if product is None:
         yield f"product {key} is not at Stripe"
-    elif want and key in want.products:
-        if product != want.products[key][0]:
-            yield f"product {key} has {differences_text(product, want.products[key][0])}"
-    elif not product.is_active and (users or not _is_retired(world, record)):
+    elif not product.is_active and (users or not _is_retired(world, want, record)):
         yield f"product {key} is archived; {users} subscriptions have its plan"
+    elif product.is_active and want and key in want.products and product != want.products[key][0]:
+        yield f"product {key} has {differences_text(product, want.products[key][0])}"
 
 
 def _meter(world: World, record: StripeRecord) -> Iterator[str]:
@@ -85,8 +85,40 @@ def _meter(world: World, record: StripeRecord) -> Iterator[str]:
         yield f"meter {record.key} is {meter.id}, and was {record.stripe_id}: the prices of the old one bill no usage"
 
 
-def _is_retired(world: World, record: StripeRecord) -> bool:
-    return record.plan is not None and world.standing.plans[record.plan].state is PlanState.RETIRED
+def _feature(world: World, want: Wanted | None, record: StripeRecord) -> Iterator[str]:
+    feature = world.stripe.features.get(record.key)
+    if feature is None:
+        yield f"feature {record.key} is not at Stripe"
+    elif not feature.is_active and want and record.key in want.features:
+        yield f"feature {record.key} is archived"
+
+
+def _coupon(world: World, want: Wanted | None, record: StripeRecord) -> Iterator[str]:
+    """Versions that are offered no more are not looked at: who has the discount keeps it."""
+    coupon = want.coupons.get(record.key) if want else None
+    found = world.stripe.coupons.get(record.key)
+    if coupon and found is None:
+        yield f"coupon {record.key} is not at Stripe"
+    elif coupon and found and found != coupon:
+        differences = differences_text(found.terms, coupon.terms) or f"name {found.name or 'none'}, not {coupon.name}"
+        yield f"coupon {record.key} has {differences}"
+
+
+def _portal(world: World, want: Wanted | None) -> Iterator[str]:
+    found = world.stripe.portal
+    if want is None or want.portal is None:
+        return
+    if found is None:
+        yield "the portal's configuration is not at Stripe"
+    elif differences := portal_differences(found, want.portal):
+        yield f"the portal's configuration {found.id} has {differences}"
+
+
+def _is_retired(world: World, want: Wanted | None, record: StripeRecord) -> bool:
+    """Whether nobody has it and nobody can buy it."""
+    if record.plan is None:
+        return want is None or (record.key not in want.prices and record.key not in want.products)
+    return world.standing.plans[record.plan].state is PlanState.RETIRED
 
 
 def _attached(world: World) -> Iterator[str]:
@@ -102,6 +134,7 @@ def _unmanaged(world: World) -> Iterator[str]:
     for price, subscriptions in sorted(world.usage.items()):
         if price not in pins:
             yield f"price {price} is in {len(subscriptions)} subscriptions and no plan of the catalog has it"
+    applied = {record.stripe_id for record in world.standing.records.values()}
     for at_stripe in world.stripe.prices.values():
-        if at_stripe.key.startswith(OURS) and at_stripe.id not in pins and at_stripe.is_active:
+        if at_stripe.key.startswith(OURS) and at_stripe.id not in applied and at_stripe.is_active:
             yield f"price {at_stripe.id} has the lookup key {at_stripe.key} and was never applied"

@@ -10,11 +10,21 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from decimal import Decimal, localcontext
 from hashlib import sha256
+from types import MappingProxyType
 from typing import Any, Final, NamedTuple
 
-from aggregators.catalog_prices import prices_of, product_id
-from schemas.catalog import UNLIMITED, VERSIONED, Add, AddOn, Catalog, GrantValue, Plan, PlanId, Price
+from aggregators.catalog_prices import (
+    components_of,
+    coupon_id,
+    coupon_terms,
+    pack_prices,
+    portal_terms,
+    prices_of,
+    product_id,
+)
+from schemas.catalog import UNLIMITED, VERSIONED, Add, AddOn, Catalog, Coupon, GrantValue, Pack, Plan, PlanId, Price
 from schemas.catalog_changes import (
+    PORTAL_KEY,
     Action,
     AtStripe,
     CatalogKind,
@@ -22,23 +32,33 @@ from schemas.catalog_changes import (
     KnownPlan,
     PlanState,
     Standing,
+    StripeCoupon,
+    StripePortal,
     StripeProduct,
     StripeRecord,
     Verb,
 )
+from schemas.currencies import currency_exponent
+from schemas.prices import CouponTerms, PackPrice, PortalTerms
 
 # What an action is about that SQL alone does, in the transaction that makes the catalog active.
 IN_SQL: Final = "plan"
+PORTAL: Final = (CatalogKind.PORTAL, PORTAL_KEY)
 
 
 class Wanted(NamedTuple):
-    """What Stripe must have for a catalog. `features` are by product, of which only a plan's first one has any."""
+    """What Stripe must have for a catalog. `features` are by product, of which only a plan's first one has any.
 
-    products: Mapping[str, tuple[StripeProduct, PlanId, str]]
+    A product has the plan and the component that it is of; that of a pack of credits has no plan.
+    """
+
+    products: Mapping[str, tuple[StripeProduct, PlanId | None, str]]
     features: Mapping[str, str]
     attached: Mapping[str, frozenset[str]]
-    prices: Mapping[str, Price]
+    prices: Mapping[str, Price | PackPrice]
     meters: Mapping[str, str]
+    coupons: Mapping[str, StripeCoupon]
+    portal: PortalTerms | None
 
 
 class World(NamedTuple):
@@ -54,30 +74,50 @@ def catalog_hash(catalog: Catalog) -> str:
     return sha256(catalog.model_dump_json().encode()).hexdigest()
 
 
-def wanted(catalog: Catalog) -> Wanted:
-    """The objects that Stripe must have."""
-    products: dict[str, tuple[StripeProduct, PlanId, str]] = {}
+def wanted(catalog: Catalog, kept: Mapping[PlanId, Plan | AddOn] = MappingProxyType({})) -> Wanted:
+    """The objects that Stripe must have. Of `kept`, the versions that customers keep, the prices are there already."""
+    products: dict[str, tuple[StripeProduct, PlanId | None, str]] = {}
     attached: dict[str, frozenset[str]] = {}
-    prices: dict[str, Price] = {}
-    for plan, sold in catalog.sold().items():
-        own = prices_of(catalog, plan, sold)
-        prices |= {price.key: price for price in own}
-        components = dict.fromkeys(price.component for price in own)
+    tax_code = catalog.defaults.tax_code or ""
+    for plan, sold in {**kept, **catalog.sold()}.items():
+        components = components_of(sold)
         for component in components:
             name = _product_name(plan, sold, component)
-            product = StripeProduct(
-                product_id(plan, component), name, sold.description, catalog.defaults.tax_code or ""
-            )
+            product = StripeProduct(product_id(plan, component), name, sold.description, tax_code)
             products[product.id] = (product, plan, component)
         if components:
-            attached[product_id(plan, next(iter(components)))] = flags_of(catalog, sold)
+            attached[product_id(plan, components[0])] = flags_of(catalog, sold)
+    prices: dict[str, Price | PackPrice] = {
+        price.key: price for plan, sold in catalog.sold().items() for price in prices_of(catalog, plan, sold)
+    }
+    for key, price in pack_prices(catalog).items():
+        prices[key] = price
+        pool = catalog.credit_pools[price.pool]
+        name = pool.packs[price.pack].name or f"{pool.unit or price.pool.replace('_', ' ')}: {price.credits}"
+        product = StripeProduct(price.terms.product, name, tax_code=tax_code)
+        products[product.id] = (product, None, price.component)
     features = {
         feature.stripe_feature: feature.description or name
         for name, feature in catalog.features.items()
         if feature.stripe_feature
     }
     meters = {meter.stripe_event_name: meter.slug for meter in catalog.meters if meter.stripe_event_name}
-    return Wanted(products, features, attached, prices, meters)
+    portal = portal_terms(catalog, catalog.portal) if catalog.portal else None
+    return Wanted(products, features, attached, prices, meters, _coupons(catalog), portal)
+
+
+def _coupons(catalog: Catalog) -> dict[str, StripeCoupon]:
+    found: dict[str, StripeCoupon] = {}
+    for name, coupon in catalog.coupons.items():
+        identifier = coupon_id(name, coupon.version)
+        shown = coupon.name or name.replace("_", " ").capitalize()[:40]
+        found[identifier] = StripeCoupon(identifier, shown, coupon_terms(catalog, coupon))
+    return found
+
+
+def kept_versions(states: Mapping[PlanId, KnownPlan]) -> dict[PlanId, Plan | AddOn]:
+    """The versions that are sold no more and kept by subscriptions."""
+    return {plan: known.sold for plan, known in states.items() if known.state is PlanState.CLOSED}
 
 
 def _product_name(plan: PlanId, sold: Plan | AddOn, component: str) -> str:
@@ -98,29 +138,33 @@ def flags_of(catalog: Catalog, sold: Plan | AddOn) -> frozenset[str]:
     )
 
 
-def unread_products(catalog: Catalog, stripe: AtStripe, standing: Standing) -> list[str]:
-    """The products whose attached features must be read: those that exist, and were not applied with these grants."""
-    done = {
-        product_id(plan, component)
-        for plan, sold in catalog.sold().items()
-        if (known := standing.plans.get(plan)) and known.sold.grants == sold.grants
-        for component in dict.fromkeys(price.component for price in prices_of(catalog, plan, sold))
-    }
-    found = wanted(catalog).attached
-    return [product for product, features in found.items() if features and product in stripe.products.keys() - done]
+def with_features(catalog: Catalog, world: World) -> list[str]:
+    """The products that exist and must have features, of versions that are sold or kept."""
+    found = wanted(catalog, kept_versions(states_after(catalog, world))).attached
+    return [product for product, features in found.items() if features and product in world.stripe.products]
+
+
+def coupons_to_read(*catalogs: Catalog | None) -> list[str]:
+    """The ids of the coupons of some catalogs."""
+    return list(dict.fromkeys(key for catalog in catalogs if catalog for key in _coupons(catalog)))
 
 
 def plan_catalog(catalog: Catalog, world: World, *, in_place: bool = False, drift: Sequence[str] = ()) -> CatalogPlan:
     """The plan, without the actions and refusals of the meter set, which the log decides. `drift` is what
     `aggregators.catalog_drift` finds."""
-    digest = catalog_hash(catalog)
-    want, touched = wanted(catalog), touched_by(world)
+    # A file that spells the active catalog otherwise, such as 35 for 35.00, is the active catalog.
+    is_active = catalog == world.standing.catalog
+    digest = world.standing.sha256 if is_active else catalog_hash(catalog)
+    states, touched = states_after(catalog, world), touched_by(world)
+    want = wanted(catalog, kept_versions(states))
     refusals = [
         *_version(catalog, digest, world.standing), *_terms_kept(catalog, world.standing, in_place=in_place),
-        *_still_granted(catalog, world.standing), *_unlike(want, world),
+        *_offers_kept(catalog, world.standing), *_still_granted(catalog, world.standing), *_unlike(want, world),
     ]  # fmt: skip
-    states = states_after(catalog, world)
-    actions = [*_at_stripe(want, world), *_states(catalog, states, world), *_archives(states, world)]
+    actions = [
+        *_at_stripe(want, world), *_offers_at_stripe(want, world.stripe), *_states(catalog, states, world),
+        *_archives(want, states, world),
+    ]  # fmt: skip
     return CatalogPlan(
         catalog, digest, world.standing.sha256, world.standing.applying, in_place, actions, refusals,
         list(drift), {str(plan): count for plan, count in sorted(touched.items())},
@@ -142,18 +186,22 @@ def records_of(catalog: Catalog, stripe: AtStripe) -> list[StripeRecord]:
     """Which object at Stripe each key names, once all of them exist."""
     want = wanted(catalog)
     by_key = {price.key: price.id for price in stripe.prices.values() if price.key}
-    return [
+    records = [
         *(StripeRecord(name, CatalogKind.METER, stripe.meters[name].id) for name in want.meters),
         *(StripeRecord(key, CatalogKind.FEATURE, stripe.features[key].id) for key in want.features),
         *(StripeRecord(key, CatalogKind.PRODUCT, key, plan, part) for key, (_, plan, part) in want.products.items()),
         *(
             StripeRecord(
-                key, CatalogKind.PRICE, by_key[key], price.plan, price.component, price.terms.interval,
-                price.terms.currency,
+                key, CatalogKind.PRICE, by_key[key], price.plan if isinstance(price, Price) else None,
+                price.component, price.terms.interval, price.terms.currency,
             )
             for key, price in want.prices.items()
         ),
+        *(StripeRecord(key, CatalogKind.COUPON, key) for key in want.coupons),
     ]  # fmt: skip
+    if want.portal and stripe.portal:
+        records.append(StripeRecord(PORTAL_KEY, CatalogKind.PORTAL, stripe.portal.id))
+    return records
 
 
 def touched_by(world: World) -> dict[PlanId, int]:
@@ -192,6 +240,28 @@ def _terms_kept(catalog: Catalog, standing: Standing, *, in_place: bool) -> Iter
             yield f"{plan}: grants were applied otherwise; {hint} raise the version to {plan.version + 1}"
         elif changed:
             yield f"{plan}: {', '.join(changed)} were applied otherwise; raise the version to {plan.version + 1}"
+
+
+def _offers_kept(catalog: Catalog, standing: Standing) -> Iterator[str]:
+    """What a coupon takes off and what a pack holds is what customers were told, so it stays."""
+    before = _offers(standing.catalog) if standing.catalog else {}
+    for path, offer in _offers(catalog).items():
+        known = before.get(path)
+        if known is None or known == offer.model_copy(update={"name": known.name}):
+            continue
+        if offer.version < known.version:
+            yield f"{path}: version {known.version} was applied already: take it, or a higher one"
+        elif offer.version == known.version:
+            yield f"{path}: was applied otherwise; raise its version to {offer.version + 1}"
+
+
+def _offers(catalog: Catalog) -> dict[str, Coupon | Pack]:
+    coupons: dict[str, Coupon | Pack] = {f"coupons.{name}": coupon for name, coupon in catalog.coupons.items()}
+    return coupons | {
+        f"credit_pools.{pool_name}.packs.{name}": pack
+        for pool_name, pool in catalog.credit_pools.items()
+        for name, pack in pool.packs.items()
+    }
 
 
 def _bought(sold: Plan | AddOn, field: str) -> object:
@@ -238,17 +308,26 @@ def _unlike(want: Wanted, world: World) -> Iterator[str]:
         if found and found.terms != price.terms:
             yield (
                 f"{key}: Stripe's price {found.id} has {differences_text(found.terms, price.terms)}; a price never "
-                f"changes: raise the version of {price.plan.name} to {price.plan.version + 1}"
+                f"changes: {_raised(price)}"
             )
         elif record and (found is None or found.id != record.stripe_id):
             moved = f"names {found.id} at Stripe" if found else "names no price at Stripe"
             yield (
-                f"{key}: {moved}, and was {record.stripe_id}: give {record.stripe_id} its lookup key again, or raise "
-                f"the version of {price.plan.name} to {price.plan.version + 1}"
+                f"{key}: {moved}, and was {record.stripe_id}: give {record.stripe_id} its lookup key again, or "
+                f"{_raised(price)}"
             )
     for event_name in want.meters:
         if (meter := world.stripe.meters.get(event_name)) and meter.fault:
             yield f"meters: {meter.fault}"
+    for key, coupon in want.coupons.items():
+        if (at_stripe := world.stripe.coupons.get(key)) and at_stripe.terms != coupon.terms:
+            differences = differences_text(at_stripe.terms, coupon.terms)
+            yield f"{key}: Stripe's coupon has {differences}; a coupon never changes: raise its version"
+
+
+def _raised(price: Price | PackPrice) -> str:
+    name, version = price.plan if isinstance(price, Price) else (price.component, price.version)
+    return f"raise the version of {name} to {version + 1}"
 
 
 def differences_text(found: Any, terms: Any) -> str:
@@ -273,13 +352,15 @@ def _at_stripe(want: Wanted, world: World) -> Iterator[Action]:
             note = "; the tax code changes the tax of future invoices" if found.tax_code != product.tax_code else ""
             yield Action(Verb.UPDATE, CatalogKind.PRODUCT, key, f"{differences_text(found, product)}{note}")
     for key, name in want.features.items():
-        if key not in stripe.features:
+        if (feature := stripe.features.get(key)) is None:
             yield Action(Verb.CREATE, CatalogKind.FEATURE, key, name)
+        elif not feature.is_active:
+            yield Action(Verb.UPDATE, CatalogKind.FEATURE, key, "active again")
     for product_key, features in want.attached.items():
         if product_key in stripe.products and product_key not in stripe.attached:
             continue
-        for feature in sorted(features - stripe.attached.get(product_key, frozenset())):
-            yield Action(Verb.ATTACH, CatalogKind.FEATURE, f"{feature} {product_key}")
+        for lacking in sorted(features - stripe.attached.get(product_key, frozenset())):
+            yield Action(Verb.ATTACH, CatalogKind.FEATURE, f"{lacking} {product_key}")
     by_key = {price.key: price for price in stripe.prices.values() if price.key}
     for key, price in want.prices.items():
         if (at_stripe := by_key.get(key)) is None:
@@ -288,10 +369,42 @@ def _at_stripe(want: Wanted, world: World) -> Iterator[Action]:
             yield Action(Verb.UPDATE, CatalogKind.PRICE, key, "active again")
 
 
-def amounts_text(price: Price) -> str:
+def _offers_at_stripe(want: Wanted, stripe: AtStripe) -> Iterator[Action]:
+    """Coupons, then the portal, which needs the prices."""
+    for key, coupon in want.coupons.items():
+        if (found := stripe.coupons.get(key)) is None:
+            yield Action(Verb.CREATE, CatalogKind.COUPON, key, coupon_text(coupon.terms))
+        elif found.name != coupon.name:
+            yield Action(Verb.UPDATE, CatalogKind.COUPON, key, f"name {found.name or 'none'}, not {coupon.name}")
+    if want.portal is None:
+        return
+    if stripe.portal is None:
+        yield Action(Verb.CREATE, CatalogKind.PORTAL, PORTAL_KEY)
+    elif not stripe.portal.is_active or stripe.portal.terms != want.portal:
+        yield Action(Verb.UPDATE, CatalogKind.PORTAL, PORTAL_KEY, portal_differences(stripe.portal, want.portal))
+
+
+def portal_differences(found: StripePortal, terms: PortalTerms) -> str:
+    """In what the portal's configuration differs from what it should be, in words."""
+    archived = "" if found.is_active else "archived"
+    cut = found.terms._replace(products=()), terms._replace(products=())
+    words = [archived, differences_text(*cut), "" if found.terms.products == terms.products else "other prices"]
+    return ", ".join(each for each in words if each)
+
+
+def coupon_text(terms: CouponTerms) -> str:
+    """What a coupon takes off, for people."""
+    amount = f"{terms.percent} %"
+    if not terms.percent:
+        amount = f"{_major(str(terms.amount_minor), currency_exponent(terms.currency))} {terms.currency}"
+    return f"{amount} off, {terms.duration}{f' for {terms.months} months' if terms.months else ''}"
+
+
+def amounts_text(price: Price | PackPrice) -> str:
     """What a price costs, for people, in major units."""
     terms = price.terms
     package = f" for each {terms.package}" if terms.package > 1 else ""
+    package += f" for {price.credits} credits" if isinstance(price, PackPrice) else ""
     if not terms.tiers:
         return f"{_major(terms.unit_minor or '0', price.exponent)} {terms.currency}{package}"
     steps = (
@@ -329,11 +442,19 @@ def _states(catalog: Catalog, states: Mapping[PlanId, KnownPlan], world: World) 
             yield Action(Verb.RETIRE, IN_SQL, str(plan), "no subscription has it; its prices are archived")
 
 
-def _archives(states: Mapping[PlanId, KnownPlan], world: World) -> Iterator[Action]:
+def _archives(want: Wanted, states: Mapping[PlanId, KnownPlan], world: World) -> Iterator[Action]:
+    """What is sold no more and kept by nobody. Nobody keeps a pack of credits: it is bought once."""
+    portal = world.stripe.portal
+    if want.portal is None and portal and portal.is_active and PORTAL in world.standing.records:
+        yield Action(Verb.ARCHIVE, CatalogKind.PORTAL, PORTAL_KEY)
+    at_stripe: Mapping[CatalogKind, Mapping[str, Any]] = {
+        CatalogKind.PRICE: world.stripe.prices, CatalogKind.PRODUCT: world.stripe.products,
+    }  # fmt: skip
     for record in world.standing.records.values():
-        if record.plan is None or states[record.plan].state is not PlanState.RETIRED:
+        if record.kind not in at_stripe or record.key in want.prices or record.key in want.products:
             continue
-        at_stripe = {CatalogKind.PRICE: world.stripe.prices, CatalogKind.PRODUCT: world.stripe.products}
-        found: Any = at_stripe[record.kind].get(record.stripe_id)
+        if record.plan is not None and states[record.plan].state is not PlanState.RETIRED:
+            continue
+        found = at_stripe[record.kind].get(record.stripe_id)
         if found and found.is_active:
             yield Action(Verb.ARCHIVE, record.kind, record.key)

@@ -6,8 +6,9 @@ from collections.abc import Iterator, Mapping
 from decimal import Decimal, localcontext
 from typing import Final
 
-from schemas.catalog import AddOn, Amounts, ByInterval, Catalog, Plan, PlanId, Price, PriceLine, PriceTerms, PriceTier
+from schemas.catalog import AddOn, Amounts, ByInterval, Catalog, Coupon, Pack, Plan, PlanId, Portal, Price, PriceLine
 from schemas.periods import Interval
+from schemas.prices import CouponTerms, PackPrice, PortalTerms, PriceTerms, PriceTier
 
 # Stripe takes whole amounts below a million of most currencies, and 12 decimals of the minor unit
 # (docs.stripe.com/api/prices/create, unit_amount_decimal).
@@ -40,6 +41,11 @@ def product_id(plan: PlanId, component: str) -> str:
 def lookup_key(plan: PlanId, component: str, interval: Interval, currency: str) -> str:
     """The lookup key of a price, for ever."""
     return f"tm.{plan.name}.v{plan.version}.{component}.{interval.value}.{currency}"
+
+
+def components_of(sold: Plan | AddOn) -> list[str]:
+    """The components of a plan or an add-on, each with a product of its own."""
+    return [ADDON_COMPONENT] if isinstance(sold, AddOn) else [line.component for line in sold.prices]
 
 
 def usage_interval_of(plan: Plan) -> Interval:
@@ -156,3 +162,59 @@ def amounts_of(line: PriceLine) -> Iterator[tuple[tuple[str | int, ...], Amounts
 def all_prices(catalog: Catalog) -> Mapping[str, Price]:
     """The prices of all plans and add-ons of the file, by lookup key."""
     return {price.key: price for plan, sold in catalog.sold().items() for price in prices_of(catalog, plan, sold)}
+
+
+def pack_product_id(pool: str, pack: str, version: int) -> str:
+    """The id of the product of a pack of credits; no component of a plan has one of this form."""
+    return f"tm-pack-{pool}-{pack}-v{version}"
+
+
+def pack_prices(catalog: Catalog) -> Mapping[str, PackPrice]:
+    """The prices of all packs of credits, by lookup key. `catalog` must have passed `aggregators.catalog`."""
+    return {
+        price.key: price
+        for pool_name, pool in catalog.credit_pools.items()
+        for name, pack in pool.packs.items()
+        for currency, amount in pack.amounts.items()
+        for price in [_pack_price(catalog, pool_name, name, pack, currency, amount)]
+    }
+
+
+def _pack_price(catalog: Catalog, pool: str, name: str, pack: Pack, currency: str, amount: str) -> PackPrice:
+    exponent = catalog.currencies[currency]
+    terms = PriceTerms(
+        pack_product_id(pool, name, pack.version), currency, "", "", catalog.defaults.tax_behavior,
+        minor_text(amount, exponent),
+    )  # fmt: skip
+    key = f"tm.pack.{pool}.{name}.v{pack.version}.{currency}"
+    return PackPrice(key, pool, name, pack.version, pack.credits, exponent, terms)
+
+
+def coupon_id(name: str, version: int) -> str:
+    """The id of a coupon at Stripe, for ever."""
+    return f"tm-{name}-v{version}"
+
+
+def coupon_terms(catalog: Catalog, coupon: Coupon) -> CouponTerms:
+    """What a coupon takes off. `catalog` must have passed `aggregators.catalog`."""
+    months = coupon.duration_months or 0
+    if coupon.percent_off is not None:
+        return CouponTerms(f"{Decimal(coupon.percent_off).normalize():f}", 0, "", coupon.duration, months)
+    ((currency, amount),) = coupon.amount_off.items()
+    minor = int(minor_text(amount, catalog.currencies[currency]))
+    return CouponTerms("", minor, currency, coupon.duration, months)
+
+
+def portal_terms(catalog: Catalog, portal: Portal) -> PortalTerms:
+    """What the customer portal lets a customer do. `catalog` must have passed `aggregators.catalog`."""
+    products: dict[str, list[str]] = {}
+    for name in portal.change_to:
+        plan = catalog.plans[name]
+        for price in prices_of(catalog, PlanId(name, plan.version), plan):
+            products.setdefault(price.terms.product, []).append(price.key)
+    return PortalTerms(
+        portal.cancel,
+        portal.payment_method,
+        catalog.changes.upgrade if products else "",
+        tuple(sorted((product, tuple(sorted(keys))) for product, keys in products.items())),
+    )

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from decimal import Decimal
+from difflib import get_close_matches
 from typing import Final
 
 from aggregators.catalog_prices import amounts_of, metered_currencies, minor_text
-from aggregators.mirror import currency_exponent
 from aggregators.yaml_lines import Path
 from schemas.catalog import (
     QUANTITY,
@@ -22,6 +23,7 @@ from schemas.catalog import (
     PriceLine,
     TierLine,
 )
+from schemas.currencies import EXPONENTS
 
 Found = tuple[Path, str]
 
@@ -40,6 +42,7 @@ _FORMS: Final = {
 def broken_rules(catalog: Catalog) -> list[Found]:
     """Everything that contradicts something else in the catalog."""
     found = [*_currencies(catalog), *_features(catalog), *_references(catalog), *_pools(catalog), *_twice(catalog)]
+    found += [*_coupons(catalog), *_portal(catalog), *_dunning(catalog)]
     for name, plan in catalog.plans.items():
         path: Path = ("plans", name)
         found += _plan_references(catalog, path, plan)
@@ -61,8 +64,12 @@ def broken_rules(catalog: Catalog) -> list[Found]:
 
 def _currencies(catalog: Catalog) -> Iterator[Found]:
     for currency, exponent in catalog.currencies.items():
-        if exponent != currency_exponent(currency):
-            at_stripe = currency_exponent(currency)
+        at_stripe = EXPONENTS.get(currency)
+        if at_stripe is None:
+            near = get_close_matches(currency, EXPONENTS, n=3, cutoff=0.6)
+            hint = f"did you mean {' or '.join(near)}?" if near else "take the three letters of ISO 4217, such as usd"
+            yield ("currencies", currency), f"Stripe has no currency {currency}: {hint}"
+        elif exponent != at_stripe:
             yield ("currencies", currency), f"Stripe counts {currency} with {at_stripe} decimals, not {exponent}"
 
 
@@ -91,6 +98,13 @@ def _references(catalog: Catalog) -> Iterator[Found]:
             yield path, f"{name} has prices: an account without a subscription can only have a plan with `prices: none`"
 
 
+def _dunning(catalog: Catalog) -> Iterator[Found]:
+    times = catalog.dunning
+    for earlier, later in (("urgent_days", "final_days"), ("win_back_days", "give_up_days")):
+        if getattr(times, earlier) > getattr(times, later):
+            yield ("dunning", earlier), f"comes after {later}: say a smaller number of days"
+
+
 def _pools(catalog: Catalog) -> Iterator[Found]:
     meters = {meter.slug for meter in catalog.meters}
     modes: dict[str, tuple[str, str]] = {}
@@ -104,9 +118,42 @@ def _pools(catalog: Catalog) -> Iterator[Found]:
                 both = "a pool of ours and a credit grant of Stripe would both pay for the same usage"
                 yield (*path, "covers", meter), f"{other} pays for {meter} in mode {mode}: {both}"
         for pack_name, pack in pool.packs.items():
-            yield from _amounts(catalog, (*path, "packs", pack_name), dict(pack.amounts))
+            yield from _whole_amounts(catalog, (*path, "packs", pack_name), dict(pack.amounts))
         if pool.top_up and pool.top_up.pack not in pool.packs:
             yield (*path, "top_up", "pack"), f"the pool has no pack {pool.top_up.pack}"
+
+
+def _coupons(catalog: Catalog) -> Iterator[Found]:
+    for name, coupon in catalog.coupons.items():
+        path: Path = ("coupons", name)
+        if (coupon.percent_off is None) == (not coupon.amount_off):
+            yield path, "a coupon takes off either percent_off or amount_off: give one of them"
+        elif coupon.percent_off is not None and not Decimal(coupon.percent_off):
+            yield (*path, "percent_off"), "a coupon takes off more than 0 percent"
+        if (coupon.duration == "repeating") != (coupon.duration_months is not None):
+            yield path, "duration_months is for `duration: repeating`, which needs it"
+        yield from _whole_amounts(catalog, (*path, "amount_off"), coupon.amount_off)
+
+
+def _whole_amounts(catalog: Catalog, path: Path, amounts: Amounts) -> Iterator[Found]:
+    """Amounts of what is not multiplied by a quantity of usage: Stripe takes whole minor units above 0."""
+    found = list(_amounts(catalog, path, amounts))
+    yield from found
+    for currency, amount in () if found else amounts.items():
+        minor = minor_text(amount, catalog.currencies[currency])
+        if "." in minor or minor == "0":
+            yield (*path, currency), f"{amount} is no amount that can be paid at once: give whole minor units above 0"
+
+
+def _portal(catalog: Catalog) -> Iterator[Found]:
+    for index, name in enumerate(catalog.portal.change_to if catalog.portal else ()):
+        path: Path = ("portal", "change_to", index)
+        plan = catalog.plans.get(name)
+        if plan is None:
+            yield path, f"there is no plan {name}"
+        elif len(plan.prices) != 1 or plan.prices[0].meter:
+            words = "nothing to pay" if not plan.prices else "usage" if len(plan.prices) == 1 else "several components"
+            yield path, f"{name} has {words}: Stripe's portal changes only to a plan with one component paid ahead"
 
 
 def _twice(catalog: Catalog) -> Iterator[Found]:
@@ -122,6 +169,20 @@ def _twice(catalog: Catalog) -> Iterator[Found]:
             seen.add(line.component)
     for name in sorted(catalog.plans.keys() & catalog.addons.keys()):
         yield ("addons", name), f"a plan is called {name} too: their prices could not be told apart"
+    yield from _titles_twice(catalog)
+
+
+def _titles_twice(catalog: Catalog) -> Iterator[Found]:
+    """Invoices and answers show the name, so customers could not tell two plans of one name apart. Both are found."""
+    titled: dict[str, list[Path]] = {}
+    for part, sold in (("plans", catalog.plans), ("addons", catalog.addons)):
+        for name, each in sold.items():
+            if each.name:
+                titled.setdefault(" ".join(each.name.split()).casefold(), []).append((part, name, "name"))
+    for paths in titled.values():
+        for path in paths if len(paths) > 1 else ():
+            others = ", ".join(str(other[1]) for other in paths if other != path)
+            yield path, f"{others} is shown to customers by this name too: give each a name of its own"
 
 
 def _offers(line: PriceLine) -> set[tuple[str, str]]:

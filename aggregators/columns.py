@@ -237,8 +237,8 @@ class PythonColumns:
         for place, event in decoded.events:
             text = event.time
             try:
-                # None is no text, and goes the same way as any other form of a time.
-                time_us = minutes_us[text[:17]] + seconds_us[text[17:19]] + fractions_us[text[19:]]  # type: ignore[index]
+                minute_us = minutes_us[text[:17]]  # type: ignore[index]  # None goes the way of other forms of a time
+                time_us = minute_us + seconds_us[text[17:19]] + fractions_us[text[19:]]  # type: ignore[index]  # as above
             except (KeyError, TypeError):
                 parsed = now_us if text is None else self._time_us(text)
                 if parsed is None:

@@ -32,13 +32,15 @@ _BOUGHT: Final = _PLANS | {SourceKind.ADDON, SourceKind.PROMOTION}
 _SUSPENDED: Final = _BOUGHT | {SourceKind.DEFAULT}
 _BASES: Final = (SourceKind.DEFAULT, SourceKind.PLAN, SourceKind.FALLBACK)
 # Each later layer sees the value of those before it.
-_LAYERS: Final = (
-    (SourceKind.TRIAL,),
-    (SourceKind.ADDON, SourceKind.PROMOTION),
-    (SourceKind.CONTRACT,),
-    (SourceKind.OVERRIDE,),
-)
+_LAYERS: Final = {
+    SourceKind.TRIAL: 0,
+    SourceKind.ADDON: 1,
+    SourceKind.PROMOTION: 1,
+    SourceKind.CONTRACT: 2,
+    SourceKind.OVERRIDE: 3,
+}
 _ORDER: Final = {Operation.SET: 0, Operation.ADD: 1, Operation.AT_LEAST: 2, Operation.AT_MOST: 3, Operation.DENY: 4}
+_NOTHING: Final = (False, "null", Decimal(0))
 
 
 def resolve(features: Sequence[Feature], entitled: Entitled) -> tuple[Segment, ...]:
@@ -57,7 +59,12 @@ def resolve(features: Sequence[Feature], entitled: Entitled) -> tuple[Segment, .
 
 def segment_at(segments: Sequence[Segment], instant_ms: int) -> Segment:
     """The segment that holds at an instant."""
-    return segments[max(0, bisect_right(segments, instant_ms, key=_from_ms) - 1)]
+    return segments[max(0, place_at(segments, instant_ms))]
+
+
+def place_at(segments: Sequence[Segment], instant_ms: int) -> int:
+    """The place of the segment that holds at an instant; -1 before the first one."""
+    return bisect_right(segments, instant_ms, key=_from_ms) - 1
 
 
 def settling_until_ms(segments: Sequence[Segment], instant_ms: int) -> tuple[int, int] | None:
@@ -86,7 +93,7 @@ def settling_until_ms(segments: Sequence[Segment], instant_ms: int) -> tuple[int
 
 def is_given(found: Resolved) -> bool:
     """Whether a value gives anything."""
-    return found.value is UNLIMITED or found.value not in (False, "null", Decimal(0))
+    return found.value is UNLIMITED or found.value not in _NOTHING
 
 
 def shortened(segments: Sequence[Segment], instant_ms: int) -> tuple[Segment, ...]:
@@ -96,7 +103,7 @@ def shortened(segments: Sequence[Segment], instant_ms: int) -> tuple[Segment, ..
     A version of entitlements is asked about the time since it was computed, and about the past only what was lost.
     Whole pasts would grow with the square of an account's subscriptions.
     """
-    place = max(0, bisect_right(segments, instant_ms, key=_from_ms) - 1)
+    place = max(0, place_at(segments, instant_ms))
     past: dict[str, Resolved] = {}
     for segment in segments[:place]:
         past |= {name: found for name, found in segment.features.items() if name not in past or is_given(found)}
@@ -105,7 +112,7 @@ def shortened(segments: Sequence[Segment], instant_ms: int) -> tuple[Segment, ..
 
 def next_change_ms(segments: Sequence[Segment], instant_ms: int) -> int | None:
     """When the next segment after the instant begins, or None."""
-    place = bisect_right(segments, instant_ms, key=_from_ms)
+    place = place_at(segments, instant_ms) + 1
     return segments[place].from_ms if place < len(segments) else None
 
 
@@ -165,10 +172,8 @@ def resolved_of(feature: Feature, grants: Sequence[Grant]) -> Resolved:
         return Resolved(_nothing(feature), denying, is_denied=True)
     base = [grant for grant in grants if grant.kind in _BASES]
     value, gives = _merged(feature, base)
-    for kinds in _LAYERS:
-        layer = sorted((grant for grant in grants if grant.kind in kinds), key=_step)
-        for grant in layer:
-            value, gives = _applied(feature, value, gives, grant)
+    for grant in sorted((grant for grant in grants if grant.kind not in _BASES), key=_step):
+        value, gives = _applied(feature, value, gives, grant)
     return Resolved(value, gives)
 
 
@@ -237,9 +242,9 @@ def _identity(grant: Grant) -> tuple[str, str, str, int, str]:
     return grant.kind, grant.source, grant.operation, grant.starts_ms, _text_of(grant)
 
 
-def _step(grant: Grant) -> tuple[int, int, int]:
+def _step(grant: Grant) -> tuple[int, int, int, int]:
     # The last of two set values counts: the one that began later, or of two trials that of the higher plan.
-    return _ORDER[grant.operation], grant.starts_ms, grant.rank
+    return _LAYERS[grant.kind], _ORDER[grant.operation], grant.starts_ms, grant.rank
 
 
 def _by_rank(grant: Grant) -> int:

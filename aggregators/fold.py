@@ -19,7 +19,7 @@ from aggregators.ledger import Ledger
 from aggregators.marks import by_bucket, expired_keys
 from aggregators.steps import Quarantined
 from schemas.log import index_of, offset_of
-from schemas.meters import Policy
+from schemas.meters import Meter, Policy
 from schemas.rollup import (
     BucketField,
     Changes,
@@ -192,17 +192,21 @@ class _Sums:
         if rule.distinct:
             column = self._new(column)
         cell_of, total_of, entry_of, joined = ledger.cell_of, ledger.total_of, ledger.entry_of, rule.joined
-        cells, totals, reported = ledger.cell_values, ledger.total_values, bool(column.meter.stripe_event_name)
+        cells, totals, entries = ledger.cell_values, ledger.total_values, ledger.entry_values
+        reported, changed, is_reported = self._reported, self.totals, bool(column.meter.stripe_event_name)
         for number, value in rule.gathered(column).items():
             cell, total = cell_of[number], total_of[number]
             held, before = cells[cell], totals[total]
             cells[cell] = value if held is None else joined(held, value)
             if before is None:
                 self._begin(number, policy)
-            if reported:
-                self._report(entry_of[number], number, before)
+            if is_reported:
+                entry = entry_of[number]
+                if entries[entry] is None:
+                    entries[entry] = _opened(column.meter, before)
+                reported[entry] = number
             totals[total] = value if before is None else joined(before, value)
-            self.totals[total] = None
+            changed[total] = None
         self.positions.update(zip(column.numbers, column.positions, strict=True))
 
     def _new(self, column: Column) -> Column:
@@ -226,16 +230,6 @@ class _Sums:
         if key not in ledger.stored:
             ledger.stored.add(key)
             self.due[key] = ledger.end_ms[number] + policy.periods_kept_ms
-
-    def _report(self, entry: int, number: int, before: Any) -> None:
-        ledger = self._ledger
-        if ledger.entry_values[entry] is None:
-            # The entry of a report bucket begins with the total at the bucket's start.
-            meter = ledger.meters[number]
-            base_minor = 0 if before is None else meter.aggregation.rule.minor(before)
-            opened = ReportValue(base_minor, base_minor, 0, meter.scale, meter.stripe_event_name or "")
-            ledger.entry_values[entry] = opened
-        self._reported[entry] = number
 
     def cells(self, generation: int) -> tuple[dict[BucketField, str], dict[BucketField, int]]:
         """The texts and the versions of the changed cells. Several targets may share a cell: the last event decides."""
@@ -278,11 +272,17 @@ class _Sums:
         reports: dict[BucketField, str] = {}
         for entry, (number, total) in self.entries.items():
             opened = ledger.entry_values[entry]
-            assert opened is not None, "`_report` opens it"  # noqa: S101 - an invariant, not input
+            assert opened is not None, "`_merge` opens it"  # noqa: S101 - an invariant, not input
             minor = ledger.meters[number].aggregation.rule.minor(total)
             value = ReportValue(opened.base_minor, minor, ledger.end_ms[number], opened.scale, opened.event_name)
             reports[ledger.entry_keys[entry]] = report_text(value)
         return reports
+
+
+def _opened(meter: Meter, before: Any) -> ReportValue:
+    """A new entry of a report bucket: it begins with the total at the bucket's start."""
+    base_minor = 0 if before is None else meter.aggregation.rule.minor(before)
+    return ReportValue(base_minor, base_minor, 0, meter.scale, meter.stripe_event_name or "")
 
 
 def fold(flush: Flush, view: View) -> Folded:

@@ -10,7 +10,7 @@ import re
 from functools import lru_cache
 from typing import Final
 
-from schemas.clock import DAY_MS, HOUR_US, SECOND_MS, SECOND_US
+from schemas.clock import HOUR_US, MINUTE_MS, SECOND_MS, SECOND_US
 from schemas.periods import INSTANT_MAX_MS, INSTANT_MIN_MS
 
 _SHAPE: Final = re.compile(
@@ -104,12 +104,18 @@ def _parse_slowly(text: str) -> int | None:
 
 def format_instant_ms(instant_ms: int) -> str:
     """RFC 3339 text in UTC, with milliseconds only if they are not zero."""
-    days, rest_ms = divmod(instant_ms, DAY_MS)
-    year, month, day = civil_from_days(days)
-    seconds, milliseconds = divmod(rest_ms, 1000)
+    minutes, rest_ms = divmod(instant_ms, MINUTE_MS)
+    seconds, milliseconds = divmod(rest_ms, SECOND_MS)
     fraction = f".{milliseconds:03d}" if milliseconds else ""
-    clock = f"{seconds // 3600:02d}:{seconds // 60 % 60:02d}:{seconds % 60:02d}"
-    return f"{year:04d}-{month:02d}-{day:02d}T{clock}{fraction}Z"
+    return f"{_minute_text(minutes)}:{seconds:02d}{fraction}Z"
+
+
+@lru_cache(maxsize=16_384)
+def _minute_text(minutes: int) -> str:
+    """A minute since 1970-01-01T00:00:00Z without its seconds. Many instants are of the same minutes."""
+    days, minute = divmod(minutes, 1440)
+    year, month, day = civil_from_days(days)
+    return f"{year:04d}-{month:02d}-{day:02d}T{minute // 60:02d}:{minute % 60:02d}"
 
 
 def hour_of_us(instant_us: int) -> int:

@@ -12,6 +12,7 @@ from typing import Final
 
 from schemas.billing_events import ObjectKind, ObjectName
 from schemas.clock import SECOND_MS
+from schemas.currencies import currency_exponent
 from schemas.errors import InvalidInput
 from schemas.periods import INSTANT_MAX_MS, INTERVAL_COUNT_MAX, Interval
 from schemas.side_tables import PARTS_OF, TABLE_OF, Row
@@ -23,17 +24,6 @@ _INTEGER_MAX: Final = (1 << 63) - 1
 _DECIMAL_DIGITS_MAX: Final = 40
 # That of a binding's customer; Stripe's ids are at most as long (docs.stripe.com/upgrades).
 _ID_CHARACTERS_MAX: Final = 255
-# Stripe's decimals of a currency, which are not always those of ISO 4217: isk and ugx have two
-# (docs.stripe.com/currencies, zero-decimal, three-decimal and special-case currencies).
-_NO_DECIMALS: Final = frozenset(
-    ["bif", "clp", "djf", "gnf", "jpy", "kmf", "krw", "mga", "pyg", "rwf", "vnd", "vuv", "xaf", "xof", "xpf"]
-)
-_THREE_DECIMALS: Final = frozenset(["bhd", "jod", "kwd", "omr", "tnd"])
-
-
-def currency_exponent(currency: str) -> int:
-    """The number of decimals of Stripe's amounts in a currency: 0, 2 or 3."""
-    return 0 if currency in _NO_DECIMALS else 3 if currency in _THREE_DECIMALS else 2
 
 
 def mirror_rows(name: ObjectName, body: Mapping[str, object] | None) -> Rows:
@@ -227,6 +217,7 @@ def _subscription(fields: _Fields) -> _Read:
         "default_payment_method": fields.maybe_id("default_payment_method"),
         "discounts_json": _json(fields.ids("discounts")),
         "deleted": 0,
+        "cancellation_reason": fields.maybe_text("cancellation_details.reason"),
     }, [_item(item, fields.text("id")) for item in items]
 
 

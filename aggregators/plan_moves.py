@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from decimal import Decimal
 from typing import Any, Final
 
 from aggregators.catalog_plan import amounts_text, lower_grants
@@ -12,9 +13,9 @@ from schemas.catalog_changes import CatalogKind, Standing, StripeRecord
 from schemas.plan_moves import Subscribed, SubscribedItem
 
 # Others pay nothing at their renewal, or what they pay is about to change.
-_MOVABLE: Final = ("active", "past_due")
+_MOVABLE: Final = ("active", "past_due", "trialing")
 # What a phase keeps only if it is named again, and we do not name.
-_KEPT_BY_HAND: Final = ("add_invoice_items", "discounts", "default_tax_rates", "billing_thresholds", "trial_end")
+_KEPT_BY_HAND: Final = ("add_invoice_items", "default_tax_rates", "billing_thresholds")
 _ITEM_BY_HAND: Final = ("discounts", "tax_rates", "billing_thresholds")
 
 
@@ -53,18 +54,33 @@ class Versions:
             f"{name}: {_words(before.grants[name])}, then {_words(after.grants.get(name))}"
             for name in lower_grants(before.grants, after.grants)
         ]
-        return found + [
+        found += [
             f"included {meter}: {quantity}, then {after.included.meters.get(meter, 0)}"
             for meter, quantity in before.included.meters.items()
             if after.included.meters.get(meter, 0) < quantity
         ]
+        return found + [line for line, is_less in self._caps() if is_less]
+
+    def _caps(self) -> list[tuple[str, bool]]:
+        """The spend caps that change, in words, and whether less may be spent."""
+        before, after = (
+            {(meter, currency): amount for meter, cap in plan.spend_cap.items() for currency, amount in cap.items()}
+            for plan in (self._before, self._after)
+        )
+        found = []
+        for meter, currency in dict.fromkeys([*before, *after]):
+            old, new = (caps.get((meter, currency)) for caps in (before, after))
+            if old != new:
+                is_less = new is not None and (old is None or Decimal(new) < Decimal(old))
+                found.append((f"spend cap of {meter} in {currency}: {old or 'none'}, then {new or 'none'}", is_less))
+        return found
 
     def price_changes(self) -> list[str]:
-        """What costs something else, in words."""
+        """What costs something else, or may cost more, in words."""
         catalog = self._standing.catalog
         currencies = {record.currency for record in self._pins.values()} | {place[2] for place in self._ids}
         if catalog is None or not currencies <= catalog.currencies.keys():
-            return []
+            return [line for line, is_less in self._caps() if not is_less]
         old, new = (
             {
                 (price.component, price.terms.interval, price.terms.currency): price
@@ -77,7 +93,7 @@ class Versions:
             f"{amounts_text(new[place]) if place in new else 'nothing'}"
             for place in dict.fromkeys([*old, *new])
             if place not in old or place not in new or amounts_text(old[place]) != amounts_text(new[place])
-        ]
+        ] + [line for line, is_less in self._caps() if not is_less]
 
     def items_after(self, items: Sequence[SubscribedItem]) -> tuple[SubscribedItem, ...]:
         """The items of a subscription after the move. What is not of the plan stays as it is.
@@ -131,18 +147,19 @@ class Versions:
 def check_movable(subscribed: Subscribed) -> None:
     """Raise `CannotMove` if a subscription cannot be moved at its renewal, whatever its items are."""
     if subscribed.status not in _MOVABLE:
-        raise CannotMove(f"is {subscribed.status}: only a subscription that is {' or '.join(_MOVABLE)} is moved")
+        raise CannotMove(f"is {subscribed.status}: only a subscription that is {', '.join(_MOVABLE)} is moved")
     if subscribed.is_ending:
         raise CannotMove("is about to be canceled")
     if subscribed.is_pending:
         raise CannotMove("has a pending update: wait until it is paid or has expired")
-    if subscribed.is_discounted:
-        raise CannotMove("has a discount, which a schedule would drop: move it in Stripe's dashboard")
+    if subscribed.has_item_discounts:
+        raise CannotMove("has a discount of one item, which a schedule would drop: move it in Stripe's dashboard")
 
 
 def phases_of(phases: Sequence[Mapping[str, Any]], after: Sequence[SubscribedItem]) -> list[dict[str, Any]]:
     """The phases of a schedule as parameters: the present one as it is, then the new items, for as long as the present
-    one. Raises `CannotMove` if the present one has what cannot be said again."""
+    one. Both keep discounts and automatic tax, and a trial lasts as long as before. Raises `CannotMove` if the present
+    one has what cannot be said again."""
     if len(phases) != 1:
         raise CannotMove("has a schedule with other phases")
     (now,) = phases
@@ -151,14 +168,26 @@ def phases_of(phases: Sequence[Mapping[str, Any]], after: Sequence[SubscribedIte
     if by_hand:
         raise CannotMove(f"has {by_hand[0]}, which a schedule would drop: move it in Stripe's dashboard")
     items = [_item(SubscribedItem(_id(item["price"]), item.get("quantity"))) for item in now["items"]]
-    start_s, end_s = now["start_date"], now["end_date"]
+    start_s, end_s, trial_s = now["start_date"], now["end_date"], now.get("trial_end")
+    if trial_s and trial_s != end_s:
+        raise CannotMove("has a trial that ends within its period: move it after the trial")
+    kept = _kept(now)
     return [
-        {"items": items, "start_date": start_s, "end_date": end_s, "proration_behavior": "none"},
-        {
-            "items": [_item(item) for item in after], "start_date": end_s, "end_date": end_s + (end_s - start_s),
-            "proration_behavior": "none",
-        },
-    ]  # fmt: skip
+        {"items": items, "start_date": start_s, "end_date": end_s, **kept, **({"trial": True} if trial_s else {})},
+        {"items": [_item(item) for item in after], "start_date": end_s, "end_date": end_s + (end_s - start_s), **kept},
+    ]
+
+
+def _kept(phase: Mapping[str, Any]) -> dict[str, Any]:
+    """What both phases say. A discount is named by its own id, so that the months it has left go on."""
+    kept: dict[str, Any] = {"proration_behavior": "none"}
+    if discounts := phase.get("discounts"):
+        names = ("discount", "promotion_code", "coupon")
+        kept["discounts"] = [next({name: _id(each[name])} for name in names if each.get(name)) for each in discounts]
+    if tax := phase.get("automatic_tax"):
+        liability = {key: _id(value) for key, value in (tax.get("liability") or {}).items() if value}
+        kept["automatic_tax"] = {"enabled": tax["enabled"]} | ({"liability": liability} if liability else {})
+    return kept
 
 
 def _item(item: SubscribedItem) -> dict[str, Any]:

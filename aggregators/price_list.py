@@ -15,13 +15,18 @@ from schemas.periods import Interval
 
 class Terms(NamedTuple):
     """The terms of one component. `feature`: the seats whose number is paid, of which `included` cost nothing; ""
-    without. `is_metered`: usage is billed, nothing is paid ahead."""
+    without. `meter`: the meter whose usage is billed, and nothing is paid ahead; "" without."""
 
     rating: Rating
     exponent: int
     feature: str = ""
     included: int = 0
-    is_metered: bool = False
+    meter: str = ""
+
+    @property
+    def is_metered(self) -> bool:
+        """Whether usage is billed."""
+        return bool(self.meter)
 
     @property
     def is_free(self) -> bool:
@@ -71,4 +76,4 @@ def _sales(catalog: Catalog, plan: PlanId, sold: Plan | AddOn) -> Iterator[tuple
 
 
 def _terms(price: Price, included: int) -> Terms:
-    return Terms(rating_of_terms(price.terms), price.exponent, price.feature, included, bool(price.meter))
+    return Terms(rating_of_terms(price.terms), price.exponent, price.feature, included, price.meter)

@@ -52,5 +52,6 @@ def prorated(before: Mapping[str, Licensed], after: Mapping[str, Licensed], at_m
 
 def _line(item: Licensed, at_ms: int, sign: int) -> Line:
     start_ms = max(at_ms, item.start_ms)
-    share = Fraction(item.end_ms - start_ms, item.end_ms - item.start_ms)
-    return Line(sign * rounded(item.amount * share), start_ms, item.end_ms)
+    whole = item.amount.denominator * (item.end_ms - item.start_ms)
+    left = Fraction(item.amount.numerator * (item.end_ms - start_ms), whole)
+    return Line(sign * rounded(left), start_ms, item.end_ms)

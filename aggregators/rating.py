@@ -14,8 +14,8 @@ from fractions import Fraction
 from functools import lru_cache
 from typing import Any, Final, NamedTuple
 
-from schemas.catalog import PriceTerms
 from schemas.errors import InvalidInput
+from schemas.prices import PriceTerms
 
 # Stripe's amounts have at most twelve digits before and after the point.
 _EXPONENT_MAX: Final = 12
@@ -122,8 +122,9 @@ def billed_quantity(rating: Rating, quantity: Decimal, amount_minor: int) -> Dec
 
 def rounded(amount: Fraction) -> int:
     """The nearest whole minor unit; half is rounded away from zero."""
-    sign = -1 if amount < 0 else 1
-    return sign * int(abs(amount) + Fraction(1, 2))
+    # In whole numbers: a sum of fractions looks for common divisors each time.
+    whole = (2 * abs(amount.numerator) + amount.denominator) // (2 * amount.denominator)
+    return whole if amount.numerator >= 0 else -whole
 
 
 def _amount(fields: Mapping[str, object], name: str, missing: int | None = None) -> Fraction:

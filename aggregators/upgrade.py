@@ -3,7 +3,11 @@
 What an account can buy: more seats of its plan, a plan of at least the same rank, and add-ons for its plan, in the
 currency that it pays in. The interval stays, unless nothing is sold for it: then a longer one is offered, and the
 period begins anew. It begins anew too for who paid nothing before. A trial goes on, and nothing is due before its end.
-If the trial itself is what denies, it ends now.
+If the trial itself is what denies, it ends now. If `changes.upgrade` is `full_price`, the period begins anew with
+another plan, and what is left of the old one is not credited.
+
+What is compared is what a period costs: what is paid ahead, and of a denied limit the usage of its meter so far in the
+period with what was asked. Usage of other meters is not known here.
 """
 
 from __future__ import annotations
@@ -15,13 +19,14 @@ from typing import Final, NamedTuple
 
 from aggregators.account_grants import Commerce, addon_grant, meaning
 from aggregators.billed import INTERVALS, Buyer, Paid, buyers_of, paid_of
-from aggregators.catalog_prices import ADDON_COMPONENT
+from aggregators.catalog_prices import ADDON_COMPONENT, minor_text, usage_interval_of
 from aggregators.entitlements import resolved_of
+from aggregators.overage import Tariff
 from aggregators.periods import anchored_period
 from aggregators.price_list import PriceList, Sale, Terms
 from aggregators.proration import prorated
-from aggregators.rating import rounded
-from aggregators.upgrade_words import upgrade_words
+from aggregators.rating import amount_of, rounded
+from aggregators.upgrade_words import upgrade_words, usage_words
 from schemas.catalog import Add, AddOn, GrantValue, Plan, PlanId
 from schemas.clock import SECOND_MS
 from schemas.entitlements import Feature, Grant, Resolved, SourceKind, Span
@@ -33,6 +38,11 @@ _SEATS_MAX: Final = 10**9
 # What the default plan gives ends with the first plan that is bought.
 _REPLACED: Final = frozenset({SourceKind.DEFAULT, SourceKind.FALLBACK})
 _ALWAYS: Final = Span(0)
+# Days of an interval, so that a year has twelve months.
+_DAYS: Final = {
+    Interval.DAY: Fraction(1), Interval.WEEK: Fraction(7), Interval.MONTH: Fraction(365, 12),
+    Interval.YEAR: Fraction(365),
+}  # fmt: skip
 
 
 class Denied(NamedTuple):
@@ -45,6 +55,14 @@ class Denied(NamedTuple):
     soft: bool = False
 
 
+class _Usage(NamedTuple):
+    """What the usage of the denied meter costs in one of its intervals, and in as long a time as the offer's."""
+
+    minor: int
+    interval: Interval
+    share: Fraction
+
+
 class _Offer(NamedTuple):
     """What would be paid after a change. `quantity`: how many of the add-on or of the seats that are asked for."""
 
@@ -55,6 +73,7 @@ class _Offer(NamedTuple):
     quantity: int | None = None
     rank: int = 0
     ends_trial: bool = False
+    usage: _Usage | None = None
 
 
 def upgrade_of(commerce: Commerce, prices: PriceList, billed: Billed, denied: Denied, now_ms: int) -> Upgrade | None:
@@ -70,15 +89,39 @@ def upgrade_of(commerce: Commerce, prices: PriceList, billed: Billed, denied: De
             offers = [*_plan_offers(commerce, prices, buyer, denied, interval)]
             if interval == buyer.interval:
                 offers += _addon_offers(commerce, prices, buyer, denied)
+            offers = [each for offer in offers if (each := _with_usage(commerce, buyer, denied, offer)) is not None]
             if offers:
                 offer = min(offers, key=_by_price)
-                due_now, words = _priced(buyer, offer, now_ms)
+                due_now, words = _priced(buyer, offer, now_ms, in_full=_in_full(commerce, buyer, offer))
                 return Upgrade(offer.id, offer.id.name in commerce.catalog.addons, offer.quantity, due_now, words)
     return None
 
 
 def _by_price(offer: _Offer) -> tuple[Fraction, int, PlanId]:
-    return sum((each.amount for each in offer.after), Fraction(0)), offer.rank, offer.id
+    usage = offer.usage.share if offer.usage else Fraction(0)
+    return sum((each.amount for each in offer.after), usage), offer.rank, offer.id
+
+
+def _with_usage(commerce: Commerce, buyer: Buyer, denied: Denied, offer: _Offer) -> _Offer | None:
+    """An offer with what the usage of the denied meter would cost; None if that is above the plan's spend cap."""
+    meter = commerce.catalog.features[denied.feature.name].meter
+    billed = next((each for each in offer.after if meter and each.terms.meter == meter), None)
+    if meter is None or billed is None:
+        return offer
+    sold = commerce.sold[billed.id]
+    assert isinstance(sold, Plan), "an add-on bills no usage"  # noqa: S101  # for the type checker
+    cap = sold.spend_cap.get(meter, {}).get(buyer.currency)
+    tariff = Tariff(
+        billed.terms.rating,
+        Decimal(sold.included.meters.get(meter, 0)),
+        billed.terms.exponent,
+        None if cap is None else int(Decimal(minor_text(cap, billed.terms.exponent))),
+    )
+    if tariff.cap_minor is not None and tariff.cost_minor(denied.wanted) > tariff.cap_minor:
+        return None
+    minor, interval = amount_of(billed.terms.rating, denied.wanted), usage_interval_of(sold)
+    share = minor * Fraction(_DAYS[offer.interval]) / _DAYS[interval]
+    return offer._replace(usage=_Usage(minor, interval, share))
 
 
 def _intervals(commerce: Commerce, buyer: Buyer) -> Sequence[Interval]:
@@ -97,7 +140,7 @@ def _plan_offers(
         plans[buyer.plan] = own
     for plan, sold in plans.items():
         sale = prices.get(Sale(plan, interval, buyer.currency))
-        if sale is None or sold.rank < buyer.rank:
+        if sale is None or sold.rank < buyer.rank or not _may_allow(commerce, buyer, denied, plan, sold):
             continue
         if denied.wanted > _SEATS_MAX and any(terms.feature == denied.feature.name for terms in sale.values()):
             continue
@@ -106,6 +149,13 @@ def _plan_offers(
         if None not in addons:
             after = tuple(each for each in (*bought, *addons) if each)
             yield from _allowing(commerce, buyer, denied, _Offer(plan, sold.name or plan.name, interval, after))
+
+
+def _may_allow(commerce: Commerce, buyer: Buyer, denied: Denied, plan: PlanId, sold: Plan) -> bool:
+    """Whether a plan grants the feature at all, or leaves grants that allow it; most plans need no price."""
+    granted = (sold.grants, sold.trial.grants) if sold.trial else (sold.grants,)
+    is_granted = any(denied.feature.name in grants for grants in granted)
+    return is_granted or _allows(denied, _kept(commerce, denied, buyer, plan))
 
 
 def _allowing(commerce: Commerce, buyer: Buyer, denied: Denied, offer: _Offer) -> Iterator[_Offer]:
@@ -235,12 +285,18 @@ def _allows(denied: Denied, grants: Sequence[Grant]) -> bool:
     return not found.is_denied and found.value is not False and found.value != "null"
 
 
-def _priced(buyer: Buyer, offer: _Offer, now_ms: int) -> tuple[Money, str]:
+def _in_full(commerce: Commerce, buyer: Buyer, offer: _Offer) -> bool:
+    """Whether an offer is another plan that is paid in full from now on."""
+    is_other = buyer.plan is not None and offer.id.name in commerce.catalog.plans and offer.id != buyer.plan
+    return is_other and commerce.catalog.changes.upgrade == "full_price"
+
+
+def _priced(buyer: Buyer, offer: _Offer, now_ms: int, *, in_full: bool) -> tuple[Money, str]:
     """What an offer costs now, in minor units and in words."""
     subscription, exponent = buyer.subscription, offer.after[0].terms.exponent
     waits = buyer.in_trial and not offer.ends_trial
     # A trial costs nothing, so nothing of it is credited.
-    is_new = subscription is None or offer.ends_trial
+    is_new = subscription is None or offer.ends_trial or (in_full and not waits)
     was_free = all(each.is_free for each in buyer.paid) and not all(each.is_free for each in offer.after)
     begins_anew = is_new or (not waits and (offer.interval != buyer.interval or was_free))
     periods = {
@@ -263,4 +319,7 @@ def _priced(buyer: Buyer, offer: _Offer, now_ms: int) -> tuple[Money, str]:
     recurring = (
         Recurring(amount, offer.interval, until_ms, has_usage) if ends_ms is None or ends_ms > until_ms else None
     )
-    return due_now, upgrade_words(offer.what, due_now, None if begins_anew else until_ms, recurring, now_ms)
+    words = upgrade_words(offer.what, due_now, None if begins_anew else until_ms, recurring, now_ms)
+    if offer.usage and offer.usage.minor:
+        words += usage_words(Money(offer.usage.minor, buyer.currency, exponent), offer.usage.interval)
+    return due_now, words

@@ -7,6 +7,7 @@ from typing import Final
 
 from aggregators.instants import civil_from_days
 from schemas.clock import DAY_MS
+from schemas.periods import Interval
 from schemas.upgrades import Money, Recurring
 
 _SIGNS: Final = {"usd": "$", "eur": "€", "gbp": "£", "jpy": "¥"}
@@ -40,6 +41,11 @@ def upgrade_words(what: str, due_now: Money, until_ms: int | None, recurring: Re
         days = -((now_ms - until_ms) // DAY_MS)
         today += f" for the {days} days left" if days > 1 else " for the day left"
     return f"{what}: {today}{_then(recurring, now_ms)}."
+
+
+def usage_words(cost: Money, interval: Interval) -> str:
+    """What usage costs that took part in the choice: the usage of this period, with what was asked."""
+    return f" As much usage as in this {interval}, with what was asked, costs {money_text(cost)}."
 
 
 def _then(recurring: Recurring | None, now_ms: int) -> str:

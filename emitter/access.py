@@ -13,7 +13,8 @@ from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from decimal import Decimal
-from typing import Any, Final, Literal, NamedTuple, Self
+from functools import partial
+from typing import Any, Final, Literal, NamedTuple, Self, TypeVar
 from urllib.parse import quote
 
 from emitter.answers import error
@@ -27,6 +28,7 @@ HOLDS_PATH: Final = "/v1/access/holds/"
 NOTHING_KNOWN: Final[Mapping[str, Any]] = {}
 _log: Final = logging.getLogger("tidemark.emitter")
 
+T = TypeVar("T")
 Policy = Literal["allow", "deny"]
 Quantity = int | float | Decimal | str
 _Key = tuple[str, str, str, str | None]
@@ -147,8 +149,9 @@ class Access:
             remembered = None if hold_s else self._remembered(key)
             if remembered is not None:
                 return remembered
-            ask = self._executor().submit(self.check, account, feature, quantity, used=used, hold_s=hold_s)
-            return await asyncio.wrap_future(ask)
+            closed = self._policy(feature, "the client was closed before the gateway was asked")
+            ask = partial(self.check, account, feature, quantity, used=used, hold_s=hold_s)
+            return await self._in_thread(ask, closed)
         except Exception as failure:  # noqa: BLE001  # a check must never break the application
             return self._policy(feature, f"{type(failure).__name__}: {failure}")
 
@@ -165,11 +168,11 @@ class Access:
 
     async def use_async(self, hold: str, quantity: Quantity | None = None) -> bool:
         """`use` for asyncio code."""
-        return await asyncio.wrap_future(self._executor().submit(self.use, hold, quantity))
+        return await self._in_thread(partial(self.use, hold, quantity), closed=False)
 
     async def release_async(self, hold: str) -> bool:
         """`release` for asyncio code."""
-        return await asyncio.wrap_future(self._executor().submit(self.release, hold))
+        return await self._in_thread(partial(self.release, hold), closed=False)
 
     def _end(self, hold: str, way: str, fields: Mapping[str, Quantity]) -> bool:
         try:
@@ -183,6 +186,21 @@ class Access:
             self._notices.warn(f"a hold could not be ended: HTTP {answer.status}: {stated.reason}: {stated.detail}")
         return answer.status == 200
 
+    async def _in_thread(self, call: Callable[[], T], closed: T) -> T:
+        """What a call returns in a thread; `closed` if `close` came before its turn. Raises `CancelledError` only if
+        the caller itself was cancelled."""
+        task = asyncio.current_task()
+        cancelled = task.cancelling() if task else 0
+        try:
+            return await asyncio.wrap_future(self._executor().submit(call))
+        except asyncio.CancelledError:
+            if task and task.cancelling() > cancelled:
+                raise
+            return closed
+        except RuntimeError:
+            # `close` came between the two calls.
+            return closed
+
     def _executor(self) -> ThreadPoolExecutor:
         with self._lock:
             if self._threads is None:
@@ -190,7 +208,8 @@ class Access:
             return self._threads
 
     def close(self) -> None:
-        """Close the connections and end the threads. Safe to call twice; a later check connects again."""
+        """Close the connections and end the threads. Who waits for a thread in `check_async` gets the policy of the
+        feature, and in `use_async` and `release_async` False. Safe to call twice; a later check connects again."""
         with self._lock:
             threads, self._threads = self._threads, None
         if threads is not None:

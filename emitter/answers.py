@@ -42,11 +42,16 @@ def event_answers(answer: Answer, ids: Sequence[str]) -> list[EventAnswer] | Non
 
 
 def error(answer: Answer) -> EventAnswer:
-    """The error code and message with which the gateway refused a whole request, if the answer contains them."""
+    """The error code and the message, with its field, with which the gateway refused a whole request, if the answer
+    contains them."""
     stated = _document(answer).get("error")
     if not isinstance(stated, dict):
         return EventAnswer("rejected", f"http_{answer.status}", "the answer is not one of a Tidemark gateway")
     reason, detail = str(stated.get("code", f"http_{answer.status}")), str(stated.get("message", ""))
+    field = str(stated.get("field", ""))
+    # Some messages begin with their field.
+    if field and not detail.startswith(f"{field}:"):
+        detail = f"{field}: {detail}"
     return EventAnswer("rejected", reason, detail[:DETAIL_CHARACTERS_MAX])
 
 

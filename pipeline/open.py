@@ -20,7 +20,7 @@ from schemas.control import Genesis
 from schemas.errors import InvalidInput, OperatorNeeded
 from schemas.log import Log
 from schemas.meters import MeterSet
-from schemas.validation import first_problem
+from schemas.validation import YAML, first_problem
 
 if TYPE_CHECKING:
     from sinks.clickhouse.period_totals import ClickHousePeriodTotals
@@ -257,7 +257,7 @@ def read_meter_set(path: Path | None) -> MeterSet:
     try:
         return MeterSet.model_validate(value)
     except ValidationError as error:
-        problem, location = first_problem(error), tuple(error.errors(include_url=False)[0]["loc"])
+        problem, location = first_problem(error, YAML), tuple(error.errors(include_url=False)[0]["loc"])
         field = f"{source.name} line {document.line(location)}: {problem.field or 'meter_set'}"
         raise InvalidInput(field, problem.message) from error
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Final
+from typing import Final, Literal
 from urllib.parse import urlsplit
 
 from pydantic import Field, SecretStr, ValidationError, ValidationInfo, field_validator
@@ -14,6 +14,8 @@ from schemas.clock import DAY_MS
 from schemas.errors import InvalidInput
 from schemas.log import BILLING_EVENTS_TOPIC, EVENTS_TOPIC, INBOX_TOPIC, REJECTED_TOPIC, REPORTS_TOPIC, TopicSpec
 from schemas.reports import MeterEventsApi
+from schemas.spelling import TIME_OF_DAY
+from schemas.validation import first_problem
 
 SCHEMES: Final = {
     "log_url": ("embedded://", "kafka://"),
@@ -42,7 +44,22 @@ def _address(value: str) -> str:
             raise ValueError(f"is no address: {error}") from error
         if not has_host:
             raise ValueError("must name a host, and a port from 1 to 65535 if it names one")
+        _check_host(parts.hostname or "")
     return value
+
+
+def _check_host(host: str) -> None:
+    """Raise `ValueError` for a host that no connection can be made to, before a role finds out in its work."""
+    try:
+        if not host.isascii() or "xn--" in host:
+            # The stricter rules of the client; a long import, which other hosts do not need.
+            from httpx import URL
+
+            _ = URL(f"http://{host}").host
+        host.encode("idna")
+    # `InvalidURL` of the client is no `ValueError`.
+    except Exception as error:
+        raise ValueError(f"names a host that cannot exist, {host!a}: correct the name") from error
 
 
 class Settings(BaseSettings):
@@ -106,6 +123,11 @@ class Settings(BaseSettings):
         description="Hours after a period's end at which Stripe finalizes its invoice: the grace period in Stripe's "
         "dashboard, which Stripe's API does not tell. `doctor` compares it with the meter set's policy",
     )
+    stripe_final_action: Literal["", "unpaid", "pause", "past_due", "cancel"] = Field(
+        default="",
+        description="What Stripe does with a subscription after the last retry of a payment failed, as its dashboard "
+        "says: `unpaid`, `pause`, `past_due` or `cancel`. Stripe's API does not tell; `doctor` asks (docs/dunning.md)",
+    )
     canary_customer: str = Field(
         default="",
         description="A Stripe customer of ours, `cus_…`, that is changed every 15 minutes: the change must arrive as a "
@@ -132,7 +154,7 @@ class Settings(BaseSettings):
     )
     auditor_time: str = Field(
         default="03:00",
-        pattern=r"^([01][0-9]|2[0-3]):[0-5][0-9]$",
+        pattern=TIME_OF_DAY,
         description="Time of day in UTC at which the role `auditor` reconciles, such as `03:00`",
     )
     late_usage: LatePolicy = Field(
@@ -317,6 +339,5 @@ def load_settings(**overrides: object) -> Settings:
     try:
         return Settings(**overrides)  # type: ignore[arg-type]  # values of any type are what pydantic validates
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        name = "TIDEMARK_" + "_".join(str(part) for part in first["loc"]).upper()
-        raise InvalidInput(name, first["msg"].removeprefix("Value error, ")) from error
+        field, message, _ = first_problem(error)
+        raise InvalidInput(f"TIDEMARK_{field.replace('.', '_').upper()}", message) from error

@@ -9,6 +9,7 @@ event came. Nothing but the ids and the type of an event is believed: the proces
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from enum import StrEnum
 from typing import Final, NamedTuple, Protocol
 
@@ -17,6 +18,16 @@ RESYNC_TYPE: Final = "tidemark.resync"
 EVENT_BYTES_MAX: Final = 1024 * 1024
 # Stripe's ids have at most 255 characters (docs.stripe.com/upgrades).
 CUSTOMER_ID: Final = re.compile(r"cus_[A-Za-z0-9_]{1,251}")
+
+
+# So many objects at the end of a page may be deleted before the next page is read.
+CURSOR_IDS_MAX: Final = 10
+
+
+def cursor_of(ids: Sequence[str]) -> str:
+    """The place in a list of Stripe after the objects of a page: the last one, and those before it, in case it is
+    deleted before the next page is read; "" for no object."""
+    return ",".join(reversed(ids[-CURSOR_IDS_MAX:]))
 
 
 # The events that may change an object that the side tables mirror. Stripe lists events of 20 types at once
@@ -91,8 +102,9 @@ class StripeObjects(Protocol):
         ...
 
     async def names(self, kind: ObjectKind, after: str = "", customer: str = "") -> list[tuple[ObjectName, str]]:
-        """One page of all objects of a kind, or of one customer's, each with its customer; `after` is the id of the
-        last one. Empty at the end. Canceled subscriptions and deleted customers' subscriptions are among them."""
+        """One page of all objects of a kind, or of one customer's, each with its customer; `after` is the place of the
+        last one (`cursor_of`). Empty at the end. Canceled subscriptions and deleted customers' subscriptions are among
+        them. Raises `Transient` if all objects of the place are gone: the list must be read anew."""
         ...
 
     async def touch(self, customer: str, beat: str) -> None:

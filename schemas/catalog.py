@@ -13,6 +13,7 @@ from enum import StrEnum
 from typing import Annotated, Any, Final, Literal, NamedTuple, Self
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -25,23 +26,27 @@ from pydantic import (
 
 from schemas.meters import Meter, MeterSet, Policy, Slug
 from schemas.periods import Interval
+from schemas.prices import PriceTerms
+from schemas.spelling import AMOUNT, CURRENCY, PERCENT, PLAN_NAME, TAX_CODE, plain_amount
 
 UNLIMITED: Final = "unlimited"
 QUANTITY: Final = "quantity"
 NUMBER_MAX: Final = 10**15
 TEXT_MAX: Final = 256
 
-Currency = Annotated[str, StringConstraints(pattern=r"^[a-z]{3}$")]
-# In major units. A whole number may be written without quotes; any other number in YAML is read as text.
+Currency = Annotated[str, StringConstraints(pattern=CURRENCY)]
+# In major units. A number may be written without quotes: YAML is read without floats. Equal amounts are equal texts.
 Amount = Annotated[
     str,
     BeforeValidator(lambda value: str(value) if type(value) is int else value),
-    StringConstraints(pattern=r"^(0|[1-9][0-9]{0,11})(\.[0-9]{1,15})?$"),
+    StringConstraints(pattern=AMOUNT),
+    AfterValidator(plain_amount),
+    WithJsonSchema({"anyOf": [{"type": "number", "minimum": 0}, {"type": "string", "pattern": AMOUNT}]}),
 ]
-Percent = Annotated[str, StringConstraints(pattern=r"^(100|[1-9]?[0-9](\.[0-9]{1,2})?)$")]
+Percent = Annotated[str, StringConstraints(pattern=PERCENT)]
 Number = Annotated[int, Field(ge=0, le=NUMBER_MAX)]
 Positive = Annotated[int, Field(ge=1, le=NUMBER_MAX)]
-PlanName = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_]{0,62}@[1-9][0-9]{0,8}$")]
+PlanName = Annotated[str, StringConstraints(pattern=PLAN_NAME)]
 VersionNumber = Annotated[int, Field(ge=1, le=999_999_999)]
 Text = Annotated[str, StringConstraints(max_length=TEXT_MAX)]
 Amounts = dict[Currency, Amount]
@@ -313,10 +318,12 @@ VERSIONED: Final = ("usage_interval", "prices", "price", "included", "spend_cap"
 
 
 class Pack(_Value):
-    """Credits that can be bought at once, and what they cost by currency."""
+    """One version of credits that can be bought at once, and what they cost by currency."""
 
     model_config = ConfigDict(extra="allow")
     __pydantic_extra__: dict[Currency, Amount]
+    version: VersionNumber = 1
+    name: Text = ""
     credits: Positive
 
     @property
@@ -353,9 +360,14 @@ Days = Annotated[int, Field(ge=0, le=365)]
 
 
 class Dunning(_Value):
-    """When an unpaid account hears of it and loses access, in days; `fallback_plan` is what it has then."""
+    """When an unpaid account hears of it and loses access, in days; `fallback_plan` is what it has then.
+
+    `urgent_days` and `final_days` count from the first failure, `downgrade_after_final_days` from the last warning,
+    `win_back_days` and `give_up_days` from the downgrade.
+    """
 
     urgent_days: Days = 3
+    final_days: Days = 21
     downgrade_after_final_days: Days = 3
     win_back_days: Days = 7
     give_up_days: Days = 30
@@ -377,13 +389,35 @@ class Changes(_Value):
     notice_days_price_change: Days = 30
 
 
+class Coupon(_Value):
+    """One version of a discount: a percentage, or an amount in one currency.
+
+    `once`: on one invoice. `repeating`: for `duration_months` from the day on which a customer gets it.
+    """
+
+    version: VersionNumber
+    name: Annotated[str, StringConstraints(max_length=40)] = ""
+    percent_off: Percent | None = None
+    amount_off: Amounts = Field(default_factory=dict, max_length=1)
+    duration: Literal["once", "repeating", "forever"]
+    duration_months: Annotated[int, Field(ge=1, le=120)] | None = None
+
+
+class Portal(_Value):
+    """What a customer may do on the hosted pages of Stripe's customer portal. `change_to`: the plans to choose from."""
+
+    change_to: tuple[Slug, ...] = Field(default=(), max_length=10)
+    cancel: Literal["period_end", "never"] = "period_end"
+    payment_method: bool = True
+
+
 class Defaults(_Value):
     """What holds unless a plan says otherwise. `plan` is that of an account without a subscription."""
 
     plan: Slug | None = None
     billing_mode: Literal["flexible"] = "flexible"
     tax_behavior: Literal["exclusive", "inclusive", "unspecified"] = "exclusive"
-    tax_code: Annotated[str, StringConstraints(pattern=r"^txcd_[0-9]{8}$")] | None = None
+    tax_code: Annotated[str, StringConstraints(pattern=TAX_CODE)] | None = None
     automatic_tax: bool = True
 
 
@@ -400,6 +434,8 @@ class Catalog(_Value):
     plans: dict[Slug, Plan] = Field(default_factory=dict, max_length=500)
     addons: dict[Slug, AddOn] = Field(default_factory=dict, max_length=500)
     credit_pools: dict[Slug, CreditPool] = Field(default_factory=dict, max_length=100)
+    coupons: dict[Slug, Coupon] = Field(default_factory=dict, max_length=500)
+    portal: Portal | None = None
     dunning: Dunning = Dunning()
     changes: Changes = Changes()
 
@@ -428,33 +464,6 @@ class PlanId(NamedTuple):
         return f"{self.name}@{self.version}"
 
 
-class PriceTier(NamedTuple):
-    """A tier in minor units. `up_to` is the last unit of the tier, None for the last tier."""
-
-    up_to: int | None
-    unit_minor: str
-    flat_minor: str = "0"
-
-
-class PriceTerms(NamedTuple):
-    """What a price is at Stripe. Two prices with equal terms are the same price.
-
-    Amounts are exact decimal text in minor units, without needless zeros. A price has `unit_minor` or `tiers`. A price
-    of Stripe that is not ours may have an `interval` such as `3 month`, or "".
-    `event_name` is that of the meter; "" for a price that is billed ahead.
-    """
-
-    product: str
-    currency: str
-    interval: str
-    event_name: str
-    tax_behavior: str
-    unit_minor: str | None
-    tiers: tuple[PriceTier, ...] = ()
-    mode: str = ""
-    package: int = 1
-
-
 class Price(NamedTuple):
     """The price of a component for an interval in a currency. `key` is its lookup key, for ever.
 
@@ -468,3 +477,8 @@ class Price(NamedTuple):
     terms: PriceTerms
     feature: str = ""
     meter: str = ""
+
+    @property
+    def made_for(self) -> str:
+        """What Stripe's price says in its metadata."""
+        return f"{self.plan} {self.component}"

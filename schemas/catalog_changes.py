@@ -10,8 +10,11 @@ from collections.abc import Mapping, Sequence
 from enum import StrEnum
 from typing import Final, NamedTuple, Protocol
 
-from schemas.catalog import AddOn, Catalog, Plan, PlanId, PriceTerms
+from schemas.catalog import AddOn, Catalog, Plan, PlanId, Price
+from schemas.prices import CouponTerms, PackPrice, PortalTerms, PriceTerms
 
+# There is one configuration of the customer portal.
+PORTAL_KEY: Final = "default"
 # The audit has the catalog's rows under no account's name.
 NO_ACCOUNT: Final = ""
 
@@ -26,12 +29,15 @@ class PlanState(StrEnum):
 
 
 class CatalogKind(StrEnum):
-    """What a catalog makes at Stripe. A key is a meter's event name, a product's id, or a lookup key."""
+    """What a catalog makes at Stripe. A key is a meter's event name, the id of a product or coupon, a lookup key, or
+    `PORTAL_KEY`."""
 
     METER = "meter"
     PRODUCT = "product"
     FEATURE = "feature"
     PRICE = "price"
+    COUPON = "coupon"
+    PORTAL = "portal"
 
 
 class KnownPlan(NamedTuple):
@@ -110,11 +116,12 @@ class StripeFeature(NamedTuple):
     id: str
     key: str
     name: str
+    is_active: bool = True
 
 
 class StripePrice(NamedTuple):
-    """A price. `key` is its lookup key, "" if it has none. `made_for`: the plan and the component in its metadata, with
-    a space between them."""
+    """A price. `key` is its lookup key, "" if it has none. `made_for`: the plan and the component, or the pack and its
+    credits, in the price's metadata, with a space between them."""
 
     id: str
     key: str
@@ -123,14 +130,32 @@ class StripePrice(NamedTuple):
     made_for: str = ""
 
 
+class StripeCoupon(NamedTuple):
+    """A coupon, whose id we choose. Its name may change."""
+
+    id: str
+    name: str
+    terms: CouponTerms
+
+
+class StripePortal(NamedTuple):
+    """The configuration of the customer portal that has our mark."""
+
+    id: str
+    terms: PortalTerms
+    is_active: bool = True
+
+
 class AtStripe(NamedTuple):
-    """What Stripe holds: meters by event name, products and prices by id, features by lookup key."""
+    """What Stripe holds: meters by event name, products, prices and coupons by id, features by lookup key."""
 
     meters: Mapping[str, StripeMeter] = {}
     products: Mapping[str, StripeProduct] = {}
     features: Mapping[str, StripeFeature] = {}
     prices: Mapping[str, StripePrice] = {}
     attached: Mapping[str, frozenset[str]] = {}
+    coupons: Mapping[str, StripeCoupon] = {}
+    portal: StripePortal | None = None
 
 
 class Verb(StrEnum):
@@ -203,8 +228,8 @@ class CatalogStore(Protocol):
     ) -> None:
         """Make the catalog that was begun the active one, with its versions, objects and an audit row.
 
-        One transaction; a catalog that is active already changes nothing. Raises `InvalidInput` if another application
-        was begun since.
+        One transaction; of a catalog that is active already, only the ids of its objects are noted. Raises
+        `InvalidInput` if another application was begun since.
         """
         ...
 
@@ -213,12 +238,16 @@ class CatalogObjects(Protocol):
     """What the catalog needs of Stripe. Every call may raise `Transient`, `Refused` and `InvalidInput`."""
 
     async def read(self) -> AtStripe:
-        """Everything but `attached`. Costs a call for each hundred objects of a kind. Raises `OperatorNeeded` if there
-        are more than it reads."""
+        """Everything but `attached` and `coupons`. Costs a call for each hundred objects of a kind. Raises
+        `OperatorNeeded` if there are more than it reads."""
         ...
 
     async def attached(self, product: str) -> frozenset[str]:
         """The lookup keys of a product's features. Costs one call."""
+        ...
+
+    async def coupon(self, identifier: str) -> StripeCoupon | None:
+        """A coupon, None if Stripe has none of the id. Costs one call; an account may have very many coupons."""
         ...
 
     async def create_product(self, product: StripeProduct) -> str:
@@ -237,13 +266,30 @@ class CatalogObjects(Protocol):
         """Attach a feature to a product that does not have it."""
         ...
 
-    async def create_price(self, key: str, terms: PriceTerms, meter_id: str, plan: PlanId, component: str) -> str:
+    async def create_price(self, price: Price | PackPrice, meter_id: str) -> str:
         """Create a price, or find the one that was created before; returns its id. Raises `InvalidInput` if the lookup
         key names a price with other terms."""
         ...
 
     async def set_active(self, kind: CatalogKind, identifier: str, is_active: bool) -> None:
-        """Archive a price or product, or activate it again."""
+        """Archive a price, a product, a feature or the portal's configuration, or activate it again."""
+        ...
+
+    async def create_coupon(self, coupon: StripeCoupon) -> str:
+        """Create a coupon, or find the one that was created before; returns its id."""
+        ...
+
+    async def rename_coupon(self, identifier: str, name: str) -> None:
+        """Change what customers see of a coupon."""
+        ...
+
+    async def create_portal(self, terms: PortalTerms, prices: Mapping[str, str]) -> str:
+        """Create the portal's configuration, or find the one that has our mark; returns its id. `prices` are ids by
+        lookup key."""
+        ...
+
+    async def update_portal(self, identifier: str, terms: PortalTerms, prices: Mapping[str, str]) -> None:
+        """Bring the portal's configuration in line."""
         ...
 
     async def close(self) -> None:

@@ -11,7 +11,7 @@ from decimal import Decimal
 from enum import Enum, StrEnum
 from typing import Final, NamedTuple, Protocol
 
-from schemas.catalog import FeatureType, Merge
+from schemas.catalog import Dunning, FeatureType, Merge
 from schemas.side_tables import Link, Row
 from schemas.upgrades import Billed
 
@@ -124,7 +124,8 @@ class Segment(NamedTuple):
 
 
 class Override(NamedTuple):
-    """A grant that a person made, with the number of its account. `revoked_ms`: when somebody took it back."""
+    """A grant that a person made, with the number of its account. `revoked_ms`: when somebody took it back, who
+    `revoked_by` says, and `revoked_reason` why; both are "" where only what is in force matters."""
 
     account: str
     number: int
@@ -132,6 +133,8 @@ class Override(NamedTuple):
     actor: str
     made_ms: int
     revoked_ms: int | None = None
+    revoked_by: str = ""
+    revoked_reason: str = ""
 
 
 class EntitlementVersion(NamedTuple):
@@ -192,9 +195,15 @@ class Entitlements(Protocol):
         the account `after`."""
         ...
 
-    async def renew(self, account: str, catalog_sha256: str, resolver: Resolver, now_ms: int) -> Recomputed:
+    async def due(self, now_ms: int, limit: int = 500) -> Sequence[str]:
+        """Accounts with a dunning case that time alone moves on now; an account may be named twice."""
+        ...
+
+    async def renew(
+        self, account: str, catalog_sha256: str, resolver: Resolver, now_ms: int, policy: Dunning | None = None
+    ) -> Recomputed:
         """Compute the entitlements of one account again, and keep a new version if the inputs, or what follows from
-        them, differ.
+        them, differ. With `policy`, the account's dunning cases are opened and moved before, in the same transaction.
 
         If a subscription that gave something became unreadable, what the account has stays: a riddle takes nothing
         away. One that never gave anything holds nothing back. Raises `Fenced` if another catalog is active than that
@@ -244,11 +253,15 @@ class Entitlements(Protocol):
         """
         ...
 
+    async def knows(self, account: str) -> bool:
+        """Whether the account was ever linked or granted something."""
+        ...
+
     async def revoke(self, account: str, number: int, actor: str, reason: str, now_ms: int) -> Override:
         """Take a person's grant back, with an audit row. The same again changes nothing. Raises `InvalidInput` if there
         is no such grant."""
         ...
 
     async def overrides(self, account: str) -> Sequence[Override]:
-        """All grants of people, also those that were taken back, by number."""
+        """All grants of people, also those that were taken back, by number, with who took them back and why."""
         ...

@@ -6,7 +6,7 @@ against the limit until the usage that it was for is certainly in the live usage
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from decimal import Decimal
 from enum import StrEnum
 from typing import Final, NamedTuple, Protocol
@@ -103,8 +103,9 @@ class Holds(Protocol):
         """The holds of an account whose usage may have arrived at `since_ms` or later."""
         ...
 
-    async def holders(self, since_ms: int, limit: int) -> set[str] | None:
-        """The accounts that have such holds; None if they are more than `limit`."""
+    async def holders(self, since_ms: int, limit: int) -> Mapping[str, int] | None:
+        """The accounts that have such holds, with the latest instant at which their usage may arrive; None if they are
+        more than `limit`."""
         ...
 
     async def sweep(self, now_ms: int, limit: int) -> int:

@@ -179,6 +179,12 @@ class LiveTotals(Protocol):
         """The checkpoint and the totals by meter; an empty mapping for a total that does not exist."""
         ...
 
+    async def account_total(
+        self, partition: int, key: TotalKey
+    ) -> tuple[Checkpoint | None, AccountState, dict[str, str]]:
+        """The checkpoint, the state of the key's account, and one total by meter, in one read."""
+        ...
+
     async def total_keys(self, partition: int, cursor: int, count: int) -> tuple[int, list[TotalKey]]:
         """Walk all totals of a partition: (next cursor, keys). The walk ends at cursor 0. Keys may repeat."""
         ...

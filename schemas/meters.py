@@ -12,9 +12,10 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_vali
 
 from schemas.aggregations import Aggregation
 from schemas.clock import DAY_MS, HOUR_MS, MINUTE_MS
+from schemas.spelling import DATA_PATH, SLUG
 
-Slug = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_]{0,62}$")]
-Path = Annotated[str, StringConstraints(pattern=r"^\$(\.[A-Za-z_][A-Za-z0-9_-]{0,62}){1,8}$")]
+Slug = Annotated[str, StringConstraints(pattern=SLUG)]
+Path = Annotated[str, StringConstraints(pattern=DATA_PATH)]
 
 DIMENSION_CHARACTERS_MAX = 256
 RESERVED_DIMENSIONS = frozenset({"account"})

@@ -30,7 +30,8 @@ class SubscribedItem(NamedTuple):
 
 class Subscribed(NamedTuple):
     """What decides whether and how a subscription can be moved. `schedule` is the id of its open schedule, "" if none.
-    `renews_ms` is the last end of its items' periods. `account` is "" in what Stripe says, and for a customer without
+    `renews_ms` is the last end of its items' periods, in a trial the end of the trial. `has_item_discounts` is known to
+    Stripe only. `account` is "" in what Stripe says, and for a customer without
     one."""
 
     id: str
@@ -39,7 +40,7 @@ class Subscribed(NamedTuple):
     renews_ms: int
     is_ending: bool
     is_pending: bool
-    is_discounted: bool
+    has_item_discounts: bool
     items: tuple[SubscribedItem, ...]
     account: str = ""
 

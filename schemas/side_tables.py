@@ -26,7 +26,7 @@ MIRROR_COLUMNS: Final[Mapping[str, tuple[str, ...]]] = {
     "subscriptions": (
         "id", "customer_id", "status", "billing_mode", "collection_method", "currency", "anchor_ms", "start_ms",
         "trial_end_ms", "cancel_at_ms", "ended_ms", "pause_reason", "schedule_id", "pending_update_until_ms",
-        "latest_invoice_id", "default_payment_method", "discounts_json", "deleted",
+        "latest_invoice_id", "default_payment_method", "discounts_json", "deleted", "cancellation_reason",
     ),
     "subscription_items": (
         "id", "subscription_id", "price_id", "meter_id", "usage_type", "interval", "interval_count", "quantity",

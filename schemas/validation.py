@@ -8,14 +8,16 @@ from typing import Any, Final, NamedTuple
 
 from pydantic import ValidationError
 
+from schemas.spelling import remedy_of
+
 FIELD_CHARACTERS_MAX: Final = 100
 TEXT_CHARACTERS_MAX: Final = 80
 
 _NEEDED: Final = {
     "string_type": "a text",
-    "dict_type": "a JSON object",
-    "model_type": "a JSON object",
-    "model_attributes_type": "a JSON object",
+    "dict_type": "{object}",
+    "model_type": "{object}",
+    "model_attributes_type": "{object}",
     "list_type": "a list",
     "tuple_type": "a list",
     "int_type": "a whole number",
@@ -51,33 +53,45 @@ class Problem(NamedTuple):
     missing: bool = False
 
 
-def first_problem(error: ValidationError) -> Problem:
+class Notation(NamedTuple):
+    """What an object with fields is called in the language in which a value was written, and what no value is."""
+
+    needed: str
+    object: str
+    null: str
+
+
+JSON: Final = Notation("a JSON object", "an object", "null")
+YAML: Final = Notation("a map of fields", "a map", "an empty value")
+
+
+def first_problem(error: ValidationError, notation: Notation = JSON) -> Problem:
     """The first problem of a rejected value."""
-    return problems(error)[0]
+    return problems(error, notation)[0]
 
 
-def problems(error: ValidationError) -> list[Problem]:
+def problems(error: ValidationError, notation: Notation = JSON) -> list[Problem]:
     """All problems of a rejected value, in pydantic's order."""
     return [
         Problem(
             ".".join(str(part) for part in each["loc"])[:FIELD_CHARACTERS_MAX],
-            _message(each["type"], each.get("ctx", {}), each["input"], each["msg"]),
+            _message(each["type"], each.get("ctx", {}), each["input"], each["msg"], notation),
             each["type"] == "missing",
         )
         for each in error.errors(include_url=False)
     ]
 
 
-def json_kind(value: object) -> str:
+def json_kind(value: object, notation: Notation = JSON) -> str:
     """What a decoded JSON value is: `null`, `a number`, `a text`, …"""
     if value is None:
-        return "null"
+        return notation.null
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, str):
         return "a text"
     if isinstance(value, Mapping):
-        return "an object"
+        return notation.object
     return "a list" if isinstance(value, list | tuple) else "a number"
 
 
@@ -88,9 +102,11 @@ def quoted(text: str) -> str:
     return f"{json.dumps(text[:TEXT_CHARACTERS_MAX], ensure_ascii=False)}… ({len(text)} characters)"
 
 
-def _message(kind: str, context: Mapping[str, Any], value: object, message: str) -> str:
+def _message(kind: str, context: Mapping[str, Any], value: object, message: str, notation: Notation) -> str:
     if kind in _NEEDED:
-        return f"{_NEEDED[kind]} is needed, not {json_kind(value)}"
+        return f"{_NEEDED[kind].format(object=notation.needed)} is needed, not {json_kind(value, notation)}"
+    if kind == "string_pattern_mismatch" and (remedy := remedy_of(context["pattern"], str(value))):
+        return f"{quoted(str(value))}: {remedy}"
     if kind in ("literal_error", "enum"):
         return f"must be {str(context['expected']).replace(chr(39), chr(34))}"
     if kind in _WORDS:

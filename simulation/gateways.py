@@ -15,7 +15,7 @@ from schemas.access import Reason
 from schemas.catalog_changes import CatalogStore
 from schemas.entitlements import Entitlements
 from schemas.errors import InvalidInput, Transient
-from schemas.live_view import AccountDirectory, LiveTotals
+from schemas.live_view import LiveTotals
 from simulation.commerce import METER
 from simulation.loop import SimulatedClock
 from simulation.people import ENTITLED
@@ -73,12 +73,7 @@ async def serve(
     chance: random.Random,
 ) -> None:
     """Run one gateway until it fails. Never returns."""
-    usage = LiveUsageSource(
-        cast("AccountDirectory", Reached(process, "redis", view.accounts)),
-        cast("LiveTotals", Reached(process, "redis", view.totals)),
-        PARTITIONS,
-        clock,
-    )
+    usage = LiveUsageSource(cast("LiveTotals", Reached(process, "redis", view.totals)), PARTITIONS, clock)
     checks = AccessChecks(
         cast("CatalogStore", Reached(process, "sql", tables.catalog)),
         cast("Entitlements", Reached(process, "sql", tables.entitlements)),

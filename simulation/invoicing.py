@@ -9,7 +9,7 @@ from typing import Any, Final, NamedTuple, TypeVar, cast
 from pipeline.billing.closing import ClosingController, ClosingPolicy, Flush, Published
 from pipeline.logs.bindings import AccountLog
 from pipeline.logs.flushes import FlushWatch, HasReports, flush_account
-from schemas.bills import Bills, BillState, Closing, LatePolicy, StripeInvoiceItems
+from schemas.bills import BilledPrice, Bills, BillState, Closing, LatePolicy, StripeInvoiceItems
 from schemas.clock import DAY_MS, HOUR_MS, MINUTE_MS, Clock
 from schemas.errors import InvalidInput, Transient
 from schemas.intent_ledger import IntentLedger
@@ -44,12 +44,20 @@ _ITEM_FAULTS: Final = (
 
 
 class WatchedBills(SqlBills):
-    """Like the product's; `noted_ms` says when a controller looked at a final invoice first, and when last."""
+    """Like the product's; `noted_ms` says when a controller looked at a final invoice first, and when last; `priced_ms`
+    says when a price was known first."""
 
     def __init__(self, run: Run, clock: Clock) -> None:
         super().__init__(run)
         self._clock = clock
         self.noted_ms: dict[str, tuple[int, int]] = {}
+        self.priced_ms: dict[str, int] = {}
+
+    async def add_prices(self, found: Sequence[BilledPrice]) -> None:
+        """Like the product's."""
+        await super().add_prices(found)
+        for each in found:
+            self.priced_ms.setdefault(each.id, self._clock.now_ms())
 
     async def note(self, noted: Sequence[Closing]) -> None:
         """Like the product's."""

@@ -244,13 +244,16 @@ def _items(world: World) -> None:
 
 def _late(world: World, told: list[Told]) -> None:
     """Check that no event was sent long after it was known that its invoice is final. The sink asks only for usage
-    whose period has ended: if a price was swapped within it, an invoice item bills what is sent in vain."""
+    whose period has ended: if a price was swapped within it, an invoice item bills what is sent in vain. Nobody knows
+    what a line bills before its price was read."""
     received = {stored.event.identifier.partition("-r")[0]: stored for stored in world.stripe.accepted()}
     for invoice in _invoices(world):
-        if invoice["status"] == "draft" or invoice["id"] not in world.invoicing.bills.noted_ms:
+        bills = world.invoicing.bills
+        if invoice["status"] == "draft" or invoice["id"] not in bills.noted_ms:
             continue
-        known_ms = world.invoicing.bills.noted_ms[invoice["id"]][0]
-        for span, *_ in _metered(world, invoice):
+        for span, line, _ in _metered(world, invoice):
+            priced_ms = bills.priced_ms[line["pricing"]["price_details"]["price"]]
+            known_ms = max(bills.noted_ms[invoice["id"]][0], priced_ms)
             for each in told:
                 is_here = (each.customer, each.event_name) == span[:2] and span.start_s <= each.instant_s < span.end_s
                 sent = received.get(each.identifier)

@@ -11,7 +11,7 @@ from decimal import Decimal
 from typing import Final, NamedTuple
 
 from aggregators.holds import held_by, open_since_ms
-from schemas.clock import SECOND_MS, Clock
+from schemas.clock import HOUR_MS, SECOND_MS, Clock
 from schemas.errors import InvalidInput, Transient
 from schemas.holds import HOLD_S_MAX, Hold, Holds, Taken
 
@@ -25,6 +25,9 @@ WAIT_S_MAX: Final = 1.0
 # Accounts whose holds are looked at. If more have any, each check asks SQL.
 HOLDERS_MAX: Final = 10_000
 KEY_CHARACTERS_MAX: Final = 200
+# How far behind the usage may be without SQL being asked for each account. The first read of who has holds takes the
+# holds of this time, not those of a whole day.
+BEHIND_MS_MAX: Final = HOUR_MS
 # Holds that were taken and ended between two reads of who has any are found by the next one.
 OVERLAP_MS: Final = 10 * SECOND_MS
 # A read for seats, of which only the last seconds count, must not hide holds whose usage is this much behind.
@@ -62,17 +65,24 @@ class GatewayHolds:
         self._clock = clock
         self._slots = asyncio.Semaphore(AT_ONCE)
         self._waiting = 0
-        # None: not read yet, or too many accounts have holds to know them.
-        self._holders: set[str] | None = None
+        # Up to when the holds of an account may count, of those that counted at `_known_since_ms` or later. None: not
+        # read yet, or too many accounts have holds to know them.
+        self._holders: dict[str, int] | None = None
+        self._known_since_ms = 0
         self._reads: OrderedDict[str, _Read] = OrderedDict()
         self._read_ms = 0
 
     async def refresh(self) -> None:
         """Read which accounts have holds. Raises `Transient`; what is known stays then."""
         now_ms = self._clock.now_ms()
-        found = await self._store.holders(max(0, self._read_ms - OVERLAP_MS), HOLDERS_MAX)
-        self._read_ms = now_ms
-        known = (self._holders or set()) | (found or set())
+        known_since_ms = now_ms - BEHIND_MS_MAX
+        since_ms = known_since_ms if self._holders is None else self._read_ms - OVERLAP_MS
+        found = await self._store.holders(since_ms, HOLDERS_MAX)
+        self._read_ms, self._known_since_ms = now_ms, known_since_ms
+        known = dict(self._holders or {})
+        for account, until_ms in (found or {}).items():
+            known[account] = max(until_ms, known.get(account, 0))
+        known = {account: until_ms for account, until_ms in known.items() if until_ms >= known_since_ms}
         self._holders = known if found is not None and len(known) <= HOLDERS_MAX else None
 
     async def held(
@@ -80,12 +90,15 @@ class GatewayHolds:
     ) -> Decimal:
         """What the open holds of features promise beside usage that is complete up to an instant. Raises `Transient`.
 
-        SQL is asked only for an account that has holds, and at most once in `AGE_MS_MAX`.
+        SQL is asked only while a hold of the account may count, and at most once in `AGE_MS_MAX`.
         """
-        if self._holders is not None and account not in self._holders:
-            return Decimal(0)
         now_ms = self._clock.now_ms()
-        since_ms = open_since_ms(complete_up_to_ms, now_ms) - (0 if is_metered else LOOK_BACK_MS)
+        since_ms = open_since_ms(complete_up_to_ms, now_ms)
+        if self._holders is not None and since_ms >= self._known_since_ms:
+            until_ms = self._holders.get(account)
+            if until_ms is None or until_ms < since_ms:
+                return Decimal(0)
+        since_ms -= 0 if is_metered else LOOK_BACK_MS
         read = self._reads.get(account)
         if read is None or not 0 <= now_ms - read.read_ms <= AGE_MS_MAX or read.since_ms > since_ms:
             read = _Read(now_ms, since_ms, await self._store.open(account, since_ms))
@@ -96,7 +109,7 @@ class GatewayHolds:
         if not read.holds:
             self._reads.pop(account, None)
             if self._holders is not None:
-                self._holders.discard(account)
+                self._holders.pop(account, None)
             return
         self._reads[account] = read
         self._reads.move_to_end(account)
@@ -113,7 +126,7 @@ class GatewayHolds:
         """Take a hold; see `schemas.holds.Holds.take`."""
         async with self._slot():
             taken = await self._store.take(wanted, features, allows, complete_up_to_ms, self._clock.now_ms())
-        self._changed(wanted.account)
+        self._changed(wanted)
         return taken
 
     def wanted(self, account: str, feature: str, quantity: Decimal, request: HoldRequest, *, is_metered: bool) -> Hold:
@@ -132,13 +145,15 @@ class GatewayHolds:
         time is over, stays as it is. Raises `InvalidInput` if more was used than was held, and `Transient`."""
         async with self._slot():
             ended = await self._store.end(hold.id, used, self._clock.now_ms())
-        self._changed(hold.account)
+        self._changed(hold)
         return ended or hold
 
-    def _changed(self, account: str) -> None:
-        self._reads.pop(account, None)
+    def _changed(self, hold: Hold) -> None:
+        self._reads.pop(hold.account, None)
         if self._holders is not None:
-            self._holders.add(account)
+            # The end of a used hold is at most its expiry; that of one which ended late is now.
+            until_ms = max(hold.expires_ms, self._clock.now_ms())
+            self._holders[hold.account] = max(until_ms, self._holders.get(hold.account, 0))
 
     @contextlib.asynccontextmanager
     async def _slot(self) -> AsyncIterator[None]:

@@ -30,19 +30,38 @@ class Wish(NamedTuple):
     contract: bool = False
 
 
+class UnknownAccount(InvalidInput):
+    """Nobody has linked the account or granted it anything."""
+
+
 async def grant_wishes(
-    catalog: CatalogStore, entitlements: Entitlements, wishes: Sequence[Wish], now_ms: int, *, replaces: bool = False
+    catalog: CatalogStore,
+    entitlements: Entitlements,
+    wishes: Sequence[Wish],
+    now_ms: int,
+    *,
+    replaces: bool = False,
+    is_new: bool = False,
 ) -> Sequence[Override]:
     """Grant what a person wishes for one account, from now on: all of it or nothing. The same again changes nothing.
     With `replaces`, the other overrides of the same features are taken back.
 
-    Raises `InvalidInput` for a feature or value that does not fit the active catalog, and `Transient`.
+    Raises `UnknownAccount` for an account that was never linked or granted anything, unless `is_new`: a wrong name
+    would be granted what nobody asks for. Raises `InvalidInput` for a feature or value that does not fit the active
+    catalog, and `Transient`.
     """
     found = await commerce_of(catalog)
     if found is None:
         raise InvalidInput("feature", "no catalog is active: see `tidemark catalog plan --help`")
     grants = [_grant(found[1].catalog.features, wish, now_ms) for wish in wishes]
-    return await entitlements.grant(wishes[0].account, grants, wishes[0].actor, now_ms, replaces=replaces)
+    account = wishes[0].account
+    if not is_new and not await entitlements.knows(account):
+        raise UnknownAccount(
+            "account",
+            f"{account!r} was never linked or granted anything: correct the name, or say that the account is new "
+            "(--new-account, over HTTP new_account)",
+        )
+    return await entitlements.grant(account, grants, wishes[0].actor, now_ms, replaces=replaces)
 
 
 def _grant(features: Mapping[str, Feature], wish: Wish, now_ms: int) -> Grant:

@@ -12,8 +12,9 @@ from aggregators.periods import period_at
 from pipeline.access.checks import Counted
 from schemas.clock import MINUTE_MS, SECOND_MS, Clock
 from schemas.errors import Transient
-from schemas.live_view import AccountDirectory, LiveTotals
+from schemas.live_view import LiveTotals
 from schemas.meters import Meter
+from schemas.periods import AccountState
 from schemas.rollup import Checkpoint, TotalKey
 
 # How old an answer of Redis may be that a check uses again.
@@ -45,8 +46,7 @@ class _Read(NamedTuple):
 class LiveUsageSource:
     """Reads an account's totals from Redis, at most once in `AGE_MS_MAX`, for all meters together."""
 
-    def __init__(self, accounts: AccountDirectory, totals: LiveTotals, partitions: int, clock: Clock) -> None:
-        self._accounts = accounts
+    def __init__(self, totals: LiveTotals, partitions: int, clock: Clock) -> None:
         self._totals = totals
         self._partitions = partitions
         self._clock = clock
@@ -57,7 +57,7 @@ class LiveUsageSource:
         nothing was counted yet."""
         found, is_cached = self._reads.get(account), True
         if fresh or found is None or not 0 <= self._clock.now_ms() - found.read_ms <= AGE_MS_MAX:
-            found, is_cached = _after(found, await self._read(account)), False
+            found, is_cached = _after(found, await self._read(account, found)), False
             self._reads[account] = found
             self._reads.move_to_end(account)
             if len(self._reads) > ACCOUNTS_MAX:
@@ -75,15 +75,18 @@ class LiveUsageSource:
             period_start_ms=found.period_start_ms,
         )
 
-    async def _read(self, account: str) -> _Read:
+    async def _read(self, account: str, before: _Read | None) -> _Read:
         partition, now_ms = partition_of(account, self._partitions), self._clock.now_ms()
-        _, states = await self._accounts.accounts(partition, [account])
-        period = period_at(states[account], now_ms)
-        key = TotalKey(account, period.start_ms)
-        checkpoint, totals = await self._totals.account_totals(partition, [key])
+        # Nearly always the period of the last read still runs, so that Redis is asked once.
+        start_ms = before.period_start_ms if before else period_at(AccountState(), now_ms).start_ms
+        checkpoint, state, totals = await self._totals.account_total(partition, TotalKey(account, start_ms))
+        period = period_at(state, now_ms)
+        if period.start_ms != start_ms:
+            key = TotalKey(account, period.start_ms)
+            checkpoint, _, totals = await self._totals.account_total(partition, key)
         if checkpoint is None:
             raise Transient("nothing has been counted on this account's partition yet: is a worker running?")
-        return _Read(now_ms, period.start_ms, period.end_ms, checkpoint, dict(totals.get(key, {})))
+        return _Read(now_ms, period.start_ms, period.end_ms, checkpoint, totals)
 
 
 def _after(before: _Read | None, read: _Read) -> _Read:

@@ -117,6 +117,7 @@ def _end(hold_id: str, used: Decimal | None, *, as_json: bool) -> None:
 @click.option("--deny", is_flag=True, help="Take the feature away.")
 @click.option("--until", default=None, help="Until when, such as 2027-01-01T00:00:00Z; for ever if unset.")
 @click.option("--contract", is_flag=True, help="A term of a contract: an override stands above it.")
+@click.option("--new-account", "is_new", is_flag=True, help="NAME was never linked or granted anything, and is right.")
 @click.option("--by", default=None, help="Who grants it; the user of this machine if unset.")
 @click.option("--reason", required=True, help="Why, for the audit.")
 def account_override(
@@ -129,6 +130,7 @@ def account_override(
     deny: bool,
     until: str | None,
     contract: bool,
+    is_new: bool,
     by: str | None,
     reason: str,
 ) -> None:
@@ -145,7 +147,7 @@ def account_override(
     ((operation, value),) = chosen
     ends_ms = None if until is None else instant_ms("--until", until)
     wish = Wish(account_name(name), feature, Operation(operation), value, ends_ms, by or user(), reason, contract)
-    _show(run(access.override(settings(), wish)))
+    _show(run(access.override(settings(), wish, is_new=is_new)))
 
 
 @account.command("revoke")
@@ -183,7 +185,9 @@ def _show(made: Override) -> None:
 
     grant = made.grant
     until = "" if grant.ends_ms is None else f" until {format_instant_ms(grant.ends_ms)}"
-    gone = "" if made.revoked_ms is None else f", taken back {format_instant_ms(made.revoked_ms)}"
+    gone = ""
+    if made.revoked_ms is not None:
+        gone = f", taken back {format_instant_ms(made.revoked_ms)} by {made.revoked_by}: {made.revoked_reason}"
     does = grant.operation.value if grant.operation == "deny" else f"{grant.operation.value} {text_of(grant.value)}"
     click.echo(f"{made.number}: {grant.kind} {grant.feature} {does}{until}, by {made.actor}: {grant.reason}{gone}")
 
@@ -204,6 +208,8 @@ def _document(made: Override) -> dict[str, object]:
         "by": made.actor,
         "reason": grant.reason,
         "revoked": None if made.revoked_ms is None else format_instant_ms(made.revoked_ms),
+        "revoked_by": made.revoked_by or None,
+        "revoked_reason": made.revoked_reason or None,
     }
 
 

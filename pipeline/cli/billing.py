@@ -8,7 +8,7 @@ import secrets
 from asyncio import run
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import click
 
@@ -187,6 +187,10 @@ def _bill_text(row: dict[str, Any]) -> str:
     return "\n".join([*lines, *([f"    {row['reason']}"] if row["reason"] else [])])
 
 
+# The options that say what the fields of a link are.
+_LINK_OPTIONS: Final = {"starts_ms": "--from", "customer": "--customer", "account": "NAME"}
+
+
 @account.command("link")
 @click.argument("name")
 @click.option("--customer", required=True, help="The Stripe customer, cus_….")
@@ -250,7 +254,11 @@ def _link(wishes: Sequence[Wish]) -> None:
     from aggregators.instants import format_instant_ms
     from pipeline.commands.billing import link
 
-    for made in run(link(settings(), wishes)):
+    try:
+        linked = run(link(settings(), wishes))
+    except InvalidInput as error:
+        raise InvalidInput(_LINK_OPTIONS.get(error.field, error.field), error.message) from error
+    for made in linked:
         click.echo(
             f"{made.link.account}: linked to {made.link.customer} from {format_instant_ms(made.link.starts_ms)} on"
         )

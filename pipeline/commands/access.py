@@ -36,7 +36,7 @@ async def check(
     async with _stores(settings) as (base, tables):
         view = open_live_view(settings)
         try:
-            usage = LiveUsageSource(view.accounts, view.totals, base.genesis.partitions, base.clock)
+            usage = LiveUsageSource(view.totals, base.genesis.partitions, base.clock)
             checks = AccessChecks(tables.catalog, tables.entitlements, usage, base.clock, holds=tables.holds)
             return await checks.check(account, feature, quantity, used, hold), base.clock.now_ms()
         finally:
@@ -57,10 +57,10 @@ async def end_hold(settings: Settings, hold_id: str, used: Decimal | None) -> tu
         return ended, ended.used == wanted, base.clock.now_ms()
 
 
-async def override(settings: Settings, wish: Wish) -> Override:
+async def override(settings: Settings, wish: Wish, *, is_new: bool = False) -> Override:
     """Grant something to an account, or take it away. Raises `InvalidInput` and `Transient`; see `grant_wishes`."""
     async with _stores(settings) as (base, tables):
-        return (await grant_wishes(tables.catalog, tables.entitlements, [wish], base.clock.now_ms()))[0]
+        return (await grant_wishes(tables.catalog, tables.entitlements, [wish], base.clock.now_ms(), is_new=is_new))[0]
 
 
 async def revoke(settings: Settings, account: str, number: int, actor: str, reason: str) -> Override:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import csv
 import heapq
 import re
 import time
@@ -14,6 +13,7 @@ from typing import Any, Final, NamedTuple
 
 from aggregators.backtest import PriceChange, Span, back_bills, compared, months_before, past_usage, price_change
 from aggregators.instants import format_instant_ms
+from pipeline.commands.csv_file import csv_file
 from pipeline.open import open_base, open_period_totals, open_side_tables
 from pipeline.settings import Settings
 from schemas.backtest import BackBill, LeftOut, Omission, Payer, Payers, PeriodTotals
@@ -132,7 +132,7 @@ async def backtest_file(settings: Settings, catalog: Catalog, months: int, csv_p
         to_ms = base.clock.now_ms()
         complete_ms = await totals.complete_up_to_ms(base.genesis.partitions) - catalog.policy.grace_ms
         span = Span(months_before(to_ms, months), to_ms, complete_ms)
-        with csv_file(csv_path) as write:
+        with bills_file(csv_path) as write:
             return await run_backtest(tables.payers, totals, change, span, write)
 
 
@@ -194,18 +194,13 @@ async def _page(
 
 
 @contextlib.contextmanager
-def csv_file(path: Path | None) -> Iterator[Written]:
+def bills_file(path: Path | None) -> Iterator[Written]:
     """Writes each bill as a line of a CSV file, by customer; without a path, nowhere."""
     if path is None:
         yield lambda _: None
         return
-    try:
-        with path.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.writer(file)
-            writer.writerow(_COLUMNS)
-            yield lambda bill: writer.writerow(_row(bill).values())
-    except OSError as error:
-        raise InvalidInput("--csv", f"cannot write {path}: {error.strerror}") from error
+    with csv_file(path, _COLUMNS) as write:
+        yield lambda bill: write(_row(bill).values())
 
 
 def _row(bill: BackBill) -> dict[str, Any]:

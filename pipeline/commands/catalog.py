@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from functools import partial
 from hashlib import sha256
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -17,12 +18,14 @@ from aggregators.catalog_drift import attachable, drift_of
 from aggregators.catalog_plan import (
     IN_SQL,
     World,
+    coupons_to_read,
+    kept_versions,
     plan_catalog,
     records_of,
     states_after,
     touched_by,
-    unread_products,
     wanted,
+    with_features,
 )
 from pipeline.commands.operations import checked_meter_set
 from pipeline.open import (
@@ -51,14 +54,18 @@ from schemas.catalog_changes import (
 from schemas.clock import Clock
 from schemas.errors import InvalidInput
 from schemas.meters import MeterSet
+from schemas.prices import PortalTerms
 from schemas.reports import StripeCatalog
 from schemas.side_tables import AuditRow
 
+# A product's features or a coupon each; Stripe allows 25 requests a second.
+READS_AT_ONCE: Final = 8
 PLAN_BYTES_MAX: Final = 64 << 20
 _PLAN: Final = TypeAdapter(CatalogPlan)
 _DIGEST_LINE: Final = re.compile(rb"[0-9a-f]{64}\n")
 
 Told = Callable[[str], None]
+_Found = TypeVar("_Found")
 
 
 class Parts(NamedTuple):
@@ -157,7 +164,7 @@ async def find_drift(settings: Settings) -> list[str]:
         if world.standing.catalog is None:
             raise InvalidInput("catalog", "none has been applied: tidemark catalog plan FILE --out PLAN")
         products = [product for product in attachable(world.standing) if product in world.stripe.products]
-        return drift_of(await _with_features(parts, world, products))
+        return drift_of(await _with_parts(parts, world, products, coupons_to_read(world.standing.catalog)))
 
 
 async def show(settings: Settings) -> tuple[Standing, Mapping[PlanId, int]]:
@@ -185,16 +192,30 @@ async def _world(parts: Parts) -> World:
     return World(await parts.store.standing(), await parts.objects.read(), await parts.store.subscriptions_by_price())
 
 
-async def _with_features(parts: Parts, world: World, products: Sequence[str]) -> World:
-    attached = {product: await parts.objects.attached(product) for product in products}
-    return world._replace(stripe=world.stripe._replace(attached=attached))
+async def _with_parts(parts: Parts, world: World, products: Sequence[str], coupons: Sequence[str]) -> World:
+    """The world with the features of some products, and with some coupons."""
+    attached = await _each(parts.objects.attached, products)
+    found = await _each(parts.objects.coupon, coupons)
+    stripe = world.stripe._replace(
+        attached=attached, coupons={key: coupon for key, coupon in found.items() if coupon is not None}
+    )
+    return world._replace(stripe=stripe)
+
+
+async def _each(read: Callable[[str], Awaitable[_Found]], keys: Sequence[str]) -> dict[str, _Found]:
+    """What a reading call says of each key, a few calls at a time."""
+    found: dict[str, _Found] = {}
+    for first in range(0, len(keys), READS_AT_ONCE):
+        some = keys[first : first + READS_AT_ONCE]
+        found |= dict(zip(some, await asyncio.gather(*map(read, some)), strict=True))
+    return found
 
 
 async def _planned(parts: Parts, catalog: Catalog, *, in_place: bool) -> tuple[CatalogPlan, World, MeterSet]:
     """The plan with the meter set's part, the world that it was made from, and the meter set to apply."""
     world = await _world(parts)
-    unread = unread_products(catalog, world.stripe, world.standing)
-    world = await _with_features(parts, world, unread)
+    coupons = coupons_to_read(catalog, world.standing.catalog)
+    world = await _with_parts(parts, world, with_features(catalog, world), coupons)
     plan = plan_catalog(catalog, world, in_place=in_place, drift=drift_of(world))
     current = await parts.meter_set()
     proposed = catalog.meter_set()
@@ -230,13 +251,14 @@ class _Steps:
 
     def __init__(self, parts: Parts, catalog: Catalog, world: World, meter_set: MeterSet) -> None:
         self._parts = parts
-        self._wanted = wanted(catalog)
+        self._wanted = wanted(catalog, kept_versions(states_after(catalog, world)))
         self._meter_set = meter_set
         self._records = world.standing.records
         stripe: AtStripe = world.stripe
         self._meters = {name: meter.id for name, meter in stripe.meters.items()}
         self._features = {key: feature.id for key, feature in stripe.features.items()}
         self._prices = {price.key: price.id for price in stripe.prices.values() if price.key}
+        self._portal = stripe.portal.id if stripe.portal else ""
 
     async def take(self, action: Action) -> None:
         """Take one step."""
@@ -258,12 +280,26 @@ class _Steps:
             case Verb.CREATE, CatalogKind.PRICE:
                 price = self._wanted.prices[key]
                 meter = await self._meter_id(price.terms.event_name)
-                await objects.create_price(key, price.terms, meter, price.plan, price.component)
+                self._prices[key] = await objects.create_price(price, meter)
             case Verb.UPDATE, CatalogKind.PRICE:
                 await objects.set_active(CatalogKind.PRICE, self._prices[key], is_active=True)
+            case Verb.UPDATE, CatalogKind.FEATURE:
+                await objects.set_active(CatalogKind.FEATURE, self._features[key], is_active=True)
+            case Verb.CREATE, CatalogKind.COUPON:
+                await objects.create_coupon(self._wanted.coupons[key])
+            case Verb.UPDATE, CatalogKind.COUPON:
+                await objects.rename_coupon(key, self._wanted.coupons[key].name)
+            case _, CatalogKind.PORTAL if self._wanted.portal is not None:
+                await self._set_portal(self._wanted.portal, action.verb)
             case Verb.ARCHIVE, _:
                 kind = CatalogKind(action.what)
                 await objects.set_active(kind, self._records[kind, key].stripe_id, is_active=False)
+
+    async def _set_portal(self, terms: PortalTerms, verb: Verb) -> None:
+        if verb is Verb.CREATE:
+            await self._parts.objects.create_portal(terms, self._prices)
+        else:
+            await self._parts.objects.update_portal(self._portal, terms, self._prices)
 
     async def _meter_id(self, event_name: str) -> str:
         """The id of a meter, which may be new; "" for a price without one."""

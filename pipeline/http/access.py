@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Sequence
 from decimal import Decimal
 from typing import Annotated, Any, Final
 
@@ -78,16 +77,18 @@ class AccessEndpoints:
             if each.hold_s and isinstance(wanted, list):
                 raise InvalidInput("hold_s", "holds are taken one at a time: send the check alone, not in a list")
         request_key = request.headers.get("idempotency-key", "")
+        if isinstance(wanted, Wanted):
+            return json_answer(await self._answer(checks, wanted, request_key))
         # Side by side: a store that hangs delays the list as long as one check.
-        answers = await asyncio.gather(*(self._answer(checks, each, request_key) for each in asked))
-        return json_answer(answers[0] if isinstance(wanted, Wanted) else models.AccessAnswers(answers=answers))
+        answers = await asyncio.gather(*(self._answer(checks, each, request_key) for each in wanted))
+        return json_answer({"answers": answers})
 
-    async def _answer(self, checks: AccessChecks, wanted: Wanted, request_key: str) -> models.AccessAnswer:
+    async def _answer(self, checks: AccessChecks, wanted: Wanted, request_key: str) -> dict[str, Any]:
         quantity = quantity_of("quantity", wanted.quantity)
         used = None if wanted.used is None else quantity_of("used", wanted.used)
         hold = HoldRequest(wanted.hold_s, request_key) if wanted.hold_s else None
         found = await checks.check(wanted.account, wanted.feature, quantity, used, hold)
-        return access_answer(wanted.account, found, self._dependencies.clock.now_ms() if hold else None)
+        return answer_fields(wanted.account, found, self._dependencies.clock.now_ms() if hold else None)
 
     async def entitlements(
         self, _key: Reader, account: AccountInPath, parameters: Annotated[EntitlementParameters, Query()]
@@ -110,7 +111,7 @@ class AccessEndpoints:
                 computed_at=format_instant_ms(version.computed_ms),
                 cause=version.cause,
                 features={
-                    name: models.EntitlementAnswer(**_shown(found), gives=gives_of(found.gives))
+                    name: models.EntitlementAnswer.model_validate(_shown(found))
                     for name, found in sorted(segment.features.items())
                     if ":" not in name
                 },
@@ -130,52 +131,55 @@ def opened_access(dependencies: GatewayDependencies) -> tuple[AccessChecks, Enti
 
 
 def access_answer(account: str, found: Answer, held_at_ms: int | None = None) -> models.AccessAnswer:
-    """A check's answer in JSON. `held_at_ms`: when a hold was asked for, if one was."""
-    decision, counted = found.decision, found.counted
-    numbers: dict[str, Any] = {}
+    """A check's answer. `held_at_ms`: when a hold was asked for, if one was."""
+    return models.AccessAnswer.model_validate(answer_fields(account, found, held_at_ms))
+
+
+def answer_fields(account: str, found: Answer, held_at_ms: int | None = None) -> dict[str, Any]:
+    """The fields of `access_answer` in their order, for JSON. To make a model of them costs as much as a check."""
+    decision, counted, bound = found.decision, found.counted, found.overshoot_bound
+    fields: dict[str, Any] = {
+        "account": account,
+        "feature": found.feature.name,
+        "allowed": decision.allowed,
+        "reason": decision.reason.value,
+        "type": found.feature.type.value,
+    }
     if decision.limit is not None:
-        numbers = {
-            "limit": text_of(decision.limit),
-            "used": text_of(decision.used or Decimal(0)),
-            "held": text_of(decision.held or Decimal(0)),
-            "remaining": text_of(decision.remaining if decision.remaining is not None else Decimal(0)),
-        }
+        fields["limit"] = text_of(decision.limit)
+        fields["used"] = text_of(decision.used or Decimal(0))
+        fields["held"] = text_of(decision.held or Decimal(0))
+        fields["remaining"] = text_of(decision.remaining if decision.remaining is not None else Decimal(0))
     if decision.included is not None:
-        numbers |= {"included": text_of(decision.included), "overage": _overage(decision)}
+        fields["included"] = text_of(decision.included)
+        fields["overage"] = _overage(decision)
+    if decision.value is not None:
+        fields["value"] = msgspec.json.decode(decision.value)
+    fields["gives"] = [_give(grant) for grant in decision.gives]
+    fields["upgrade"] = _upgrade(found.upgrade) if found.upgrade else None
+    fields["fallback"] = fields["reason"].startswith("fallback")
+    fields["resets_at"] = format_instant_ms(counted.period_end_ms) if counted else None
     if held_at_ms is not None:
-        numbers["hold"] = hold_answer(found.hold, held_at_ms) if found.hold else None
-    bound = found.overshoot_bound
-    return models.AccessAnswer(
-        account=account,
-        feature=found.feature.name,
-        allowed=decision.allowed,
-        reason=decision.reason.value,
-        type=found.feature.type.value,
-        **numbers,
-        **({"value": msgspec.json.decode(decision.value)} if decision.value is not None else {}),
-        gives=gives_of(decision.gives),
-        upgrade=_upgrade(found.upgrade) if found.upgrade else None,
-        fallback=decision.reason.value.startswith("fallback"),
-        resets_at=format_instant_ms(counted.period_end_ms) if counted else None,
-        freshness=models.Freshness(
-            version=found.version,
-            computed_at=format_instant_ms(found.computed_ms) if found.version else None,
-            read_at=format_instant_ms(found.read_ms) if found.read_ms else None,
-            usage_complete_up_to=format_instant_ms(counted.complete_up_to_ms)
-            if counted and counted.complete_up_to_ms is not None
-            else None,
-            overshoot_bound=None if bound is None else text_of(bound),
-        ),
-    )
+        fields["hold"] = hold_answer(found.hold, held_at_ms).model_dump() if found.hold else None
+    fields["freshness"] = {
+        "version": found.version,
+        "computed_at": format_instant_ms(found.computed_ms) if found.version else None,
+        "read_at": format_instant_ms(found.read_ms) if found.read_ms else None,
+        "usage_complete_up_to": format_instant_ms(counted.complete_up_to_ms)
+        if counted and counted.complete_up_to_ms is not None
+        else None,
+        "overshoot_bound": None if bound is None else text_of(bound),
+    }
+    return fields
 
 
-def _overage(decision: Decision) -> models.OverageAnswer:
+def _overage(decision: Decision) -> dict[str, Any]:
     so_far, cap = decision.spending or (None, None)
-    return models.OverageAnswer(
-        quantity=text_of(decision.overage),
-        so_far=None if so_far is None else models.MoneyAnswer(**so_far._asdict()),
-        cap=None if cap is None else models.MoneyAnswer(**cap._asdict()),
-    )
+    return {
+        "quantity": text_of(decision.overage),
+        "so_far": None if so_far is None else so_far._asdict(),
+        "cap": None if cap is None else cap._asdict(),
+    }
 
 
 def hold_answer(hold: Hold, now_ms: int) -> models.HoldAnswer:
@@ -191,28 +195,25 @@ def hold_answer(hold: Hold, now_ms: int) -> models.HoldAnswer:
     )
 
 
-def _upgrade(found: Upgrade) -> models.UpgradeAnswer:
+def _upgrade(found: Upgrade) -> dict[str, Any]:
     counted = {} if found.quantity is None else {"quantity": found.quantity}
-    return models.UpgradeAnswer(
-        **{"addon" if found.is_addon else "plan": str(found.offer)},
+    return {
+        "addon" if found.is_addon else "plan": str(found.offer),
         **counted,
-        due_now=models.MoneyAnswer(**found.due_now._asdict()),
-        words=found.words,
-    )
+        "due_now": found.due_now._asdict(),
+        "words": found.words,
+    }
 
 
-def gives_of(gives: Sequence[Grant]) -> list[models.GiveAnswer]:
-    """The grants that made a value."""
-    return [
-        models.GiveAnswer(
-            source=grant.kind.value,
-            id=grant.source,
-            does=grant.operation.value,
-            value=text_of(grant.value),
-            ends_at=None if grant.ends_ms is None else format_instant_ms(grant.ends_ms),
-        )
-        for grant in gives
-    ]
+def _give(grant: Grant) -> dict[str, Any]:
+    """A grant that takes part in a value."""
+    return {
+        "source": grant.kind.value,
+        "id": grant.source,
+        "does": grant.operation.value,
+        "value": text_of(grant.value),
+        "ends_at": None if grant.ends_ms is None else format_instant_ms(grant.ends_ms),
+    }
 
 
 def text_of(value: Value) -> str:
@@ -225,7 +226,8 @@ def text_of(value: Value) -> str:
 
 
 def _shown(found: Resolved) -> dict[str, Any]:
-    return {"value": text_of(found.value), "denied": found.is_denied}
+    gives = [_give(grant) for grant in found.gives]
+    return {"value": text_of(found.value), "denied": found.is_denied, "gives": gives}
 
 
 def _wanted(body: bytes) -> Wanted | list[Wanted]:

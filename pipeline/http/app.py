@@ -27,6 +27,7 @@ from pipeline.http.accounts import AccountsEndpoint
 from pipeline.http.api_keys import Role
 from pipeline.http.appender import Appender
 from pipeline.http.dependencies import AnyKey, GatewayDependencies
+from pipeline.http.dunning import BannersAnswer, CasesAnswer, DunningEndpoints
 from pipeline.http.errors import Handler, answering, http_exception, json_answer
 from pipeline.http.events import EventsEndpoint
 from pipeline.http.flush import FlushEndpoint
@@ -35,6 +36,7 @@ from pipeline.http.holds import HoldEndpoints
 from pipeline.http.intents import IntentsEndpoint
 from pipeline.http.notices import NoticesEndpoint
 from pipeline.http.openapi import DESCRIPTION, HOLD_PATH, NO_TOP, NOT_READY, REFUSALS, document
+from pipeline.http.override_models import OverridesAnswer
 from pipeline.http.overrides import OverrideEndpoints
 from pipeline.http.pages import Pages
 from pipeline.http.periods import PeriodsEndpoint
@@ -165,6 +167,10 @@ def _add_reads(app: FastAPI, dependencies: GatewayDependencies, exposition: Call
     get("/v1/billing/intents", intents, "Reports to Stripe", models.IntentsAnswer, 400, 401, 403, 501, 503)
     listed = NoticesEndpoint(dependencies).listed
     get("/v1/notices", listed, "Notices and their deliveries", models.NoticesAnswer, 400, 401, 403, 501, 503)
+    dunning, refused = DunningEndpoints(dependencies), (400, 401, 403, 501, 503)
+    get("/v1/dunning/cases", dunning.listed, "Dunning cases", CasesAnswer, *refused)
+    banners = "/v1/accounts/{account:name}/banners"
+    get(banners, dunning.banners, "What an account's users should be told", BannersAnswer, *refused)
     get("/v1/meters", meters, "The meters of the meter set", models.MetersAnswer, 401)
     get("/healthz", health.alive, "Whether the process answers", models.Alive)
     get("/readyz", health.ready, "Whether the gateway takes events", models.Readiness, responses=NOT_READY)
@@ -221,15 +227,15 @@ def _add_access(app: FastAPI, dependencies: GatewayDependencies) -> None:
 
 def _add_overrides(app: FastAPI, overrides: OverrideEndpoints) -> None:
     """Add the paths by which people grant things to accounts."""
-    more: dict[str, Any] = {"response_model": models.OverridesAnswer}
-    more |= {"response_description": models.OverridesAnswer.__doc__}
+    more: dict[str, Any] = {"response_model": OverridesAnswer}
+    more |= {"response_description": OverridesAnswer.__doc__}
     refusals = {status: REFUSALS[status] for status in (400, 401, 403, 501, 503, "default")}
     all_, one = "/v1/accounts/{account:name}/overrides", "/v1/accounts/{account:name}/overrides/{feature}"
     app.add_api_route(all_, overrides.listed, summary="What people granted", responses=refusals, **more)
     app.add_api_route(
         one, overrides.delete, methods=["DELETE"], summary="Take overrides back", responses=refusals, **more
     )
-    more["responses"] = refusals | {status: REFUSALS[status] for status in (408, 413, 415)}
+    more["responses"] = refusals | {status: REFUSALS[status] for status in (404, 408, 413, 415)}
     app.add_api_route(one, overrides.put, methods=["PUT"], summary="Override a feature", **more)
     contracts = "/v1/accounts/{account:name}/contracts"
     app.add_api_route(contracts, overrides.contract, methods=["POST"], summary="Grant a contract's terms", **more)

@@ -420,12 +420,6 @@ class AccessAnswer(Answer):
     freshness: Freshness
 
 
-class AccessAnswers(Answer):
-    """The answers to a list of checks, in its order."""
-
-    answers: list[AccessAnswer]
-
-
 class EntitlementAnswer(Answer):
     """The value of one feature."""
 
@@ -443,54 +437,3 @@ class EntitlementsAnswer(Answer):
     computed_at: Instant
     cause: str = Field(description="The event of Stripe, or the command, that happened to the account last before.")
     features: dict[str, EntitlementAnswer]
-
-
-class OverrideWish(Answer):
-    """What is done with the value of a feature, by whom, and why."""
-
-    does: Literal["set", "add", "at_least", "at_most", "deny"]
-    value: str = Field(
-        default="", description="A whole number, `unlimited`, `true`, `false`, or the JSON of a config; not of `deny`."
-    )
-    by: str = Field(description="Who grants it, for the audit, which names the key too.")
-    reason: str = Field(description="Why, for the audit.")
-    until: Instant | None = Field(default=None, description="For ever if absent.")
-
-
-class ContractTermWish(Answer):
-    """One term of a contract."""
-
-    feature: str
-    does: Literal["set", "add", "at_least", "at_most", "deny"]
-    value: str = ""
-
-
-class ContractWish(Answer):
-    """The terms of a contract."""
-
-    terms: list[ContractTermWish] = Field(min_length=1, max_length=100)
-    by: str
-    reason: str
-    until: Instant | None = Field(default=None, description="For ever if absent.")
-
-
-class OverrideAnswer(Answer):
-    """What a person granted to an account, or took from it."""
-
-    number: int
-    kind: Literal["contract", "override"]
-    feature: str
-    does: Literal["set", "add", "at_least", "at_most", "deny"]
-    value: str
-    from_: Instant = Field(alias="from")
-    until: Instant | None
-    by: str
-    reason: str
-    revoked_at: Instant | None = Field(description="Null: it is in force.")
-
-
-class OverridesAnswer(Answer):
-    """What people granted to an account."""
-
-    account: str
-    overrides: list[OverrideAnswer]

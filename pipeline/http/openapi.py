@@ -15,13 +15,12 @@ from pipeline.http.models import (
     AccessAnswer,
     AccessCheck,
     AccountWish,
-    ContractWish,
     ErrorAnswer,
     EventsAnswer,
     HoldUse,
-    OverrideWish,
     Readiness,
 )
+from pipeline.http.override_models import ContractWish, OverrideWish
 from schemas.events import UsageEvent
 
 DESCRIPTION: Final = (
@@ -71,6 +70,8 @@ _TARGETS: Final = {
     "/v1/usage/top": "/v1/usage/top?meter=tokens&limit=10",
     "/v1/billing/intents": "/v1/billing/intents?state=dead&account=acme",
     "/v1/notices": "/v1/notices?state=dead",
+    "/v1/dunning/cases": "/v1/dunning/cases?state=open",
+    "/v1/accounts/{account}/banners": "/v1/accounts/acme/banners",
     "/v1/meters": "/v1/meters",
     "/v1/meters/{meter}/top": "/v1/meters/tokens/top",
     ACCOUNT: "/v1/accounts/acme",

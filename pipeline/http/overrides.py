@@ -12,13 +12,13 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from aggregators.instants import format_instant_ms, parse_instant_us, why_no_instant
-from pipeline.access.overriding import Wish, grant_wishes
-from pipeline.http import models
+from pipeline.access.overriding import UnknownAccount, Wish, grant_wishes
 from pipeline.http.access import opened_access, text_of
 from pipeline.http.api_keys import ApiKey, Role
 from pipeline.http.body import Bodies
 from pipeline.http.dependencies import GatewayDependencies, Operator, OverrideReader
 from pipeline.http.errors import ApiError, json_answer
+from pipeline.http.override_models import OverrideAnswer, OverridesAnswer
 from pipeline.http.queries import AccountInPath, Parameters
 from schemas.clock import MILLISECOND_US
 from schemas.entitlements import Operation, Override, SourceKind
@@ -45,6 +45,7 @@ class OverrideBody(Term, forbid_unknown_fields=True, frozen=True, kw_only=True):
     by: Text
     reason: Text
     until: str | None = None
+    new_account: bool = False
 
 
 class ContractTerm(Term, forbid_unknown_fields=True, frozen=True, kw_only=True):
@@ -60,6 +61,7 @@ class ContractBody(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     by: Text
     reason: Text
     until: str | None = None
+    new_account: bool = False
 
 
 class RevokeParameters(Parameters):
@@ -91,7 +93,7 @@ class OverrideEndpoints:
         wish = Wish(
             account, feature, Operation(wanted.does), wanted.value, _until_ms(wanted.until), actor, wanted.reason
         )
-        return _listed(account, await self._granted([wish], replaces=True))
+        return _listed(account, await self._granted([wish], replaces=True, is_new=wanted.new_account))
 
     async def delete(
         self, account: AccountInPath, feature: str, key: Operator, parameters: Annotated[RevokeParameters, Query()]
@@ -115,12 +117,17 @@ class OverrideEndpoints:
             Wish(account, term.feature, Operation(term.does), term.value, until_ms, actor, wanted.reason, contract=True)
             for term in wanted.terms
         ]
-        return _listed(account, await self._granted(wishes))
+        return _listed(account, await self._granted(wishes, is_new=wanted.new_account))
 
-    async def _granted(self, wishes: Sequence[Wish], *, replaces: bool = False) -> Sequence[Override]:
+    async def _granted(
+        self, wishes: Sequence[Wish], *, replaces: bool = False, is_new: bool = False
+    ) -> Sequence[Override]:
         checks, store = opened_access(self._dependencies)
         now_ms = self._dependencies.clock.now_ms()
-        return await grant_wishes(checks.catalog, store, wishes, now_ms, replaces=replaces)
+        try:
+            return await grant_wishes(checks.catalog, store, wishes, now_ms, replaces=replaces, is_new=is_new)
+        except UnknownAccount as error:
+            raise ApiError(404, "unknown_account", error.message, error.field) from error
 
     async def _revoked(self, account: str, feature: str, actor: str, reason: str) -> list[Override]:
         """Take back the overrides of a feature that are in force."""
@@ -141,12 +148,12 @@ def _actor(by: str, key: ApiKey) -> str:
 
 
 def _listed(account: str, overrides: Sequence[Override]) -> Response:
-    return json_answer(models.OverridesAnswer(account=account, overrides=[_answer(made) for made in overrides]))
+    return json_answer(OverridesAnswer(account=account, overrides=[_answer(made) for made in overrides]))
 
 
-def _answer(made: Override) -> models.OverrideAnswer:
+def _answer(made: Override) -> OverrideAnswer:
     grant = made.grant
-    return models.OverrideAnswer(
+    return OverrideAnswer(
         number=made.number,
         kind=grant.kind.value,
         feature=grant.feature,
@@ -157,6 +164,8 @@ def _answer(made: Override) -> models.OverrideAnswer:
         by=made.actor,
         reason=grant.reason,
         revoked_at=None if made.revoked_ms is None else format_instant_ms(made.revoked_ms),
+        revoked_by=made.revoked_by or None,
+        revoked_reason=made.revoked_reason or None,
     )
 
 

@@ -84,7 +84,12 @@ class Sending:
         if delivery.failures < len(PAUSES_MS):
             await self._postpone(delivery, PAUSES_MS[delivery.failures], delivery.failures + 1, detail)
             return
-        _log.error("a notice is dead, `tidemark notices retry` sends it again: %s: %s", delivery.notice.id, detail)
+        # What the receiver answered may name a customer, so only the outbox keeps it.
+        _log.error(
+            "a notice is dead: `tidemark notices list` says why, `tidemark notices retry` sends it again: %s by %s",
+            delivery.notice.id,
+            delivery.channel,
+        )
         await self._settle(delivery, DeliveryState.DEAD, detail)
 
     async def _postpone(self, delivery: Delivery, pause_ms: int, failures: int, detail: str) -> None:

@@ -134,6 +134,7 @@ async def run_gateway(settings: Settings) -> None:
                 accounts=accounts,
                 access=access,
                 notices=access.notices if access is not None else None,
+                dunning=access.dunning if access is not None else None,
             ),
             metrics,
         )

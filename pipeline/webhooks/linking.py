@@ -18,7 +18,7 @@ from aggregators.billing_events import resync_record
 from pipeline.logs.tasks import all_or_first_error
 from pipeline.webhooks.appending import append_events
 from pipeline.webhooks.held import append_held
-from schemas.billing_events import CUSTOMER_ID, ObjectKind, ObjectName, StripeObjects, Via
+from schemas.billing_events import CUSTOMER_ID, ObjectKind, ObjectName, StripeObjects, Via, cursor_of
 from schemas.clock import MINUTE_MS, SECOND_MS, Clock
 from schemas.errors import InvalidInput, Transient
 from schemas.events import check_account
@@ -151,7 +151,7 @@ async def _listed(objects: StripeObjects, customers: set[str]) -> dict[ObjectNam
             if pages > len(customers):
                 return {}
             found.update((name, owner) for name, owner in page if owner in customers)
-            after = page[-1][0].id
+            after = cursor_of([name.id for name, _ in page])
     return found
 
 
@@ -162,7 +162,7 @@ async def owned(objects: StripeObjects, customer: str) -> list[ObjectName]:
         after = ""
         while page := await objects.names(kind, after, customer):
             names += [name for name, _ in page]
-            after = page[-1][0].id
+            after = cursor_of([name.id for name, _ in page])
     return names
 
 

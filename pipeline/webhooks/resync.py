@@ -8,7 +8,7 @@ from typing import Final
 from aggregators.billing_events import resync_record
 from pipeline.webhooks.appending import append_events
 from pipeline.webhooks.backlog import log_ends, unprocessed
-from schemas.billing_events import ObjectKind, ObjectName, StripeObjects, Via
+from schemas.billing_events import ObjectKind, ObjectName, StripeObjects, Via, cursor_of
 from schemas.clock import MINUTE_MS, Clock
 from schemas.errors import Transient
 from schemas.log import Log
@@ -93,4 +93,4 @@ async def _names(
         for name, owner in listed:
             if not seqs[name]:
                 yield name, owner
-        after = listed[-1][0].id
+        after = cursor_of([name.id for name, _ in listed])

@@ -46,7 +46,7 @@ def mail_server(url: str) -> MailServer:
         port, options = parts.port, parse_qs(parts.query, strict_parsing=bool(parts.query))
     except ValueError as error:
         raise InvalidInput(field, "is no address of a mail server") from error
-    if parts.scheme not in SCHEMES or not parts.hostname or options.keys() - {"from", "to"}:
+    if parts.scheme not in SCHEMES or not _is_host(parts.hostname or "") or options.keys() - {"from", "to"}:
         raise InvalidInput(field, "must be smtps://USER:PASSWORD@HOST:PORT?from=ADDRESS, and may have &to=ADDRESS")
     sender, to = options.get("from", [""])[-1], options.get("to", [""])[-1]
     for address in (sender, to):
@@ -55,7 +55,7 @@ def mail_server(url: str) -> MailServer:
     if not sender:
         raise InvalidInput(field, "must say whom mails are from: ?from=billing@example.com")
     user, password = unquote(parts.username or ""), unquote(parts.password or "")
-    return MailServer(parts.scheme, parts.hostname, port or PORTS[parts.scheme], user, password, sender, to)
+    return MailServer(parts.scheme, parts.hostname or "", port or PORTS[parts.scheme], user, password, sender, to)
 
 
 class MailChannel:
@@ -81,7 +81,9 @@ class MailChannel:
         except TimeoutError as error:
             raise Transient(f"the mail server did not answer in {TIMEOUT_S:g} s") from error
         except (smtplib.SMTPException, OSError, UnicodeError) as error:
-            raise Transient(f"the mail server did not take the mail: {error or type(error).__name__}") from error
+            # The server repeats the address; the outbox and the logs keep what is said here.
+            said = re.sub(re.escape(to), "the recipient", str(error), flags=re.IGNORECASE)
+            raise Transient(f"the mail server did not take the mail: {said or type(error).__name__}") from error
         return True
 
     def _mail(self, notice: Notice, to: str) -> EmailMessage:
@@ -110,6 +112,14 @@ class MailChannel:
     def close(self) -> None:
         """Release the threads without waiting for a server."""
         self._executor.shutdown(wait=False, cancel_futures=True)
+
+
+def _is_host(name: str) -> bool:
+    """Whether a connection can be made to a host of this name."""
+    try:
+        return bool(name.encode("idna"))
+    except UnicodeError:
+        return False
 
 
 def _is_address(text: str) -> bool:

@@ -58,7 +58,7 @@ class WebhookChannel:
                     status = answer.status_code
         except TimeoutError as error:
             raise Transient(f"the webhook did not answer in {TIMEOUT_S:g} s") from error
-        except httpx.HTTPError as error:
+        except (httpx.HTTPError, httpx.InvalidURL, OSError, ValueError) as error:
             raise Transient(f"the webhook cannot be called: {error or type(error).__name__}") from error
         if not 200 <= status < 300:
             raise Transient(f"the webhook answered {status}")

@@ -301,6 +301,12 @@ class FakeTotals(_Store):
         state = self._server.at(partition)
         return state.checkpoint, {key: dict(state.totals.get(key, {})) for key in keys}
 
+    async def account_total(
+        self, partition: int, key: TotalKey
+    ) -> tuple[Checkpoint | None, AccountState, dict[str, str]]:
+        state = self._server.at(partition)
+        return state.checkpoint, state.accounts.get(key.account, AccountState()), dict(state.totals.get(key, {}))
+
     async def total_keys(self, partition: int, cursor: int, count: int) -> tuple[int, list[TotalKey]]:
         keys = sorted(self._server.at(partition).totals)
         after = cursor + count

@@ -118,6 +118,15 @@ class RedisTotals(Store):
         _, checkpoint, totals = await self._space.read_at_checkpoint(partition, commands)
         return checkpoint, {key: as_mapping(total) for key, total in zip(keys, totals, strict=True)}
 
+    async def account_total(
+        self, partition: int, key: TotalKey
+    ) -> tuple[Checkpoint | None, AccountState, dict[str, str]]:
+        def commands(names: Keys) -> list[Command]:
+            return [("GET", names.account(key.account)), ("HGETALL", names.total(key))]
+
+        _, checkpoint, (text, total) = await self._space.read_at_checkpoint(partition, commands)
+        return checkpoint, account_state(text), as_mapping(total)
+
     async def total_keys(self, partition: int, cursor: int, count: int) -> tuple[int, list[TotalKey]]:
         _, (answer,) = await self._space.read_live(
             partition, lambda keys: [("ZSCAN", keys.total_index, cursor, "COUNT", count)]

@@ -85,6 +85,15 @@ def _record(row: Values) -> StripeRecord:
     )  # fmt: skip
 
 
+def _object(record: StripeRecord) -> Values:
+    return {
+        "lookup_key": record.key, "kind": record.kind.value, "stripe_id": record.stripe_id,
+        "plan": record.plan.name if record.plan else None,
+        "plan_version": record.plan.version if record.plan else None,
+        "component": record.component, "price_interval": record.interval, "currency": record.currency,
+    }  # fmt: skip
+
+
 def _versions(connection: Connection) -> dict[str, Values]:
     """The active catalog and the one that is being applied, by state."""
     wanted = select(catalog_versions).where(catalog_versions.c.state != "replaced")
@@ -146,6 +155,8 @@ def _activate(
     versions = _versions(connection)
     before, begun = versions.get("active"), versions.get("applying")
     if before and before["sha256"] == plan.sha256:
+        # What somebody had taken away at Stripe may have been made again.
+        _upsert(connection, stripe_objects, [_object(record) for record in records], ("stripe_id",))
         return
     if begun is None or begun["sha256"] != plan.sha256:
         raise InvalidInput("plan", "another application was begun meanwhile, so this one ends here: plan again")
@@ -162,16 +173,7 @@ def _activate(
         for name, known in states.items()
     ]  # fmt: skip
     _upsert(connection, plan_versions, plans, ("body", "state"))
-    objects = [
-        {
-            "lookup_key": record.key, "kind": record.kind.value, "stripe_id": record.stripe_id,
-            "plan": record.plan.name if record.plan else None,
-            "plan_version": record.plan.version if record.plan else None,
-            "component": record.component, "price_interval": record.interval, "currency": record.currency,
-        }
-        for record in records
-    ]  # fmt: skip
-    _upsert(connection, stripe_objects, objects, ("stripe_id",))
+    _upsert(connection, stripe_objects, [_object(record) for record in records], ("stripe_id",))
     # What accounts may do follows from the catalog too. They are locked in ascending order first, as everywhere;
     # 100 000 accounts take three seconds.
     locked = select(accounts.c.account).order_by(accounts.c.account).with_for_update().subquery()

@@ -11,6 +11,7 @@ from sqlalchemy import Connection, RowMapping, func, insert, select, text, updat
 from aggregators.billed import billed_of
 from aggregators.entitlement_codec import decode_value, encode_value
 from aggregators.overrides import repeated, replaced
+from schemas.catalog import Dunning
 from schemas.clock import DAY_MS
 from schemas.entitlements import (
     Computed,
@@ -27,6 +28,7 @@ from schemas.errors import Fenced, InvalidInput
 from schemas.side_tables import Link, Row
 from schemas.upgrades import Billed
 from sinks.sql import audit as trail
+from sinks.sql import dunning
 from sinks.sql.bindings import owned_rows
 from sinks.sql.intents import Run
 from sinks.sql.queries import Head, chunks, insert_new, links_of, lock_accounts, save_heads
@@ -35,6 +37,7 @@ from sinks.sql.tables import accounts, audit, catalog_versions, entitlement_vers
 Answer = TypeVar("Answer")
 
 OVERRIDE_COMMAND: Final = "account override"
+REVOKE_COMMAND: Final = "account revoke"
 ENTITY: Final = "override"
 # The `entitled_seq` of an account that was not computed yet, or by another catalog.
 MARKED: Final = -1
@@ -54,8 +57,13 @@ class SqlEntitlements:
         wanted = wanted.order_by(accounts.c.account).limit(limit)
         return await self._run(lambda connection: list(connection.execute(wanted).scalars()))
 
-    async def renew(self, account: str, catalog_sha256: str, resolver: Resolver, now_ms: int) -> Recomputed:
-        return await self._run(lambda connection: _renew(connection, account, catalog_sha256, resolver, now_ms))
+    async def due(self, now_ms: int, limit: int = 500) -> Sequence[str]:
+        return await self._run(lambda connection: dunning.due(connection, now_ms, limit))
+
+    async def renew(
+        self, account: str, catalog_sha256: str, resolver: Resolver, now_ms: int, policy: Dunning | None = None
+    ) -> Recomputed:
+        return await self._run(lambda connection: _renew(connection, account, catalog_sha256, resolver, now_ms, policy))
 
     async def recompute(self, account: str = "") -> int:
         is_one = accounts.c.account == account if account else accounts.c.account != ""
@@ -118,17 +126,30 @@ class SqlEntitlements:
     async def revoke(self, account: str, number: int, actor: str, reason: str, now_ms: int) -> Override:
         return await self._run(lambda connection: _revoke(connection, account, number, actor, reason, now_ms))
 
+    async def knows(self, account: str) -> bool:
+        wanted = select(accounts.c.account).where(accounts.c.account == account)
+        return await self._run(lambda connection: connection.execute(wanted).first() is not None)
+
     async def overrides(self, account: str) -> Sequence[Override]:
-        return await self._run(lambda connection: _overrides(connection, account))
+        return await self._run(lambda connection: _with_revokers(connection, account, _overrides(connection, account)))
 
 
-def _renew(connection: Connection, account: str, catalog_sha256: str, resolver: Resolver, now_ms: int) -> Recomputed:
-    head = lock_accounts(connection, {account})[account]
+def _renew(
+    connection: Connection, account: str, catalog_sha256: str, resolver: Resolver, now_ms: int, policy: Dunning | None
+) -> Recomputed:
+    heads = lock_accounts(connection, {account})
+    head = heads[account]
     active = select(catalog_versions.c.sha256).where(catalog_versions.c.state == "active")
     if connection.execute(active).scalar() != catalog_sha256:
         raise Fenced("another catalog is active than the one that the entitlements were computed by")
     links = links_of(connection, {account})[account]
     rows = _mirror(connection, links)
+    if policy is not None:
+        cause = _cause(connection, account) if _is_stale(connection, account) else dunning.ACTOR
+        look = dunning.Look(account, links, policy, cause, now_ms)
+        dunning.advance(connection, head, look, rows["subscriptions"])
+        save_heads(connection, heads)
+    rows["dunning_cases"] = dunning.deciding(connection, {str(row["id"]) for row in rows["subscriptions"]})
     people = [made.grant for made in _overrides(connection, account) if made.revoked_ms is None]
     before = _latest(connection, account)
     computed = resolver(links, rows, people, _since_ms(now_ms))
@@ -146,6 +167,11 @@ def _renew(connection: Connection, account: str, catalog_sha256: str, resolver: 
         connection.execute(insert(entitlement_versions), row)
     connection.execute(update(accounts).where(accounts.c.account == account).values(entitled_seq=head.audit_seq))
     return Recomputed(is_new, computed.unreadable)
+
+
+def _is_stale(connection: Connection, account: str) -> bool:
+    wanted = select(accounts.c.entitled_seq != accounts.c.audit_seq).where(accounts.c.account == account)
+    return bool(connection.execute(wanted).scalar())
 
 
 def _since_ms(computed_ms: int) -> int:
@@ -261,7 +287,7 @@ def _revoke(connection: Connection, account: str, number: int, actor: str, reaso
     if not found:
         raise InvalidInput("number", f"account {account!r} has no override {number}: see `tidemark account overrides`")
     if found[0].revoked_ms is not None:
-        return found[0]
+        return _with_revokers(connection, account, found)[0]
     made = _taken_back(connection, heads, found[0], actor, reason, now_ms)
     save_heads(connection, heads)
     return made
@@ -272,8 +298,25 @@ def _taken_back(
 ) -> Override:
     here = (overrides.c.account == made.account) & (overrides.c.number == made.number)
     connection.execute(update(overrides).where(here).values(revoked_ms=now_ms))
-    _audited(connection, heads, made, {"revoked_ms": None}, {"revoked_ms": now_ms}, actor, reason, now_ms)
-    return made._replace(revoked_ms=now_ms)
+    before, after = {"revoked_ms": None}, {"revoked_ms": now_ms}
+    _audited(connection, heads, made, before, after, actor, reason, now_ms, cause=REVOKE_COMMAND)
+    return made._replace(revoked_ms=now_ms, revoked_by=actor, revoked_reason=reason)
+
+
+def _with_revokers(connection: Connection, account: str, made: Sequence[Override]) -> list[Override]:
+    """Overrides with who took them back and why, which the audit keeps: the row that was not the first one."""
+    gone = {str(each.number) for each in made if each.revoked_ms is not None}
+    wanted = select(audit.c.entity_id, audit.c.actor, audit.c.reason).where(
+        audit.c.account == account,
+        audit.c.entity == ENTITY,
+        audit.c.entity_id.in_(gone),
+        audit.c.before_json.is_not(None),
+    )
+    by_number = {row[0]: (row[1], row[2]) for row in connection.execute(wanted)} if gone else {}
+    return [
+        each._replace(revoked_by=said[0], revoked_reason=said[1]) if (said := by_number.get(str(each.number))) else each
+        for each in made
+    ]
 
 
 def _check_said(*said: tuple[str, str]) -> None:
@@ -292,6 +335,7 @@ def _audited(
     actor: str,
     reason: str,
     now_ms: int,
+    cause: str = OVERRIDE_COMMAND,
 ) -> None:
     head = heads[made.account]
     row = trail.next_row(
@@ -299,7 +343,7 @@ def _audited(
         made.account,
         now_ms,
         actor=actor,
-        cause=OVERRIDE_COMMAND,
+        cause=cause,
         entity=(ENTITY, str(made.number)),
         before=before,
         after=after,

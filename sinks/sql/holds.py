@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from decimal import Decimal
 from typing import Any, Final
 
-from sqlalchemy import Connection, RowMapping, delete, insert, select, text, update
+from sqlalchemy import Connection, RowMapping, delete, func, insert, select, text, update
 
 from aggregators.holds import NOTHING, held_by, is_open, open_since_ms, until_ms
 from schemas.errors import InvalidInput
@@ -46,9 +46,14 @@ class SqlHolds:
     async def open(self, account: str, since_ms: int) -> Sequence[Hold]:
         return await self._run(lambda connection: _since(connection, account, since_ms))
 
-    async def holders(self, since_ms: int, limit: int) -> set[str] | None:
-        wanted = select(holds.c.account).where(holds.c.until_ms >= since_ms).distinct().limit(limit + 1)
-        found = await self._run(lambda connection: set(connection.execute(wanted).scalars()))
+    async def holders(self, since_ms: int, limit: int) -> Mapping[str, int] | None:
+        wanted = (
+            select(holds.c.account, func.max(holds.c.until_ms))
+            .where(holds.c.until_ms >= since_ms)
+            .group_by(holds.c.account)
+            .limit(limit + 1)
+        )
+        found = await self._run(lambda connection: {row[0]: int(row[1]) for row in connection.execute(wanted)})
         return found if len(found) <= limit else None
 
     async def sweep(self, now_ms: int, limit: int) -> int:

@@ -47,7 +47,11 @@ def link(
         if own.customer == customer and own.starts_ms <= starts_ms and (own.ends_ms is None or starts_ms < own.ends_ms):
             return own
         if own.starts_ms == starts_ms and own.customer:
-            raise InvalidInput("starts_ms", f"account {account} has {own.customer} from then on; name a later instant")
+            raise InvalidInput(
+                "starts_ms",
+                f"account {account} has {own.customer} from {format_instant_ms(starts_ms)} on, and has one customer in "
+                f"a minute: if {customer} follows it, link from {format_instant_ms(starts_ms + MINUTE_MS)} or later on",
+            )
     if before and starts_ms < _minute(now_ms):
         raise InvalidInput(
             "starts_ms",
@@ -145,6 +149,8 @@ def _check_free(connection: Connection, made: Link) -> None:
             if before_end and (other.ends_ms is None or made.starts_ms < other.ends_ms):
                 raise InvalidInput(
                     "customer",
-                    f"{made.customer} belongs to account {other.account} at that time: name a later instant, after "
-                    f"`tidemark account unlink {other.account}` or a link of {other.account} to another customer",
+                    f"{made.customer} belongs to account {other.account} from {format_instant_ms(other.starts_ms)} on, "
+                    "and a customer has one account at a time: end that with "
+                    f"`tidemark account unlink {other.account}` or link {other.account} to another customer, then link "
+                    f"{made.account} from that instant on",
                 )

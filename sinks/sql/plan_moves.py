@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Final
@@ -82,7 +81,7 @@ def _subscribed(connection: Connection, prices: set[str], limit: int) -> list[Su
             max((item["period_end_ms"] or 0 for item in found[row["id"]]), default=0),
             row["cancel_at_ms"] is not None,
             row["pending_update_until_ms"] is not None,
-            bool(json.loads(row["discounts_json"] or "[]")),
+            False,
             tuple(
                 SubscribedItem(item["price_id"], None if item["usage_type"] == "metered" else item["quantity"])
                 for item in sorted(found[row["id"]], key=lambda item: str(item["id"]))

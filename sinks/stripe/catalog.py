@@ -11,20 +11,38 @@ from types import SimpleNamespace
 from typing import Any, Final
 from urllib.parse import quote
 
-from schemas.catalog import PlanId, PriceTerms, PriceTier
-from schemas.catalog_changes import AtStripe, CatalogKind, StripeFeature, StripeMeter, StripePrice, StripeProduct
-from schemas.errors import InvalidInput, OperatorNeeded, Transient
-from sinks.stripe.answers import Malformed, meter_of
-from sinks.stripe.connection import connected, read
+from schemas.catalog import Price
+from schemas.catalog_changes import (
+    PORTAL_KEY,
+    AtStripe,
+    CatalogKind,
+    StripeCoupon,
+    StripeFeature,
+    StripeMeter,
+    StripePortal,
+    StripePrice,
+    StripeProduct,
+)
+from schemas.errors import InvalidInput, Transient
+from schemas.prices import CouponTerms, PackPrice, PortalTerms, PriceTerms, PriceTier
+from sinks.stripe.answers import meter_of
+from sinks.stripe.connection import connected, json_of, read
+from sinks.stripe.listing import list_of, listed
 
-PAGE_ROWS: Final = 100
 PAGES_MAX: Final = 500
 ATTEMPTS_MAX: Final = 5
-_PATHS: Final = {CatalogKind.PRODUCT: "/v1/products", CatalogKind.PRICE: "/v1/prices"}
-_FEATURES: Final = "/v1/entitlements/features"
+_PATHS: Final = {
+    CatalogKind.PRODUCT: "/v1/products", CatalogKind.PRICE: "/v1/prices", CatalogKind.COUPON: "/v1/coupons",
+    CatalogKind.FEATURE: "/v1/entitlements/features", CatalogKind.PORTAL: "/v1/billing_portal/configurations",
+}  # fmt: skip
+_FEATURES: Final = _PATHS[CatalogKind.FEATURE]
 # The metadata of a price: what it is the price of.
 PLAN_KEY: Final = "tidemark_plan"
 COMPONENT_KEY: Final = "tidemark_component"
+PACK_KEY: Final = "tidemark_pack"
+CREDITS_KEY: Final = "tidemark_credits"
+# The mark of the portal's configuration.
+MARK_KEY: Final = "tidemark_portal"
 _TIERS: Final = {"expand": ["data.tiers"]}
 
 Sleep = Callable[[float], Awaitable[None]]
@@ -64,29 +82,38 @@ class StripeClientCatalog:
         # A price of a meter that another one has replaced has other terms: it bills nothing.
         names = {meter.id: meter.event_name for meter in meters.values()}
         products = {row["id"]: _product(row) async for row in self._rows(_PATHS[CatalogKind.PRODUCT])}
+        # Stripe lists archived features only if it is asked for them.
         features = {
-            row["lookup_key"]: StripeFeature(row["id"], row["lookup_key"], row["name"])
-            async for row in self._rows(_FEATURES)
+            row["lookup_key"]: StripeFeature(row["id"], row["lookup_key"], row["name"], row["active"])
+            for archived in (True, False)
+            async for row in self._rows(_FEATURES, {"archived": archived})
         }
         prices = {row["id"]: _price(row, names) async for row in self._rows(_PATHS[CatalogKind.PRICE], _TIERS)}
-        return AtStripe(meters, products, features, prices)
+        marked = await self._marked_portal()
+        portal = _portal(marked, {price.id: price.key for price in prices.values() if price.key}) if marked else None
+        return AtStripe(meters, products, features, prices, portal=portal)
+
+    async def _marked_portal(self) -> Mapping[str, Any] | None:
+        """The configuration of the portal with our mark. Of several, all of them find the same: the first one made."""
+        rows = [row async for row in self._rows(_PATHS[CatalogKind.PORTAL])]
+        marked = [row for row in rows if (row["metadata"] or {}).get(MARK_KEY) == PORTAL_KEY]
+        return min(marked, key=lambda row: (not row["active"], row["created"], row["id"]), default=None)
 
     async def attached(self, product: str) -> frozenset[str]:
         """See `CatalogObjects`."""
         path = f"{_PATHS[CatalogKind.PRODUCT]}/{quote(product, safe='')}/features"
         return frozenset([row["entitlement_feature"]["lookup_key"] async for row in self._rows(path)])
 
+    async def coupon(self, identifier: str) -> StripeCoupon | None:
+        """See `CatalogObjects`."""
+        found = await self._found(CatalogKind.COUPON, identifier)
+        return None if found is None else _coupon(found)
+
     async def create_product(self, product: StripeProduct) -> str:
         """See `CatalogObjects`."""
 
         async def find() -> str | None:
-            try:
-                await self._get(f"{_PATHS[CatalogKind.PRODUCT]}/{quote(product.id, safe='')}", {})
-            except InvalidInput as error:
-                if error.field == "resource_missing":
-                    return None
-                raise
-            return product.id
+            return product.id if await self._found(CatalogKind.PRODUCT, product.id) is not None else None
 
         return await self._create(
             _PATHS[CatalogKind.PRODUCT], product.id, {"id": product.id, **_product_fields(product)}, find
@@ -116,21 +143,58 @@ class StripeClientCatalog:
 
         await self._create(path, f"{product} {feature_id}", {"entitlement_feature": feature_id}, find)
 
-    async def create_price(self, key: str, terms: PriceTerms, meter_id: str, plan: PlanId, component: str) -> str:
+    async def create_price(self, price: Price | PackPrice, meter_id: str) -> str:
         """See `CatalogObjects`."""
+        key, terms = price.key, price.terms
 
         async def find() -> str | None:
             found = [row async for row in self._rows(_PATHS[CatalogKind.PRICE], {"lookup_keys": [key], **_TIERS})]
             if not found:
                 return None
-            price = _price(found[0], {meter_id: terms.event_name} if meter_id else {})
-            if price.terms != terms:
-                raise InvalidInput(key, f"Stripe's price {price.id} has this lookup key and other terms: plan again")
-            return price.id
+            at_stripe = _price(found[0], {meter_id: terms.event_name} if meter_id else {})
+            if at_stripe.terms != terms:
+                raise InvalidInput(
+                    key, f"Stripe's price {at_stripe.id} has this lookup key and other terms: plan again"
+                )
+            return at_stripe.id
 
-        metadata = {PLAN_KEY: str(plan), COMPONENT_KEY: component}
-        params = {"lookup_key": key, "metadata": metadata, **price_fields(terms, meter_id)}
+        params = {"lookup_key": key, "metadata": _metadata(price), **price_fields(terms, meter_id)}
         return await self._create(_PATHS[CatalogKind.PRICE], key, params, find)
+
+    async def create_coupon(self, coupon: StripeCoupon) -> str:
+        """See `CatalogObjects`."""
+
+        async def find() -> str | None:
+            found = await self.coupon(coupon.id)
+            if found is not None and found.terms != coupon.terms:
+                raise InvalidInput(coupon.id, "Stripe's coupon has this id and other terms: plan again")
+            return coupon.id if found is not None else None
+
+        params = {"id": coupon.id, "name": coupon.name, **_coupon_fields(coupon.terms)}
+        return await self._create(_PATHS[CatalogKind.COUPON], coupon.id, params, find)
+
+    async def rename_coupon(self, identifier: str, name: str) -> None:
+        """See `CatalogObjects`."""
+        await self._post(f"{_PATHS[CatalogKind.COUPON]}/{quote(identifier, safe='')}", {"name": name})
+
+    async def create_portal(self, terms: PortalTerms, prices: Mapping[str, str]) -> str:
+        """See `CatalogObjects`."""
+
+        async def find() -> str | None:
+            marked = await self._marked_portal()
+            return str(marked["id"]) if marked else None
+
+        # Nothing at Stripe keeps the mark unique: another process may have made it since the plan.
+        if found := await find():
+            await self.update_portal(found, terms, prices)
+            return found
+        params = {"metadata": {MARK_KEY: PORTAL_KEY}, "features": _portal_features(terms, prices)}
+        return await self._create(_PATHS[CatalogKind.PORTAL], PORTAL_KEY, params, find)
+
+    async def update_portal(self, identifier: str, terms: PortalTerms, prices: Mapping[str, str]) -> None:
+        """See `CatalogObjects`."""
+        params = {"active": True, "features": _portal_features(terms, prices)}
+        await self._post(f"{_PATHS[CatalogKind.PORTAL]}/{quote(identifier, safe='')}", params)
 
     async def set_active(self, kind: CatalogKind, identifier: str, is_active: bool) -> None:
         """See `CatalogObjects`."""
@@ -139,6 +203,14 @@ class StripeClientCatalog:
     async def close(self) -> None:
         """Close all connections. Safe to call twice."""
         await self._transport.close_async()
+
+    async def _found(self, kind: CatalogKind, identifier: str) -> Mapping[str, Any] | None:
+        try:
+            return await self._get(f"{_PATHS[kind]}/{quote(identifier, safe='')}", {})
+        except InvalidInput as error:
+            if error.field == "resource_missing":
+                return None
+            raise
 
     async def _create(
         self, path: str, key: str, params: Mapping[str, Any], find: Callable[[], Awaitable[str | None]]
@@ -167,35 +239,30 @@ class StripeClientCatalog:
                 return found
             attempt += 1
 
-    async def _rows(self, path: str, options: Mapping[str, Any] | None = None) -> AsyncIterator[Any]:
+    def _rows(self, path: str, options: Mapping[str, Any] | None = None) -> AsyncIterator[Any]:
         """The rows of all pages of a list."""
-        page_options = {"limit": PAGE_ROWS, **(options or {})}
-        for _ in range(PAGES_MAX):
-            page = await self._get(path, page_options)
-            for row in page["data"]:
-                yield row
-            if not page["has_more"] or not page["data"]:
-                return
-            page_options = {**page_options, "starting_after": page["data"][-1]["id"]}
-        raise OperatorNeeded(f"Stripe's list {path} has more than {PAGES_MAX * PAGE_ROWS} rows")
+        return listed(self._list, path, options or {}, PAGES_MAX)
+
+    async def _list(self, path: str, options: Mapping[str, Any]) -> dict[str, Any]:
+        return await read(lambda: self._stripe.raw_request_async("get", path, **options), list_of)
 
     async def _get(self, path: str, options: Mapping[str, Any]) -> dict[str, Any]:
-        return await read(lambda: self._stripe.raw_request_async("get", path, **options), _json)
+        return await read(lambda: self._stripe.raw_request_async("get", path, **options), json_of)
 
     async def _post(self, path: str, params: Mapping[str, Any], idempotency_key: str = "") -> dict[str, Any]:
         options = {"idempotency_key": idempotency_key} if idempotency_key else {}
-        return await read(lambda: self._stripe.raw_request_async("post", path, **params, **options), _json)
+        return await read(lambda: self._stripe.raw_request_async("post", path, **params, **options), json_of)
 
 
 def price_fields(terms: PriceTerms, meter_id: str) -> dict[str, Any]:
     """The parameters of a price's terms (docs.stripe.com/api/prices/create)."""
-    recurring: dict[str, Any] = {"interval": terms.interval, "usage_type": "licensed"}
-    if terms.event_name:
-        recurring |= {"usage_type": "metered", "meter": meter_id}
     fields: dict[str, Any] = {
-        "currency": terms.currency, "product": terms.product, "recurring": recurring,
-        "tax_behavior": terms.tax_behavior,
+        "currency": terms.currency, "product": terms.product, "tax_behavior": terms.tax_behavior,
     }  # fmt: skip
+    if terms.interval:
+        fields["recurring"] = {"interval": terms.interval, "usage_type": "licensed"}
+    if terms.event_name:
+        fields["recurring"] |= {"usage_type": "metered", "meter": meter_id}
     if terms.package > 1:
         fields["transform_quantity"] = {"divide_by": terms.package, "round": "up"}
     if not terms.tiers:
@@ -205,6 +272,11 @@ def price_fields(terms: PriceTerms, meter_id: str) -> dict[str, Any]:
         for tier in terms.tiers
     ]
     return {**fields, "billing_scheme": "tiered", "tiers_mode": terms.mode, "tiers": tiers}
+
+
+def _metadata(price: Price | PackPrice) -> dict[str, str]:
+    names = (PACK_KEY, CREDITS_KEY) if isinstance(price, PackPrice) else (PLAN_KEY, COMPONENT_KEY)
+    return dict(zip(names, price.made_for.split(" "), strict=True))
 
 
 def _price(row: Mapping[str, Any], event_names: Mapping[str, str]) -> StripePrice:
@@ -224,12 +296,78 @@ def _price(row: Mapping[str, Any], event_names: Mapping[str, str]) -> StripePric
         row["tiers_mode"] or "", rounded,
     )  # fmt: skip
     metadata = row["metadata"] or {}
-    made_for = f"{metadata.get(PLAN_KEY, '')} {metadata.get(COMPONENT_KEY, '')}"
+    names = (PACK_KEY, CREDITS_KEY) if PACK_KEY in metadata else (PLAN_KEY, COMPONENT_KEY)
+    made_for = " ".join(metadata.get(name, "") for name in names)
     return StripePrice(row["id"], row["lookup_key"] or "", terms, row["active"], made_for)
 
 
 def _minor(text: str | None) -> str:
     return f"{Decimal(text or 0).normalize():f}"
+
+
+def _coupon_fields(terms: CouponTerms) -> dict[str, Any]:
+    """The parameters of a coupon's terms (docs.stripe.com/api/coupons/create)."""
+    fields: dict[str, Any] = {"duration": terms.duration}
+    if terms.months:
+        fields["duration_in_months"] = terms.months
+    if terms.percent:
+        return {**fields, "percent_off": terms.percent}
+    return {**fields, "amount_off": terms.amount_minor, "currency": terms.currency}
+
+
+def _coupon(row: Mapping[str, Any]) -> StripeCoupon:
+    percent = "" if row["percent_off"] is None else f"{Decimal(str(row['percent_off'])).normalize():f}"
+    terms = CouponTerms(
+        percent, row["amount_off"] or 0, row["currency"] or "", row["duration"], row["duration_in_months"] or 0
+    )
+    return StripeCoupon(row["id"], row["name"] or "", terms)
+
+
+# How a change takes effect, by `changes.upgrade`: proration behavior and billing cycle anchor. What costs less waits
+# for the end of the period, as `changes.downgrade` and `changes.interval_shorter` say.
+_UPGRADES: Final = {"now": ("always_invoice", "unchanged"), "full_price": ("none", "now")}
+_WAITING: Final = ("decreasing_item_amount", "shortening_interval")
+
+
+def _portal_features(terms: PortalTerms, prices: Mapping[str, str]) -> dict[str, Any]:
+    """The parameters of the portal's features (docs.stripe.com/api/customer_portal/configurations/create)."""
+    update: dict[str, Any] = {"enabled": False}
+    if terms.products:
+        proration, anchor = _UPGRADES[terms.upgrade]
+        update = {
+            "enabled": True, "default_allowed_updates": ["price"], "proration_behavior": proration,
+            "billing_cycle_anchor": anchor,
+            "schedule_at_period_end": {"conditions": [{"type": name} for name in _WAITING]},
+            "products": [
+                {"product": product, "prices": [prices[key] for key in keys]} for product, keys in terms.products
+            ],
+        }  # fmt: skip
+    cancel = {"enabled": terms.cancel != "never"} | ({"mode": "at_period_end"} if terms.cancel != "never" else {})
+    return {
+        "invoice_history": {"enabled": True}, "payment_method_update": {"enabled": terms.payment_method},
+        "subscription_cancel": cancel, "subscription_update": update,
+    }  # fmt: skip
+
+
+def _portal(row: Mapping[str, Any], keys: Mapping[str, str]) -> StripePortal:
+    """The portal's configuration. A price that is not ours stands for itself, so that the terms differ."""
+    features = row["features"]
+    cancel, update = features["subscription_cancel"], features["subscription_update"]
+    upgrade = ""
+    products: list[tuple[str, tuple[str, ...]]] = []
+    if update["enabled"]:
+        effect = (update["proration_behavior"], update.get("billing_cycle_anchor") or "unchanged")
+        upgrade = next((name for name, own in _UPGRADES.items() if own == effect), " ".join(effect))
+        conditions = (update.get("schedule_at_period_end") or {}).get("conditions") or ()
+        if sorted(each["type"] for each in conditions) != sorted(_WAITING):
+            upgrade += ", and what costs less at once"
+        products = [
+            (each["product"], tuple(sorted(keys.get(price, price) for price in each["prices"])))
+            for each in update["products"] or ()
+        ]
+    mode = "never" if not cancel["enabled"] else cancel["mode"].removeprefix("at_")
+    terms = PortalTerms(mode, features["payment_method_update"]["enabled"], upgrade, tuple(sorted(products)))
+    return StripePortal(row["id"], terms, row["active"])
 
 
 def _product(row: Mapping[str, Any]) -> StripeProduct:
@@ -239,10 +377,3 @@ def _product(row: Mapping[str, Any]) -> StripeProduct:
 def _product_fields(product: StripeProduct) -> dict[str, str]:
     fields = {"name": product.name, "description": product.description, "tax_code": product.tax_code}
     return {name: value for name, value in fields.items() if value}
-
-
-def _json(response: Any) -> dict[str, Any]:
-    document = json.loads(response.body)
-    if not isinstance(document, dict):
-        raise Malformed("not a JSON object")
-    return document

@@ -14,6 +14,7 @@ import httpx
 import stripe
 
 from schemas.errors import InvalidInput, Refused, Transient
+from sinks.stripe.answers import Malformed
 from sinks.stripe.errors import Answer, describe, is_refusal, is_retryable, retry_after_s
 
 # As many as calls run at once at Stripe's highest rate.
@@ -130,3 +131,11 @@ def _raise(answer: Answer, error: Exception) -> NoReturn:
     if is_retryable(answer):
         raise Transient(f"Stripe: {describe(answer)}", retry_after_s(answer) or 1.0) from error
     raise InvalidInput(answer.code or "stripe", describe(answer)) from error
+
+
+def json_of(response: Any) -> dict[str, Any]:
+    """The JSON object of a raw response. Raises `Malformed` for another value."""
+    document = json.loads(response.body)
+    if not isinstance(document, dict):
+        raise Malformed("not a JSON object")
+    return document

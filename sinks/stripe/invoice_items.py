@@ -8,17 +8,17 @@ from decimal import Decimal
 from typing import Any, Final, NamedTuple, TypeVar
 from urllib.parse import quote
 
+from schemas.billing_events import cursor_of
 from schemas.bills import BilledPrice, InvoiceItem, InvoiceItemState
 from schemas.clock import SECOND_MS
 from schemas.errors import InvalidInput
 from schemas.invoices import ITEM_FROM_KEY, ITEM_KEY, ITEM_METER_KEY, ITEM_TO_KEY
 from sinks.stripe.answers import Malformed
-from sinks.stripe.connection import connected, read
-from sinks.stripe.objects import json_of
+from sinks.stripe.connection import connected, json_of, read
+from sinks.stripe.listing import PAGE_ROWS, check_list, page_after
 
 T = TypeVar("T")
 
-PAGE_ROWS: Final = 100
 PAGES_MAX: Final = 20
 # Beside those of `schemas.invoices`: the span and the place in the chain.
 _SPAN_KEY: Final = "tidemark_span"
@@ -62,18 +62,22 @@ class StripeClientInvoiceItems:
         """See `StripeInvoiceItems`. Raises `InvalidInput` beyond `PAGES_MAX` pages."""
         options: dict[str, object] = {"customer": item.stripe_customer, "limit": PAGE_ROWS}
         found: list[InvoiceItem] = []
+        after = ""
         for _ in range(PAGES_MAX):
-            page = await self._get("/v1/invoiceitems", options, _page)
+            page = await page_after(self._list, "/v1/invoiceitems", options, after)
             found += [each for row in page.rows if (each := _made(row, item))]
             # The newest come first, and none of the chain is older than the end of its span.
             if not page.has_more or page.oldest_s < item.end_ms // SECOND_MS - _SKEW_S:
                 return sorted(found, key=lambda each: each.number)
-            options["starting_after"] = page.last
+            after = page.after
         raise InvalidInput("invoiceitems", f"{item.stripe_customer} has too many to look for {item.identifier} in them")
 
     async def close(self) -> None:
         """Close all connections. Safe to call twice."""
         await self._transport.close_async()
+
+    async def _list(self, path: str, options: Mapping[str, object]) -> _Page:
+        return await self._get(path, options, _page)
 
     async def _get(self, path: str, options: Mapping[str, object], parse: Callable[[dict[str, Any]], T]) -> T:
         return await read(
@@ -88,18 +92,19 @@ class StripeClientInvoiceItems:
 
 
 class _Page(NamedTuple):
-    """A page of a list. `oldest_s` and `last` are the time and the id of its last row."""
+    """A page of a list. `oldest_s` is the time of its last row, and `after` the place after that."""
 
     rows: Sequence[Mapping[str, Any]]
     has_more: bool
     oldest_s: int
-    last: str
+    after: str
 
 
 def _page(found: Mapping[str, Any]) -> _Page:
+    check_list(found)
     rows = found["data"]
-    last: Mapping[str, Any] = rows[-1] if rows else {"date": 0, "id": "none"}
-    return _Page(rows, bool(rows) and found["has_more"] is True, int(last["date"]), _text(last, "id"))
+    oldest_s = int(rows[-1]["date"]) if rows else 0
+    return _Page(rows, bool(rows) and found["has_more"], oldest_s, cursor_of([row["id"] for row in rows]))
 
 
 def _text(found: Mapping[str, Any], name: str) -> str:

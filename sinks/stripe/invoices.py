@@ -9,7 +9,7 @@ from decimal import Decimal, InvalidOperation
 from typing import Any, Final
 from urllib.parse import quote
 
-from schemas.billing_events import ObjectKind, ObjectName
+from schemas.billing_events import ObjectKind, ObjectName, cursor_of
 from schemas.clock import SECOND_MS
 from schemas.errors import InvalidInput
 from schemas.invoices import (
@@ -25,8 +25,9 @@ from schemas.invoices import (
     RunningItem,
 )
 from sinks.stripe.answers import Malformed
-from sinks.stripe.connection import SHAPE_ERRORS
-from sinks.stripe.objects import PAGE_ROWS, PART_PAGES_MAX, PATHS, StripeClientObjects
+from sinks.stripe.connection import SHAPE_ERRORS, json_of
+from sinks.stripe.listing import PAGE_ROWS, page_after
+from sinks.stripe.objects import PART_PAGES_MAX, PATHS, Parse, StripeClientObjects
 
 LIST_PAGES_MAX: Final = 100
 _TERMS: Final = (
@@ -73,14 +74,14 @@ class StripeClientInvoices(StripeClientObjects):
 
     async def page(self, kind: ObjectKind, after: str, from_ms: int) -> ListedPage:
         """See `StripeInvoices`."""
-        options: dict[str, object] = {"limit": PAGE_ROWS} | ({"starting_after": after} if after else {})
+        options: dict[str, object] = {"limit": PAGE_ROWS}
         if kind is ObjectKind.SUBSCRIPTION:
             options["status"] = "all"
         if kind is ObjectKind.INVOICE:
             options["created"] = {"gte": max(0, from_ms) // SECOND_MS}
-        listed = await self._get(PATHS[kind], options)
+        listed = await page_after(self._list, PATHS[kind], options, after)
         bodies = [await self._with_parts(ObjectName(kind, str(body["id"])), body) for body in listed["data"]]
-        return ListedPage(bodies, str(bodies[-1]["id"]) if bodies and listed["has_more"] else "")
+        return ListedPage(bodies, cursor_of([body["id"] for body in bodies]) if listed["has_more"] else "")
 
     async def active_features(self, stripe_customer: str) -> frozenset[str]:
         """See `StripeInvoices`."""
@@ -100,9 +101,11 @@ class StripeClientInvoices(StripeClientObjects):
     async def _all(self, path: str, options: Mapping[str, object]) -> list[Any]:
         return [row async for row in self._rows(path, options, LIST_PAGES_MAX)]
 
-    async def _get(self, path: str, options: Mapping[str, object] | None = None) -> dict[str, Any]:
+    async def _get(
+        self, path: str, options: Mapping[str, object] | None = None, parse: Parse = json_of
+    ) -> dict[str, Any]:
         self._reads += 1
-        return await super()._get(path, options)
+        return await super()._get(path, options, parse)
 
     async def _invoice(self, body: Mapping[str, Any]) -> ListedInvoice:
         rows: Sequence[Any] = body["lines"]["data"]

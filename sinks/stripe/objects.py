@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Any, Final, NamedTuple
 from urllib.parse import quote
 
 from schemas.billing_events import MIRRORED_TYPES, ObjectKind, ObjectName
-from schemas.errors import InvalidInput, OperatorNeeded, Transient
+from schemas.errors import InvalidInput, Transient
 from sinks.stripe.answers import Malformed
-from sinks.stripe.connection import SHAPE_ERRORS, connected, read
+from sinks.stripe.connection import SHAPE_ERRORS, connected, json_of, read
+from sinks.stripe.listing import GONE, PAGE_ROWS, check_list, list_of, listed, page_after
 
-PAGE_ROWS: Final = 100
+Parse = Callable[[Any], dict[str, Any]]
+
 PART_PAGES_MAX: Final = 1_000
 EVENT_PAGES_MAX: Final = 5_000
 # The most that Stripe takes (docs.stripe.com/api/events/list).
@@ -52,9 +53,9 @@ class StripeClientObjects:
         """See `StripeObjects`. Costs one call, and one more per 100 parts beyond the first ten."""
         path = f"{PATHS[name.kind]}/{quote(name.id, safe='')}"
         try:
-            found = await self._get(path)
+            found = await self._get(path, None, _object(_PARTS.get(name.kind)))
         except InvalidInput as error:
-            if error.field == "resource_missing":
+            if error.field == GONE:
                 return None
             raise
         return await self._with_parts(name, found)
@@ -83,7 +84,7 @@ class StripeClientObjects:
         """See `StripeObjects`. Costs one call if there are up to 100 events of all types, or else two more, and one per
         further 100 events of the types. Raises `OperatorNeeded` beyond `EVENT_PAGES_MAX` pages."""
         span = {"created": {"gte": since_s, "lt": until_s}}
-        page = await self._get("/v1/events", {**span, "limit": PAGE_ROWS})
+        page = await self._list("/v1/events", {**span, "limit": PAGE_ROWS})
         if not page["has_more"]:
             return [event for event in reversed(page["data"]) if event.get("type") in MIRRORED_TYPES]
         events: list[dict[str, object]] = []
@@ -94,16 +95,15 @@ class StripeClientObjects:
         return sorted(events, key=_created_s)
 
     async def names(self, kind: ObjectKind, after: str = "", customer: str = "") -> list[tuple[ObjectName, str]]:
-        """See `StripeObjects`. Costs one call."""
+        """See `StripeObjects`. Costs one call, and one more for each object of `after` that is gone."""
         if customer and kind is ObjectKind.CUSTOMER:
             name = ObjectName(kind, customer)
             return [] if after or await self.fetch(name) is None else [(name, customer)]
         options: dict[str, object] = {"limit": PAGE_ROWS}
-        options |= {"starting_after": after} if after else {}
         options |= {"customer": customer} if customer else {}
         if kind is ObjectKind.SUBSCRIPTION:
             options["status"] = "all"
-        page = await self._get(PATHS[kind], options)
+        page = await page_after(self._list, PATHS[kind], options, after)
         return [(ObjectName(kind, row["id"]), _customer(row)) for row in page["data"]]
 
     async def touch(self, customer: str, beat: str) -> None:
@@ -122,29 +122,32 @@ class StripeClientObjects:
         """Close all connections. Safe to call twice."""
         await self._transport.close_async()
 
-    async def _rows(self, path: str, options: Mapping[str, object], pages_max: int) -> AsyncIterator[Any]:
+    def _rows(self, path: str, options: Mapping[str, object], pages_max: int) -> AsyncIterator[Any]:
         """The rows of all pages of a list."""
-        options = {**options, "limit": PAGE_ROWS}
-        for _ in range(pages_max):
-            page = await self._get(path, options)
-            for row in page["data"]:
-                yield row
-            if not page["has_more"] or not page["data"]:
-                return
-            options = {**options, "starting_after": page["data"][-1]["id"]}
-        raise OperatorNeeded(f"Stripe's list {path} has more than {pages_max * PAGE_ROWS} rows: read a shorter span")
+        return listed(self._list, path, options, pages_max)
 
-    async def _get(self, path: str, options: Mapping[str, object] | None = None) -> dict[str, Any]:
+    async def _list(self, path: str, options: Mapping[str, object]) -> dict[str, Any]:
+        return await self._get(path, options, list_of)
+
+    async def _get(
+        self, path: str, options: Mapping[str, object] | None = None, parse: Parse = json_of
+    ) -> dict[str, Any]:
         # The library would turn some texts into numbers; the mirror keeps what Stripe said.
-        return await read(lambda: self._stripe.raw_request_async("get", path, **(options or {})), json_of)
+        return await read(lambda: self._stripe.raw_request_async("get", path, **(options or {})), parse)
 
 
-def json_of(response: Any) -> dict[str, Any]:
-    """The JSON object of a raw response. Raises `Malformed` for another value."""
-    document = json.loads(response.body)
-    if not isinstance(document, dict):
-        raise Malformed("not a JSON object")
-    return document
+def _object(part: str | None) -> Parse:
+    """Reads an object with its nested list. Raises `Malformed` if either has not Stripe's form."""
+
+    def parse(response: Any) -> dict[str, Any]:
+        body = json_of(response)
+        if not isinstance(body.get("id"), str):
+            raise Malformed("not an object of Stripe: it has no id")
+        if part and not body.get("deleted"):
+            check_list(body.get(part))
+        return body
+
+    return parse
 
 
 def _created_s(event: Mapping[str, Any]) -> int:

@@ -10,8 +10,8 @@ from schemas.billing_events import ObjectKind, ObjectName
 from schemas.clock import SECOND_MS
 from schemas.errors import InvalidInput, Transient
 from schemas.plan_moves import StripeSchedule, Subscribed, SubscribedItem
-from sinks.stripe.connection import SHAPE_ERRORS, read
-from sinks.stripe.objects import StripeClientObjects, json_of
+from sinks.stripe.connection import SHAPE_ERRORS, json_of, read
+from sinks.stripe.objects import StripeClientObjects
 
 MARK_KEY: Final = "tidemark_move"
 _SCHEDULES: Final = "/v1/subscription_schedules"
@@ -34,7 +34,7 @@ class StripeClientSchedules(StripeClientObjects):
                 max(int(row["current_period_end"]) for row in rows) * SECOND_MS,
                 body["cancel_at"] is not None or bool(body.get("cancel_at_period_end")),
                 body.get("pending_update") is not None,
-                bool(body["discounts"]) or any(row.get("discounts") for row in rows),
+                any(row.get("discounts") for row in rows),
                 tuple(SubscribedItem(_id(row["price"]), row.get("quantity")) for row in rows),
             )
         except SHAPE_ERRORS as error:

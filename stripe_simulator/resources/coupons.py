@@ -9,7 +9,7 @@ from typing import Final
 from stripe_simulator.engine.discounts import Coupon, Discount, discount_from, remaining
 from stripe_simulator.errors import require_one, require_positive
 from stripe_simulator.mode import Call, Mode, Route, new_object
-from stripe_simulator.resources.conventions import Object, Params, check, reads, require
+from stripe_simulator.resources.conventions import Object, Params, changed, check, reads, require
 
 INDEXED = {"promotion_code": ("code",)}
 FIELDS: Final = (
@@ -37,6 +37,11 @@ def _create(mode: Mode, call: Call) -> Object:
     body = new_object(mode, "coupon", "", {**params, "id": identifier}) | {name: params.get(name) for name in FIELDS}
     body |= {"duration": params.get("duration", "once"), "times_redeemed": 0, "valid": True}
     return mode.store.save(body)
+
+
+def _update(mode: Mode, call: Call) -> Object:
+    """What a coupon takes off cannot change."""
+    return mode.store.save(changed(mode.fetch("coupon", call.id), call.params, ("name",)))
 
 
 def _create_code(mode: Mode, call: Call) -> Object:
@@ -118,6 +123,7 @@ def remaining_after(mode: Mode, body: Object, at: int) -> list[str]:
 ROUTES = (
     Route("POST", "/v1/coupons", _create, (*FIELDS, "id", "metadata")),
     *reads("/v1/coupons/{coupon}", "coupon"),
+    Route("POST", "/v1/coupons/{coupon}", _update, ("metadata", "name")),
     Route("POST", "/v1/promotion_codes", _create_code, (*CODE, "metadata", "promotion")),
     *reads("/v1/promotion_codes/{promotion_code}", "promotion_code", "code", "active"),
 )

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Final
 
-from stripe_simulator.mode import Call, Mode, Route, new_object
+from stripe_simulator.mode import Call, Mode, Route, new_object, retrieve
 from stripe_simulator.pagination import LIST, page
-from stripe_simulator.resources.conventions import Object, check, reads
+from stripe_simulator.resources.conventions import Object, changed, check
 
 FEATURE: Final = "entitlements.feature"
 SUMMARY: Final = "entitlements.active_entitlement_summary"
@@ -27,9 +27,20 @@ def _create(mode: Mode, call: Call) -> Object:
     return mode.store.put(body | {"active": True, "lookup_key": params["lookup_key"], "name": params["name"]})
 
 
+def _update(mode: Mode, call: Call) -> Object:
+    return mode.store.put(changed(mode.fetch(FEATURE, call.id, "feature"), call.params, ("active", "name")))
+
+
+def _list(mode: Mode, call: Call) -> Object:
+    """Archived features are listed only for who asks for them."""
+    is_active = not call.params.get("archived", False)
+    return page(mode, call, FEATURE, {"active": is_active, "lookup_key": call.params.get("lookup_key")})
+
+
 def _attach(mode: Mode, call: Call) -> Object:
     mode.fetch("product", call.id)
     feature = mode.fetch(FEATURE, call.params["entitlement_feature"], "feature", "entitlement_feature")
+    check(feature["active"], "An archived feature cannot be attached to a product.", "entitlement_feature")
     body = {"id": mode.store.new_id("prodft"), "object": "product_feature", "entitlement_feature": feature}
     return _shown(mode.store.put({**body, "livemode": mode.livemode, "product": call.id}))
 
@@ -80,7 +91,9 @@ def _follow(mode: Mode, event: Object) -> None:
 SUBSCRIBERS = (_follow,)
 ROUTES = (
     Route("POST", "/v1/entitlements/features", _create, ("lookup_key", "metadata", "name")),
-    *reads("/v1/entitlements/features/{id}", FEATURE, "lookup_key", label="feature"),
+    Route("GET", "/v1/entitlements/features/{id}", retrieve(FEATURE, "feature")),
+    Route("GET", "/v1/entitlements/features", _list, (*LIST, "archived", "lookup_key")),
+    Route("POST", "/v1/entitlements/features/{id}", _update, ("active", "metadata", "name")),
     Route("POST", "/v1/products/{product}/features", _attach, ("entitlement_feature",)),
     Route("GET", "/v1/products/{product}/features", _list_attached, LIST),
     Route("GET", "/v1/entitlements/active_entitlements", _list_active, (*LIST, "customer")),

@@ -17,7 +17,13 @@ from stripe_simulator.store import Object
 INDEXED = {"subscription_schedule": ("customer",)}
 _KIND: Final = "subscription_schedule"
 _NULL: Final = ("application", "canceled_at", "completed_at", "released_at", "released_subscription")
-_PHASE: Final = frozenset({"items", "start_date", "end_date", "duration", "proration_behavior", "metadata"})
+_PHASE: Final = frozenset(
+    {
+        "automatic_tax", "discounts", "duration", "end_date", "items", "metadata", "proration_behavior", "start_date",
+        "trial",
+    }
+)  # fmt: skip
+_NO_TAX: Final = {"disabled_reason": None, "enabled": False, "liability": None}
 _ITEM: Final = frozenset({"price", "quantity", "metadata"})
 
 
@@ -30,7 +36,16 @@ def create(mode: Mode, call: Call) -> Object:
     check(is_free, message, "from_subscription")
     items = changes.items_of(mode, subscription["id"])
     span = (min(it["current_period_start"] for it in items), max(it["current_period_end"] for it in items))
-    phase = _phase(mode, {"items": [{**it, "price": it["price"]["id"]} for it in items]}, *span)
+    phase = _phase(
+        mode,
+        {
+            "items": [{**it, "price": it["price"]["id"]} for it in items],
+            "discounts": [{"discount": discount} for discount in subscription["discounts"]],
+            "automatic_tax": subscription["automatic_tax"],
+            "trial": subscription["status"] == "trialing",
+        },
+        *span,
+    )
     settings = {name: subscription[name] for name in ("collection_method", "default_payment_method")}
     body = dict.fromkeys(_NULL) | new_object(mode, _KIND, "sub_sched", {}, subscription["test_clock"] or "")
     body |= {name: subscription[name] for name in ("billing_mode", "customer", "test_clock")}
@@ -60,6 +75,9 @@ def update(mode: Mode, call: Call) -> Object:
         raise ApiError(400, "The phases of a schedule must include the current phase.", param="phases")
     mode.store.save(body | {"current_phase": _dates(phase)})
     behavior = params.get("proration_behavior", "create_prorations")
+    if subscription["status"] == "trialing" and phase["trial_end"] is None:
+        raise not_simulated("a phase that ends a trial")
+    subscription = _in_phase(subscription, phase)
     changes.commit(mode, subscription, _plan(mode, subscription, phase, at, behavior), behavior)
     return mode.fetch(_KIND, call.id)
 
@@ -94,10 +112,19 @@ def move_on(mode: Mode, subscription: Object, at: int, *, at_boundary: bool) -> 
         ended = changes.end_schedule(mode, subscription, "completed" if is_over else "released")
         return mode.store.save(ended), (), is_over
     mode.store.save({**body, "current_phase": _dates(phase)})
+    subscription = _in_phase(subscription, phase)
     change = _plan(mode, subscription, phase, at, phase["proration_behavior"])
     if at_boundary:
         return changes.apply(mode, subscription, change.state), change.lines, False
     return changes.commit(mode, subscription, change, phase["proration_behavior"]), (), False
+
+
+def _in_phase(subscription: Object, phase: Object) -> Object:
+    """The subscription with what a phase says beside its items: what the phase does not name is dropped."""
+    named = [each["discount"] for each in phase["discounts"]]
+    # A discount that has ended is not there any more.
+    kept = [discount for discount in subscription["discounts"] if discount in named]
+    return {**subscription, "discounts": kept, "automatic_tax": phase["automatic_tax"] or _NO_TAX}
 
 
 def _phase_at(schedule: Object, at: int) -> Object | None:
@@ -152,8 +179,18 @@ def _phase(mode: Mode, params: Params, start: int, end: int) -> Object:
             body["quantity"] = item.get("quantity") or 1
         items.append(body)
     behavior = params.get("proration_behavior", "create_prorations")
-    dates = {"start_date": start, "end_date": end, "trial_end": None, "billing_cycle_anchor": None}
-    body = {"add_invoice_items": [], "currency": price["currency"], "discounts": [], "items": items, **dates}
+    dates = {"start_date": start, "end_date": end, "billing_cycle_anchor": None}
+    body = {"add_invoice_items": [], "currency": price["currency"], "items": items, **dates}
+    if any(each.keys() != {"discount"} for each in params.get("discounts") or ()):
+        raise not_simulated("phases[discounts] with anything but a discount")
+    tax = params.get("automatic_tax")
+    body |= {
+        "automatic_tax": tax and {**_NO_TAX, **tax}, "trial_end": end if params.get("trial") else None,
+        "discounts": [
+            {"coupon": None, "promotion_code": None, "discount": mode.fetch("discount", each["discount"])["id"]}
+            for each in params.get("discounts") or ()
+        ],
+    }  # fmt: skip
     return {**body, "metadata": params.get("metadata", {}), "proration_behavior": behavior}
 
 

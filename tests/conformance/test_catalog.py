@@ -11,6 +11,7 @@ from typing import Any, cast
 import pytest
 import pytest_asyncio
 
+from aggregators.catalog_prices import all_prices
 from pipeline.commands.catalog import (
     Parts,
     apply_plan,
@@ -41,14 +42,14 @@ from stripe_simulator import Fault, FaultKind
 from tests.conformance.side_table_steps import event, step
 from tests.services.stripe import TEST_KEY, ServedSimulator
 from tests.services.stripe_sdk import Sdk
-from tests.unit.catalog.files import SMALL, changed
+from tests.unit.catalog.files import OFFERING, SMALL, catalog_of, changed
 from tests.worlds.ending import Ending, Ends
 
 SEAT = "tm.team.v1.seat.month.usd"
 DEARER = changed("  team:\n    version: 1", "  team:\n    version: 2").replace('usd: "10.00"', 'usd: "12.00"')
 
 
-READING = ("standing", "subscriptions_by_price", "read", "attached")
+READING = ("standing", "subscriptions_by_price", "read", "attached", "coupon")
 
 
 def is_writing(name: str) -> bool:
@@ -286,9 +287,11 @@ async def test_an_application_that_ends_at_any_call_goes_on(
 
 
 @pytest.mark.parametrize("after", [False, True], ids=["before it acts", "after it acted"])
-async def test_a_first_application_that_ends_at_any_call_goes_on(world: World, after: bool) -> None:
-    """As above, with the meter set in the log, meters and features at Stripe, and nothing that was there before."""
-    plan, ends = await world.plan(SMALL), 0
+async def test_a_first_application_that_ends_at_any_call_goes_on(
+    world: World, served_simulator: ServedSimulator, after: bool
+) -> None:
+    """As above, with the meter set in the log, meters, features and offers at Stripe, and nothing that was there."""
+    plan, ends = await world.plan(OFFERING), 0
     while True:
         try:
             countdown = min(ends + 1, 2 if after else 3)
@@ -297,13 +300,90 @@ async def test_a_first_application_that_ends_at_any_call_goes_on(world: World, a
         except Ends:
             ends += 1
 
-    # Two transactions, the meter set, two meters, three products, a feature and its attachment, and five prices.
-    assert 15 == ends
-    prices = [price.key for price in (await world.objects.read()).prices.values()]
-    assert 5 == len(prices) == len(set(prices))
+    # Two transactions, the meter set, two meters, five products, a feature and its attachment, eight prices, two
+    # coupons and the portal.
+    assert 23 == ends
+    stripe = await world.objects.read()
+    prices = [price.key for price in stripe.prices.values()]
+    assert 8 == len(prices) == len(set(prices))
+    assert (2, 1) == (await count(served_simulator, "coupons"), await portals(served_simulator))
     assert [1] == [meter_set.version for meter_set in world.log]
-    assert ([], []) == ((again := await world.plan(SMALL)).actions, again.drift)
+    assert ([], []) == ((again := await world.plan(OFFERING)).actions, again.drift)
     assert 1 == len(await world.tables.audit(""))
+
+
+async def portals(served: ServedSimulator) -> int:
+    """How many configurations the portal has."""
+    return await count(served, "billing_portal.configurations")
+
+
+async def count(served: ServedSimulator, kind: str) -> int:
+    """How many objects of a kind Stripe has."""
+    sdk = Sdk(served.simulator, served.clock)
+    found = await sdk(f"v1.{kind}.list", {})
+    await sdk.close()
+    return len(found["data"])
+
+
+@pytest.mark.parametrize("after", [False, True], ids=["before it acts", "after it acted"])
+async def test_a_change_of_offers_that_ends_at_any_call_goes_on(
+    world: World, served_simulator: ServedSimulator, after: bool
+) -> None:
+    """Another coupon, a name, a pack, and a portal that leads to another version of a plan; the old pack goes."""
+    await world.apply_file(OFFERING)
+    text = OFFERING.replace("version: 1\n", "version: 2\n", 1)
+    for old, new in (
+        ('launch: {version: 1, percent_off: "20"', 'launch: {version: 2, percent_off: "30"'),
+        ("With our apologies", "Sorry"),
+        ("p100: {credits: 100", "p100: {version: 2, credits: 110"),
+        ("solo: {version: 1", "solo: {version: 2"),
+    ):
+        assert old in text
+        text = text.replace(old, new)
+    plan, ends = await world.plan(text), 0
+    while ends < 30:
+        try:
+            # After the catalog is active, each run says so again before it archives.
+            is_active = (await world.store.standing()).sha256 == plan.sha256
+            countdown = min(ends + 1, (2 if after else 3) + is_active)
+            await apply_plan(world.parts([countdown], after=after), plan, "anna", "because", lambda _: None)
+            break
+        except Ends:
+            ends += 1
+
+    # Two transactions, two products, three prices, a coupon and a name, the portal, and five that are archived.
+    assert 15 == ends, ends
+    stripe = await world.objects.read()
+    assert (3, 1) == (await count(served_simulator, "coupons"), await portals(served_simulator))
+    active = {price.key for price in stripe.prices.values() if price.is_active}
+    assert {"tm.pack.gifts.p100.v2.usd", "tm.pack.gifts.p100.v2.jpy", "tm.solo.v2.base.month.usd"} <= active
+    assert not {key for key in active if ".gifts.p100.v1." in key or ".solo.v1." in key}
+    assert ([], []) == ((again := await world.plan(text)).actions, again.drift)
+
+
+async def test_drift_of_offers_at_stripe_is_repaired(world: World, served_simulator: ServedSimulator) -> None:
+    """Somebody changed the portal, renamed a coupon, and archived a feature in Stripe's dashboard."""
+    await world.apply_file(OFFERING)
+    sdk = Sdk(served_simulator.simulator, served_simulator.clock)
+    stripe = await world.objects.read()
+    assert stripe.portal
+    cancel = {"subscription_cancel": {"enabled": True, "mode": "immediately"}}
+    update = {"subscription_update": {"enabled": False}, "payment_method_update": {"enabled": False}}
+    await sdk("v1.billing_portal.configurations.update", stripe.portal.id, {"features": {**cancel, **update}})
+    await sdk("v1.coupons.update", "tm-sorry-v1", {"name": "Other"})
+    await sdk("v1.entitlements.features.update", stripe.features["sso"].id, {"active": False})
+    await sdk.close()
+
+    plan = await world.plan(OFFERING)
+    words = "cancel immediately, not period_end, payment_method False, not True, upgrade , not now, other prices"
+    assert {
+        "feature sso is archived",
+        "coupon tm-sorry-v1 has name Other, not With our apologies",
+        f"the portal's configuration {stripe.portal.id} has {words}",
+    } == set(plan.drift)
+    assert await apply_plan(world.parts(), plan, "anna", "because", lambda _: None)
+
+    assert ([], []) == ((again := await world.plan(OFFERING)).actions, again.drift)
 
 
 async def test_of_two_plans_that_are_applied_at_once_one_ends_without_a_trace(world: World) -> None:
@@ -450,21 +530,15 @@ async def test_a_stripe_that_stays_away_ends_the_application_and_it_goes_on_late
 
 async def test_a_lookup_key_that_another_process_has_taken_with_other_terms_is_refused(world: World) -> None:
     plan = await world.plan(SMALL)
-    terms = next(price for price in (await _prices(world)) if price.key == SEAT).terms
+    price = all_prices(catalog_of(SMALL))[SEAT]
     await world.objects.create_product(StripeProduct("tm-team-v1-seat", "x"))
-    await world.objects.create_price(SEAT, terms, "", PlanId("team", 1), "seat")
-    other = terms._replace(tiers=(*terms.tiers[:1], terms.tiers[1]._replace(unit_minor="9")))
+    await world.objects.create_price(price, "")
+    tiers = price.terms.tiers
+    other = price.terms._replace(tiers=(*tiers[:1], tiers[1]._replace(unit_minor="9")))
 
     with pytest.raises(InvalidInput, match="has this lookup key and other terms"):
-        await world.objects.create_price(SEAT, other, "", PlanId("team", 1), "seat")
+        await world.objects.create_price(price._replace(terms=other), "")
     assert plan.actions
-
-
-async def _prices(world: World) -> Sequence[Any]:
-    from aggregators.catalog_prices import all_prices
-    from tests.unit.catalog.files import catalog_of
-
-    return list(all_prices(catalog_of(SMALL)).values())
 
 
 async def test_more_than_a_page_of_prices_is_read(world: World, served_simulator: ServedSimulator) -> None:

@@ -215,11 +215,13 @@ async def test_an_override_is_made_once_and_taken_back_once(store: Entitlements,
     assert (first, first.number) == (again, 1)
     gone, still = [await store.revoke("acme", 1, "bob", "a mistake", NOW_MS + step) for step in (1, 2)]
     assert (gone, gone.revoked_ms) == (still, NOW_MS + 1)
+    assert (gone.revoked_by, gone.revoked_reason) == ("bob", "a mistake")
+    assert await store.overrides("acme") == [gone]
     assert (await store.override("acme", grant(), "ann", NOW_MS)).number == 2
     trail = [(row.actor, row.cause, row.reason) for row in await side_tables.audit("acme")][1:]
     assert trail == [
         ("ann", "account override", "a gift"),
-        ("bob", "account override", "a mistake"),
+        ("bob", "account revoke", "a mistake"),
         ("ann", "account override", "a gift"),
     ]
 
@@ -265,6 +267,13 @@ async def test_who_and_why_must_be_said(store: Entitlements, account: str, actor
     with pytest.raises(InvalidInput) as caught:
         await store.override(account, grant(reason=reason), actor, NOW_MS)
     assert caught.value.field == field
+
+
+async def test_an_account_is_known_from_its_first_link_or_grant_on(store: Entitlements) -> None:
+    before = await store.knows("new account")
+    await store.override("new account", grant(), "ann", NOW_MS)
+
+    assert (before, await store.knows("new account"), await store.knows("new accouny")) == (False, True, False)
 
 
 async def test_an_override_that_is_not_there(store: Entitlements) -> None:

@@ -175,8 +175,8 @@ async def test_who_has_holds_is_known(store: Holds) -> None:
     await take(store, hold(2, account="globex"))
     await store.end("hold_2", Decimal(1), NOW_MS + 5)
 
-    assert await store.holders(NOW_MS + 5, 10) == {"acme", "globex"}
-    assert await store.holders(NOW_MS + 6, 10) == {"acme"}
+    assert await store.holders(NOW_MS + 5, 10) == {"acme": NOW_MS + 60_000, "globex": NOW_MS + 5}
+    assert await store.holders(NOW_MS + 6, 10) == {"acme": NOW_MS + 60_000}
     assert await store.holders(NOW_MS, 1) is None
     assert [each.id for each in await store.open("acme", NOW_MS + 60_000)] == ["hold_1"]
     assert await store.open("acme", NOW_MS + 60_001) == []

@@ -276,17 +276,50 @@ async def test_a_move_whose_schedule_was_released_can_be_made_again(world: World
 
 
 async def test_who_cannot_be_moved_is_named(world: World) -> None:
-    trial = await world.subscribe("trial", trial_period_days=14)
     ending = await world.subscribe("ending")
     await world.sdk("v1.subscriptions.update", ending, {"cancel_at_period_end": True})
     await world.mirror()
     await world.apply(SECOND)
     found = {each.subscribed.id: each.hindrance for each in (await world.preview()).planned}
 
-    assert "is trialing" in found[trial]
     assert "is about to be canceled" in found[ending]
-    assert {"not movable": 2} == (await world.migrate())[0]
+    assert {"not movable": 1} == (await world.migrate())[0]
     assert [] == await world.schedules()
+
+
+async def test_a_trial_lasts_and_the_first_payment_is_that_of_the_new_version(world: World) -> None:
+    subscription = await moved_world(world, trial_period_days=14)
+    ends, _ = await world.migrate()
+    during = await world.sdk("v1.subscriptions.retrieve", subscription)
+    world.clock.ms += 15 * DAY_MS
+    world.simulator.catch_up()
+    paid = await world.sdk("v1.subscriptions.retrieve", subscription)
+
+    assert ({"scheduled": 1}, "trialing", "active") == (ends, during["status"], paid["status"])
+    assert during["trial_end"] == paid["billing_cycle_anchor"]
+    assert await world.prices_of(subscription) == NEW
+    invoices = (await world.sdk("v1.invoices.list", {"subscription": subscription}))["data"]
+    assert [1_200, 0] == [invoice["total"] for invoice in invoices]
+
+
+async def test_a_discount_and_automatic_tax_go_on(world: World) -> None:
+    """Of three months of a discount, two are left at the renewal, and the third invoice after it is in full."""
+    coupon = {"percent_off": 50, "duration": "repeating", "duration_in_months": 3}
+    made = await world.sdk("v1.coupons.create", coupon)
+    subscription = await moved_world(world, discounts=[{"coupon": made["id"]}], automatic_tax={"enabled": True})
+    before = await world.sdk("v1.subscriptions.retrieve", subscription)
+    ends, _ = await world.migrate()
+    for _ in range(3):
+        world.clock.ms += 31 * DAY_MS
+        world.simulator.catch_up()
+    after = await world.sdk("v1.subscriptions.retrieve", subscription)
+
+    assert {"scheduled": 1} == ends
+    assert 1 == len(before["discounts"])
+    assert after["automatic_tax"]["enabled"]
+    invoices = (await world.sdk("v1.invoices.list", {"subscription": subscription}))["data"]
+    assert [1_200, 600, 600, 500] == [invoice["total_excluding_tax"] for invoice in invoices]
+    assert {True} == {invoice["automatic_tax"]["enabled"] for invoice in invoices}
 
 
 async def test_what_stripe_says_at_the_call_counts(world: World) -> None:

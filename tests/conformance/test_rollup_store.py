@@ -336,6 +336,10 @@ async def test_accounts_that_wait_for_a_restatement_are_known_until_it_is_folded
     known = {account: after, "nobody": AccountState()}
     assert await rollup_store.accounts.accounts(0, [account, "nobody"]) == (checkpoint(6), known)
     assert await rollup_store.accounts.accounts(1, [account]) == (None, {account: AccountState()})
+    assert await rollup_store.totals.account_total(0, key) == (checkpoint(6), after, {"tokens": "3"})
+    nobody = TotalKey("nobody", 0)
+    assert await rollup_store.totals.account_total(0, nobody) == (checkpoint(6), AccountState(), {})
+    assert await rollup_store.totals.account_total(1, key) == (None, AccountState(), {})
     assert await rollup_store.totals.ranking(0, RankingKey("tokens", 0), 5) == [(account, 3)]
 
 

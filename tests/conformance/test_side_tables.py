@@ -373,6 +373,26 @@ async def test_a_customer_belongs_to_one_account_at_a_time(
     assert len(await side_tables.audit("acme")) == 2
 
 
+@pytest.mark.parametrize(
+    ("account", "customer", "said"),
+    [
+        ("other", "cus_1", ("cus_1 belongs to account acme from 1970-01-01T00:00:00Z on, and a customer has one "
+         "account at a time: end that with `tidemark account unlink acme`")),
+        ("acme", "cus_9", ("account acme has cus_1 from 1970-01-01T00:00:00Z on, and has one customer in a minute: if "
+         "cus_9 follows it, link from 1970-01-01T00:01:00Z or later on")),
+    ],
+    ids=["another account's customer", "another customer in the same minute"],
+)  # fmt: skip
+async def test_a_refused_link_says_what_to_do(side_tables: SideTables, account: str, customer: str, said: str) -> None:
+    """Who gave no instant was told to name a later one."""
+    await linked(side_tables, customer="cus_1", starts_ms=0)
+
+    with pytest.raises(InvalidInput) as caught:
+        await linked(side_tables, account, customer, 0)
+
+    assert caught.value.message.startswith(said)
+
+
 async def test_an_unlinked_account_belongs_to_nobody_until_the_next_link(side_tables: SideTables) -> None:
     await linked(side_tables, customer="cus_1", starts_ms=100)
     await linked(side_tables, customer="cus_2", starts_ms=NOW_MS + 200)

@@ -11,7 +11,7 @@ import pytest_asyncio
 
 from aggregators.billing_events import read_event
 from pipeline.webhooks.linking import owned
-from schemas.billing_events import MIRRORED_TYPES, ObjectKind, ObjectName
+from schemas.billing_events import MIRRORED_TYPES, ObjectKind, ObjectName, cursor_of
 from schemas.errors import InvalidInput, Refused, Transient
 from sinks.stripe.objects import StripeClientObjects
 from stripe_simulator import Fault, FaultKind
@@ -201,3 +201,16 @@ async def test_the_objects_of_one_customer_are_listed_whatever_their_status(
     assert sorted(await owned(objects, customer)) == sorted(names[:4])
     assert sorted(await owned(objects, other)) == sorted(names[4:])
     assert await owned(objects, "cus_nobody") == []
+
+
+async def test_a_page_after_an_object_that_is_gone_begins_after_the_one_before_it(
+    objects: StripeClientObjects, sdk: Sdk
+) -> None:
+    """Stripe refuses a place that it does not know."""
+    older, newer = [(await sdk("v1.customers.create", {}))["id"] for _ in range(2)]
+
+    after = [name.id for name, _ in await objects.names(ObjectKind.CUSTOMER, cursor_of([newer, "cus_gone", "cus_1"]))]
+
+    assert [older] == after
+    with pytest.raises(Transient, match="the list must be read anew"):
+        await objects.names(ObjectKind.CUSTOMER, cursor_of(["cus_gone", "cus_1"]))

@@ -12,7 +12,7 @@ import pytest_asyncio
 
 from aggregators.backtest import Span, price_change
 from aggregators.binding_timeline import overlaps, timeline
-from pipeline.commands.backtest import Backtest, backtest_document, backtest_lines, csv_file, run_backtest
+from pipeline.commands.backtest import Backtest, backtest_document, backtest_lines, bills_file, run_backtest
 from schemas.backtest import LeftOut
 from schemas.clock import DAY_MS, HOUR_MS
 from sinks.clickhouse.client import ClickHouse
@@ -180,7 +180,7 @@ async def sell_november(shop: Shop) -> None:
 async def test_the_bills_of_a_month_to_the_cent(shop: Shop, tmp_path: Path) -> None:
     """Scenarios 1, 2 and 24: what the prices in force bill is what Stripe billed; the rest was computed by hand."""
     await sell_november(shop)
-    with csv_file(tmp_path / "bills.csv") as write:
+    with bills_file(tmp_path / "bills.csv") as write:
         result = await shop.backtest(AFTER, write)
 
     found = {bill.account: bill for bill in result.bills()}

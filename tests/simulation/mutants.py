@@ -18,6 +18,7 @@ import aggregators.columns
 import aggregators.flush
 import aggregators.ledger
 import aggregators.placement
+import aggregators.scan
 import pipeline.billing.customers
 import pipeline.billing.sender
 import pipeline.ingest.archive
@@ -250,7 +251,7 @@ def _versions_by_flush(original: Any) -> Any:
 
 
 def _readers_clock(original: Any) -> Any:
-    return lambda self, _stream_time_ms, rules: original(self, _wall_clock_ms(), rules)
+    return lambda event, _arrival_ms: original(event, _wall_clock_ms())
 
 
 def _without_late_limit(original: Any) -> Any:
@@ -345,7 +346,7 @@ MUTANTS: Final = (
         "decision before the archive has passed", pipeline.rollup.resolver, "position",
         lambda _made: lambda _offset: 1 << 60,
     ),
-    Mutant("the reader's clock for an event without a time", PythonColumns, "go_to", _readers_clock),
+    Mutant("the reader's clock for an event without a time", aggregators.scan, "event_time_us", _readers_clock),
     Mutant("late without limit", _FLUSH, "rules_at", _without_late_limit),
     Mutant("count what a meter must skip", CompiledMeterSet, "contributions", _counts_what_it_cannot_use),
     Mutant("the ledger survives its checkpoint", RollupProcessor, "start_offset", _ledger_survives),

@@ -13,9 +13,11 @@ from tests.conformance.side_table_steps import event, step
 NOW_MS = 1_795_257_000_000
 
 
-async def mirrored(tables: SqlSideTables, kind: ObjectKind, table: str, customer: str, **columns: Any) -> None:
+async def mirrored(
+    tables: SqlSideTables, kind: ObjectKind, table: str, customer: str, number: int = 1, **columns: Any
+) -> None:
     """Write one object of Stripe's into the mirror, again with every call."""
-    name = ObjectName(kind, f"{kind.value}_1")
+    name = ObjectName(kind, f"{kind.value}_{number}")
     seq = (await tables.fetch_seqs([name]))[name]
     row: Row = {"id": name.id, "customer_id": customer, "deleted": 0, **columns}
     offset = await tables.position(9) or 0

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import pytest
 import pytest_asyncio
 
+from pipeline.http.models import AccessAnswer
 from schemas.clock import MINUTE_MS
 from schemas.entitlements import EntitlementVersion
 from schemas.errors import Transient
@@ -29,7 +30,10 @@ class Served(NamedTuple):
         content = {"json": body} if not isinstance(body, bytes) else {"content": body}
         headers = self.gateway.bearer(key) | ({"Idempotency-Key": request_key} if request_key else {})
         answer = await self.gateway.client.post("/v1/access/check", headers=headers, **content)
-        return answer.status_code, answer.json()
+        document = answer.json()
+        for each in document.get("answers", [document] if answer.is_success else []):
+            AccessAnswer.model_validate(each)
+        return answer.status_code, document
 
     async def hold(self, quantity: str = "400", request_key: str = "", account: str = "acme") -> Any:
         """The hold that a check takes, or None."""

@@ -14,9 +14,9 @@ from pipeline.access import holds as gateway_holds
 from pipeline.access.checks import AccessChecks, Answer, Counted
 from pipeline.access.holds import HoldRequest
 from schemas.access import Reason
-from schemas.clock import DAY_MS, MINUTE_MS
+from schemas.clock import DAY_MS, HOUR_MS, MINUTE_MS
 from schemas.errors import InvalidInput, Transient
-from schemas.holds import HOLD_S_MAX, Hold, HoldState
+from schemas.holds import HOLD_S_MAX, SETTLE_MS, Hold, HoldState
 from sinks.sql import holds as sql_holds
 from tests.unit.catalog.files import SMALL, catalog_of
 from tests.worlds.business import ONE, Business
@@ -360,6 +360,40 @@ async def test_a_gateway_that_could_not_read_who_has_holds_asks_for_each_account
         await other.refresh()
 
     assert (await other.check("acme", "tokens", ONE)).decision.held == 600
+
+
+async def test_without_postgresql_an_account_is_answered_from_memory_once_its_holds_are_over(
+    business: Business, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def away(_self: object, *_arguments: object) -> None:
+        raise Transient("PostgreSQL does not answer")
+
+    await business.checks.check("acme", "tokens", ONE)
+    await held(business.gateway(), 600)
+    await business.checks.refresh()
+    monkeypatch.setattr(type(business.sql.holds), "open", away)
+    reasons = []
+    for ms in (0, MINUTE_MS, SETTLE_MS + 1):
+        business.clock.advance(ms)
+        business.complete_up_to_ms = business.clock.now_ms()
+        reasons.append((await business.checks.check("acme", "tokens", ONE)).decision.reason)
+
+    assert reasons == [Reason.FALLBACK_DENY, Reason.FALLBACK_DENY, Reason.WITHIN_LIMIT]
+
+
+async def test_usage_that_is_far_behind_has_sql_asked_for_older_holds(business: Business) -> None:
+    """A gateway that starts reads who had holds in the last hour."""
+    await held(business.checks, 600)
+    began_ms = business.clock.now_ms()
+    business.clock.advance(2 * HOUR_MS)
+    other = business.gateway()
+    await other.refresh()
+    seen = []
+    for complete_up_to_ms in (business.clock.now_ms(), began_ms):
+        business.complete_up_to_ms = complete_up_to_ms
+        seen.append((await other.check("acme", "tokens", ONE)).decision.held)
+
+    assert seen == [0, 600]
 
 
 async def test_a_repeated_request_names_no_upgrade(business: Business) -> None:

@@ -14,7 +14,7 @@ from tests.unit.catalog.files import SMALL, catalog_of
 from tests.worlds.business import ONE, Business
 from tests.worlds.gateway import Gateway, running
 
-WHO = {"by": "ann", "reason": "ticket 1"}
+WHO = {"by": "ann", "reason": "ticket 1", "new_account": True}
 
 
 class Served(NamedTuple):
@@ -80,6 +80,9 @@ async def test_overrides_are_taken_back_and_contracts_stay(served: Served) -> No
     assert [len(answer["overrides"]) for _, answer in taken] == [1, 0]
     assert await served.limit() == "5000"
     assert (await served.trail())[-1] == ("bob", "mistake")
+    _, listed = await served.send("GET", "acme/overrides")
+    gone = {(each["revoked_by"], each["revoked_reason"]) for each in listed["overrides"] if each["revoked_at"]}
+    assert {("bob", "mistake")} == {(by and by.partition(" (")[0], reason) for by, reason in gone}
 
 
 @pytest.mark.parametrize(
@@ -101,15 +104,34 @@ async def test_who_may_grant(served: Served, key: str, account: str, status: int
     assert {(await served.send(*request, key))[0] for request in requests} == {status}
 
 
+@pytest.mark.parametrize("path", ["overrides/tokens", "contracts"])
+async def test_a_grant_to_an_account_that_nobody_knows_is_refused(served: Served, path: str) -> None:
+    """A wrong name would be granted what nobody asks for."""
+    term = {"does": "add", "value": "5"}
+    own = {"terms": [{"feature": "tokens", **term}]} if path == "contracts" else term
+    method, who = "POST" if path == "contracts" else "PUT", {"by": "ann", "reason": "why"}
+    answers = [
+        await served.send(method, f"{account}/{path}", {**own, **said})
+        for account, said in (("acme", who), ("acme", WHO), ("acme", who), ("acmee", who))
+    ]
+
+    assert [404, 200, 200, 404] == [status for status, _ in answers]
+    assert "unknown_account" == answers[0][1]["error"]["code"]
+    assert "new_account" in answers[3][1]["error"]["message"]
+
+
 @pytest.mark.parametrize(("key", "status"), [("read", 200), ("operator", 200), ("acme", 200), ("check", 403)])
 async def test_who_may_list(served: Served, key: str, status: int) -> None:
     assert (await served.send("GET", "acme/overrides", key=key))[0] == status
 
 
 BAD: dict[str, tuple[str, Any]] = {
-    "nobody did it": ("overrides/tokens", {"does": "add", "value": "5", "reason": "why"}),
+    "nobody did it": ("overrides/tokens", {"does": "add", "value": "5", "reason": "why", "new_account": True}),
     "an empty reason": ("overrides/tokens", {"does": "add", "value": "5", "by": "ann", "reason": ""}),
-    "a blank reason": ("overrides/tokens", {"does": "add", "value": "5", "by": "ann", "reason": " "}),
+    "a blank reason": (
+        "overrides/tokens",
+        {"does": "add", "value": "5", "new_account": True, "by": "ann", "reason": " "},
+    ),
     "another operation": ("overrides/tokens", {"does": "take", "value": "5", **WHO}),
     "no feature": ("overrides/nothing", {"does": "set", "value": "5", **WHO}),
     "not a number": ("overrides/tokens", {"does": "set", "value": "-5", **WHO}),

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
 from typing import Any, cast
 
 import msgspec
 import pytest
 
 from aggregators.partitioning import partition_of
+from aggregators.periods import period_at
 from pipeline.access.usage import AGE_MS_MAX, LiveUsageSource
 from schemas.clock import DAY_MS, MINUTE_MS, SECOND_MS
 from schemas.errors import Transient
-from schemas.live_view import AccountDirectory, LiveTotals
+from schemas.live_view import LiveTotals
 from schemas.meters import MeterSet
-from schemas.periods import AccountState
+from schemas.periods import AccountState, Binding, Interval
 from schemas.rollup import Checkpoint, Counters, TotalKey
 from tests.worlds.gateway import NOW_MS
 
@@ -30,7 +30,8 @@ class Live:
     def __init__(self) -> None:
         self.now, self.calls, self.complete_up_to_ms, self.reads = NOW_MS, 0, NOW_MS, 0
         self.checkpoint: Checkpoint | None = EMPTY
-        self.source = LiveUsageSource(cast("AccountDirectory", self), cast("LiveTotals", self), 1, self)
+        self.state = AccountState()
+        self.source = LiveUsageSource(cast("LiveTotals", self), 1, self)
 
     def now_ms(self) -> int:
         return self.now
@@ -38,16 +39,14 @@ class Live:
     async def sleep(self, duration_s: float) -> None:
         raise NotImplementedError
 
-    async def accounts(self, partition: int, names: Collection[str]) -> tuple[Any, Mapping[str, AccountState]]:
+    async def account_total(self, partition: int, key: TotalKey) -> Any:
         assert partition == partition_of("acme", 1)
-        return self.checkpoint, {name: AccountState() for name in names}
-
-    async def account_totals(self, _partition: int, keys: Sequence[TotalKey]) -> Any:
         self.reads += 1
         if self.checkpoint is None:
-            return None, {}
+            return None, self.state, {}
         at = msgspec.structs.replace(self.checkpoint, stream_time_ms=self.complete_up_to_ms)
-        return at, {keys[0]: {"calls": str(self.calls)}}
+        calls = self.calls if key == TotalKey("acme", period_at(self.state, self.now).start_ms) else 0
+        return at, self.state, {"calls": str(calls)}
 
     async def later(self, ms: int, calls: int = 0) -> Any:
         """Ask after a while in which calls were counted."""
@@ -68,6 +67,20 @@ async def test_redis_is_asked_again_when_the_answer_is_old_or_a_fresh_one_is_wan
         (5, False), (5, True), (10, False), (15, False),
     ]  # fmt: skip
     assert first.complete_up_to_ms == NOW_MS
+
+
+async def test_the_usage_is_that_of_the_accounts_own_period() -> None:
+    """Redis is asked twice only if another period runs than at the last read."""
+    live = Live()
+    anchor_ms = NOW_MS - DAY_MS
+    weekly = AccountState(bindings=(Binding(effective_from_ms=anchor_ms, anchor_ms=anchor_ms, interval=Interval.WEEK),))
+    seen = []
+    for ms, state in ((0, AccountState()), (SECOND_MS, weekly), (SECOND_MS, weekly), (8 * DAY_MS, weekly)):
+        live.state = state
+        answer = await live.later(ms, 5)
+        seen.append((int(answer.used), answer.period_end_ms == period_at(state, live.now).end_ms, live.reads))
+
+    assert seen == [(5, True, 1), (10, True, 3), (15, True, 4), (20, True, 6)]
 
 
 RATES: dict[str, tuple[list[tuple[int, int]], str | None]] = {

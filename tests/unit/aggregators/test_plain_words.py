@@ -175,11 +175,13 @@ METER: Final = {"slug": "m", "event_type": "t", "aggregation": "sum", "value_pat
 @pytest.mark.parametrize(
     ("document", "message"),
     [
-        pytest.param([], "meter_set: a JSON object is needed, not a list", id="a list"),
+        pytest.param([], "meter_set: a map of fields is needed, not a list", id="a list"),
         pytest.param({}, "version: the field is missing", id="nothing"),
-        pytest.param({"version": None, "meters": []}, "version: a whole number is needed, not null", id="no version"),
-        pytest.param({"version": 1, "meters": {}}, "meters: a list is needed, not an object", id="meters"),
-        pytest.param({"version": 1, "meters": [7]}, "meters.0: a JSON object is needed, not a number", id="meter"),
+        pytest.param(
+            {"version": None, "meters": []}, "version: a whole number is needed, not an empty value", id="no version"
+        ),
+        pytest.param({"version": 1, "meters": {}}, "meters: a list is needed, not a map", id="meters"),
+        pytest.param({"version": 1, "meters": [7]}, "meters.0: a map of fields is needed, not a number", id="meter"),
         pytest.param({"version": 1, "meters": [], "x": 1}, "x: no such field: remove it or correct its name", id="x"),
         pytest.param(
             {"version": 1, "meters": [METER | {"aggregation": "mean"}]},
@@ -194,7 +196,9 @@ METER: Final = {"slug": "m", "event_type": "t", "aggregation": "sum", "value_pat
         ),
         pytest.param(
             {"version": 1, "meters": [METER | {"slug": "A b"}]},
-            'meters.0.slug: "A b" does not match the pattern ^[a-z][a-z0-9_]{0,62}$', id="slug",
+            'meters.0.slug: "A b": a name has small letters, digits and _, begins with a letter and has up to 63 '
+            "characters, such as a_b",
+            id="slug",
         ),
         pytest.param(
             {"version": 1, "meters": [METER | {"dimensions": {"account": "$.account"}}]},

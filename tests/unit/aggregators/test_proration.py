@@ -14,9 +14,9 @@ from aggregators.instants import parse_instant_us
 from aggregators.periods import anchored_period
 from aggregators.proration import Licensed, prorated
 from aggregators.rating import exact_amount, rating_of, rating_of_terms
-from schemas.catalog import PriceTerms, PriceTier
 from schemas.clock import DAY_MS
 from schemas.periods import Interval
+from schemas.prices import PriceTerms, PriceTier
 from simulation.stripe_account import StripeAccount
 from tests.worlds.clock import ManualClock
 

@@ -66,3 +66,85 @@ def test_any_account(seed: int) -> None:
         assert name in COMMERCE.sold[upgrade.offer].grants
         assert upgrade.words.endswith(".")
     assert found > 50
+
+
+# Three plans whose base fees rise and whose overage falls, and an add-on that raises the limit of the first.
+METERED: Final = """\
+version: 1
+meters:
+  - {slug: calls, event_type: call, aggregation: count, unit: calls, stripe_event_name: calls}
+currencies: {usd: 2}
+defaults: {plan: free}
+features:
+  calls: {type: limit, merge: sum, meter: calls}
+plans:
+  free: {version: 1, prices: none, grants: {calls: 10}}
+  small:
+    version: 1
+    rank: 1
+    usage_interval: month
+    prices:
+      - {component: base, month: {usd: 10}, year: {usd: 100}}
+      - {component: calls, meter: calls, unit: calls, month: {usd: "1.00"}}
+    included: {calls: 100}
+    spend_cap: {calls: {usd: 900}}
+    grants: {calls: 500}
+  middle:
+    version: 1
+    rank: 2
+    extends: small@1
+    prices:
+      - {component: base, month: {usd: 50}, year: {usd: 600}}
+      - {component: calls, meter: calls, unit: calls, month: {usd: "0.50"}}
+    grants: {calls: 5000}
+  large:
+    version: 1
+    rank: 3
+    extends: small@1
+    prices:
+      - {component: base, month: {usd: 400}, year: {usd: 4000}}
+      - {component: calls, meter: calls, unit: calls, month: {usd: "0.10"}}
+    grants: {calls: unlimited}
+addons:
+  more: {version: 1, for: [small], price: {month: {usd: 20}, year: {usd: 200}}, grants: {calls: {add: 5000}}}
+"""
+
+
+@pytest.mark.parametrize(
+    ("plan", "interval", "wanted", "offer", "usage"),
+    [
+        ("", "month", 100, "small@1", ""),
+        ("", "month", 120, "small@1", "$20.00"),
+        # 10 + 190 for small, 50 + 95 for middle.
+        ("", "month", 290, "middle@1", "$95.00"),
+        # 50 + 450 for middle, 400 + 90 for large.
+        ("", "month", 1_000, "large@1", "$90.00"),
+        # The add-on leaves the overage at a dollar: 30 + 500; 50 + 250 for middle.
+        ("small", "month", 600, "middle@1", "$250.00"),
+        # 100 + 20 for the add-on in a year, and 12 x 401; middle has 600 and 12 x 200.50.
+        ("small", "year", 501, "middle@1", "$200.50"),
+        # 1800 are below the cap of middle, 1901 would be above it.
+        ("", "month", 9_100, "large@1", "$900.00"),
+        ("", "month", 9_101, None, ""),
+    ],
+)
+def test_the_cheapest_is_the_one_whose_usage_is_cheap_too(
+    plan: str, interval: str, wanted: int, offer: str | None, usage: str
+) -> None:
+    """A low base fee with dear overage is no upgrade for who uses much, and one above its spend cap allows nothing."""
+    catalog = catalog_of(METERED)
+    pins = {key: Pin(price.plan, price.component) for key, price in all_prices(catalog).items()}
+    commerce = Commerce(catalog, catalog.sold(), pins)
+    items = tuple(
+        BilledItem(f"tm.{plan}.v1.{key}.usd", quantity, Interval(key.split(".")[1]), NOW_MS, NOW_MS + 30 * DAY_MS)
+        for key, quantity in ((f"base.{interval}", 1), ("calls.month", None))
+    )
+    own = (BilledSubscription("sub_1", "active", "usd", NOW_MS, None, items),) if plan else ()
+    feature = catalog.features["calls"]
+    denied = Denied(Feature("calls", feature.type, feature.merged_by), Resolved(Decimal(500)), Decimal(wanted))
+
+    found = upgrade_of(commerce, price_list(commerce), Billed("usd", own), denied, NOW_MS)
+
+    assert offer == (str(found.offer) if found else None)
+    said = f" As much usage as in this month, with what was asked, costs {usage}."
+    assert found is None or found.words.endswith(said) == bool(usage), found

@@ -46,6 +46,25 @@ credit_pools:
 dunning: {fallback_plan: free}
 """
 
+# What is sold beside plans: a pack of credits, coupons, and the customer portal.
+OFFERS: Final = """\
+coupons:
+  launch: {version: 1, percent_off: "20", duration: repeating, duration_months: 3}
+  sorry: {version: 1, name: "With our apologies", amount_off: {usd: "5.00"}, duration: once}
+portal: {change_to: [solo], cancel: period_end}
+"""
+OFFERING: Final = (
+    SMALL.replace(
+        '  gifts: {covers: {calls: "1"}}\n',
+        '  gifts: {covers: {calls: "1"}, packs: {p100: {credits: 100, usd: "25.00", jpy: 3800}}}\n',
+    ).replace(
+        "addons:\n",
+        '  solo: {version: 1, rank: 5, prices: [{component: base, month: {usd: "4.00"}}], grants: {seats: 1}}\n'
+        "addons:\n",
+    )
+    + OFFERS
+)
+
 
 def changed(old: str, new: str) -> str:
     """The small file with one part replaced, which must be in it."""

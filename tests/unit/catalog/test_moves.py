@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from aggregators.catalog_plan import World, states_after, wanted
+from aggregators.catalog_plan import World, states_after
+from aggregators.catalog_prices import all_prices
 from aggregators.plan_moves import CannotMove, Versions, check_movable, phases_of
 from schemas.catalog import Catalog, PlanId
 from schemas.catalog_changes import AtStripe, CatalogKind, Standing, StripeRecord
@@ -35,7 +36,7 @@ def standing(*catalogs: Catalog) -> Standing:
             (CatalogKind.PRICE, key): StripeRecord(
                 key, CatalogKind.PRICE, key, price.plan, price.component, price.terms.interval, price.terms.currency
             )
-            for key, price in wanted(catalog).prices.items()
+            for key, price in all_prices(catalog).items()
         }
         plans = states_after(catalog, World(found, AtStripe(), {}))
         found = Standing(catalog, plans=plans, records={**found.records, **records})
@@ -128,7 +129,7 @@ def test_less_is_said_of_grants_and_of_what_is_included() -> None:
     assert [] == Versions(standing(catalog_of(SMALL), second(PRICES)), ONE, TWO).losses()
 
 
-FINE = Subscribed("sub_1", "active", "", 0, is_ending=False, is_pending=False, is_discounted=False, items=())
+FINE = Subscribed("sub_1", "active", "", 0, is_ending=False, is_pending=False, has_item_discounts=False, items=())
 
 
 @pytest.mark.parametrize(
@@ -140,9 +141,10 @@ FINE = Subscribed("sub_1", "active", "", 0, is_ending=False, is_pending=False, i
         (FINE._replace(status="paused"), "is paused"),
         (FINE._replace(is_ending=True), "about to be canceled"),
         (FINE._replace(is_pending=True), "pending update"),
-        (FINE._replace(is_discounted=True), "discount"),
+        (FINE._replace(status="trialing"), ""),
+        (FINE._replace(has_item_discounts=True), "discount"),
     ],
-    ids=["active", "past due", "unpaid", "paused", "ending", "pending", "discounted"],
+    ids=["active", "past due", "unpaid", "paused", "ending", "pending", "trialing", "discounted item"],
 )
 def test_who_is_moved(subscribed: Subscribed, words: str) -> None:
     if not words:
@@ -170,15 +172,54 @@ def test_the_present_phase_is_said_again() -> None:
     assert {"none"} == {phase["proration_behavior"] for phase in (now, later)}
 
 
+def test_trial_discounts_and_automatic_tax_are_said_again() -> None:
+    """The trial is that of the present phase alone. A discount goes on as it is, and does not begin again."""
+    phase = {
+        **PHASE,
+        "trial_end": 40,
+        "discounts": [
+            {"coupon": "c", "discount": "di_1", "promotion_code": None},
+            {"coupon": None, "discount": None, "promotion_code": {"id": "promo_1"}},
+        ],
+        "automatic_tax": {"enabled": True, "disabled_reason": None, "liability": {"type": "self", "account": None}},
+    }
+    now, later = phases_of([phase], [SubscribedItem("new", 3)])
+
+    kept = {
+        "discounts": [{"discount": "di_1"}, {"promotion_code": "promo_1"}],
+        "automatic_tax": {"enabled": True, "liability": {"type": "self"}},
+    }
+    assert [kept, kept] == [{name: each[name] for name in kept} for each in (now, later)]
+    assert (True, False) == (now.get("trial"), "trial" in later)
+    plain = phases_of([PHASE], [SubscribedItem("new", 3)])
+    assert not {"discounts", "automatic_tax", "trial"} & {name for each in plain for name in each}
+
+
+def test_a_spend_cap_that_is_new_or_other_is_named() -> None:
+    capped, raised = (f'{PRICES}    spend_cap: {{tokens: {{usd: "{amount}"}}}}\n' for amount in ("50.00", "80"))
+    none = standing(catalog_of(SMALL), second(capped))
+    assert ["spend cap of tokens in usd: none, then 50"] == Versions(none, ONE, TWO).losses()
+    first = catalog_of(SMALL.replace(PRICES, capped))
+    for body, losses, changes in (
+        (raised, [], ["spend cap of tokens in usd: 50, then 80"]),
+        (PRICES, [], ["spend cap of tokens in usd: 50, then none"]),
+        (capped.replace("50.00", "40"), ["spend cap of tokens in usd: 50, then 40"], []),
+        (capped.replace("50.00", "50.0"), [], []),
+    ):
+        versions = Versions(standing(first, second(body)), ONE, TWO)
+        assert (losses, changes) == (versions.losses(), versions.price_changes())
+
+
 @pytest.mark.parametrize(
     "phases",
     [
         [PHASE, PHASE],
-        [{**PHASE, "trial_end": 40}],
-        [{**PHASE, "discounts": [{"coupon": "c"}]}],
+        [{**PHASE, "trial_end": 30}],
+        [{**PHASE, "default_tax_rates": ["txr_1"]}],
+        [{**PHASE, "items": [{"price": "old", "discounts": [{"coupon": "c"}]}]}],
         [{**PHASE, "items": [{"price": "old", "tax_rates": ["txr_1"]}]}],
     ],
-    ids=["two phases", "a trial", "a discount", "tax rates"],
+    ids=["two phases", "a short trial", "tax rates", "a discount of an item", "tax rates of an item"],
 )
 def test_what_would_be_dropped_is_refused(phases: list[dict[str, Any]]) -> None:
     with pytest.raises(CannotMove):

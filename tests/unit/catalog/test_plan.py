@@ -11,9 +11,6 @@ from aggregators.catalog_plan import (
     World,
     catalog_hash,
     plan_catalog,
-    records_of,
-    states_after,
-    wanted,
 )
 from schemas.catalog import Catalog, PlanId
 from schemas.catalog_changes import (
@@ -22,39 +19,14 @@ from schemas.catalog_changes import (
     CatalogPlan,
     KnownPlan,
     PlanState,
-    Standing,
-    StripeFeature,
     StripeMeter,
-    StripePrice,
     Verb,
 )
 from tests.unit.catalog.files import SMALL, catalog_of, changed
+from tests.unit.catalog.worlds import EMPTY, applied
 
-EMPTY = World(Standing(), AtStripe(), {})
 TEAM = PlanId("team", 1)
 SEAT = "tm.team.v1.seat.month.usd"
-
-
-def applied(catalog: Catalog, before: World = EMPTY) -> World:
-    """The world after an application."""
-    want = wanted(catalog)
-    prices = {
-        f"price_{key}": StripePrice(f"price_{key}", key, price.terms, made_for=f"{price.plan} {price.component}")
-        for key, price in want.prices.items()
-    }
-    stripe = AtStripe(
-        {name: StripeMeter(f"mtr_{name}", name) for name in want.meters},
-        {**before.stripe.products, **{key: product for key, (product, _, _) in want.products.items()}},
-        {key: StripeFeature(f"feat_{key}", key, name) for key, name in want.features.items()},
-        {**before.stripe.prices, **prices},
-        want.attached,
-    )
-    records = {(record.kind, record.key): record for record in records_of(catalog, stripe)}
-    standing = Standing(
-        catalog, catalog_hash(catalog), plans=states_after(catalog, before),
-        records={**before.standing.records, **records},
-    )  # fmt: skip
-    return World(standing, stripe, before.usage)
 
 
 def file(text: str, *edits: tuple[str, str], version: int = 2) -> Catalog:
@@ -363,3 +335,24 @@ def test_fifty_plans_in_four_currencies_are_planned_in_seconds() -> None:
     assert (800, []) == (sum(".p" in action.key for action in first.actions), second.actions)
     assert took_s < 5
     assert CatalogKind.PRICE in {action.what for action in first.actions}
+
+
+@pytest.mark.parametrize("spelling", ['"10"', '"10.0"', "10", "10.000", '"10.00"'])
+def test_an_equal_amount_is_the_same_price_however_it_is_written(spelling: str) -> None:
+    """Nobody must raise a version because an editor took zeros away."""
+    catalog = catalog_of(SMALL)
+
+    plan = plan_catalog(catalog_of(changed('usd: "10.00"', f"usd: {spelling}")), applied(catalog))
+
+    assert ([], [], catalog_hash(catalog)) == (plan.actions, plan.refusals, plan.sha256)
+
+
+def test_a_catalog_that_was_applied_by_another_hash_is_the_same_catalog() -> None:
+    """What an older release applied has a hash of the file as it was spelled."""
+    catalog = catalog_of(SMALL)
+    world = applied(catalog)
+    world = world._replace(standing=world.standing._replace(sha256="older"))
+
+    plan = plan_catalog(catalog, world)
+
+    assert ([], [], "older") == (plan.actions, plan.refusals, plan.sha256)

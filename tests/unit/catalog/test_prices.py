@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import textwrap
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,8 @@ import pytest
 from aggregators.catalog import read_catalog
 from aggregators.catalog_prices import all_prices, minor_text
 from pipeline.open import DEFAULT_CATALOG, read_meter_set
-from schemas.catalog import Add, Catalog, PlanId, PriceTier
+from schemas.catalog import Add, Catalog, PlanId
+from schemas.prices import PriceTier
 from tests.unit.catalog.files import SMALL, catalog_of, changed
 
 ROOT = Path(__file__).parents[3]
@@ -139,6 +141,26 @@ def test_the_example_of_the_page_is_right() -> None:
     assert (PriceTier(3, "0"), PriceTier(None, "12000")) == terms["tm.team.v1.member.year.usd"].tiers
     assert (PriceTier(1_000_000, "0"), PriceTier(None, "0.0004")) == terms["tm.team.v1.tokens.month.usd"].tiers
     assert 5 == len(terms)
+
+
+def test_the_further_examples_of_the_page_fit_into_its_file() -> None:
+    """Two currencies, tiers, a trial, a spend cap and an add-on are copied into the same file."""
+    page = (ROOT / "docs" / "catalog.md").read_text()
+    (example,) = re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)
+    addons, business = (
+        re.findall(rf"^    {name}:\n(?:      .*\n)+", page, re.MULTILINE)[0] for name in ("addons", "business")
+    )
+    text = example.replace("currencies: {usd: 2}", "currencies: {usd: 2, eur: 2}")
+    text += textwrap.indent(textwrap.dedent(business), "  ") + textwrap.dedent(addons)
+
+    catalog = catalog_of(text)
+
+    terms = {key: price.terms for key, price in all_prices(catalog).items()}
+    assert "2000" == terms["tm.extra_members.v1.addon.month.usd"].unit_minor
+    assert (PriceTier(5_000_000, "0"), PriceTier(20_000_000, "0.00028"), PriceTier(None, "0.00018")) == (
+        terms["tm.business.v1.tokens.month.eur"].tiers
+    )
+    assert {"usd": "500", "eur": "450"} == catalog.plans["business"].spend_cap["tokens"]
 
 
 def test_the_json_schema_knows_every_field() -> None:

@@ -8,6 +8,9 @@ import pytest
 
 from aggregators.catalog import read_catalog
 from aggregators.yaml_lines import BYTES_MAX
+from pipeline.settings import Settings
+from schemas.catalog import Catalog
+from schemas.spelling import AMOUNT, CURRENCY, PLAN_NAME, SLUG, remedy_of
 from tests.unit.catalog.files import SMALL, changed
 
 SEAT = '- {component: seat, quantity: seats, included: 2, month: {usd: "10.00", jpy: 1500}}'
@@ -113,6 +116,10 @@ ROWS = {
         changed("days: 14}", f"days: 14, \n            ends: {{no_card: pause}}}} {HERE}"),
         "plans.team.trial.ends", "Stripe cannot pause",
     ),
+    "an urgent mail after the last one": (
+        changed("dunning: {fallback_plan: free}", f"dunning: {{urgent_days: 22}} {HERE}"), "dunning.urgent_days",
+        "comes after final_days",
+    ),
     "unknown feature": (
         changed("{seats: 1, tokens: 1000}", f"{{gold: true}} {HERE}"), "plans.free.grants.gold",
         "there is no feature gold",
@@ -133,6 +140,14 @@ ROWS = {
         changed("currencies: {usd: 2,", f"currencies: {{ {HERE}\n  usd: 3, {HERE}\n ").replace(HERE, "", 1),
         "currencies.usd", "Stripe counts usd with 2 decimals, not 3",
     ),
+    "invented currency": (
+        changed("currencies: {usd: 2,", f"currencies: {{ {HERE}\n  zzz: 2, {HERE}\n  usd: 2,").replace(HERE, "", 1),
+        "currencies.zzz", "Stripe has no currency zzz: take the three letters of ISO 4217, such as usd",
+    ),
+    "mistyped currency": (
+        changed("currencies: {usd: 2,", f"currencies: {{ {HERE}\n  ued: 2, {HERE}\n  usd: 2,").replace(HERE, "", 1),
+        "currencies.ued", "Stripe has no currency ued: did you mean usd",
+    ),
     "key that comes twice": (
         changed("  team:\n", f"  free: {HERE}\n"), "plans.free", "the key comes twice, first in line 14",
     ),
@@ -152,7 +167,7 @@ ROWS = {
     ),
     "negative amount": (
         changed(SEAT, SEAT.replace('"10.00"', '"-10.00"') + f" {HERE}"), "plans.team.prices.0.month.usd",
-        '"-10.00" does not match',
+        '"-10.00": an amount is 0 or more',
     ),
     "anchor": (changed("    rank: 10", f"    rank: &x 10 {HERE}"), "plans.team.rank", "anchors and aliases"),
     "tag": (
@@ -238,7 +253,7 @@ ROWS = {
     ),
     "a currency in capitals": (
         changed(SEAT, SEAT.replace("usd:", "USD:") + f" {HERE}"),
-        "plans.team.prices.0.month.USD", '"USD" does not match',
+        "plans.team.prices.0.month.USD", '"USD": a currency is three small letters, such as usd',
     ),
     "a merge key of YAML": (
         changed("    rank: 10", f"    <<: {{rank: 10}} {HERE}"), "plans.team.<<", "no such field",
@@ -246,6 +261,90 @@ ROWS = {
     "included usage that no component bills": (
         changed("    included: {tokens: 5000}", f"    included: {{tokens: 5000, calls: 5}} {HERE}"),
         "plans.team.included.calls", "there is no metered component of the plan for calls",
+    ),
+    "a decimal comma": (
+        changed(SEAT, SEAT.replace('"10.00"', '"35,00"') + f" {HERE}"),
+        "plans.team.prices.0.month.usd", '"35,00": write a point, not a comma: 35.00',
+    ),
+    "marks between digits": (
+        changed(SEAT, SEAT.replace('"10.00"', '"1,250.00"') + f" {HERE}"),
+        "plans.team.prices.0.month.usd", '"1,250.00": write an amount without marks between its digits: 1250.00',
+    ),
+    "an amount with its currency": (
+        changed(SEAT, SEAT.replace('"10.00"', '"$10"') + f" {HERE}"),
+        "plans.team.prices.0.month.usd", '"$10": an amount is digits with a point in major units, such as "35.00"',
+    ),
+    "an amount without its first digit": (
+        changed(SEAT, SEAT.replace('"10.00"', ".5") + f" {HERE}"),
+        "plans.team.prices.0.month.usd", '".5": write a digit before the point: 0.5',
+    ),
+    "a float of YAML": (
+        changed(SEAT, SEAT.replace('"10.00"', "1e1") + f" {HERE}"),
+        "plans.team.prices.0.month.usd", '"1e1": an amount is digits with a point',
+    ),
+    "a negative whole number": (
+        changed(SEAT, SEAT.replace('"10.00"', "-5") + f" {HERE}"),
+        "plans.team.prices.0.month.usd", '"-5": an amount is 0 or more',
+    ),
+    "an amount with zeros before it": (
+        changed(SEAT, SEAT.replace('"10.00"', '"007"') + f" {HERE}"),
+        "plans.team.prices.0.month.usd", "begins with 0 only before a point",
+    ),
+    "extends without a version": (
+        changed("    rank: 10", f"    extends: free {HERE}"),
+        "plans.team.extends", '"free": name the plan and its version, such as free@1',
+    ),
+    "a plan in capitals": (
+        changed("  team:\n", f"  Team Plus: {HERE}\n"),
+        "plans.Team Plus", "begins with a letter and has up to 63 characters, such as team_plus",
+    ),
+    "a feature with a hyphen": (
+        changed("  reporting: {type", f"  night-reports: {HERE}\n    {{type"),
+        "features.night-reports", "such as night_reports",
+    ),
+    "a currency in capitals among the currencies": (
+        changed("jpy: 0}", f"EUR: 2}} {HERE}"), "currencies.EUR",
+        '"EUR": a currency is three small letters, such as eur',
+    ),
+    "a tax code": (
+        changed("defaults: {plan: free}", f"defaults: {{plan: free, tax_code: saas}} {HERE}"),
+        "defaults.tax_code", '"saas": a tax code of Stripe is txcd_ and eight digits',
+    ),
+    "a path": (
+        changed("value_path: $.tokens,", f"value_path: tokens, {HERE}\n    "), "meters.0.value_path",
+        '"tokens": a path begins with $ and names fields of the event\'s data, such as $.tokens',
+    ),
+    "a spend cap without a meter": (
+        changed("    rank: 10", f'    spend_cap: "50.00" {HERE}'), "plans.team.spend_cap",
+        'a map of fields is needed, not a text; write spend_cap: {METER: {usd: "50.00"}}',
+    ),
+    "a spend cap by currency alone": (
+        changed("    rank: 10", f'    spend_cap: {{usd: "50.00"}} {HERE}'), "plans.team.spend_cap.usd",
+        'a map of fields is needed, not a text; write spend_cap: {METER: {usd: "50.00"}}',
+    ),
+    "an amount without a currency": (
+        changed(SEAT, f"- {{component: seat, month: 35}} {HERE}"), "plans.team.prices.0.month",
+        'a map of fields is needed, not a number; write month: {usd: "50.00"}',
+    ),
+    "prices that are a map": (
+        changed("for: [team]", f"for: team {HERE}\n         "), "addons.boost.for",
+        "a list is needed, not a text; write for: [PLAN]",
+    ),
+    "a list of currencies": (
+        changed("currencies: {usd: 2, jpy: 0}", f"currencies: [usd] {HERE}"), "currencies",
+        "a map of fields is needed, not a list; write currencies: {usd: 2}",
+    ),
+    "a plan and an add-on that customers see by one name": (
+        changed("    rank: 10", "    name: Team").replace(
+            "boost: {version: 1,", f"boost: {{version: 1, name: team, {HERE}\n   "
+        ),
+        "addons.boost.name", "team is shown to customers by this name too",
+    ),
+    "two plans that customers see by one name": (
+        changed("    rank: 10", f"    name: Free of  charge {HERE}").replace(
+            "    prices: none", "    name: free of charge\n    prices: none"
+        ),
+        "plans.team.name", "free is shown to customers by this name too: give each a name of its own",
     ),
 }  # fmt: skip
 
@@ -262,7 +361,9 @@ def test_what_is_wrong_is_named_with_its_line(text: str, field: str, message: st
 
 
 BYTES = {
-    "nothing": (b"", 1, "catalog", "a JSON object is needed"),
+    "nothing": (b"", 1, "catalog", "the file is empty: begin with `tidemark catalog example`"),
+    "a comment alone": (b"# prices\n", 1, "catalog", "the file is empty"),
+    "a list": (b"- version: 1\n", 1, "catalog", "a map of fields is needed, not a list"),
     "not UTF-8": (SMALL.replace("team", "t\xe9am").encode("latin-1"), 18, "catalog", "not UTF-8"),
     "ten megabytes": (b"a: " + b"x" * 10_000_000, 1, "catalog", f"more than {BYTES_MAX} bytes"),
     "deep": (b"[" * 100_000, 1, ".".join("0" * 4), "more than 24 levels"),
@@ -309,6 +410,27 @@ def test_hostile_bytes_are_refused(content: bytes, line: int, field: str, messag
 
     assert (None, line, field) == (catalog, *problem[:2])
     assert message in problem.message
+
+
+def test_every_spelling_of_the_file_and_of_the_settings_has_a_remedy_in_words() -> None:
+    """A regular expression is no answer to a person who wrote a price."""
+    found: set[str] = set()
+
+    def walk(value: object) -> None:
+        if isinstance(value, dict):
+            found.update(each for each in [value.get("pattern")] if isinstance(each, str))
+            found.update(each for each in value.get("patternProperties", ()) if isinstance(each, str))
+            for each in value.values():
+                walk(each)
+        elif isinstance(value, list):
+            for each in value:
+                walk(each)
+
+    walk(Catalog.model_json_schema())
+    walk(Settings.model_json_schema())
+
+    assert {SLUG, CURRENCY, AMOUNT, PLAN_NAME} <= found
+    assert set() == {pattern for pattern in found if not remedy_of(pattern, "?")}
 
 
 def test_all_problems_of_a_file_are_found_at_once() -> None:

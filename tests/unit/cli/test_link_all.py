@@ -10,6 +10,7 @@ from click.testing import CliRunner
 from pipeline.cli import cli
 from pipeline.commands import billing
 from pipeline.webhooks.linking import Linked, Wish
+from schemas.errors import InvalidInput
 from schemas.side_tables import Link
 from tests.unit.cli.command_lines import problems, run
 
@@ -81,3 +82,16 @@ def test_bytes_that_are_no_text_are_refused(recorded: _Recorded, tmp_path: Path)
     result = run(["account", "link-all", str(path)])
     assert (result.code, problems(result), recorded.wanted) == (2, [], [])
     assert "links.csv" in result.err
+
+
+def test_a_refused_link_names_the_option(monkeypatch: pytest.MonkeyPatch, recorded: _Recorded) -> None:
+    """The field of the store is no word of the command."""
+
+    async def refused(*_: object) -> list[Linked]:
+        raise InvalidInput("starts_ms", "link from 2026-11-01T00:01:00Z or later on")
+
+    monkeypatch.setattr(billing, "link", refused)
+
+    result = run(["account", "link", "acme", "--customer", "cus_1"])
+
+    assert (2, "tidemark: --from: link from 2026-11-01T00:01:00Z or later on\n") == (result.code, result.err)

@@ -111,6 +111,7 @@ EXAMPLES = {
     ("account", "override"): ["acme", "api_calls", "--add", "5", "--reason", "a gift"],
     ("account", "overrides"): ["acme"], ("account", "revoke"): ["acme", "1", "--reason", "a mistake"],
     ("check",): ["acme", "api_calls"], ("notices", "retry"): ["--all-dead"],
+    ("dunning", "write-off"): ["dun_1", "--reason", "goodwill"],
     ("hold", "use"): ["hold_1"], ("hold", "release"): ["hold_1"],
     ("account", "unlink"): ["acme", "--reason", "wrong"], ("account", "flush"): ["acme"],
     ("close-period",): CLOSING[1:],

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import re
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import click
@@ -15,7 +16,8 @@ from pipeline.metrics import METRICS
 from pipeline.settings import Settings
 from schemas.reasons import Reason
 from simulation.faults import OF_THE_TRAFFIC, Fault
-from tests.documents import DOCS, OTHER_VARIABLES, PAGES, REDRIVE, ROOT, error_classes
+from stripe_simulator.__main__ import main as simulator_command
+from tests.documents import DOCS, OTHER_VARIABLES, PAGES, REDRIVE, ROOT, error_classes, leaves
 from tests.simulation.mutants import MUTANTS
 
 PACKAGES = (
@@ -41,6 +43,10 @@ DEVELOPERS_ONLY = (
     "pipeline/local/valkey.py",
     "sinks/redis/fake.py",
 )
+# A command at the start of a line, as a person types it, or in the text.
+_COMMAND = r"(?:^ *|`|\$ |tools )(?:\.venv/bin/)?tidemark ((?:[a-z-]+ ?)[^`\n]*)"
+# The packages that have command lines of their own.
+_COMMAND_LINES = ("benchmarks", "demo", "simulation", "stripe_simulator", "tests/torture")
 _CODE_BLOCK = re.compile(r"^```.*?^```", re.S | re.M)
 
 
@@ -166,7 +172,7 @@ def _tops() -> set[str]:
 def test_every_command_in_the_documents_exists(name: str) -> None:
     """`tidemark …` in the text is a command of the command line with these options."""
     wrong = []
-    for line in re.findall(r"(?:^|`|\$ |tools )tidemark ((?:[a-z-]+ ?)[^`\n]*)", (ROOT / name).read_text(), re.M):
+    for line in re.findall(_COMMAND, (ROOT / name).read_text(), re.M):
         words = line.split()
         command: click.Command | None = cli
         while isinstance(command, click.Group) and words:
@@ -174,10 +180,33 @@ def test_every_command_in_the_documents_exists(name: str) -> None:
         if command is None:
             wrong.append(line)
             continue
-        known = {option for parameter in command.params for option in parameter.opts} | {"--help"}
-        wrong += [f"{line}: {word}" for word in words if word.startswith("--") and word.partition("=")[0] not in known]
+        given = {word.partition("=")[0].rstrip(".,:;)") for word in words if word.startswith("--")}
+        wrong += [f"{line}: {word}" for word in sorted(given - _options(command))]
 
     assert wrong == []
+
+
+# The changelog names options that are gone.
+@pytest.mark.parametrize("name", [name for name in NAMES if name != "CHANGELOG.md"])
+def test_every_option_that_the_documents_name_alone_exists(name: str) -> None:
+    """A reader adds `--no-example` to the command of the sentence before."""
+    known = {option for _, command in leaves(cli) for option in _options(command)} | _options_of_others()
+    named = set(re.findall(r"`(--[a-z][a-z-]*)", (ROOT / name).read_text()))
+
+    assert sorted(named - known) == []
+
+
+@cache
+def _options_of_others() -> frozenset[str]:
+    """The options that the other command lines name in their code."""
+    files = [path for package in _COMMAND_LINES for path in (ROOT / package).rglob("*.py")]
+    return frozenset(each for path in files for each in re.findall(r'"(--[a-z][a-z-]*)', path.read_text()))
+
+
+def _options(command: click.Command) -> set[str]:
+    """The options of a command, also those that say no, and those that it hands on."""
+    command = simulator_command if command is cli.commands["stripe-simulator"] else command
+    return {each for one in command.params for each in (*one.opts, *one.secondary_opts)} | {"--help"}
 
 
 def test_every_page_is_in_the_index() -> None:

@@ -157,7 +157,7 @@ def test_a_refused_question_harms_no_other(caplog: pytest.LogCaptureFixture) -> 
     refused = access.check("bar", "pso")
     assert (refused.reason, refused.problem) == (
         "fallback_deny",
-        "HTTP 400: invalid_input: 'pso' is no feature of the catalog",
+        "HTTP 400: invalid_input: feature: 'pso' is no feature of the catalog",
     )
     assert "pso" in caplog.text
     gateway.answer = YES
@@ -195,6 +195,35 @@ def test_an_invalid_question_never_raises(ask: Callable[[Access], Allowed]) -> N
 def test_wrong_settings_are_named_at_once(settings: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=r"must"):
         Access(**{"gateway_url": "http://127.0.0.1:1", "api_key": "tm_key", **settings})
+
+
+async def test_who_waits_for_a_thread_when_the_client_is_closed_gets_the_policy() -> None:
+    asked, answered = threading.Event(), threading.Event()
+
+    def post(_path: str, _body: bytes, _headers: Mapping[str, str]) -> Answer:
+        asked.set()
+        answered.wait(30)
+        return Answer(200, {}, json.dumps(YES).encode())
+
+    access = Access("http://unused", "tm_key", post=post, connections_max=1, on_error={"pos": "allow"})
+    first = asyncio.ensure_future(access.check_async("bar", "api_calls"))
+    await asyncio.to_thread(asked.wait, 30)
+    names = ("pos", "api_calls")
+    waiting = [asyncio.ensure_future(access.check_async("bar", name, 2)) for name in names]
+    ends = [asyncio.ensure_future(end("hold_1")) for end in (access.use_async, access.release_async)]
+    cancelled = asyncio.ensure_future(access.check_async("bar", "sso"))
+    await asyncio.sleep(0)
+    cancelled.cancel()
+    access.close()
+    found = await asyncio.gather(*waiting)
+    answered.set()
+
+    assert [(each.allowed, each.reason) for each in found] == [(True, "fallback_allow"), (False, "fallback_deny")]
+    assert all("closed" in each.problem for each in found)
+    assert await asyncio.gather(*ends) == [False, False]
+    assert await first == Allowed(True, "within_limit", YES)
+    with pytest.raises(asyncio.CancelledError):
+        await cancelled
 
 
 def test_a_hold_is_taken_anew_each_time_and_ended_by_its_id() -> None:

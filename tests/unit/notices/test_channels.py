@@ -215,6 +215,14 @@ async def test_a_file_has_one_line_for_each_notice_and_is_replaced_when_full(tmp
     assert (path.exists(), (tmp_path / "notices.jsonl.1").read_text()) == (False, f"{BODY}\n" * 3)
 
 
+@pytest.mark.parametrize("host", ["xn--.example", "\u0378.example", "a" * 70 + ".example", "a..example"])
+async def test_a_host_that_cannot_exist_is_a_failure_of_the_receiver(host: str) -> None:
+    """A name may pass the check of the settings; it must not end the role."""
+    async with WebhookChannel(f"http://{host}/", keys(SECRET), lambda: NOW_S) as channel:
+        with pytest.raises(Transient, match="the webhook cannot be called"):
+            await channel.send(NOTICE)
+
+
 async def test_a_file_that_another_writer_renamed_is_not_renamed_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -266,7 +274,7 @@ class MailReceiver(threading.Thread):
                         self.mail += part
                     say("250 taken")
                 elif verb.startswith("RCPT") and self._refuses:
-                    say("550 nobody here")
+                    say(f"550 nobody here: {self.lines[-1]}")
                 elif verb == "QUIT":
                     say("221 bye")
                     return
@@ -320,8 +328,10 @@ async def test_a_recipient_who_is_refused_and_a_server_that_is_not_there_are_fai
     refusing.start()
     for port in (refusing.port, refusing.port):
         channel = mail_channel(port, "ann@example.org")
-        with pytest.raises(Transient, match="did not take the mail"):
+        with pytest.raises(Transient, match="did not take the mail") as caught:
             await channel.send(NOTICE)
+        # The outbox and the logs keep no address of a customer.
+        assert "ann@" not in str(caught.value).lower()
         channel.close()
         refusing.join(10)
 
@@ -345,6 +355,15 @@ def test_an_address_of_no_mail_server_is_refused_without_its_password(url: str) 
         mail_server(url)
 
 
+# Names that no resolver is asked for, each refused by another part of Python or of the client.
+NO_HOSTS = [
+    "xn--.example",
+    "\u0378.example",
+    "xn--zz99999.example",
+    "a" * 70 + ".example",
+    "a..example",
+    "a\u2024b.c d",
+]
 CHANNELS: dict[str, tuple[dict[str, str], list[ChannelName]]] = {
     "nothing": ({}, []),
     "a file": ({"mail_url": "file:///tmp/notices%20here"}, [ChannelName.FILE]),
@@ -369,6 +388,9 @@ async def test_the_settings_say_which_channels_there_are(given: dict[str, str], 
         ({"mail_url": "file://relative"}, "TIDEMARK_MAIL_URL"),
         ({"mail_url": "smtp://x"}, "TIDEMARK_MAIL_URL"),
         ({"notices_webhook_url": "ftp://x"}, "TIDEMARK_NOTICES_WEBHOOK_URL"),
+        *(({"notices_webhook_url": f"https://{host}/"}, "TIDEMARK_NOTICES_WEBHOOK_URL") for host in NO_HOSTS),
+        *(({"stripe_api_base": f"http://{host}"}, "TIDEMARK_STRIPE_API_BASE") for host in NO_HOSTS),
+        *(({"mail_url": f"smtp://{host}?from=a@b"}, "TIDEMARK_MAIL_URL") for host in ("a..b", "a" * 70)),
         ({"notices_webhook_url": "https://x/"}, "TIDEMARK_NOTICES_WEBHOOK_SECRETS"),
     ],
 )

@@ -88,7 +88,9 @@ async def test_what_becomes_true_again_is_noticed(world: NoticeWorld) -> None:
     assert [notice.body.count('"of":"2000"') for notice in world.receiver.taken] == [1]
 
 
-async def test_a_failure_is_repeated_with_growing_pauses_for_three_days_and_then_dead(world: NoticeWorld) -> None:
+async def test_a_failure_is_repeated_with_growing_pauses_for_three_days_and_then_dead(
+    world: NoticeWorld, caplog: pytest.LogCaptureFixture
+) -> None:
     world.receiver.answers = ["refused"] * 100
     _, sending = world.notifier()
     began_ms, times = world.clock.now_ms(), []
@@ -101,6 +103,8 @@ async def test_a_failure_is_repeated_with_growing_pauses_for_three_days_and_then
     assert 2.9 * DAY_MS < times[-1] < 3.1 * DAY_MS
     assert (row.state, row.detail) == (DeliveryState.DEAD, "the receiver's answer: refused")
     assert (await world.outbox.counts()).dead == 1
+    # What a receiver answers may name a customer.
+    assert ("a notice is dead" in caplog.text, "refused" in caplog.text) == (True, False)
 
 
 async def test_a_dead_notice_is_sent_again_on_request(world: NoticeWorld) -> None:
