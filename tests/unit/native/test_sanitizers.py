@@ -14,15 +14,30 @@ from pipeline.native.build import compile_to, compiler
 FUZZED_S = 3
 
 
-def test_sanitizers_find_nothing_while_odd_records_are_read(tmp_path: Path) -> None:
-    """AddressSanitizer where the compiler has its library, and the check for undefined behaviour everywhere."""
+@pytest.mark.parametrize("tables", [(), ("-DACCOUNTS_MAX=3", "-DCELLS_MAX=6")], ids=["tables", "tables that are full"])
+def test_sanitizers_find_nothing_while_odd_records_are_read(tmp_path: Path, tables: tuple[str, ...]) -> None:
+    """AddressSanitizer where the compiler has its library, and the check for undefined behaviour everywhere.
+
+    Full tables cost speed and change no value.
+    """
     command = compiler()
     assert command is not None
     asan = subprocess.run(
         [*command, "-print-file-name=libasan.so"], capture_output=True, text=True, check=False
     ).stdout.strip()
     library, environment = tmp_path / "core.so", {**os.environ, "ASAN_OPTIONS": "detect_leaks=0"}
-    flags = ["-std=c11", "-O1", "-g", "-shared", "-fPIC", "-Wall", "-Wextra", "-Werror", "-fno-sanitize-recover=all"]
+    flags = [
+        "-std=c11",
+        "-O1",
+        "-g",
+        "-shared",
+        "-fPIC",
+        "-Wall",
+        "-Wextra",
+        "-Werror",
+        "-fno-sanitize-recover=all",
+        *tables,
+    ]
     if Path(asan).is_absolute():
         flags.append("-fsanitize=address,undefined")
         environment["LD_PRELOAD"] = asan
