@@ -43,7 +43,9 @@ PACK_KEY: Final = "tidemark_pack"
 CREDITS_KEY: Final = "tidemark_credits"
 # The mark of the portal's configuration.
 MARK_KEY: Final = "tidemark_portal"
+# What Stripe says only if it is asked for it.
 _TIERS: Final = {"expand": ["data.tiers"]}
+_CHOICES: Final = {"expand": ["data.features.subscription_update.products"]}
 
 Sleep = Callable[[float], Awaitable[None]]
 
@@ -95,7 +97,7 @@ class StripeClientCatalog:
 
     async def _marked_portal(self) -> Mapping[str, Any] | None:
         """The configuration of the portal with our mark. Of several, all of them find the same: the first one made."""
-        rows = [row async for row in self._rows(_PATHS[CatalogKind.PORTAL])]
+        rows = [row async for row in self._rows(_PATHS[CatalogKind.PORTAL], _CHOICES)]
         marked = [row for row in rows if (row["metadata"] or {}).get(MARK_KEY) == PORTAL_KEY]
         return min(marked, key=lambda row: (not row["active"], row["created"], row["id"]), default=None)
 
@@ -218,14 +220,16 @@ class StripeClientCatalog:
         """Create an object, or find the one that has the key.
 
         Two processes have the same Idempotency-Key at their first attempts. Later attempts have keys of their own,
-        because Stripe repeats a stored failure for a day.
+        because Stripe repeats a stored answer for a day: a failure, and also the creation of what is deleted by now.
         """
         digest = hashlib.sha256(json.dumps([self._scope, path, key, params], sort_keys=True).encode()).hexdigest()
         attempt = 1
         while True:
             idempotency_key = digest if attempt == 1 else f"{digest}.{self._nonce}.{attempt}"
             try:
-                return str((await self._post(path, params, idempotency_key))["id"])
+                made, is_repeated = await self._made(path, params, idempotency_key)
+                if attempt > 1 or not is_repeated:
+                    return made
             except InvalidInput:
                 # Stripe keeps the key unique: another process, or a call whose answer was lost, made the object.
                 if (found := await find()) is None:
@@ -239,6 +243,13 @@ class StripeClientCatalog:
                 return found
             attempt += 1
 
+    async def _made(self, path: str, params: Mapping[str, Any], idempotency_key: str) -> tuple[str, bool]:
+        """The id of a new object, and whether Stripe repeats the answer of an earlier call."""
+        return await read(
+            lambda: self._stripe.raw_request_async("post", path, **params, idempotency_key=idempotency_key),
+            lambda answer: (str(json_of(answer)["id"]), answer.headers.get("idempotent-replayed") == "true"),
+        )
+
     def _rows(self, path: str, options: Mapping[str, Any] | None = None) -> AsyncIterator[Any]:
         """The rows of all pages of a list."""
         return listed(self._list, path, options or {}, PAGES_MAX)
@@ -249,9 +260,8 @@ class StripeClientCatalog:
     async def _get(self, path: str, options: Mapping[str, Any]) -> dict[str, Any]:
         return await read(lambda: self._stripe.raw_request_async("get", path, **options), json_of)
 
-    async def _post(self, path: str, params: Mapping[str, Any], idempotency_key: str = "") -> dict[str, Any]:
-        options = {"idempotency_key": idempotency_key} if idempotency_key else {}
-        return await read(lambda: self._stripe.raw_request_async("post", path, **params, **options), json_of)
+    async def _post(self, path: str, params: Mapping[str, Any]) -> dict[str, Any]:
+        return await read(lambda: self._stripe.raw_request_async("post", path, **params), json_of)
 
 
 def price_fields(terms: PriceTerms, meter_id: str) -> dict[str, Any]:
@@ -363,7 +373,7 @@ def _portal(row: Mapping[str, Any], keys: Mapping[str, str]) -> StripePortal:
             upgrade += ", and what costs less at once"
         products = [
             (each["product"], tuple(sorted(keys.get(price, price) for price in each["prices"])))
-            for each in update["products"] or ()
+            for each in update.get("products") or ()
         ]
     mode = "never" if not cancel["enabled"] else cancel["mode"].removeprefix("at_")
     terms = PortalTerms(mode, features["payment_method_update"]["enabled"], upgrade, tuple(sorted(products)))
