@@ -53,8 +53,7 @@ _DUNNING_WORDS: Final = {
 _DUNNING_NEXT: Final = {
     NoticeKind.PAYMENT_FAILED: "Nothing changes for now. Check the card, or pay with another one.",
     NoticeKind.PAYMENT_URGENT: "Nothing changes for now. The card needs attention: pay with another one.",
-    NoticeKind.DOWNGRADE_WARNING: "The card is not tried any more. From then on only the fallback plan holds. "
-    "All data stays.",
+    NoticeKind.DOWNGRADE_WARNING: "From then on only the fallback plan holds. All data stays. Any card pays before.",
     NoticeKind.DOWNGRADED: "Only the fallback plan holds now. All data stays. A payment restores the plan at once.",
     NoticeKind.WIN_BACK: "All data is still there. A payment restores everything at once.",
 }

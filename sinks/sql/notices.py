@@ -219,8 +219,14 @@ def _linked(
 
 
 def _dunned(state: DunningState) -> Any:
-    """The open cases in a state, each with what is open of its invoices."""
+    """The open cases in a state, each with what is open of its invoices. Of a customer who is linked to no account any
+    more, nothing is due next, and nobody is told. Of a subscription that has ended, that is what is told: a payment
+    brings nothing back."""
     found, of, invoice = dunning_cases.c, dunning_invoices.c, mirror["invoices"].c
+    subscription = mirror["subscriptions"].c
+    has_ended = exists().where(
+        subscription.id == found.subscription_id, or_(subscription.ended_ms.is_not(None), subscription.deleted == 1)
+    )
     is_owed = (of.case_id == found.id) & (invoice.id == of.invoice_id) & invoice.status.in_(["open", "uncollectible"])
     minor = select(cast(func.sum(func.coalesce(invoice.remaining_minor, 0)), INTEGER)).where(is_owed).scalar_subquery()
     url, code = (
@@ -232,7 +238,7 @@ def _dunned(state: DunningState) -> Any:
         func.coalesce(minor, 0), found.currency, found.exponent, func.coalesce(url.scalar_subquery(), ""),
         func.coalesce(code.scalar_subquery(), ""),
     )  # fmt: skip
-    return wanted.where(found.state == state.value, found.closed_ms.is_(None))
+    return wanted.where(found.state == state.value, found.closed_ms.is_(None), found.next_ms.is_not(None), ~has_ended)
 
 
 def _add(connection: Connection, rows: list[Values]) -> int:
