@@ -74,7 +74,8 @@ def _line(listed: ListedCase) -> str:
     if case.closed_ms is None and case.downgrade_ms is not None:
         said += f", downgrade {format_instant_ms(case.downgrade_ms)}"
     if case.outcome is DunningOutcome.CHURNED and listed.invoices:
-        said += f": cancel the subscription at Stripe, and void {', '.join(listed.invoices)} or mark it uncollectible"
+        # A proration would credit a time that nobody paid.
+        said += f": cancel the subscription at Stripe without proration, then void {', '.join(listed.invoices)}"
     return printable(said)
 
 
