@@ -20,6 +20,11 @@ OPEN: Final = "open"
 # An invoice that Stripe or a person gave up. While the subscription is behind, it can still be paid and is still owed.
 UNCOLLECTIBLE: Final = "uncollectible"
 PAID: Final = "paid"
+# After these Stripe tries no card again that it knows (docs.stripe.com/billing/revenue-recovery/smart-retries).
+HARD_DECLINES: Final = frozenset(
+    ["authentication_required", "highest_risk_level", "incorrect_number", "lost_card", "pickup_card",
+     "revocation_of_all_authorizations", "revocation_of_authorization", "stolen_card", "transaction_not_allowed"]
+)  # fmt: skip
 _ORDER: Final = tuple(DunningState)
 PAYING: Final = frozenset({"active", "trialing"})
 # The reason of a pause, and that of an end, after the last retry failed.

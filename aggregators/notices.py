@@ -12,8 +12,9 @@ from typing import Final, NamedTuple
 import msgspec
 
 from aggregators.account_grants import INCLUDED
+from aggregators.dunning import HARD_DECLINES
 from aggregators.instants import format_instant_ms
-from schemas.catalog import Feature
+from schemas.catalog import Dunning, Feature
 from schemas.clock import DAY_MS
 from schemas.entitlements import Segment
 from schemas.meters import Meter
@@ -24,15 +25,22 @@ from schemas.periods import Period
 EXACT: Final = Context(prec=100)
 # How many days before its end an account hears of it.
 REMIND_DAYS: Final = (7, 1)
+CARD_DAYS: Final = Dunning().card_expiry_days
 # What a notice of Stripe's facts is about.
 _ABOUT: Final = {
     NoticeKind.TRIAL_ENDS: "subscription",
     NoticeKind.PAYMENT_FAILED: "invoice",
     NoticeKind.SUBSCRIPTION_ENDED: "subscription",
+    NoticeKind.CARD_EXPIRES: "subscription",
     NoticeKind.PAYMENT_URGENT: "subscription",
     NoticeKind.DOWNGRADE_WARNING: "subscription",
     NoticeKind.DOWNGRADED: "subscription",
     NoticeKind.WIN_BACK: "subscription",
+}
+# After a decline for good, a notice does not speak of another try.
+_HARD_NEXT: Final = {
+    NoticeKind.PAYMENT_FAILED: "Nothing changes for now. The bank declined this card for good: pay with another one.",
+    NoticeKind.PAYMENT_URGENT: "Nothing changes for now. This card cannot be used any more: pay with another one.",
 }
 # What a notice of dunning says beside what is open. The page of the invoice is the last line.
 _DUNNING_WORDS: Final = {
@@ -144,22 +152,29 @@ def warning(log_id: str, account: str, crossing: Crossing, unit: str, period: Pe
     )  # fmt: skip
 
 
-def stripe_notice(log_id: str, fact: StripeFact, now_ms: int) -> Notice | None:
-    """The notice of what the mirror says, or None if none is due. Of the reminders of a trial, the last that is due."""
+def stripe_notice(log_id: str, fact: StripeFact, now_ms: int, card_days: Sequence[int] = CARD_DAYS) -> Notice | None:
+    """The notice of what the mirror says, or None if none is due. Of the reminders of a trial and of a card, the last
+    that is due; `card_days`: how many days before a card expires."""
     since_ms, until_ms, about = fact.at_ms, fact.at_ms, _ABOUT[fact.kind]
     if fact.kind in _DUNNING_WORDS and fact.kind is not NoticeKind.PAYMENT_FAILED:
         # Of one case each state is noticed once, and a row is kept for as long after the case may end.
         since_ms, until_ms = fact.since_ms, max(fact.at_ms, now_ms)
-    data: dict[str, str | int] = {"account": fact.account, about: fact.subject}
-    if fact.kind is NoticeKind.TRIAL_ENDS:
-        due = [days for days in REMIND_DAYS if fact.since_ms <= fact.at_ms - days * DAY_MS <= now_ms]
+    data: dict[str, str | int | bool] = {"account": fact.account, about: fact.subject}
+    if fact.kind in (NoticeKind.TRIAL_ENDS, NoticeKind.CARD_EXPIRES):
+        is_trial = fact.kind is NoticeKind.TRIAL_ENDS
+        due = [
+            days
+            for days in (REMIND_DAYS if is_trial else card_days)
+            if fact.since_ms <= fact.at_ms - days * DAY_MS <= now_ms
+        ]
         if not due:
             return None
         since_ms = fact.at_ms - min(due) * DAY_MS
-        data |= {"days": min(due), "trial_end": format_instant_ms(fact.at_ms)}
+        data |= {"days": min(due), "trial_end" if is_trial else "expires_at": format_instant_ms(fact.at_ms)}
     elif fact.kind in _DUNNING_WORDS:
         amount = EXACT.scaleb(Decimal(fact.remaining_minor), -fact.exponent)
         data |= {"amount": f"{amount:f}", "currency": fact.currency, "pay_url": fact.pay_url}
+        data |= {"decline_code": fact.decline_code, "needs_another_card": fact.decline_code in HARD_DECLINES}
         if fact.kind is not NoticeKind.PAYMENT_FAILED and fact.at_ms:
             data |= {"downgrade_at": format_instant_ms(fact.at_ms)}
     else:
@@ -195,9 +210,13 @@ def _stripe_words(notice: Notice, data: Mapping[str, str]) -> tuple[str, str]:
         said = _DUNNING_WORDS[notice.kind].format_map({**data, "name": name})
         # A notice from before this version has no page.
         page = printable(data.get("pay_url", ""))
-        return said, f"{said} ({notice.subject}).\n\n{_DUNNING_NEXT[notice.kind]}\n" + (f"\n{page}\n" if page else "")
+        is_hard = data.get("needs_another_card") and notice.kind in _HARD_NEXT
+        next_ = (_HARD_NEXT if is_hard else _DUNNING_NEXT)[notice.kind]
+        return said, f"{said} ({notice.subject}).\n\n{next_}\n" + (f"\n{page}\n" if page else "")
     if notice.kind is NoticeKind.TRIAL_ENDS:
         said = f"The trial of {name} ends at {data['trial_end']}"
+    elif notice.kind is NoticeKind.CARD_EXPIRES:
+        said = f"The card of {name} expires at {data['expires_at']}: the next payment needs another one"
     else:
         said = f"A subscription of {name} ended at {data['ended_at']}"
     return said, f"{said} ({notice.subject}).\n"

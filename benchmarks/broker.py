@@ -149,7 +149,7 @@ class Bench:
 
     async def joined(self, group: str, process: Process) -> None:
         """Wait until the process has all partitions of its group. Raises RuntimeError after `JOIN_TIMEOUT_S`."""
-        admin = AdminClient({"bootstrap.servers": self.services.kafka.url.removeprefix("kafka://")})
+        admin = AdminClient({"bootstrap.servers": self.services.kafka.url.removeprefix("kafka://"), "log_level": 0})
         deadline_s = time.monotonic() + JOIN_TIMEOUT_S
         while time.monotonic() < deadline_s:
             process.check()

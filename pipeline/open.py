@@ -10,6 +10,7 @@ from pydantic import ValidationError
 
 from aggregators.meters import successor
 from aggregators.yaml_lines import BYTES_MAX, Unreadable, read_yaml
+from pipeline.changes.parts import Parts as ChangeParts
 from pipeline.clock import AnyClock, clock_from_text
 from pipeline.logs.bindings import AccountLog
 from pipeline.logs.control_records import ensure_deployment, ensure_meter_set
@@ -20,6 +21,7 @@ from schemas.control import Genesis
 from schemas.errors import InvalidInput, OperatorNeeded
 from schemas.log import Log
 from schemas.meters import MeterSet
+from schemas.plan_changes import StripeChanges
 from schemas.validation import YAML, first_problem
 
 if TYPE_CHECKING:
@@ -33,6 +35,7 @@ if TYPE_CHECKING:
     from sinks.stripe.invoice_items import StripeClientInvoiceItems
     from sinks.stripe.invoices import StripeClientInvoices
     from sinks.stripe.objects import StripeClientObjects
+    from sinks.stripe.plan_changes import StripeClientChanges
     from sinks.stripe.schedules import StripeClientSchedules
 
 NOT_METERS: Final = Catalog.model_fields.keys() - MeterSet.model_fields.keys()
@@ -178,6 +181,22 @@ async def open_stripe_schedules(base: Base) -> StripeClientSchedules:
     await _check_key(base, "schedules are made at Stripe with it")
     key, api_base = base.settings.stripe_api_key.get_secret_value(), base.settings.stripe_api_base or None
     return StripeClientSchedules(key, api_base)
+
+
+async def open_stripe_changes(base: Base) -> StripeClientChanges:
+    """What plan changes need of Stripe. Raises `InvalidInput` without a key, and as `check_stripe_key`."""
+    from sinks.stripe.plan_changes import StripeClientChanges
+
+    await _check_key(base, "plans are changed at Stripe with it")
+    key, api_base = base.settings.stripe_api_key.get_secret_value(), base.settings.stripe_api_base or None
+    return StripeClientChanges(key, api_base)
+
+
+def change_parts(base: Base, tables: PostgresSideTables, stripe: StripeChanges) -> ChangeParts:
+    """The stores of quotes and operations."""
+    return ChangeParts(
+        base.clock, tables.catalog, tables.entitlements, tables.links, tables.plan_changes, stripe, scope_of(base)
+    )
 
 
 async def _check_key(base: Base, without: str) -> None:

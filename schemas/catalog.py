@@ -373,7 +373,7 @@ class Dunning(_Value):
     give_up_days: Days = 30
     fallback_plan: Slug | None = None
     suspend_addons: bool = True
-    card_expiry_days: tuple[Days, ...] = (30, 7)
+    card_expiry_days: tuple[Annotated[int, Field(ge=0, le=60)], ...] = Field(default=(30, 7), max_length=10)
 
 
 class Changes(_Value):

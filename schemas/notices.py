@@ -19,6 +19,7 @@ class NoticeKind(StrEnum):
     - `trial_ends`: the trial of a subscription ends in a week or in a day.
     - `payment_failed`: Stripe tried to collect an invoice, and it is still open.
     - `subscription_ended`: a subscription has ended.
+    - `card_expires`: the card that pays a subscription expires in a month or in a week.
     - `payment_urgent`, `downgrade_warning`, `downgraded`, `win_back`: a dunning case is in that state
       (`schemas.dunning`); the first of its states is what `payment_failed` says.
     """
@@ -28,6 +29,7 @@ class NoticeKind(StrEnum):
     TRIAL_ENDS = "trial_ends"
     PAYMENT_FAILED = "payment_failed"
     SUBSCRIPTION_ENDED = "subscription_ended"
+    CARD_EXPIRES = "card_expires"
     PAYMENT_URGENT = "payment_urgent"
     DOWNGRADE_WARNING = "downgrade_warning"
     DOWNGRADED = "downgraded"
@@ -83,9 +85,10 @@ class StripeFact(NamedTuple):
     """What the mirror says of a subscription or an invoice of the account that is linked to its customer now, or what
     a dunning case says of a subscription.
 
-    `at_ms`: the end of the trial, the creation of the invoice, the end of the subscription, or the downgrade, before
-    which it is 0. `since_ms`: when the subscription or the case began. `remaining_minor` and what follows: what is open
-    of the invoices, and the page at Stripe on which the oldest one is paid, or "".
+    `at_ms`: the end of the trial, the creation of the invoice, the end of the subscription or of the card, or the
+    downgrade, before which it is 0. `since_ms`: when the subscription or the case began. `remaining_minor` and what
+    follows: what is open of the invoices, the page at Stripe on which the oldest one is paid, or "", and why its last
+    payment failed, or "".
     """
 
     kind: NoticeKind
@@ -97,6 +100,7 @@ class StripeFact(NamedTuple):
     currency: str = ""
     exponent: int = 0
     pay_url: str = ""
+    decline_code: str = ""
 
 
 class Delivery(NamedTuple):
@@ -184,9 +188,9 @@ class NoticeOutbox(Protocol):
         """One page of what the mirror says now, by subject, behind `after`; or what it says of one subject.
 
         Trials that end within a week, invoices of a month that Stripe tried to collect and that are open,
-        subscriptions that ended within three days, and open dunning cases in the state of the kind. Nothing of the
-        other kinds. Of one `subject`, an older invoice and
-        end are told too: a notice that was made in time stays true.
+        subscriptions that ended within three days, cards that expire within two months, and open dunning cases in the
+        state of the kind. Nothing of the other kinds. Of one `subject`, an older invoice and end are told too: a notice
+        that was made in time stays true.
         """
         ...
 

@@ -115,8 +115,11 @@ class StripeSchedules(Protocol):
         """Put a subscription under a schedule that changes nothing. The same key within 23 hours gives the same."""
         ...
 
-    async def plan(self, schedule: str, phases: Sequence[Mapping[str, Any]], mark: str, key: str) -> None:
-        """Give a schedule its phases and its mark."""
+    async def plan(
+        self, schedule: str, phases: Sequence[Mapping[str, Any]], mark: str, key: str, end_behavior: str = "release"
+    ) -> None:
+        """Give a schedule its phases and its mark. After the last phase the subscription goes on, or with
+        `end_behavior` "cancel" it ends."""
         ...
 
     async def release(self, schedule: str) -> None:

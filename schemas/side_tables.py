@@ -23,6 +23,7 @@ MIRROR_COLUMNS: Final[Mapping[str, tuple[str, ...]]] = {
     "stripe_customers": (
         "id", "email", "currency", "default_payment_method", "country", "tax_exempt", "created_ms", "deleted",
     ),
+    "payment_methods": ("id", "customer_id", "type", "expires_ms"),
     "subscriptions": (
         "id", "customer_id", "status", "billing_mode", "collection_method", "currency", "anchor_ms", "start_ms",
         "trial_end_ms", "cancel_at_ms", "ended_ms", "pause_reason", "schedule_id", "pending_update_until_ms",
@@ -38,7 +39,7 @@ MIRROR_COLUMNS: Final[Mapping[str, tuple[str, ...]]] = {
     "invoices": (
         "id", "customer_id", "subscription_id", "status", "billing_reason", "currency", "exponent", "subtotal_minor",
         "tax_minor", "total_minor", "remaining_minor", "attempt_count", "next_attempt_ms", "created_ms", "finalizes_ms",
-        "finalized_ms", "paid_ms", "hosted_url", "deleted",
+        "finalized_ms", "paid_ms", "hosted_url", "deleted", "decline_code",
     ),
     "invoice_lines": (
         "id", "invoice_id", "item_id", "price_id", "is_proration", "quantity", "amount_minor", "discount_minor",
@@ -56,6 +57,7 @@ TABLE_OF: Final[Mapping[ObjectKind, str]] = {
     ObjectKind.INVOICE: "invoices",
 }
 PARTS_OF: Final[Mapping[ObjectKind, tuple[str, str]]] = {
+    ObjectKind.CUSTOMER: ("payment_methods", "customer_id"),
     ObjectKind.SUBSCRIPTION: ("subscription_items", "subscription_id"),
     ObjectKind.INVOICE: ("invoice_lines", "invoice_id"),
 }

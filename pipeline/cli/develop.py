@@ -363,7 +363,7 @@ def _keys_file() -> Path:
 
 
 @key.command("create")
-@click.option("--role", type=click.Choice(["ingest", "read", "check", "operator", "admin"]), required=True)
+@click.option("--role", type=click.Choice(["ingest", "read", "check", "billing", "operator", "admin"]), required=True)
 @click.option("--account", default=None, help="Restrict the key to one account.")
 def key_create(role: str, account: str | None) -> None:
     """Print a new API key. Only the hash of the key is stored."""

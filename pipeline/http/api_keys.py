@@ -36,12 +36,13 @@ _NOBODY: Final = "0" * 64
 
 
 class Role(StrEnum):
-    """What a key may do: send events, read usage, ask for access and take holds, grant things to accounts, or
-    everything."""
+    """What a key may do: send events, read usage, ask for access and take holds, change plans, grant things to
+    accounts, or everything."""
 
     INGEST = "ingest"
     READ = "read"
     CHECK = "check"
+    BILLING = "billing"
     OPERATOR = "operator"
     ADMIN = "admin"
 

@@ -26,6 +26,8 @@ from pipeline.http.access import CHECK_PATH, AccessEndpoints
 from pipeline.http.accounts import AccountsEndpoint
 from pipeline.http.api_keys import Role
 from pipeline.http.appender import Appender
+from pipeline.http.change_models import PlansAnswer, QuoteAnswer
+from pipeline.http.changes import ChangeEndpoints
 from pipeline.http.dependencies import AnyKey, GatewayDependencies
 from pipeline.http.dunning import BannersAnswer, CasesAnswer, DunningEndpoints
 from pipeline.http.errors import Handler, answering, http_exception, json_answer
@@ -130,6 +132,7 @@ def create_gateway(dependencies: GatewayDependencies, metrics: Metrics | None = 
     _add_reads(app, dependencies, exposition)
     _add_flush(app, dependencies)
     _add_access(app, dependencies)
+    _add_changes(app, ChangeEndpoints(dependencies))
     # The last of the accounts' paths, because a name in a path may contain slashes.
     _add_accounts(app, dependencies)
     app.state.openapi = document(app)
@@ -239,6 +242,21 @@ def _add_overrides(app: FastAPI, overrides: OverrideEndpoints) -> None:
     app.add_api_route(one, overrides.put, methods=["PUT"], summary="Override a feature", **more)
     contracts = "/v1/accounts/{account:name}/contracts"
     app.add_api_route(contracts, overrides.contract, methods=["POST"], summary="Grant a contract's terms", **more)
+
+
+def _add_changes(app: FastAPI, changes: ChangeEndpoints) -> None:
+    """Add the paths that quote and change plans."""
+    statuses = (400, 401, 403, 404, 408, 409, 413, 501, 503)
+    more: dict[str, Any] = {"response_model": QuoteAnswer, "response_description": QuoteAnswer.__doc__}
+    more |= {"responses": {status: REFUSALS[status] for status in (*statuses, "default")}}
+    quotes, one = "/v1/accounts/{account:name}/quotes", "/v1/accounts/{account:name}/quotes/{quote}/accept"
+    app.add_api_route(quotes, changes.quote, methods=["POST"], status_code=201, summary="Quote a change", **more)
+    app.add_api_route(one, changes.accept, methods=["POST"], summary="Accept a quote", **more)
+    pending = "/v1/accounts/{account:name}/changes/pending"
+    app.add_api_route(pending, changes.undo, methods=["DELETE"], summary="Take a pending change back", **more)
+    more |= {"response_model": PlansAnswer, "response_description": PlansAnswer.__doc__}
+    more["responses"] = {status: REFUSALS[status] for status in (401, 403, 501, 503, "default")}
+    app.add_api_route("/v1/plans", changes.plans, summary="The plans that are sold", **more)
 
 
 def _meaning(model: Any, summary: str) -> str:

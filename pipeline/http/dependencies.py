@@ -11,6 +11,7 @@ from fastapi.security import HTTPBearer
 from starlette.requests import Request
 
 from pipeline.access.checks import AccessChecks
+from pipeline.changes.parts import Parts as ChangeParts
 from pipeline.http.api_keys import ApiKey, Keys, Role
 from pipeline.http.errors import ApiError
 from pipeline.settings import Settings
@@ -68,8 +69,9 @@ class GatewayDependencies:
     from its store, None before the first time. Without `live` the gateway does not answer current usage. Without
     `usage` the gateway does not answer usage over time. Without `hourly`, `complete_up_to` is null.
     Without `accounts` the gateway links no accounts and lists no intents. Without `access` it answers no checks; while
-    `access` returns None, SQL has not answered yet. `notices` and `dunning` are alike: without
-    them the gateway lists no notices, and no dunning cases and banners.
+    `access` returns None, SQL has not answered yet. `notices` and `dunning` are alike: without them the gateway lists
+    no notices, and no dunning cases and banners. Without `changes` it changes no plans; the call may raise `Transient`
+    and `OperatorNeeded`.
     """
 
     log: Log
@@ -86,6 +88,7 @@ class GatewayDependencies:
     access: Callable[[], tuple[AccessChecks, Entitlements] | None] | None = None
     notices: Callable[[], NoticeOutbox | None] | None = None
     dunning: Callable[[], DunningStore | None] | None = None
+    changes: Callable[[], Awaitable[ChangeParts]] | None = None
 
 
 def authorized(dependencies: GatewayDependencies, request: Request, *roles: Role, account: str | None = None) -> ApiKey:
@@ -140,6 +143,16 @@ async def _operator(request: Request, _scheme: _Scheme) -> ApiKey:
     return authorized(request.app.state.dependencies, request, Role.OPERATOR, account=account)
 
 
+async def _billing(request: Request, _scheme: _Scheme) -> ApiKey:
+    """A key that may change the plan of the account of the path."""
+    account = request.path_params.get("account")
+    return authorized(request.app.state.dependencies, request, Role.BILLING, Role.OPERATOR, account=account)
+
+
+async def _plan_reader(request: Request, _scheme: _Scheme) -> ApiKey:
+    return authorized(request.app.state.dependencies, request, Role.READ, Role.BILLING, Role.OPERATOR)
+
+
 async def _checker(request: Request, _scheme: _Scheme) -> ApiKey:
     return authorized(request.app.state.dependencies, request, Role.CHECK)
 
@@ -169,6 +182,8 @@ Reader = Annotated[ApiKey, Depends(_reader)]
 Admin = Annotated[ApiKey, Depends(_admin)]
 Checker = Annotated[ApiKey, Depends(_checker)]
 Operator = Annotated[ApiKey, Depends(_operator)]
+Billing = Annotated[ApiKey, Depends(_billing)]
+PlanReader = Annotated[ApiKey, Depends(_plan_reader)]
 OverrideReader = Annotated[ApiKey, Depends(_override_reader)]
 Live = Annotated[LiveUsage, Depends(_live)]
 Analytics = Annotated[UsageReader, Depends(_analytics)]

@@ -11,6 +11,7 @@ from pydantic import BaseModel
 
 from pipeline.access.holds import KEY_CHARACTERS_MAX
 from pipeline.http.body import BATCH, LINES, PLAIN, SINGLE
+from pipeline.http.change_models import AcceptWish, QuoteWish
 from pipeline.http.models import (
     AccessAnswer,
     AccessCheck,
@@ -55,6 +56,7 @@ _KEY: Final = '-H "Authorization: Bearer $TIDEMARK_API_KEY"'
 _MONTH: Final = "from=2026-11-01T00:00:00Z&to=2026-12-01T00:00:00Z"
 ACCOUNT: Final = "/v1/accounts/{account}"
 OVERRIDE: Final = f"{ACCOUNT}/overrides/{{feature}}"
+ACCEPT: Final = f"{ACCOUNT}/quotes/{{quote}}/accept"
 HOLD_PATH: Final = "/v1/access/holds/{hold}"
 # The bodies that handlers read themselves.
 _BODIES: Final[Mapping[tuple[str, str], type[BaseModel]]] = {
@@ -62,6 +64,8 @@ _BODIES: Final[Mapping[tuple[str, str], type[BaseModel]]] = {
     (OVERRIDE, "put"): OverrideWish,
     (f"{ACCOUNT}/contracts", "post"): ContractWish,
     (f"{HOLD_PATH}/use", "post"): HoldUse,
+    (f"{ACCOUNT}/quotes", "post"): QuoteWish,
+    (ACCEPT, "post"): AcceptWish,
 }
 _TARGETS: Final = {
     "/v1/usage": f"/v1/usage?meter=tokens&account=acme&window=day&group_by=model&{_MONTH}",
@@ -73,6 +77,7 @@ _TARGETS: Final = {
     "/v1/dunning/cases": "/v1/dunning/cases?state=open",
     "/v1/accounts/{account}/banners": "/v1/accounts/acme/banners",
     "/v1/meters": "/v1/meters",
+    "/v1/plans": "/v1/plans",
     "/v1/meters/{meter}/top": "/v1/meters/tokens/top",
     ACCOUNT: "/v1/accounts/acme",
     "/v1/accounts/{account}/usage": "/v1/accounts/acme/usage",
@@ -95,6 +100,13 @@ EXAMPLES: Final[Mapping[str, str]] = {
     f"{ACCOUNT}/contracts": f"""curl "$GATEWAY/v1/accounts/acme/contracts" \\
   {_KEY} \\
   -d '{{"terms": [{{"feature": "api_calls", "does": "set", "value": "500000"}}], "by": "ann", "reason": "signed"}}'""",
+    f"{ACCOUNT}/quotes": f"""curl "$GATEWAY/v1/accounts/acme/quotes" \\
+  {_KEY} \\
+  -d '{{"plan": "professional", "used": {{"locations": "1"}}}}'""",
+    ACCEPT: f"""curl -X POST "$GATEWAY/v1/accounts/acme/quotes/qt_5d41402abc4b2a76b9719d91/accept" \\
+  {_KEY}""",
+    f"{ACCOUNT}/changes/pending": f"""curl -X DELETE "$GATEWAY/v1/accounts/acme/changes/pending" \\
+  {_KEY}""",
     f"{HOLD_PATH}/use": f"""curl "$GATEWAY/v1/access/holds/hold_5d41402abc4b2a76b9719d911017c592/use" \\
   {_KEY} \\
   -d '{{"quantity": "40"}}'""",
@@ -168,7 +180,7 @@ def document(app: FastAPI) -> dict[str, Any]:
     # The handler reads the body itself, because FastAPI would read one of any size.
     for (path, method), model in _BODIES.items():
         openapi["paths"][path][method]["requestBody"] = {
-            "required": model is not HoldUse,
+            "required": model not in (HoldUse, AcceptWish),
             "content": {PLAIN: {"schema": _schema(model, schemas)}},
         }
     for path, command in EXAMPLES.items():

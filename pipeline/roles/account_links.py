@@ -1,4 +1,4 @@
-"""What the gateway needs to link accounts: the same code as `tidemark account link`."""
+"""What the gateway needs to link accounts and to change plans: the same code as the commands."""
 
 from __future__ import annotations
 
@@ -8,12 +8,14 @@ import secrets
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
+from pipeline.changes.parts import Parts
 from pipeline.clock import SystemClock
-from pipeline.open import Base, open_side_tables, open_stripe_objects
+from pipeline.open import Base, change_parts, open_side_tables, open_stripe_changes, open_stripe_objects
 from pipeline.webhooks.linking import Linking, Wish, link_customers
 from schemas.billing_events import StripeObjects
 from schemas.errors import InvalidInput, OperatorNeeded, Refused, TidemarkError
 from schemas.intent_ledger import IntentState, LedgerIntent
+from schemas.plan_changes import StripeChanges
 from schemas.side_tables import Link
 
 if TYPE_CHECKING:
@@ -37,6 +39,7 @@ class OpenedAccountLinks:
         self._base = base
         self._tables: PostgresSideTables | None = None
         self._objects: StripeObjects | None = None
+        self._stripe: StripeChanges | None = None
         self._lock = asyncio.Lock()
         self._stack = contextlib.AsyncExitStack()
 
@@ -56,6 +59,16 @@ class OpenedAccountLinks:
     async def intents(self, state: IntentState, account: str, limit: int, after: str) -> Sequence[LedgerIntent]:
         """See `AccountLinks`."""
         return await (await self._opened_tables()).intents.listed([state], account, limit, after=after)
+
+    async def changes(self) -> Parts:
+        """What plan changes need. Raises `Transient` and `OperatorNeeded`."""
+        tables = await self._opened_tables()
+        async with self._lock:
+            if self._stripe is None:
+                with _operators_matter(Refused, InvalidInput):
+                    self._stripe = await open_stripe_changes(self._base)
+                self._stack.push_async_callback(self._stripe.close)
+        return change_parts(self._base, tables, self._stripe)
 
     async def close(self) -> None:
         """Close what was opened. Safe to call twice."""

@@ -8,13 +8,16 @@ from typing import Final
 
 from pipeline.access.dunning import DunningGauges
 from pipeline.access.renewal import Renewal
+from pipeline.changes.operating import turn
 from pipeline.clock import SystemClock
 from pipeline.metrics import MetricName, Metrics
 from pipeline.open import (
     account_log,
+    change_parts,
     open_base,
     open_live_view,
     open_side_tables,
+    open_stripe_changes,
     open_stripe_objects,
 )
 from pipeline.roles.base import relaying, run_processor, runner_settings
@@ -25,8 +28,9 @@ from pipeline.webhooks.processor import BILLING_GROUP, BillingEventProcessor, Pr
 from pipeline.webhooks.recovery import Recovery
 from pipeline.webhooks.set_aside import append_set_aside
 from pipeline.webhooks.walker import Canary, Walker
-from schemas.clock import SECOND_MS, Clock
+from schemas.clock import DAY_MS, SECOND_MS, Clock
 from schemas.log import BILLING_EVENTS_TOPIC
+from schemas.plan_changes import PlanChanges
 from schemas.side_tables import SideTables
 
 # One transaction has the events of a read: small enough that its locks are short, large enough that the events of a
@@ -36,6 +40,9 @@ HELD_EVENTS_MAX: Final = 10_000
 COUNT_INTERVAL_S: Final = 15.0
 RENEWAL_INTERVAL_S: Final = 0.2
 SWEEP_INTERVAL_S: Final = 10.0
+CHANGES_INTERVAL_S: Final = 10.0
+# A quote that differs from its invoice is shown for so long.
+DIFFERING_MS: Final = 7 * DAY_MS
 SWEPT_MAX: Final = 10_000
 # The events of a sign-up come within a second or two, and share their fetches if they are read together. One event
 # alone does not wait so long: an account waits for what it bought.
@@ -52,6 +59,8 @@ OWNER_GAUGES: Final[tuple[MetricName, ...]] = (
     "tidemark_mirror_walked_seconds",
     "tidemark_mirror_canary_heard_seconds",
     "tidemark_mirror_canary_silent",
+    "tidemark_changes_differing",
+    "tidemark_changes_oldest_age_seconds",
 )
 
 
@@ -67,12 +76,15 @@ async def run_mirror(settings: Settings) -> None:
         stack.push_async_callback(view.close)
         tables = await open_side_tables(base)
         stack.push_async_callback(tables.close)
+        stripe = await open_stripe_changes(base)
+        stack.push_async_callback(stripe.close)
+        changes = change_parts(base, tables, stripe)
 
         processor = BillingEventProcessor(base.log, tables, objects, base.clock, settings.canary_customer)
         outbox = BindingOutbox(tables, account_log(base), view)
         canary = Canary(settings.canary_customer, objects, tables, base.clock) if settings.canary_customer else None
         walker = Walker(base.log, objects, tables, base.clock, SystemClock())
-        metrics, counted = Metrics(), Counted(tables, base.clock)
+        metrics, counted = Metrics(), Counted(tables, tables.plan_changes, base.clock)
         renewal = Renewal(tables.catalog, tables.entitlements, base.clock)
         dunned = DunningGauges(tables.dunning, base.clock)
         recoveries: list[Recovery] = []
@@ -92,11 +104,15 @@ async def run_mirror(settings: Settings) -> None:
             def not_renewed() -> None:
                 metrics.add("tidemark_relay_failures_total", view="entitlements")
 
+            def not_changed() -> None:
+                metrics.add("tidemark_relay_failures_total", view="changes")
+
             return (
                 relaying(owned, lambda _: outbox.relay(), settings.relay_interval_s, on_failure=failed),
                 relaying(owned, lambda _: counted.count(), COUNT_INTERVAL_S),
                 relaying(owned, lambda _: dunned.count(), COUNT_INTERVAL_S),
                 relaying(owned, lambda _: renewal.turn(), RENEWAL_INTERVAL_S, on_failure=not_renewed),
+                relaying(owned, lambda _: turn(changes), CHANGES_INTERVAL_S, on_failure=not_changed),
                 relaying(owned, lambda _: tables.holds.sweep(base.clock.now_ms(), SWEPT_MAX), SWEEP_INTERVAL_S),
                 recovery.run(),
             )
@@ -115,17 +131,22 @@ async def run_mirror(settings: Settings) -> None:
 class Counted:
     """What waits for a person, counted now and then because a scrape cannot wait for SQL; None before the first."""
 
-    def __init__(self, tables: SideTables, clock: Clock) -> None:
+    def __init__(self, tables: SideTables, changes: PlanChanges, clock: Clock) -> None:
         self._tables = tables
+        self._changes = changes
         self._clock = clock
         self.held: int | None = None
         self.aside: int | None = None
         self.overlaps: int | None = None
+        self.differing: int | None = None
+        self.oldest_change_ms: int | None = None
 
     async def count(self) -> None:
         self.held = len(await self._tables.held(limit=HELD_EVENTS_MAX))
         self.aside = len(await self._tables.set_aside(HELD_EVENTS_MAX))
         self.overlaps = len(await self._tables.overlaps(self._clock.now_ms()))
+        self.differing = await self._changes.differing(self._clock.now_ms() - DIFFERING_MS)
+        self.oldest_change_ms = await self._changes.oldest_open_ms()
 
 
 def show(
@@ -165,6 +186,8 @@ def _waiting_gauges(metrics: Metrics, clock: Clock, due: OutboxStatus, counted: 
     _set_known(metrics, "tidemark_mirror_held_events", counted.held)
     _set_known(metrics, "tidemark_mirror_set_aside_events", counted.aside)
     _set_known(metrics, "tidemark_mirror_overlaps", counted.overlaps)
+    _set_known(metrics, "tidemark_changes_differing", counted.differing)
+    metrics.set("tidemark_changes_oldest_age_seconds", _age_s(clock, counted.oldest_change_ms) or 0)
 
 
 def _recovery_gauges(metrics: Metrics, recovery: Recovery) -> None:

@@ -34,6 +34,7 @@ from sinks.sql.tables import INTEGER, account_customers, mirror, notices
 TRIAL_MS: Final = 7 * DAY_MS
 UNPAID_MS: Final = 30 * DAY_MS
 ENDED_MS: Final = 3 * DAY_MS
+CARD_MS: Final = 60 * DAY_MS
 DETAIL_CHARACTERS_MAX: Final = 500
 _FACTS: Final = Notice._fields
 # The state of a case that a notice is about.
@@ -164,12 +165,26 @@ def _facts(kind: NoticeKind, now_ms: int, *, is_old_told: bool) -> Any:
     """The statement that lists the facts of a kind, or None for a kind that the mirror does not tell."""
     ended_ms, unpaid_ms = (0, 0) if is_old_told else (now_ms - ENDED_MS, now_ms - UNPAID_MS)
     subscription, invoice = mirror["subscriptions"].c, mirror["invoices"].c
-    nothing: tuple[Any, ...] = (literal_column("0"), literal_column("''"), literal_column("0"), literal_column("''"))
+    nothing: tuple[Any, ...] = (
+        literal_column("0"),
+        literal_column("''"),
+        literal_column("0"),
+        *[literal_column("''")] * 2,
+    )
     if kind in _STATES:
         return _dunned(_STATES[kind])
     if kind is NoticeKind.TRIAL_ENDS:
         is_so = (subscription.status == "trialing") & subscription.trial_end_ms.between(now_ms + 1, now_ms + TRIAL_MS)
         return _linked(subscription, is_so, now_ms, subscription.trial_end_ms, subscription.start_ms, *nothing)
+    if kind is NoticeKind.CARD_EXPIRES:
+        customer, card = mirror["stripe_customers"].c, mirror["payment_methods"].c
+        # Stripe tries the subscription's own card, and the customer's where the subscription has none.
+        paying = func.coalesce(subscription.default_payment_method, customer.default_payment_method)
+        is_so = (customer.id == subscription.customer_id) & (card.id == paying)
+        is_so &= subscription.status.in_(["active", "trialing", "past_due"])
+        is_so &= card.expires_ms.between(now_ms + 1, now_ms + CARD_MS)
+        is_so &= func.coalesce(subscription.cancel_at_ms > card.expires_ms, literal_column("TRUE"))
+        return _linked(subscription, is_so, now_ms, card.expires_ms, subscription.start_ms, *nothing)
     if kind is NoticeKind.SUBSCRIPTION_ENDED:
         is_so = (subscription.status == "canceled") & subscription.ended_ms.between(ended_ms, now_ms)
         return _linked(subscription, is_so, now_ms, subscription.ended_ms, subscription.start_ms, *nothing)
@@ -177,19 +192,28 @@ def _facts(kind: NoticeKind, now_ms: int, *, is_old_told: bool) -> Any:
         is_so = (invoice.status == "open") & (invoice.attempt_count > 0)
         is_so &= invoice.created_ms.between(unpaid_ms, now_ms)
         url = func.coalesce(invoice.hosted_url, "")
-        owed = (invoice.remaining_minor, func.coalesce(invoice.currency, ""), invoice.exponent, url)
+        code = func.coalesce(invoice.decline_code, "")
+        owed = (invoice.remaining_minor, func.coalesce(invoice.currency, ""), invoice.exponent, url, code)
         return _linked(invoice, is_so, now_ms, invoice.created_ms, invoice.created_ms, *owed)
     return None
 
 
 def _linked(
-    table: Any, is_so: Any, now_ms: int, at_ms: Any, since_ms: Any, minor: Any, currency: Any, exponent: Any, url: Any
+    table: Any,
+    is_so: Any,
+    now_ms: int,
+    at_ms: Any,
+    since_ms: Any,
+    minor: Any,
+    currency: Any,
+    exponent: Any,
+    *texts: Any,
 ) -> Any:
     """The rows of a mirror table that are so, each with the account that is linked to its customer now."""
     links, later = account_customers.c, account_customers.alias().c
     is_newer = (later.account == links.account) & (later.starts_ms > links.starts_ms) & (later.starts_ms <= now_ms)
     is_linked = (links.starts_ms <= now_ms) & ~exists().where(is_newer)
-    numbers = (func.coalesce(since_ms, 0), func.coalesce(minor, 0), currency, func.coalesce(exponent, 0), url)
+    numbers = (func.coalesce(since_ms, 0), func.coalesce(minor, 0), currency, func.coalesce(exponent, 0), *texts)
     wanted = select(links.account, table.id.label("subject"), at_ms, *numbers)
     return wanted.where(links.customer_id == table.customer_id, is_linked, is_so, table.deleted.is_distinct_from(1))
 
@@ -205,11 +229,14 @@ def _dunned(state: DunningState) -> Any:
     )
     is_owed = (of.case_id == found.id) & (invoice.id == of.invoice_id) & invoice.status.in_(["open", "uncollectible"])
     minor = select(cast(func.sum(func.coalesce(invoice.remaining_minor, 0)), INTEGER)).where(is_owed).scalar_subquery()
-    oldest = select(invoice.hosted_url).where(is_owed, invoice.hosted_url.is_not(None))
-    oldest = oldest.order_by(of.first_failed_ms, invoice.id).limit(1)
+    url, code = (
+        select(column).where(is_owed, column.is_not(None)).order_by(of.first_failed_ms, invoice.id).limit(1)
+        for column in (invoice.hosted_url, invoice.decline_code)
+    )
     wanted = select(
         found.account, found.subscription_id.label("subject"), func.coalesce(found.downgrade_ms, 0), found.opened_ms,
-        func.coalesce(minor, 0), found.currency, found.exponent, func.coalesce(oldest.scalar_subquery(), ""),
+        func.coalesce(minor, 0), found.currency, found.exponent, func.coalesce(url.scalar_subquery(), ""),
+        func.coalesce(code.scalar_subquery(), ""),
     )  # fmt: skip
     return wanted.where(found.state == state.value, found.closed_ms.is_(None), found.next_ms.is_not(None), ~has_ended)
 

@@ -43,6 +43,7 @@ from sinks.sql.holds import SqlHolds
 from sinks.sql.intents import SqlIntentLedger
 from sinks.sql.notices import SqlNotices
 from sinks.sql.payers import SqlPayers
+from sinks.sql.plan_changes import SqlPlanChanges
 from sinks.sql.plan_moves import SqlPlanMoves
 from sinks.sql.queries import links_of, mirror_row, mirror_rows, next_offset, rows_where
 from sinks.sql.tables import account_bindings, audit, cursors, customer_column, mirror, processed_events
@@ -121,6 +122,11 @@ class SqlSideTables(ABC):
     def plan_moves(self) -> SqlPlanMoves:
         """Moves of subscriptions to another version of their plan, in the same database."""
         return SqlPlanMoves(self._run)
+
+    @property
+    def plan_changes(self) -> SqlPlanChanges:
+        """Quotes and operations of plan changes, in the same database."""
+        return SqlPlanChanges(self._run)
 
     @abstractmethod
     async def _run(self, body: Callable[[Connection], Answer]) -> Answer:

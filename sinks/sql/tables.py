@@ -53,6 +53,9 @@ def _integer(name: str, *, key: bool = False, nullable: bool = False) -> Column[
     return Column(name, INTEGER, primary_key=key, nullable=nullable, autoincrement=False)
 
 
+# For the modules of further tables.
+table, text, integer = _table, _text, _integer
+
 _ITEM_STATES: Final = ", ".join(f"'{state}'" for state in InvoiceItemState)
 _STATES: Final = ", ".join(f"'{state}'" for state in IntentState)
 _DELIVERY_STATES: Final = ", ".join(f"'{state}'" for state in DeliveryState)

@@ -111,6 +111,27 @@ async def read(call: Callable[[], Awaitable[Any]], parse: Callable[[Any], T]) ->
         raise Transient(f"not an answer of Stripe: {error}") from error
 
 
+async def stored(call: Callable[[], Awaitable[T]]) -> T:
+    """The answer of a call with an Idempotency-Key. If Stripe repeats a stored refusal, it is the answer of this call.
+
+    Raises `InvalidInput` then. `read` would take the repetition for an answer about another request.
+    """
+    try:
+        return await call()
+    except stripe.StripeError as error:
+        answer = answer_of(error)
+        is_repeated = answer.headers.get("idempotent-replayed") == "true" and not answer.is_foreign
+        if is_repeated and 400 <= answer.status < 500 and answer.status not in (401, 403, 409, 429):
+            raise InvalidInput(answer.code or "stripe", describe(answer)) from error
+        raise
+
+
+def is_stored_failure(error: stripe.StripeError) -> bool:
+    """Whether Stripe repeats a stored failure of its own (5xx): the same key will get no other answer."""
+    answer = answer_of(error)
+    return answer.headers.get("idempotent-replayed") == "true" and not answer.is_foreign and answer.status >= 500
+
+
 def answer_of(error: stripe.StripeError) -> Answer:
     """What Stripe answered, or that no answer came, of an error of the library."""
     detail = error.error

@@ -10,7 +10,7 @@ from schemas.billing_events import ObjectKind, ObjectName
 from schemas.clock import SECOND_MS
 from schemas.errors import InvalidInput, Transient
 from schemas.plan_moves import StripeSchedule, Subscribed, SubscribedItem
-from sinks.stripe.connection import SHAPE_ERRORS, json_of, read
+from sinks.stripe.connection import SHAPE_ERRORS, json_of, read, stored
 from sinks.stripe.objects import StripeClientObjects
 
 MARK_KEY: Final = "tidemark_move"
@@ -51,9 +51,11 @@ class StripeClientSchedules(StripeClientObjects):
         """See `StripeSchedules`. Stripe takes nothing else together with `from_subscription`."""
         return await self._post("", {"from_subscription": subscription}, key)
 
-    async def plan(self, schedule: str, phases: Sequence[Mapping[str, Any]], mark: str, key: str) -> None:
+    async def plan(
+        self, schedule: str, phases: Sequence[Mapping[str, Any]], mark: str, key: str, end_behavior: str = "release"
+    ) -> None:
         """See `StripeSchedules`."""
-        params = {"phases": phases, "end_behavior": "release", "metadata": {MARK_KEY: mark}}
+        params = {"phases": phases, "end_behavior": end_behavior, "metadata": {MARK_KEY: mark}}
         await self._post(f"/{quote(schedule, safe='')}", {**params, "proration_behavior": "none"}, key)
 
     async def release(self, schedule: str) -> None:
@@ -63,7 +65,7 @@ class StripeClientSchedules(StripeClientObjects):
     async def _post(self, path: str, params: Mapping[str, Any], key: str) -> StripeSchedule:
         options = {"idempotency_key": key} if key else {}
         return await read(
-            lambda: self._stripe.raw_request_async("post", f"{_SCHEDULES}{path}", **params, **options),
+            lambda: stored(lambda: self._stripe.raw_request_async("post", f"{_SCHEDULES}{path}", **params, **options)),
             lambda response: _schedule(json_of(response)),
         )
 

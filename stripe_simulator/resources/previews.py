@@ -20,8 +20,9 @@ _DETAILS: Final = (
     "trial_end",
 )  # fmt: skip
 TAKES: Final = (
-    "customer", "discounts", "preview_mode", "schedule", "schedule_details[end_behavior]", "schedule_details[phases]",
-    "schedule_details[proration_behavior]", "subscription", *(f"subscription_details[{name}]" for name in _DETAILS),
+    "automatic_tax[enabled]", "customer", "discounts", "preview_mode", "schedule", "schedule_details[end_behavior]",
+    "schedule_details[phases]", "schedule_details[proration_behavior]", "subscription",
+    *(f"subscription_details[{name}]" for name in _DETAILS),
 )  # fmt: skip
 # More jobs than a subscription has between two invoices.
 JOBS_MAX: Final = 50
@@ -44,7 +45,8 @@ def create(mode: Mode, call: Call) -> Object:
 
 def _until_the_invoice(mode: Mode, call: Call, *, recurring: bool) -> None:
     params = call.params
-    change = params.get("subscription_details", {}) | {key: params[key] for key in ("discounts",) if key in params}
+    own = {key: params[key] for key in ("automatic_tax", "discounts") if key in params}
+    change = params.get("subscription_details", {}) | own
     if recurring:
         change["proration_behavior"] = "none"
         change.pop("proration_date", None)

@@ -5,18 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from decimal import Decimal
 
-import httpx
-
 from pipeline.access.checks import Answer
-from pipeline.commands.catalog import Parts, apply_plan, plan_content
-from schemas.catalog_changes import CatalogKind
-from schemas.meters import MeterSet
-from sinks.stripe.catalog import StripeClientCatalog
-from sinks.stripe.client import StripeClientMeters
 from tests.scenarios.vocabulary import Account, at
-from tests.services.stripe import TEST_KEY
-from tests.services.stripe_requests import application
 from tests.worlds.business import Business
+from tests.worlds.changing import apply_catalog
 
 ACME = "acme"
 
@@ -35,25 +27,9 @@ class Seller:
         await self._account.open(on, card)
         self._business.clock.ms = at(on) * 1_000
         await self._business.open()
-        await self._apply(catalog)
+        self.prices = await apply_catalog(self._business, self._account.sdk.simulator, catalog)
         await self._business.link(ACME, self._account.customer)
         await self._business.settle()
-
-    async def _apply(self, catalog: str) -> None:
-        meters = StripeClientMeters(TEST_KEY, "http://stripe.test", nonce="test")
-        objects = StripeClientCatalog(TEST_KEY, "http://stripe.test", scope="test:acct_1", nonce="test")
-        for client in (meters, objects):
-            transport = httpx.ASGITransport(application(self._account.sdk.simulator))
-            client._transport._client = httpx.AsyncClient(transport=transport)
-        store = self._business.sql.catalog
-        parts = Parts(self._business.clock, store, objects, meters, _no_meter_set, _applied)
-        checked = await plan_content(parts, catalog.encode())
-        assert checked.plan is not None, checked.problems
-        await apply_plan(parts, checked.plan, "ann", "a scenario", lambda _: None)
-        await objects.close()
-        await meters.close()
-        records = (await store.standing()).records
-        self.prices = {key: record.stripe_id for (kind, key), record in records.items() if kind is CatalogKind.PRICE}
 
     def price(self, name: str) -> str:
         """The price id of a lookup key without its prefix: `pro.v1.location.month.usd`."""
@@ -92,11 +68,3 @@ class Seller:
         upgrade = (await self.check(feature, quantity, used)).upgrade
         assert upgrade is not None
         return str(upgrade.offer), upgrade.due_now.minor
-
-
-async def _no_meter_set() -> MeterSet | None:
-    return None
-
-
-async def _applied(_meter_set: MeterSet) -> None:
-    """The log of a scenario counts nothing."""

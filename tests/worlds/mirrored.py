@@ -25,6 +25,20 @@ async def mirrored(
     await tables.commit(step(offset, [event(1_000 + offset, name, customer=customer)], fetched, partition=9))
 
 
+async def customer(tables: SqlSideTables, default: str = "", **cards: int | None) -> None:
+    """Write the customer `cus_1` into the mirror, with cards by id and when they expire."""
+    name = ObjectName(ObjectKind.CUSTOMER, "cus_1")
+    seq = (await tables.fetch_seqs([name]))[name]
+    row: Row = {"id": name.id, "deleted": 0, "default_payment_method": default or None}
+    methods: list[Row] = [
+        {"id": card, "customer_id": name.id, "type": "card", "expires_ms": expires_ms}
+        for card, expires_ms in cards.items()
+    ]
+    offset = await tables.position(9) or 0
+    fetched = [Fetched(name, seq, {"stripe_customers": [row], "payment_methods": methods})]
+    await tables.commit(step(offset, [event(1_000 + offset, name, customer=name.id)], fetched, partition=9))
+
+
 async def subscription(tables: SqlSideTables, **columns: Any) -> None:
     """Write a subscription of `cus_1` into the mirror."""
     await mirrored(tables, ObjectKind.SUBSCRIPTION, "subscriptions", "cus_1", **{"anchor_ms": 0, **columns})

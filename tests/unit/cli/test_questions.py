@@ -66,7 +66,7 @@ def test_yes_does_it(appended: list[Plan], arguments: list[str], answer: str) ->
         (["top", "--meter", "m", "--limit", "-3"], "tidemark: Invalid value for '--limit': -3 is not in the range 1<="),
         (
             ["key", "create"],
-            "tidemark: Missing option '--role'. Choose from: ingest, read, check, operator, admin; add -h",
+            "tidemark: Missing option '--role'. Choose from: ingest, read, check, billing, operator, admin; add -h",
         ),
         (["rebuild"], "tidemark: Missing argument 'COMMAND': give one of archive, redis, usage_hourly"),
         (["nonsense"], "tidemark: No such command 'nonsense'; add -h for the help"),
@@ -110,6 +110,7 @@ EXAMPLES = {
     ("account", "link-all"): ["/dev/null"],
     ("account", "override"): ["acme", "api_calls", "--add", "5", "--reason", "a gift"],
     ("account", "overrides"): ["acme"], ("account", "revoke"): ["acme", "1", "--reason", "a mistake"],
+    ("change", "preview"): ["acme", "pro"], ("change", "accept"): ["acme", "qt_1"], ("change", "undo"): ["acme"],
     ("check",): ["acme", "api_calls"], ("notices", "retry"): ["--all-dead"],
     ("dunning", "write-off"): ["dun_1", "--reason", "goodwill"],
     ("hold", "use"): ["hold_1"], ("hold", "release"): ["hold_1"],

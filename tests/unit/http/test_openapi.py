@@ -34,6 +34,11 @@ ROOT: Final = Path(__file__).resolve().parents[3]
 WEBHOOK_PATH = "/v1/stripe/webhook"
 HTTP_API: Final = (ROOT / "docs" / "http-api.md").read_text()
 # What these take is not done yet when they answer.
+# The gateway of these tests has no Stripe; tests/unit/changes sends such requests.
+OF_STRIPE: Final = {
+    "/v1/accounts/{account}/quotes", "/v1/accounts/{account}/quotes/{quote}/accept",
+    "/v1/accounts/{account}/changes/pending", "/v1/plans",
+}  # fmt: skip
 TAKEN: Final = ("/v1/events", "/v1/accounts/{account}/flush")
 SPAN: Final = "from=2026-11-21T00:00:00Z&to=2026-11-22T00:00:00Z"
 
@@ -190,7 +195,8 @@ async def test_every_path_under_v1_has_an_example_that_works(gateway: Gateway) -
         answer = await gateway.client.request(
             method.upper(), target, content=content, headers=headers | gateway.bearer("admin")
         )
-        assert answer.status_code == (202 if path in TAKEN else 200), (path, answer.text)
+        expected = 501 if path in OF_STRIPE else 202 if path in TAKEN else 200
+        assert answer.status_code == expected, (path, answer.text)
         assert escape(sample["source"]) in page
 
 

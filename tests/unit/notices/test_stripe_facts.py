@@ -10,10 +10,12 @@ from aggregators.notices import STRIPE_KINDS, stripe_notice, words
 from pipeline.notices.sending import PAUSES_MS
 from schemas.clock import DAY_MS
 from schemas.notices import DeliveryState, NoticeKind, StripeFact
-from tests.worlds.mirrored import NOW_MS, invoice, subscription
+from tests.worlds.mirrored import NOW_MS, customer, invoice, subscription
 from tests.worlds.notices import SMALL_WITHOUT_WARNINGS, NoticeWorld
 
-DUNNING_DATA = ["account", "amount", "currency", "downgrade_at", "pay_url", "subscription"]
+DUNNING_DATA = [
+    "account", "amount", "currency", "decline_code", "downgrade_at", "needs_another_card", "pay_url", "subscription",
+]  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -40,10 +42,15 @@ def test_each_kind_has_words_and_data() -> None:
             "The trial of acme ends at 2026-11-22T10:30:00Z", ["account", "days", "subscription", "trial_end"],
         ),
         NoticeKind.PAYMENT_FAILED: (
-            "A payment of acme failed: 149.00 usd are open", ["account", "amount", "currency", "invoice", "pay_url"],
+            "A payment of acme failed: 149.00 usd are open",
+            ["account", "amount", "currency", "decline_code", "invoice", "needs_another_card", "pay_url"],
         ),
         NoticeKind.SUBSCRIPTION_ENDED: (
             "A subscription of acme ended at 2026-11-22T10:30:00Z", ["account", "ended_at", "subscription"],
+        ),
+        NoticeKind.CARD_EXPIRES: (
+            "The card of acme expires at 2026-11-22T10:30:00Z: the next payment needs another one",
+            ["account", "days", "expires_at", "subscription"],
         ),
         NoticeKind.PAYMENT_URGENT: ("The payment of acme failed again: 149.00 usd are open", DUNNING_DATA),
         NoticeKind.DOWNGRADE_WARNING: (
@@ -118,3 +125,37 @@ async def test_dunning_is_noticed_step_by_step_and_only_while_it_is_true() -> No
     await turn(36)
     late = [row for row in await world.rows() if row.notice.made_ms >= NOW_MS + 35 * DAY_MS]
     assert [(row.notice.kind, row.state) for row in late] == [(NoticeKind.PAYMENT_URGENT, DeliveryState.OBSOLETE)]
+
+
+async def test_a_card_is_noticed_a_month_and_a_week_before_it_expires_unless_it_was_replaced() -> None:
+    """On the days that the catalog says."""
+    world = NoticeWorld(SMALL_WITHOUT_WARNINGS.replace("{fallback_plan", "{card_expiry_days: [20, 7], fallback_plan"))
+    await world.begin()
+    world.clock.ms = NOW_MS
+    await world.sql.link("acme", "cus_1", 0, "ann", "", NOW_MS)
+    await subscription(world.sql, status="active", start_ms=0)
+    sweep, sending = world.notifier()
+    ends_ms = NOW_MS + 40 * DAY_MS
+    await customer(world.sql, "pm_old", pm_old=ends_ms)
+    for days_left in (30, 20, 19, 7):
+        world.clock.ms = ends_ms - days_left * DAY_MS
+        world.receiver.answers = ["refused"] if days_left == 7 else []
+        await sweep.turn()
+        await sending.turn()
+    await customer(world.sql, "pm_new", pm_old=ends_ms, pm_new=ends_ms + 900 * DAY_MS)
+    world.clock.advance(PAUSES_MS[0])
+    await sweep.turn()
+    await sending.turn()
+
+    assert [json.loads(notice.body)["data"]["days"] for notice in world.receiver.taken] == [20]
+    assert [row.state for row in await world.rows()] == [DeliveryState.SENT, DeliveryState.OBSOLETE]
+
+
+@pytest.mark.parametrize(("code", "is_hard"), [("insufficient_funds", False), ("stolen_card", True), ("", False)])
+@pytest.mark.parametrize("kind", [NoticeKind.PAYMENT_FAILED, NoticeKind.PAYMENT_URGENT, NoticeKind.DOWNGRADED])
+def test_after_a_decline_for_good_nobody_speaks_of_this_card_again(kind: NoticeKind, code: str, is_hard: bool) -> None:
+    made = stripe_notice("log", StripeFact(kind, "acme", "x_1", NOW_MS, 0, 1, "usd", 2, "https://pay", code), NOW_MS)
+    assert made is not None
+    data = json.loads(made.body)["data"]
+    said = "for good" in words(made)[1] or "cannot be used any more" in words(made)[1]
+    assert (data["needs_another_card"], said) == (is_hard, is_hard and kind is not NoticeKind.DOWNGRADED)

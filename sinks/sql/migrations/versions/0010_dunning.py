@@ -1,14 +1,17 @@
-"""The tables of dunning. `sinks/sql/dunning_tables.py` says what each one is for."""
+"""The tables of dunning, and the cards that it warns about. `sinks/sql/dunning_tables.py` says what each one is for."""
 
 from __future__ import annotations
 
 from alembic import op
 
 revision = "0010"
-down_revision = "0008"
+down_revision = "0009"
 
 STATEMENTS = (
     "ALTER TABLE subscriptions ADD COLUMN cancellation_reason TEXT",
+    "ALTER TABLE invoices ADD COLUMN decline_code TEXT",
+    "CREATE TABLE payment_methods (id TEXT PRIMARY KEY, customer_id TEXT, type TEXT, expires_ms BIGINT)",
+    "CREATE INDEX payment_methods_by_customer_id ON payment_methods (customer_id)",
     """
     CREATE TABLE dunning_cases (
         id TEXT PRIMARY KEY,

@@ -1,0 +1,251 @@
+"""Carries accepted quotes out at Stripe, one call after the other, and goes on wherever a process ended.
+
+Each step is noted in SQL before and after its call. A call that may have been made is repeated under the same key while
+Stripe knows the key; after that it is looked for in Stripe's list of events, and never sent again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import logging
+from typing import Any, Final
+
+from aggregators.plan_moves import CannotMove, phases_of
+from aggregators.plan_offer import changed_field
+from pipeline.changes.parts import Parts, seen, shop_of
+from schemas.clock import HOUR_MS, MINUTE_MS, SECOND_MS
+from schemas.errors import InvalidInput, TidemarkError, Transient
+from schemas.plan_changes import (
+    OPEN_STATES,
+    Call,
+    CallKind,
+    Operation,
+    OperationState,
+    Quote,
+    Refusal,
+    RefusalCode,
+    StripeSubscription,
+)
+from schemas.plan_moves import Subscribed, SubscribedItem
+
+# Stripe keeps an Idempotency-Key for at least a day.
+KEY_LASTS_MS: Final = 23 * HOUR_MS
+# An operation that nobody touched for so long has lost its process.
+PATIENCE_MS: Final = MINUTE_MS
+AT_ONCE: Final = 100
+
+_log: Final = logging.getLogger(__name__)
+
+
+async def accept(parts: Parts, account: str, identifier: str, by: str) -> tuple[Quote, Operation] | Refusal:
+    """Accept a quote and carry it out, as far as Stripe answers. The same quote again goes on with its operation.
+
+    What the account has is read again: a quote for something else is refused. Raises `Transient` if SQL does not
+    answer, or Stripe before anything was intended.
+    """
+    quote = await parts.changes.quote(account, identifier)
+    if quote is None:
+        return Refusal(0, RefusalCode.NO_QUOTE, "quote", "the account has no such quote: ask for a new one")
+    operation = await parts.changes.operation(quote.id)
+    if operation is None:
+        if refusal := await _outdated(parts, quote):
+            return refusal
+        operation = await parts.changes.intend(quote, by, parts.clock.now_ms())
+        if operation.quote != quote.id:
+            message = f"the change of quote {operation.quote} is being carried out: wait, then ask for a new quote"
+            return Refusal(quote.decided.row, RefusalCode.IN_FLIGHT, "account", message)
+    operation = await carry_on(parts, operation)
+    return await parts.changes.quote(account, identifier) or quote, operation
+
+
+async def _outdated(parts: Parts, quote: Quote) -> Refusal | None:
+    """Why a quote can no longer be accepted."""
+    row = quote.decided.row
+    if parts.clock.now_ms() >= quote.expires_ms:
+        return Refusal(row, RefusalCode.QUOTE_EXPIRED, "quote", "the quote has expired: ask for a new one")
+    now = await seen(parts, await shop_of(parts.catalog), quote.account)
+    if isinstance(now, Refusal):
+        return now
+    if field := changed_field(quote.base, now):
+        message = f"the {field} of the subscription changed since the quote: ask for a new one"
+        return Refusal(row, RefusalCode.CHANGED, field, message)
+    return None
+
+
+async def carry_on(parts: Parts, operation: Operation) -> Operation:
+    """Go on with an operation until it ends or Stripe does not answer; returns it as it is then. Safe to repeat, also
+    at the same time in several processes. Raises `Transient` only if SQL does not answer."""
+    quote = await parts.changes.quote(operation.account, operation.quote)
+    while quote is not None and operation.state in OPEN_STATES:
+        is_over = operation.step >= len(quote.decided.calls)
+        try:
+            operation = await (_finished(parts, quote, operation) if is_over else _stepped(parts, quote, operation))
+        except (CannotMove, InvalidInput) as error:
+            return await _failed(parts, quote, operation, str(error))
+        except _NoAnswer as error:
+            _log.warning("operation %s waits: %s", operation.id, error)
+            return await parts.changes.operation(quote.id) or operation
+    return operation
+
+
+async def turn(parts: Parts) -> int:
+    """Go on with operations whose process was lost. Returns how many there were. A failure of one keeps no other."""
+    found = await parts.changes.open_before(parts.clock.now_ms() - PATIENCE_MS, AT_ONCE)
+    for operation in found:
+        try:
+            await carry_on(parts, operation)
+        except TidemarkError as error:
+            _log.warning("operation %s waits: %s", operation.id, error)
+        # Such as a row that an older program cannot read. There are other accounts to go on with.
+        except Exception:  # noqa: BLE001
+            _log.exception("operation %s cannot be carried on; it is tried again later", operation.id)
+    return len(found)
+
+
+class _NoAnswer(Exception):
+    """Stripe did not answer: the operation goes on later."""
+
+
+async def _stepped(parts: Parts, quote: Quote, operation: Operation) -> Operation:
+    """Have the next call made, or found to have been made."""
+    call, now_ms = quote.decided.calls[operation.step], parts.clock.now_ms()
+    key = _key(parts, operation)
+    # A release and an end are looked at before they are asked for, so they need no key.
+    is_old = operation.sent_ms is not None and now_ms >= operation.sent_ms + KEY_LASTS_MS
+    if is_old and call.kind not in (CallKind.RELEASE, CallKind.CANCEL):
+        return await _looked_up(parts, operation, call, key)
+    is_repeated = operation.sent_ms is not None
+    noted = await parts.changes.sent(operation, now_ms)
+    if noted.step != operation.step:
+        # Another process made the call meanwhile.
+        return noted
+    operation = noted
+    try:
+        subscription = await _made(parts, quote, operation, call, key)
+        if subscription is None:
+            # Stripe failed by itself, and says so under this key for ever. It may have made the change.
+            return await _looked_up(parts, operation, call, key)
+    except Transient as error:
+        found = await _event_of(parts, operation, key) if is_repeated else None
+        if found is None:
+            raise _NoAnswer(str(error)) from error
+        subscription = found if call.kind is CallKind.CREATE else operation.subscription
+    return await parts.changes.stepped(operation, subscription, parts.clock.now_ms())
+
+
+async def _event_of(parts: Parts, operation: Operation, key: str) -> str | None:
+    """The object of the first event that a call caused, if Stripe made the call."""
+    now_ms = parts.clock.now_ms()
+    try:
+        return await parts.stripe.carried_out(key, operation.sent_ms or now_ms, now_ms)
+    except Transient as error:
+        raise _NoAnswer(str(error)) from error
+
+
+def _key(parts: Parts, operation: Operation) -> str:
+    return hashlib.sha256(f"{parts.scope} {operation.id} {operation.step}".encode()).hexdigest()
+
+
+async def _looked_up(parts: Parts, operation: Operation, call: Call, key: str) -> Operation:
+    """Look for a call in Stripe's list of events. Stripe keeps events for 30 days, so no event is no call."""
+    now_ms = parts.clock.now_ms()
+    operation = await parts.changes.doubt(operation, now_ms)
+    found = await _event_of(parts, operation, key)
+    if found is None:
+        raise InvalidInput("operation", "Stripe never carried the call out: ask for a new quote")
+    is_new = call.kind is CallKind.CREATE
+    return await parts.changes.stepped(operation, found if is_new else operation.subscription, now_ms)
+
+
+async def _made(parts: Parts, quote: Quote, operation: Operation, call: Call, key: str) -> str | None:
+    """Make one call. Returns the subscription that it is about, None if Stripe stored a failure of its own.
+
+    Raises `Transient`, `InvalidInput` if Stripe refuses the call, and `CannotMove`.
+    """
+    stripe, subscription = parts.stripe, operation.subscription
+    if call.kind is CallKind.CREATE:
+        return await stripe.subscribe(call.params, key)
+    if call.kind is CallKind.UPDATE:
+        return subscription if await stripe.update(subscription, call.params, key) else None
+    now = await stripe.subscription(subscription)
+    if call.kind is CallKind.CANCEL:
+        if now.status not in ("canceled", "incomplete_expired"):
+            await stripe.cancel(subscription, call.params)
+    elif call.kind is CallKind.RELEASE:
+        pending = quote.base.pending
+        if pending is not None and now.schedule == pending.schedule:
+            await stripe.release(now.schedule)
+    elif call.kind is CallKind.SCHEDULE:
+        made = await stripe.create(subscription, key)
+        if now.schedule not in ("", made.id):
+            raise CannotMove(f"has the schedule {now.schedule} of somebody else: ask for a new quote")
+    elif call.kind is CallKind.PHASES:
+        await _plan(parts, operation, now, call, key)
+    return subscription
+
+
+async def _plan(parts: Parts, operation: Operation, now: Subscribed, call: Call, key: str) -> None:
+    """Give the subscription's schedule its phases."""
+    if not now.schedule:
+        raise CannotMove("has no schedule any more: ask for a new quote")
+    schedule = await parts.stripe.schedule(now.schedule)
+    if schedule.mark == operation.id:
+        return
+    second_s = parts.clock.now_ms() // SECOND_MS
+    present = [each for each in schedule.phases if each["start_date"] <= second_s < each["end_date"]]
+    wanted = call.params["items"]
+    after = [SubscribedItem(str(row["price"]), row.get("quantity")) for row in wanted or ()]
+    phases = phases_of(present, after)
+    shown = phases if wanted is not None else phases[:1]
+    await parts.stripe.plan(schedule.id, shown, operation.id, key, str(call.params["end_behavior"]))
+
+
+async def _failed(parts: Parts, quote: Quote, operation: Operation, detail: str) -> Operation:
+    """Note that an operation failed. A schedule that it made and could not fill would stand in everybody's way."""
+    operation = await parts.changes.operation(quote.id) or operation
+    calls = quote.decided.calls
+    if operation.step:
+        detail = f"{operation.step} of {len(calls)} steps were made, and then: {detail}"
+    is_filling = operation.step < len(calls) and calls[operation.step].kind is CallKind.PHASES
+    if is_filling and operation.step and calls[operation.step - 1].kind is CallKind.SCHEDULE:
+        with contextlib.suppress(InvalidInput, Transient):
+            now = await parts.stripe.subscription(operation.subscription)
+            if now.schedule and not (await parts.stripe.schedule(now.schedule)).mark:
+                await parts.stripe.release(now.schedule)
+    _log.warning("operation %s of account %r failed: %s", operation.id, operation.account, detail)
+    now_ms = parts.clock.now_ms()
+    return await parts.changes.settle(operation, OperationState.FAILED, detail, "", None, now_ms)
+
+
+async def _finished(parts: Parts, quote: Quote, operation: Operation) -> Operation:
+    """Compare the invoice with the quote, and note the end."""
+    identifier, charged, detail = "", None, ""
+    try:
+        found = [each for each in await parts.stripe.subscriptions(quote.base.customer) if _is_of(each, operation)]
+        if found and found[0].latest_invoice not in ("", quote.base.latest_invoice) and _charges(quote):
+            invoice = await parts.stripe.invoice(found[0].latest_invoice)
+            identifier, charged = invoice.id, invoice.total_minor
+            if invoice.pay_url:
+                detail = f"waits for the payment of the invoice: {invoice.pay_url}"
+    except Transient as error:
+        raise _NoAnswer(str(error)) from error
+    if charged is not None and quote._replace(charged_minor=charged).is_differing:
+        _log.error("quote %s says %d, invoice %s is %d", quote.id, quote.total.minor, identifier, charged)
+    now_ms = parts.clock.now_ms()
+    return await parts.changes.settle(operation, OperationState.DONE, detail, identifier, charged, now_ms)
+
+
+def _is_of(found: StripeSubscription, operation: Operation) -> bool:
+    return found.id == operation.subscription
+
+
+def _charges(quote: Quote) -> bool:
+    """Whether a change makes an invoice at once. A call that does not charge may be followed by a renewal's invoice."""
+    charging: list[Any] = ["billing_cycle_anchor", "trial_end"]
+    return any(
+        call.kind is CallKind.CREATE
+        or call.params.get("proration_behavior") == "always_invoice"
+        or any(name in call.params for name in charging)
+        for call in quote.decided.calls
+    )

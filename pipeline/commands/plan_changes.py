@@ -1,0 +1,59 @@
+"""The commands `change preview`, `accept` and `undo`."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncIterator
+
+from pipeline.changes.operating import accept
+from pipeline.changes.parts import Parts
+from pipeline.changes.quoting import make_quote
+from pipeline.open import change_parts, open_base, open_side_tables, open_stripe_changes
+from pipeline.settings import Settings
+from schemas.errors import InvalidInput
+from schemas.plan_changes import ChangeKind, ChangeRequest, Operation, Quote, Refusal
+
+
+async def preview(settings: Settings, account: str, request: ChangeRequest, by: str) -> Quote:
+    """Quote a change. Raises `InvalidInput` with the field and the remedy if it is refused, and `Transient`."""
+    async with _opened(settings) as parts:
+        return _made(await make_quote(parts, account, request, by))
+
+
+async def accept_quote(settings: Settings, account: str, quote: str, by: str) -> tuple[Quote, Operation]:
+    """Accept a quote and carry it out as far as Stripe answers. Raises `InvalidInput` if the quote is too old, or for
+    something else than the account has now, and `Transient`."""
+    async with _opened(settings) as parts:
+        return await _accepted(parts, account, quote, by)
+
+
+async def undo(settings: Settings, account: str, by: str) -> tuple[Quote, Operation]:
+    """Take a pending change or a coming end back. Raises `InvalidInput` if there is none, and `Transient`."""
+    async with _opened(settings) as parts:
+        quote = _made(await make_quote(parts, account, ChangeRequest(ChangeKind.UNDO, by_operator=True), by))
+        return await _accepted(parts, account, quote.id, by)
+
+
+async def _accepted(parts: Parts, account: str, quote: str, by: str) -> tuple[Quote, Operation]:
+    found = await accept(parts, account, quote, by)
+    if isinstance(found, Refusal):
+        raise InvalidInput(found.field, found.message)
+    return found
+
+
+def _made(found: Quote | Refusal) -> Quote:
+    if isinstance(found, Refusal):
+        raise InvalidInput(found.field, found.message)
+    return found
+
+
+@contextlib.asynccontextmanager
+async def _opened(settings: Settings) -> AsyncIterator[Parts]:
+    base = await open_base(settings, create=False)
+    async with contextlib.AsyncExitStack() as stack:
+        stack.push_async_callback(base.log.close)
+        stripe = await open_stripe_changes(base)
+        stack.push_async_callback(stripe.close)
+        tables = await open_side_tables(base)
+        stack.push_async_callback(tables.close)
+        yield change_parts(base, tables, stripe)

@@ -1,0 +1,438 @@
+"""Plan changes: what an account has, what somebody wants, what Stripe is to be called for, and why not.
+
+A change is a *quote*, then its acceptance, then an *operation*, which is in SQL before Stripe is asked for anything.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from decimal import Decimal
+from enum import StrEnum
+from typing import Any, NamedTuple, Protocol
+
+from schemas.catalog import OverLimit, PlanId
+from schemas.periods import Interval
+from schemas.plan_moves import StripeSchedule, StripeSchedules
+from schemas.upgrades import Money
+
+
+class ChangeKind(StrEnum):
+    """What is wanted: a plan with its quantities; a trial of a plan; the end with what is paid; the end now; that a
+    pending change does not happen. `SEEN`: somebody changed the subscription in Stripe's dashboard or portal."""
+
+    PLAN = "plan"
+    TRIAL = "trial"
+    CANCEL = "cancel"
+    CANCEL_NOW = "cancel_now"
+    UNDO = "undo"
+    SEEN = "seen"
+
+
+class Owner(StrEnum):
+    """Who made a schedule: an operation, `catalog migrate`, or somebody else."""
+
+    OPERATION = "operation"
+    MOVE = "move"
+    OTHER = "other"
+
+
+class Pending(NamedTuple):
+    """The open schedule of a subscription. `ends`: the schedule cancels the subscription when the schedule is over."""
+
+    schedule: str
+    owner: Owner
+    ends: bool = False
+
+
+class HeldItem(NamedTuple):
+    """An item of a subscription. `component`: that of the plan; `addon NAME`; the price, if no catalog made the price.
+    `quantity` None: usage is billed."""
+
+    id: str
+    component: str
+    price: str
+    quantity: int | None
+    interval: str
+    start_ms: int
+    end_ms: int
+
+
+class WantedItem(NamedTuple):
+    """An item after a change; see `HeldItem`."""
+
+    component: str
+    price: str
+    quantity: int | None
+
+
+class SubscriptionView(NamedTuple):
+    """What an account has now, as Stripe said it at one instant. `id` "": no subscription.
+
+    `family`: that of the plan's trial. `is_contract`: a person granted terms of a contract. `pay_url`: where the open
+    invoice is paid, "" if none is known. `anchor_ms`: from when the periods are counted.
+    `ends_with_period`: the cancellation follows the period, and is at no instant of its own.
+    """
+
+    customer: str = ""
+    has_card: bool = False
+    is_contract: bool = False
+    id: str = ""
+    status: str = ""
+    currency: str = ""
+    collection: str = "charge_automatically"
+    plan: PlanId | None = None
+    rank: int = 0
+    interval: Interval | None = None
+    family: str = ""
+    items: tuple[HeldItem, ...] = ()
+    pending: Pending | None = None
+    cancel_at_ms: int | None = None
+    ends_with_period: bool = False
+    is_update_pending: bool = False
+    pay_url: str = ""
+    anchor_ms: int = 0
+    is_discounted: bool = False
+    has_item_discounts: bool = False
+    is_taxed: bool = False
+    latest_invoice: str = ""
+
+
+class Excess(NamedTuple):
+    """A feature of which an account uses more than the wanted plan allows, and what the catalog says of that."""
+
+    feature: str
+    used: str
+    allowed: str
+    policy: OverLimit
+
+
+class Wanted(NamedTuple):
+    """What somebody wants. For a plan, `items` are all items after the change."""
+
+    kind: ChangeKind
+    plan: PlanId | None = None
+    rank: int = 0
+    interval: Interval | None = None
+    currency: str = ""
+    family: str = ""
+    items: tuple[WantedItem, ...] = ()
+    excess: tuple[Excess, ...] = ()
+    trial_days: int = 0
+    by_operator: bool = False
+
+
+class CallKind(StrEnum):
+    """What Stripe is called for. `PHASES` are those of the subscription's schedule, which `SCHEDULE` makes. `INVOICE`:
+    the customer pays the open invoice. `FLUSH` is no call of Stripe: the usage until now is reported first."""
+
+    EXPIRE_CHECKOUT = "expire_checkout"
+    CHECKOUT = "checkout"
+    CREATE = "create"
+    UPDATE = "update"
+    CANCEL = "cancel"
+    RESUME = "resume"
+    SCHEDULE = "schedule"
+    PHASES = "phases"
+    RELEASE = "release"
+    INVOICE = "invoice"
+    FLUSH = "flush"
+
+
+class Call(NamedTuple):
+    """One call with its parameters. Those of `PHASES` are `items`, the items of the last phase, or None for no phase
+    after the present one, and `end_behavior`."""
+
+    kind: CallKind
+    params: Mapping[str, Any] = {}
+
+
+class When(StrEnum):
+    """When a change takes effect."""
+
+    NOW = "now"
+    PERIOD_END = "period_end"
+    TRIAL_END = "trial_end"
+
+
+class Calls(NamedTuple):
+    """How a change is made: the calls in their order. `row`: of the table in docs/plan-changes.md. `excess`: what the
+    account has too much of when the change takes effect."""
+
+    row: int
+    when: When
+    calls: tuple[Call, ...]
+    excess: tuple[Excess, ...] = ()
+
+
+class RefusalCode(StrEnum):
+    """Why a change is not made. The list is closed."""
+
+    PAY_FIRST = "pay_first"
+    UPDATE_PENDING = "update_pending"
+    CANCEL_PENDING = "cancel_pending"
+    NOTHING_PENDING = "nothing_pending"
+    NOTHING_CHANGES = "nothing_changes"
+    NO_SUBSCRIPTION = "no_subscription"
+    NO_CUSTOMER = "no_customer"
+    CONTRACT = "contract"
+    OTHER_CURRENCY = "other_currency"
+    OTHERS_SCHEDULE = "others_schedule"
+    OPERATOR_ONLY = "operator_only"
+    OVER_LIMIT = "over_limit"
+    NOT_OFFERED = "not_offered"
+    NO_QUOTE = "no_quote"
+    QUOTE_EXPIRED = "quote_expired"
+    CHANGED = "changed"
+    IN_FLIGHT = "in_flight"
+
+
+class Refusal(NamedTuple):
+    """That a change is not made. `field`: of the request; `message` has the remedy."""
+
+    row: int
+    code: RefusalCode
+    field: str
+    message: str
+
+
+class ChangeRequest(NamedTuple):
+    """A wanted change in the words of the catalog. `plan` is a name, with or without a version. `interval` and
+    `currency` None or "": those that the account has. `quantities` are paid and `used` are in use, by seat feature."""
+
+    kind: ChangeKind
+    plan: str = ""
+    interval: Interval | None = None
+    currency: str = ""
+    quantities: Mapping[str, int] = {}
+    used: Mapping[str, Decimal] = {}
+    by_operator: bool = False
+
+
+class PreviewLine(NamedTuple):
+    """A line of an invoice to come, as Stripe says it."""
+
+    text: str
+    amount_minor: int
+    is_proration: bool
+    start_ms: int
+    end_ms: int
+
+
+class InvoicePreview(NamedTuple):
+    """An invoice to come. `due_minor` is what is charged: the total less the customer's balance. `subtotal_minor` is
+    before discounts and taxes."""
+
+    currency: str
+    subtotal_minor: int
+    total_minor: int
+    due_minor: int
+    tax_minor: int
+    lines: tuple[PreviewLine, ...]
+
+
+class Quote(NamedTuple):
+    """What a change costs, and all that its acceptance needs.
+
+    `base` is what the account had, `total` what the invoice of the change will be (with tax), `due_minor` what of it is
+    charged, `next_minor` the invoice after it at `next_ms`. `drift_minor`: by how much the total may differ because
+    seconds pass between quote and acceptance; 0 where Stripe is told the instant. `subtotal_minor` is before discounts
+    and taxes, and `ours_minor` the same by our own rating, None if nothing can be compared. `charged_minor`: what the
+    invoice was.
+    """
+
+    id: str
+    account: str
+    request: str
+    base: SubscriptionView
+    decided: Calls
+    lines: tuple[PreviewLine, ...]
+    total: Money
+    due_minor: int
+    tax_minor: int
+    drift_minor: int
+    subtotal_minor: int
+    ours_minor: int | None
+    next_minor: int | None
+    next_ms: int | None
+    words: str
+    made_ms: int
+    expires_ms: int
+    made_by: str
+    accepted_ms: int | None = None
+    accepted_by: str = ""
+    invoice: str = ""
+    charged_minor: int | None = None
+
+    @property
+    def is_differing(self) -> bool:
+        """Whether the invoice differs from the quote."""
+        charged = self.charged_minor
+        return charged is not None and abs(charged - self.total.minor) > self.drift_minor
+
+
+class OperationState(StrEnum):
+    """`PLANNED`: Stripe was not asked. `SENT`: Stripe was asked, and may have answered. `UNKNOWN`: Stripe may have
+    forgotten the key of a call without an answer, so the call is looked for and not sent again."""
+
+    PLANNED = "planned"
+    SENT = "sent"
+    UNKNOWN = "unknown"
+    DONE = "done"
+    FAILED = "failed"
+
+
+OPEN_STATES = (OperationState.PLANNED, OperationState.SENT, OperationState.UNKNOWN)
+
+
+class Operation(NamedTuple):
+    """The carrying out of an accepted quote.
+
+    `step`: the number of calls that are done. `sent_ms`: when Stripe was first asked for the next one. `subscription`:
+    the one that is changed, also one that the operation makes.
+    """
+
+    id: str
+    account: str
+    quote: str
+    state: OperationState
+    step: int
+    made_ms: int
+    touched_ms: int
+    by: str
+    sent_ms: int | None = None
+    subscription: str = ""
+    detail: str = ""
+
+
+class PlanChanges(Protocol):
+    """Quotes and operations in SQL. Every call may raise `Transient`; no call holds a lock when it returns."""
+
+    async def add_quote(self, quote: Quote) -> Quote:
+        """Keep a quote. One with the same id stays, and is returned. Raises `InvalidInput` if that is for another
+        request."""
+        ...
+
+    async def quote(self, account: str, identifier: str) -> Quote | None:
+        """A quote of an account."""
+        ...
+
+    async def intend(self, quote: Quote, by: str, now_ms: int) -> Operation:
+        """Accept a quote: note the operation that is to be carried out, with an audit row. Of the same quote again, the
+        operation is returned. If another one of the account is open, that one is."""
+        ...
+
+    async def operation(self, quote: str) -> Operation | None:
+        """The operation of a quote."""
+        ...
+
+    async def sent(self, operation: Operation, now_ms: int) -> Operation:
+        """Note that Stripe is being asked for the next call; the first instant stays."""
+        ...
+
+    async def stepped(self, operation: Operation, subscription: str, now_ms: int) -> Operation:
+        """Note that the next call is done. The same again changes nothing."""
+        ...
+
+    async def doubt(self, operation: Operation, now_ms: int) -> Operation:
+        """Note that the next call is looked for at Stripe."""
+        ...
+
+    async def settle(
+        self, operation: Operation, state: OperationState, detail: str, invoice: str, charged_minor: int | None, ms: int
+    ) -> Operation:
+        """Note how an operation ended, and what its invoice is, with an audit row. The same again changes nothing."""
+        ...
+
+    async def open_before(self, touched_ms: int, limit: int) -> Sequence[Operation]:
+        """Open operations that nobody touched since an instant, oldest first."""
+        ...
+
+    async def oldest_open_ms(self) -> int | None:
+        """When the oldest open operation was made; None if none is open."""
+        ...
+
+    async def differing(self, since_ms: int) -> int:
+        """How many quotes that were accepted since an instant differ from their invoices."""
+        ...
+
+
+class StripeItem(NamedTuple):
+    """An item of a subscription at Stripe."""
+
+    id: str
+    price: str
+    quantity: int | None
+    interval: str
+    start_ms: int
+    end_ms: int
+
+
+class StripeSubscription(NamedTuple):
+    """A subscription at Stripe with what decides about changes. `schedule` None: there is no open one."""
+
+    id: str
+    customer: str
+    status: str
+    currency: str
+    collection: str
+    has_card: bool
+    anchor_ms: int
+    cancel_at_ms: int | None
+    ends_with_period: bool
+    is_update_pending: bool
+    is_discounted: bool
+    has_item_discounts: bool
+    is_taxed: bool
+    latest_invoice: str
+    items: tuple[StripeItem, ...]
+    schedule: StripeSchedule | None = None
+    ends: bool = False
+
+
+class StripeInvoice(NamedTuple):
+    """An invoice at Stripe. `pay_url`: where it is paid, "" if it is not open."""
+
+    id: str
+    status: str
+    total_minor: int
+    pay_url: str
+
+
+class StripeChanges(StripeSchedules, Protocol):
+    """What plan changes need of Stripe. Every call may raise `Transient`, `Refused` and `InvalidInput`.
+
+    A call that writes has a key. Within 23 hours the same key gives the same answer, and nothing happens twice. It
+    returns the id of what it made or changed, or None if Stripe has stored that it failed by itself (5xx).
+    """
+
+    async def subscriptions(self, customer: str) -> Sequence[StripeSubscription]:
+        """The subscriptions of a customer that have not ended, oldest first."""
+        ...
+
+    async def has_card(self, customer: str) -> bool:
+        """Whether a customer has a payment method for invoices."""
+        ...
+
+    async def invoice(self, identifier: str) -> StripeInvoice:
+        """An invoice."""
+        ...
+
+    async def preview(self, params: Mapping[str, Any]) -> InvoicePreview:
+        """An invoice to come. An answer that is not whole raises `Transient`: nothing is ever taken for 0."""
+        ...
+
+    async def update(self, subscription: str, params: Mapping[str, Any], key: str) -> str | None:
+        """Change a subscription."""
+        ...
+
+    async def subscribe(self, params: Mapping[str, Any], key: str) -> str | None:
+        """Make a subscription."""
+        ...
+
+    async def cancel(self, subscription: str, params: Mapping[str, Any]) -> None:
+        """End a subscription now."""
+        ...
+
+    async def carried_out(self, key: str, since_ms: int, until_ms: int) -> str | None:
+        """The id of the object of the first event that a call with this key caused; None if no event names the key."""
+        ...

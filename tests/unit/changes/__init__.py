@@ -1,0 +1,1 @@
+"""Quotes and operations of plan changes."""
