@@ -65,6 +65,19 @@ def test_list_says_how_far_each_case_is_and_how_many_recover(asked: list[object]
     assert run(["dunning", "list", "--state", "closed"]).out == "no cases\n"
 
 
+@pytest.mark.parametrize(
+    ("status", "remedy"), [("unpaid", "finalize and collect its drafts, or delete them"), ("paused", "resume it")]
+)
+def test_list_says_what_is_paid_and_billed_no_more(
+    monkeypatch: pytest.MonkeyPatch, asked: list[object], status: str, remedy: str
+) -> None:
+    recovered = ListedCase(CHURNED._replace(account="acme", outcome=DunningOutcome.RECOVERED), unbilled=status)
+    monkeypatch.setattr(f"{__name__}.CASES", [recovered])
+    line = run(["dunning", "list"]).out.splitlines()[0]
+    assert line.endswith(f"10:30:00Z: {status} at Stripe, which bills nothing: {remedy} there")
+    assert len(asked) == 1
+
+
 def test_list_as_json(asked: list[object]) -> None:
     found = json.loads(run(["dunning", "list", "--json", "--limit", "7", "--months", "1"]).out)
 
