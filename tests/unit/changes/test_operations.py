@@ -133,7 +133,6 @@ async def is_done(business: Changing, change: Change, quote: str, before: int) -
     assert not kept.is_differing
     if change.invoices and change.row != 16:
         assert [kept.charged_minor] == made
-    await business.settle()
     trail = [row for row in await business.tables.audit(business.account) if row.entity_id == operation.id]
     assert [row.actor for row in trail] == ["ann", "stripe"]
 
@@ -160,6 +159,7 @@ async def test_a_change_whose_process_ends_after_any_call_is_made_once(name: str
             assert await turn(business.parts()) <= has_ended
             business.clock.ms -= PATIENCE_MS
             await is_done(business, change, quote, before)
+    await business.settle()
     # The intent, and for each call the note before it, itself and the note after it, and the end.
     assert ends > 4
 
