@@ -4,7 +4,9 @@ granted.
 A subscription gives by its status: `active`, `trialing` and `past_due` give their plans; `unpaid` takes them away and
 leaves the fallback plan unless another subscription gives a plan; `paused`, `incomplete` and `incomplete_expired` give
 nothing; `canceled` gave until its end. A pause after the last payment failed is `unpaid`, and one at the end of a trial
-is an end. A price that the catalog never made gives nothing, and is named.
+is an end. Of a subscription with a dunning case, the case decides instead: before the instant of its downgrade the plan
+gives, also if the status is `unpaid`, and from then on the subscription is unpaid, whatever its status. After all was
+paid there is no such instant. A price that the catalog never made gives nothing, and is named.
 """
 
 from __future__ import annotations
@@ -91,8 +93,9 @@ class _Collected:
 def granted(
     commerce: Commerce, links: Iterable[Link], mirror: Mapping[str, Sequence[Row]], people: Iterable[Grant]
 ) -> Granted:
-    """What an account is granted. `mirror` has the rows of the account's customers; `people` are the overrides and
-    contracts of the account. Equal inputs give an equal answer, whatever the time is."""
+    """What an account is granted. `mirror` has the rows of the account's customers, and as `dunning_cases` the case
+    that decides of each subscription that has one; `people` are the overrides and contracts of the account. Equal
+    inputs give an equal answer, whatever the time is."""
     collected = _Collected(grants=list(people))
     everywhere = Span(INSTANT_MIN_MS)
     default, fallback = commerce.catalog.defaults.plan, commerce.catalog.dunning.fallback_plan
@@ -137,22 +140,41 @@ def _subscription(
         return
     if status not in _GIVING and status != "unpaid":
         return
+    unpaid_ms = _unpaid_ms(str(row["id"]), mirror, starts_ms if status == "unpaid" else None)
     for bought in _bought(str(row["id"]), Span(starts_ms, ends_ms), phases, mirror):
         by_plan, unknown = _by_plan(commerce, bought)
         collected.unknown |= unknown
-        # A subscription to what the catalog does not sell takes no plan away.
-        if status == "unpaid" and by_plan:
-            collected.unpaid.append(bought.span)
         has_plan = any(isinstance(commerce.sold[plan], Plan) for plan in by_plan)
         if unknown and not has_plan and row["ended_ms"] is None and link.ends_ms is None:
             collected.unreadable.add(bought.subscription)
-        for span, reason in _parts(bought.span, trial_end_ms, is_overdue=status == "past_due"):
-            for plan, quantities in by_plan.items():
-                found = _bought_grants(plan, commerce.sold[plan], span, quantities, bought.subscription, reason)
-                given = collected.owed if status == "unpaid" else collected.grants
-                given += (grant._replace(reason=reason) for grant in found)
-        if has_plan and status != "unpaid":
-            collected.plans.append(bought.span)
+        for part, is_unpaid in _split(bought.span, unpaid_ms):
+            # A subscription to what the catalog does not sell takes no plan away.
+            if is_unpaid and by_plan:
+                collected.unpaid.append(part)
+            is_overdue = not is_unpaid and (status in ("past_due", "unpaid") or unpaid_ms is not None)
+            for span, reason in _parts(part, trial_end_ms, is_overdue=is_overdue):
+                for plan, quantities in by_plan.items():
+                    found = _bought_grants(plan, commerce.sold[plan], span, quantities, bought.subscription, reason)
+                    given = collected.owed if is_unpaid else collected.grants
+                    given += (grant._replace(reason=reason) for grant in found)
+            if has_plan and not is_unpaid:
+                collected.plans.append(part)
+
+
+def _unpaid_ms(subscription: str, mirror: Mapping[str, Sequence[Row]], by_status_ms: int | None) -> int | None:
+    """From when on a subscription does not give because it was not paid, by its dunning case, or else by its status;
+    None if it gives."""
+    cases = (row for row in mirror.get("dunning_cases", ()) if row["subscription_id"] == subscription)
+    case = next(cases, None)
+    return by_status_ms if case is None else _integer(case["downgrade_ms"])
+
+
+def _split(span: Span, unpaid_ms: int | None) -> Iterator[tuple[Span, bool]]:
+    """The parts of a span in which a subscription gives, and in which it is unpaid."""
+    if unpaid_ms is None or span.starts_ms < unpaid_ms:
+        yield Span(span.starts_ms, _first(span.ends_ms, unpaid_ms)), False
+    if unpaid_ms is not None and (span.ends_ms is None or unpaid_ms < span.ends_ms):
+        yield Span(max(span.starts_ms, unpaid_ms), span.ends_ms), True
 
 
 def _parts(span: Span, trial_end_ms: int | None, *, is_overdue: bool) -> Iterator[tuple[Span, str]]:

@@ -144,6 +144,11 @@ def with_features(catalog: Catalog, world: World) -> list[str]:
     return [product for product, features in found.items() if features and product in world.stripe.products]
 
 
+def coupons_to_read(*catalogs: Catalog | None) -> list[str]:
+    """The ids of the coupons of some catalogs."""
+    return list(dict.fromkeys(key for catalog in catalogs if catalog for key in _coupons(catalog)))
+
+
 def plan_catalog(catalog: Catalog, world: World, *, in_place: bool = False, drift: Sequence[str] = ()) -> CatalogPlan:
     """The plan, without the actions and refusals of the meter set, which the log decides. `drift` is what
     `aggregators.catalog_drift` finds."""

@@ -42,7 +42,7 @@ _FORMS: Final = {
 def broken_rules(catalog: Catalog) -> list[Found]:
     """Everything that contradicts something else in the catalog."""
     found = [*_currencies(catalog), *_features(catalog), *_references(catalog), *_pools(catalog), *_twice(catalog)]
-    found += [*_coupons(catalog), *_portal(catalog)]
+    found += [*_coupons(catalog), *_portal(catalog), *_dunning(catalog)]
     for name, plan in catalog.plans.items():
         path: Path = ("plans", name)
         found += _plan_references(catalog, path, plan)
@@ -96,6 +96,13 @@ def _references(catalog: Catalog) -> Iterator[Found]:
             yield path, f"there is no plan {name}"
         elif plan and plan.prices:
             yield path, f"{name} has prices: an account without a subscription can only have a plan with `prices: none`"
+
+
+def _dunning(catalog: Catalog) -> Iterator[Found]:
+    times = catalog.dunning
+    for earlier, later in (("urgent_days", "final_days"), ("win_back_days", "give_up_days")):
+        if getattr(times, earlier) > getattr(times, later):
+            yield ("dunning", earlier), f"comes after {later}: say a smaller number of days"
 
 
 def _pools(catalog: Catalog) -> Iterator[Found]:

@@ -40,6 +40,7 @@ _LAYERS: Final = {
     SourceKind.OVERRIDE: 3,
 }
 _ORDER: Final = {Operation.SET: 0, Operation.ADD: 1, Operation.AT_LEAST: 2, Operation.AT_MOST: 3, Operation.DENY: 4}
+_NOTHING: Final = (False, "null", Decimal(0))
 
 
 def resolve(features: Sequence[Feature], entitled: Entitled) -> tuple[Segment, ...]:
@@ -58,7 +59,12 @@ def resolve(features: Sequence[Feature], entitled: Entitled) -> tuple[Segment, .
 
 def segment_at(segments: Sequence[Segment], instant_ms: int) -> Segment:
     """The segment that holds at an instant."""
-    return segments[max(0, bisect_right(segments, instant_ms, key=_from_ms) - 1)]
+    return segments[max(0, place_at(segments, instant_ms))]
+
+
+def place_at(segments: Sequence[Segment], instant_ms: int) -> int:
+    """The place of the segment that holds at an instant; -1 before the first one."""
+    return bisect_right(segments, instant_ms, key=_from_ms) - 1
 
 
 def settling_until_ms(segments: Sequence[Segment], instant_ms: int) -> tuple[int, int] | None:
@@ -87,7 +93,7 @@ def settling_until_ms(segments: Sequence[Segment], instant_ms: int) -> tuple[int
 
 def is_given(found: Resolved) -> bool:
     """Whether a value gives anything."""
-    return found.value is UNLIMITED or found.value not in (False, "null", Decimal(0))
+    return found.value is UNLIMITED or found.value not in _NOTHING
 
 
 def shortened(segments: Sequence[Segment], instant_ms: int) -> tuple[Segment, ...]:
@@ -97,7 +103,7 @@ def shortened(segments: Sequence[Segment], instant_ms: int) -> tuple[Segment, ..
     A version of entitlements is asked about the time since it was computed, and about the past only what was lost.
     Whole pasts would grow with the square of an account's subscriptions.
     """
-    place = max(0, bisect_right(segments, instant_ms, key=_from_ms) - 1)
+    place = max(0, place_at(segments, instant_ms))
     past: dict[str, Resolved] = {}
     for segment in segments[:place]:
         past |= {name: found for name, found in segment.features.items() if name not in past or is_given(found)}
@@ -106,7 +112,7 @@ def shortened(segments: Sequence[Segment], instant_ms: int) -> tuple[Segment, ..
 
 def next_change_ms(segments: Sequence[Segment], instant_ms: int) -> int | None:
     """When the next segment after the instant begins, or None."""
-    place = bisect_right(segments, instant_ms, key=_from_ms)
+    place = place_at(segments, instant_ms) + 1
     return segments[place].from_ms if place < len(segments) else None
 
 

@@ -10,8 +10,9 @@ from collections.abc import Mapping, Sequence
 from decimal import Decimal, InvalidOperation
 from typing import Final
 
+from aggregators.instants import days_from_civil
 from schemas.billing_events import ObjectKind, ObjectName
-from schemas.clock import SECOND_MS
+from schemas.clock import DAY_MS, SECOND_MS
 from schemas.currencies import currency_exponent
 from schemas.errors import InvalidInput
 from schemas.periods import INSTANT_MAX_MS, INTERVAL_COUNT_MAX, Interval
@@ -192,7 +193,16 @@ def _customer(fields: _Fields) -> _Read:
         "tax_exempt": fields.maybe_text("tax_exempt"),
         "created_ms": fields.maybe_ms("created") if deleted else fields.ms("created"),
         "deleted": deleted,
-    }, ()
+    }, [_payment_method(each, fields.text("id")) for each in fields.each("payment_methods.data")]
+
+
+def _payment_method(fields: _Fields, customer: str) -> Row:
+    """A payment method. A card is good until the end of its last month, in UTC here."""
+    month, year = fields.maybe_integer("card.exp_month"), fields.maybe_integer("card.exp_year")
+    expires_ms = None
+    if month is not None and year is not None and 1 <= month <= 12 and 1970 <= year <= 9_000:
+        expires_ms = days_from_civil(year + month // 12, month % 12 + 1, 1) * DAY_MS
+    return {"id": fields.id("id"), "customer_id": customer, "type": fields.maybe_text("type"), "expires_ms": expires_ms}
 
 
 def _subscription(fields: _Fields) -> _Read:
@@ -217,6 +227,7 @@ def _subscription(fields: _Fields) -> _Read:
         "default_payment_method": fields.maybe_id("default_payment_method"),
         "discounts_json": _json(fields.ids("discounts")),
         "deleted": 0,
+        "cancellation_reason": fields.maybe_text("cancellation_details.reason"),
     }, [_item(item, fields.text("id")) for item in items]
 
 

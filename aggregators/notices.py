@@ -13,7 +13,7 @@ import msgspec
 
 from aggregators.account_grants import INCLUDED
 from aggregators.instants import format_instant_ms
-from schemas.catalog import Feature
+from schemas.catalog import Dunning, Feature
 from schemas.clock import DAY_MS
 from schemas.entitlements import Segment
 from schemas.meters import Meter
@@ -24,11 +24,33 @@ from schemas.periods import Period
 EXACT: Final = Context(prec=100)
 # How many days before its end an account hears of it.
 REMIND_DAYS: Final = (7, 1)
+CARD_DAYS: Final = Dunning().card_expiry_days
 # What a notice of Stripe's facts is about.
 _ABOUT: Final = {
     NoticeKind.TRIAL_ENDS: "subscription",
     NoticeKind.PAYMENT_FAILED: "invoice",
     NoticeKind.SUBSCRIPTION_ENDED: "subscription",
+    NoticeKind.CARD_EXPIRES: "subscription",
+    NoticeKind.PAYMENT_URGENT: "subscription",
+    NoticeKind.DOWNGRADE_WARNING: "subscription",
+    NoticeKind.DOWNGRADED: "subscription",
+    NoticeKind.WIN_BACK: "subscription",
+}
+# What a notice of dunning says beside what is open. The page of the invoice is the last line.
+_DUNNING_WORDS: Final = {
+    NoticeKind.PAYMENT_FAILED: "A payment of {name} failed: {amount} {currency} are open",
+    NoticeKind.PAYMENT_URGENT: "The payment of {name} failed again: {amount} {currency} are open",
+    NoticeKind.DOWNGRADE_WARNING: "{name} loses its plan at {downgrade_at}: {amount} {currency} are open",
+    NoticeKind.DOWNGRADED: "{name} has lost its plan: {amount} {currency} are open",
+    NoticeKind.WIN_BACK: "{name} can have its plan back: {amount} {currency} are open",
+}
+_DUNNING_NEXT: Final = {
+    NoticeKind.PAYMENT_FAILED: "Nothing changes for now. Check the card, or pay with another one.",
+    NoticeKind.PAYMENT_URGENT: "Nothing changes for now. The card needs attention: pay with another one.",
+    NoticeKind.DOWNGRADE_WARNING: "The card is not tried any more. From then on only the fallback plan holds. "
+    "All data stays.",
+    NoticeKind.DOWNGRADED: "Only the fallback plan holds now. All data stays. A payment restores the plan at once.",
+    NoticeKind.WIN_BACK: "All data is still there. A payment restores everything at once.",
 }
 STRIPE_KINDS: Final = tuple(_ABOUT)
 SECRET_PREFIX: Final = "whsec_"  # noqa: S105  # the prefix of every secret
@@ -125,19 +147,30 @@ def warning(log_id: str, account: str, crossing: Crossing, unit: str, period: Pe
     )  # fmt: skip
 
 
-def stripe_notice(log_id: str, fact: StripeFact, now_ms: int) -> Notice | None:
-    """The notice of what the mirror says, or None if none is due. Of the reminders of a trial, the last that is due."""
+def stripe_notice(log_id: str, fact: StripeFact, now_ms: int, card_days: Sequence[int] = CARD_DAYS) -> Notice | None:
+    """The notice of what the mirror says, or None if none is due. Of the reminders of a trial and of a card, the last
+    that is due; `card_days`: how many days before a card expires."""
     since_ms, until_ms, about = fact.at_ms, fact.at_ms, _ABOUT[fact.kind]
+    if fact.kind in _DUNNING_WORDS and fact.kind is not NoticeKind.PAYMENT_FAILED:
+        # Of one case each state is noticed once, and a row is kept for as long after the case may end.
+        since_ms, until_ms = fact.since_ms, max(fact.at_ms, now_ms)
     data: dict[str, str | int] = {"account": fact.account, about: fact.subject}
-    if fact.kind is NoticeKind.TRIAL_ENDS:
-        due = [days for days in REMIND_DAYS if fact.since_ms <= fact.at_ms - days * DAY_MS <= now_ms]
+    if fact.kind in (NoticeKind.TRIAL_ENDS, NoticeKind.CARD_EXPIRES):
+        is_trial = fact.kind is NoticeKind.TRIAL_ENDS
+        due = [
+            days
+            for days in (REMIND_DAYS if is_trial else card_days)
+            if fact.since_ms <= fact.at_ms - days * DAY_MS <= now_ms
+        ]
         if not due:
             return None
         since_ms = fact.at_ms - min(due) * DAY_MS
-        data |= {"days": min(due), "trial_end": format_instant_ms(fact.at_ms)}
-    elif fact.kind is NoticeKind.PAYMENT_FAILED:
+        data |= {"days": min(due), "trial_end" if is_trial else "expires_at": format_instant_ms(fact.at_ms)}
+    elif fact.kind in _DUNNING_WORDS:
         amount = EXACT.scaleb(Decimal(fact.remaining_minor), -fact.exponent)
-        data |= {"amount": f"{amount:f}", "currency": fact.currency}
+        data |= {"amount": f"{amount:f}", "currency": fact.currency, "pay_url": fact.pay_url}
+        if fact.kind is not NoticeKind.PAYMENT_FAILED and fact.at_ms:
+            data |= {"downgrade_at": format_instant_ms(fact.at_ms)}
     else:
         data |= {"ended_at": format_instant_ms(fact.at_ms)}
     identifier = notice_id(log_id, fact.kind, fact.account, fact.subject, since_ms, 0)
@@ -167,10 +200,15 @@ def words(notice: Notice) -> tuple[str, str]:
 
 def _stripe_words(notice: Notice, data: Mapping[str, str]) -> tuple[str, str]:
     name = printable(notice.account)
+    if notice.kind in _DUNNING_WORDS:
+        said = _DUNNING_WORDS[notice.kind].format_map({**data, "name": name})
+        # A notice from before this version has no page.
+        page = printable(data.get("pay_url", ""))
+        return said, f"{said} ({notice.subject}).\n\n{_DUNNING_NEXT[notice.kind]}\n" + (f"\n{page}\n" if page else "")
     if notice.kind is NoticeKind.TRIAL_ENDS:
         said = f"The trial of {name} ends at {data['trial_end']}"
-    elif notice.kind is NoticeKind.PAYMENT_FAILED:
-        said = f"A payment of {name} failed: {data['amount']} {data['currency']} are open"
+    elif notice.kind is NoticeKind.CARD_EXPIRES:
+        said = f"The card of {name} expires at {data['expires_at']}: the next payment needs another one"
     else:
         said = f"A subscription of {name} ended at {data['ended_at']}"
     return said, f"{said} ({notice.subject}).\n"

@@ -8,9 +8,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from contextlib import ExitStack
 from pathlib import Path
-from statistics import median
 from typing import NamedTuple
 
 import uvloop
@@ -18,12 +16,15 @@ import uvloop
 from aggregators.instants import civil_from_days, days_from_civil
 from benchmarks import growth
 from benchmarks.access import access_figures
-from benchmarks.broker import RUN_TIMEOUT_S, Bench, Feed, throughput, together_and_memory
+from benchmarks.broker import Bench, Feed
 from benchmarks.emitting import emit_figures
-from benchmarks.figures import Figure, Report
+from benchmarks.figures import Report
 from benchmarks.live import live_figures
-from benchmarks.machine import description, spread
-from benchmarks.services import SECRET, Process, Services
+from benchmarks.machine import description
+from benchmarks.memory import measure_memory
+from benchmarks.rounds import measure_rounds
+from benchmarks.services import SECRET, Services
+from benchmarks.single_events import measure_single_events
 from benchmarks.stages import stage_figures
 from benchmarks.traffic import SPAN_MS, Traffic
 from pipeline.clock import SystemClock
@@ -43,11 +44,12 @@ class Plan(NamedTuple):
     requests: int
     flushes: int
     bursts: int
+    single_events: int
     growth: growth.GrowthPlan
 
 
-QUICK = Plan(200_000, 2, 1_000_000, 100_000, 100_000, 500, 5, 5, growth.QUICK)
-FULL = Plan(1_000_000, 3, 10_000_000, 500_000, 1_000_000, 2_000, 15, 10, growth.FULL)
+QUICK = Plan(600_000, 2, 1_000_000, 200_000, 100_000, 500, 5, 5, 150_000, growth.QUICK)
+FULL = Plan(2_000_000, 3, 10_000_000, 500_000, 1_000_000, 2_000, 15, 10, 400_000, growth.FULL)
 ACCOUNTS = 2_000
 ACCOUNTS_MAX = 10_000_000
 
@@ -59,57 +61,37 @@ def latest_time_ms(now_ms: int) -> int:
     return now_ms if now_ms - month_ms > SPAN_MS else month_ms - 1
 
 
-def by_hand(bench: Bench, events: int) -> Figure:
-    """Measure the hand-written loop on the first events of the same log."""
-    with ExitStack() as stack:
-        stores = bench.services.stores(stack)
-        port = stores.clickhouse_url.rpartition(":")[2]
-        arguments = [
-            "benchmarks.by_hand", bench.services.kafka.url.removeprefix("kafka://"),
-            str(bench.base.genesis.partitions), str(events), stores.valkey.url, port,
-        ]  # fmt: skip
-        with Process(arguments, stores.folder / "by-hand.log") as process:
-            result = process.result(RUN_TIMEOUT_S)
-    cost_us = result["seconds"] / result["events"] * 1e6
-    note = "worker and archive in one, without their guarantees"
-    return Figure("(g) Written by hand, same bytes", "events", 1e6 / cost_us, "events/s", cost_us, note)
-
-
-async def measure(plan: Plan, accounts: int, folder: Path, report: Report, say: Callable[[str], None]) -> None:
-    """Make all measurements. The bare consume-and-decode runs before, between and after the others."""
+async def measure(
+    plan: Plan, accounts: int, folder: Path, report: Report, say: Callable[[str], None], *, broker_only: bool
+) -> None:
+    """Measure the pipeline of events; then, unless `broker_only`, `emit()` and live usage."""
     meter_set = read_meter_set(None)
+    now_ms = latest_time_ms(SystemClock().now_ms())
     with Services(folder, say) as services:
-        settings = load_settings(log_url=services.kafka.url, secret=SECRET)
-        base = await open_base(settings)
+        base = await open_base(load_settings(log_url=services.kafka.url, secret=SECRET))
         try:
             await apply_meter_set(base, meter_set)
-            now_ms = latest_time_ms(SystemClock().now_ms())
-            traffic = Traffic(accounts, base.genesis.partitions, now_ms)
-            feed = Feed(services.kafka.url.removeprefix("kafka://"), traffic)
+            feed = Feed(services.kafka.url.removeprefix("kafka://"), Traffic(accounts, base.genesis.partitions, now_ms))
             bench = Bench(services, base, feed, report, say)
-            say(f"Producing {plan.events:,} events")
-            feed.send(plan.events)
-            say("Bare consume-and-decode")
-            bare_us = bench.bare(plan.rounds)
             for number in sorted({200, accounts}):
                 say(f"Pure core, {number} accounts")
                 report.add(*stage_figures(meter_set, now_ms, number, plan.flushes))
-            await throughput(bench, plan.rounds)
-            say("Written by hand")
-            by_hand_figure = by_hand(bench, plan.by_hand_events)
-            bare_us += bench.bare(1)
-            report.bare_us = median(bare_us)
-            report.machine["bare rounds"] = spread(bare_us)
-            await together_and_memory(bench, plan.memory_events)
+            say(f"Producing {plan.events:,} events")
+            feed.send(plan.events)
+            await measure_rounds(bench, plan.rounds, plan.by_hand_events)
+            await measure_memory(bench, plan.memory_events)
             feed.close()
-            say("emit()")
-            emitted = emit_figures(plan.bursts)
-            say(f"Live usage at {plan.counters:,} counters")
-            report.add(*await live_figures(services, base, plan.counters, plan.requests), *emitted, by_hand_figure)
+            if not broker_only:
+                say("emit()")
+                emitted = emit_figures(plan.bursts)
+                say(f"Live usage at {plan.counters:,} counters")
+                report.add(*await live_figures(services, base, plan.counters, plan.requests), *emitted)
         finally:
             await base.log.close()
+    for name in ("single", "growth"):
+        (folder / name).mkdir()
+    await measure_single_events(plan.single_events, accounts, now_ms, folder / "single", report, say)
     say("Growth: more and more events, then accounts")
-    (folder / "growth").mkdir()
     report.add(*await growth.Growth(folder / "growth", report, say).figures(plan.growth))
 
 
@@ -121,9 +103,9 @@ async def only_access(folder: Path, report: Report, say: Callable[[str], None], 
 def main() -> int:
     """Run, print, and return 1 if counts are wrong."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description="Measure Tidemark on this machine.")
-    parser.add_argument("--quick", action="store_true", help="a fifth of the events, about 2 minutes instead of 12")
+    parser.add_argument("--quick", action="store_true", help="a part of the events")
     parser.add_argument("--json", action="store_true", help="end with one line of JSON instead of the table")
-    parser.add_argument("--only", choices=["access"], help="one part alone")
+    parser.add_argument("--only", choices=["access", "broker"], help="one part alone")
     parser.add_argument("--accounts", type=int, default=ACCOUNTS, help=f"how many accounts emit; {ACCOUNTS} by default")
     arguments = parser.parse_args()
     if not 1 <= arguments.accounts <= ACCOUNTS_MAX:
@@ -138,8 +120,15 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="tidemark-bench-") as folder:
         main_coroutine = (
             only_access(Path(folder), report, say, quick=arguments.quick)
-            if arguments.only
-            else measure(QUICK if arguments.quick else FULL, arguments.accounts, Path(folder), report, say)
+            if arguments.only == "access"
+            else measure(
+                QUICK if arguments.quick else FULL,
+                arguments.accounts,
+                Path(folder),
+                report,
+                say,
+                broker_only=arguments.only == "broker",
+            )
         )
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             runner.run(main_coroutine)

@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
-from statistics import median
 from typing import Final, NamedTuple
 
 import msgspec
-from confluent_kafka import Producer
+from confluent_kafka import ConsumerGroupState, KafkaException, Producer
+from confluent_kafka.admin import AdminClient
 
 from aggregators.codec import parse_value
-from benchmarks.figures import Figure, Report
-from benchmarks.machine import cpu_s, resident_bytes, spread
+from benchmarks.figures import Report
+from benchmarks.machine import cpu_s
 from benchmarks.services import ROOT, Process, Services, Stores
 from benchmarks.traffic import RECORD_EVENTS, Traffic
+from pipeline.ingest.archive import ARCHIVE_GROUP
+from pipeline.ingest.router import ROUTER_GROUP
 from pipeline.open import Base
+from pipeline.rollup.processor import ROLLUP_GROUP
 from schemas.aggregations import Aggregation
 from schemas.log import EVENTS_TOPIC
 from schemas.rollup import Checkpoint
@@ -26,19 +30,10 @@ from sinks.clickhouse.client import ClickHouse, open_clickhouse
 from sinks.clickhouse.writer import ClickHouseStore
 from sinks.redis.view import RedisLiveView
 
-TARGET_EVENTS_PER_S: Final = 50_000
 RUN_TIMEOUT_S: Final = 900.0
 DRAIN_TIMEOUT_S: Final = 120.0
-# On a slow machine the timeout ends the measurement of memory; the whole run stays below 15 minutes.
-MEMORY_TIMEOUT_S: Final = 400.0
-# The rate excludes the start of the process and the first rebalance.
-WARM_UP_SHARE: Final = 0.1
-AHEAD_EVENTS_MAX: Final = 400_000
-FLAT_GROWTH_BYTES: Final = 24 * 1024 * 1024
-SEND_EVENTS: Final = 20_000
+JOIN_TIMEOUT_S: Final = 120.0
 POLL_INTERVAL_S: Final = 0.1
-MEGABYTE: Final = 1024 * 1024
-SECTION: Final = "(b) Events per second of one process, real broker"
 
 _split: Final = msgspec.json.Decoder(list[msgspec.Raw]).decode
 _MERGED: Final = ", ".join(f"any(aggregation) = '{each}', {each.rule.merged_sql}" for each in Aggregation)
@@ -48,10 +43,14 @@ SELECT account, meter, toInt64(multiIf({_MERGED}, 0)) FROM usage_hourly FINAL GR
 
 
 class Rate(NamedTuple):
-    """The rate of a process: events per second of wall time, and processor time per event."""
+    """The rate of a process: events per second of wall time, and processor time per event.
+
+    `beside_us` is the processor time per event of another process, which feeds the first one.
+    """
 
     events_per_s: float
     cpu_us: float
+    beside_us: float = 0.0
 
 
 class Feed:
@@ -97,22 +96,25 @@ class Bench:
         self.feed = feed
         self.report = report
         self.say = say
-        self.bare_cpu_us = 0.0
 
-    def bare(self, rounds: int) -> list[float]:
-        """Measure the bare consume-and-decode; returns µs per event for each round."""
-        events = self.feed.traffic.sent
-        wall, cpu = [], []
-        for _ in range(rounds):
-            servers = self.services.kafka.url.removeprefix("kafka://")
-            arguments = ["benchmarks.bare", servers, str(self.base.genesis.partitions), str(events)]
-            log = self.services.folder("bare") / "output"
-            with Process(arguments, log) as process:
-                result = process.result(RUN_TIMEOUT_S)
-            wall.append(result["seconds"] / result["events"] * 1e6)
-            cpu.append(result["cpu_seconds"] / result["events"] * 1e6)
-        self.bare_cpu_us = median(cpu)
-        return wall
+    def bare(self) -> Rate:
+        """The bare consume-and-decode of all events so far."""
+        servers = self.services.kafka.url.removeprefix("kafka://")
+        arguments = ["benchmarks.bare", servers, str(self.base.genesis.partitions), str(self.feed.traffic.sent)]
+        with Process(arguments, self.services.folder("bare") / "output") as process:
+            return _result(process)
+
+    def by_hand(self, events: int) -> Rate:
+        """The hand-written loop over the first events of the same log."""
+        with ExitStack() as stack:
+            stores = self.services.stores(stack)
+            arguments = [
+                "benchmarks.by_hand", self.services.kafka.url.removeprefix("kafka://"),
+                str(self.base.genesis.partitions), str(events), stores.valkey.url,
+                stores.clickhouse_url.rpartition(":")[2],
+            ]  # fmt: skip
+            with Process(arguments, stores.folder / "by-hand.log") as process:
+                return _result(process)
 
     def role(self, name: str, stores: Stores, checkout: Path = ROOT) -> Process:
         """A process of a role that reads the whole log into empty stores. `checkout` is the folder of its code."""
@@ -145,29 +147,49 @@ class Bench:
         passed = sum(min(int(row[1]), ends[int(row[0])]) for row in rows)
         return events * passed // sum(ends.values())
 
-    async def rate(self, process: Process, progress: Callable[[], Awaitable[int]], events: int) -> Rate:
-        """Measure a reader until it has processed `events` events."""
-        began: tuple[float, float, int] | None = None
-        deadline_s = time.monotonic() + RUN_TIMEOUT_S
-        while True:
+    async def joined(self, group: str, process: Process) -> None:
+        """Wait until the process has all partitions of its group. Raises RuntimeError after `JOIN_TIMEOUT_S`."""
+        admin = AdminClient({"bootstrap.servers": self.services.kafka.url.removeprefix("kafka://"), "log_level": 0})
+        deadline_s = time.monotonic() + JOIN_TIMEOUT_S
+        while time.monotonic() < deadline_s:
             process.check()
-            seen = await progress()
-            now = (time.monotonic(), cpu_s(process.pid or 0), seen)
-            if began is None and seen >= events * WARM_UP_SHARE:
-                began = now
-            if began is not None and seen >= events:
-                between = max(1, seen - began[2])
-                return Rate(between / max(1e-3, now[0] - began[0]), (now[1] - began[1]) / between * 1e6)
-            if now[0] > deadline_s:
+            (answer,) = admin.describe_consumer_groups([group]).values()
+            # The broker refuses until it has loaded its groups.
+            with contextlib.suppress(KafkaException):
+                found = await asyncio.to_thread(answer.result)
+                pairs = [pair for member in found.members for pair in member.assignment.topic_partitions]
+                if found.state is ConsumerGroupState.STABLE and len(pairs) == self.base.genesis.partitions:
+                    return
+            await asyncio.sleep(POLL_INTERVAL_S / 2)
+        raise RuntimeError(f"{group} has no member with all partitions after {JOIN_TIMEOUT_S:.0f} s")
+
+    async def rate(
+        self, process: Process, progress: Callable[[], Awaitable[int]], events: int, beside: Process | None = None
+    ) -> Rate:
+        """Measure a reader from now until it has processed `events` events. Call it when the reader has joined."""
+
+        def now() -> tuple[float, float, float]:
+            return time.monotonic(), cpu_s(process.pid or 0), cpu_s(beside.pid or 0) if beside else 0.0
+
+        began = now()
+        while (seen := await progress()) < events:
+            process.check()
+            if time.monotonic() > began[0] + RUN_TIMEOUT_S:
                 raise RuntimeError(f"{seen} of {events} events after {RUN_TIMEOUT_S:.0f} s")
             await asyncio.sleep(POLL_INTERVAL_S)
+        wall_s, own_s, beside_s = (after - before for before, after in zip(began, now(), strict=True))
+        return Rate(events / wall_s, own_s / events * 1e6, beside_s / events * 1e6)
 
-    async def worker(self, stores: Stores, process: Process) -> Rate:
-        """The rate of a worker until all events are counted; then waits until ClickHouse has all totals."""
+    async def worker(self, stores: Stores, process: Process, router: Process | None = None) -> Rate:
+        """The rate of a worker until all events are counted; then waits until ClickHouse has all totals.
+
+        With a router, the measurement begins when the router has joined its group.
+        """
+        await self.joined(ROUTER_GROUP if router else ROLLUP_GROUP, router or process)
         store = RedisLiveView(stores.valkey.url)
         clickhouse = open_clickhouse(stores.clickhouse_url)
         try:
-            rate = await self.rate(process, lambda: self.counted(store), self.feed.traffic.sent)
+            rate = await self.rate(process, lambda: self.counted(store), self.feed.traffic.sent, router)
             targets = await self.checkpoints(store)
             hourly = ClickHouseStore(clickhouse)
             deadline_s = time.monotonic() + DRAIN_TIMEOUT_S
@@ -183,6 +205,7 @@ class Bench:
 
     async def archive(self, stores: Stores, process: Process) -> Rate:
         """The rate of an archive until all events are archived."""
+        await self.joined(ARCHIVE_GROUP, process)
         clickhouse = open_clickhouse(stores.clickhouse_url)
         ends, events = await self.ends(), self.feed.traffic.sent
         try:
@@ -234,85 +257,10 @@ class Bench:
         return minors
 
 
+def _result(process: Process) -> Rate:
+    result = process.result(RUN_TIMEOUT_S)
+    return Rate(result["events"] / result["seconds"], result["cpu_seconds"] / result["events"] * 1e6)
+
+
 def _not_before(offset: int, checkpoint: Checkpoint) -> bool:
     return offset >= checkpoint.next_offset
-
-
-async def throughput(bench: Bench, rounds: int) -> None:
-    """Measure worker and archive separately. The result is the median round."""
-    workers, archives = [], []
-    for number in range(1, rounds + 1):
-        with ExitStack() as stack:
-            stores = bench.services.stores(stack)
-            bench.say(f"Round {number} of {rounds}: worker over {bench.feed.traffic.sent:,} events")
-            with bench.role("worker", stores) as process:
-                workers.append(await bench.worker(stores, process))
-            bench.say(f"Round {number} of {rounds}: archive over the same")
-            with bench.role("archive", stores) as process:
-                archives.append(await bench.archive(stores, process))
-            await bench.verify(stores, f"round {number}", archive=True)
-    bench.report.add(*_rates("worker, alone: Redis and usage_hourly", workers, target=True))
-    bench.report.add(*_rates("archive, alone: usage_events", archives))
-
-
-async def together_and_memory(bench: Bench, memory_events: int) -> None:
-    """Measure worker and archive at the same time; then the memory of the worker alone."""
-    with ExitStack() as stack:
-        stores = bench.services.stores(stack)
-        bench.say("Worker and archive side by side")
-        worker = stack.enter_context(bench.role("worker", stores))
-        with bench.role("archive", stores) as archive:
-            rates = await asyncio.gather(bench.worker(stores, worker), bench.archive(stores, archive))
-        await bench.verify(stores, "side by side", archive=True)
-        bench.report.add(*_rates("worker, beside the archive", rates[:1]))
-        bench.report.add(*_rates("archive, beside the worker", rates[1:]))
-        bench.say(f"The same worker goes on to {memory_events:,} events")
-        await _memory(bench, stores, worker, memory_events)
-        await bench.worker(stores, worker)
-        await bench.verify(stores, "memory run", archive=False)
-
-
-async def _memory(bench: Bench, stores: Stores, worker: Process, events: int) -> None:
-    store = RedisLiveView(stores.valkey.url)
-    samples: list[tuple[int, int]] = []
-    counted, traffic = 0, bench.feed.traffic
-    deadline_s = time.monotonic() + MEMORY_TIMEOUT_S
-    while counted < events and time.monotonic() < deadline_s:
-        worker.check()
-        if traffic.sent < min(events, counted + AHEAD_EVENTS_MAX):
-            await asyncio.to_thread(bench.feed.send, min(SEND_EVENTS, events - traffic.sent))
-        else:
-            await asyncio.sleep(POLL_INTERVAL_S)
-        counted = await bench.counted(store)
-        samples.append((counted, resident_bytes(worker.pid or 0)))
-    await store.close()
-    middle = [size for at, size in samples if 0.4 * counted <= at <= 0.6 * counted]
-    last = [size for at, size in samples if at >= 0.8 * counted]
-    section = f"(c) Worker's memory over {counted:,} events"
-    if not middle or not last:
-        bench.report.fail(f"memory: only {counted} events were counted in {MEMORY_TIMEOUT_S:.0f} s")
-        return
-    if counted < events:
-        section += f" (of {events:,}; the time was up)"
-    growth = median(last) - median(middle)
-    verdict = "met" if growth < FLAT_GROWTH_BYTES else "missed"
-    flat = f"from the middle fifth to the last; flat is below {FLAT_GROWTH_BYTES / MEGABYTE:.0f} MB"
-    bench.report.add(
-        Figure(section, "resident in the middle fifth", median(middle) / MEGABYTE, "MB"),
-        Figure(section, "resident in the last fifth", median(last) / MEGABYTE, "MB"),
-        Figure(section, "highest", max(size for _, size in samples) / MEGABYTE, "MB"),
-        Figure(section, "growth", growth / MEGABYTE, "MB", None, flat, verdict),
-    )
-
-
-def _rates(name: str, rates: Sequence[Rate], *, target: bool = False) -> list[Figure]:
-    per_s = median(rate.events_per_s for rate in rates)
-    verdict = ("met" if per_s >= TARGET_EVENTS_PER_S else "missed") if target else ""
-    notes = [f"target {TARGET_EVENTS_PER_S:,}"] if target else []
-    notes.append(spread([rate.events_per_s for rate in rates]))
-    cpu_us = median(rate.cpu_us for rate in rates)
-    note = "; ".join(filter(None, notes))
-    return [
-        Figure(SECTION, name, per_s, "events/s", 1e6 / per_s, note, verdict),
-        Figure(SECTION, "  processor time of its own process", cpu_us, "µs", cpu_us),
-    ]

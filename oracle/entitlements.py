@@ -92,9 +92,11 @@ def allowed(
     subscriptions: Sequence[Document],
     people: Sequence[PersonsGrant],
     instant_ms: int,
+    cases: Mapping[str, int | None] | None = None,
 ) -> dict[str, Any]:
     """The value of each feature at an instant: a truth value, a number, or the settings of a config, None if denied or
-    not given. Included usage of a meter is under `included:METER`."""
+    not given. Included usage of a meter is under `included:METER`. `cases`: of each subscription whose newest dunning
+    case was not written off, from when on the case withholds what it gives, or None if it does not."""
     gives = [(grant.feature, give) for grant in people if (give := _of_person(grant, instant_ms))]
     ours, owed, is_planned = [], False, False
     customers = {link.customer for link in linked if link.starts_ms <= instant_ms < link.ends_ms}
@@ -102,7 +104,7 @@ def allowed(
         if body["customer"] not in customers or not _runs(body, instant_ms):
             continue
         bought = _bought(shop, body, instant_ms)
-        if body["status"] == "unpaid":
+        if _is_unpaid(body, cases or {}, instant_ms):
             owed |= bool(bought)
             continue
         for (plan, version), quantities in bought.items():
@@ -120,6 +122,14 @@ def allowed(
         name: _value(feature, [give for of, give in (*gives, *ours) if of == name])
         for name, feature in {**active["features"], **_included(shop)}.items()
     }
+
+
+def _is_unpaid(body: Document, cases: Mapping[str, int | None], instant_ms: int) -> bool:
+    """Whether a subscription that runs does not give. Its dunning case decides, or else its status."""
+    if body["id"] not in cases:
+        return bool(body["status"] == "unpaid")
+    downgrade_ms = cases[body["id"]]
+    return downgrade_ms is not None and downgrade_ms <= instant_ms
 
 
 def _included(shop: Shop) -> dict[str, Document]:

@@ -68,6 +68,10 @@ MetricName = Literal[
     "tidemark_mirror_canary_silent",
     "tidemark_changes_differing",
     "tidemark_changes_oldest_age_seconds",
+    "tidemark_dunning_open_cases",
+    "tidemark_dunning_canceled_cases",
+    "tidemark_dunning_judged_cases",
+    "tidemark_dunning_recovered_ratio",
     "tidemark_notices_swept_seconds",
     "tidemark_notices_sweep_duration_seconds",
     "tidemark_notices_reached",
@@ -325,6 +329,23 @@ METRICS: Final[dict[MetricName, MetricSpec]] = {
         "gauge",
         "How old the oldest change of a plan is that is accepted and not carried out; 0 if none is. Grows: Stripe does "
         "not answer.",
+    ),
+    "tidemark_dunning_open_cases": MetricSpec(
+        "gauge", "Subscriptions whose payments failed, by the state of their case (docs/dunning.md).", ("state",)
+    ),
+    "tidemark_dunning_canceled_cases": MetricSpec(
+        "gauge",
+        "Open cases of subscriptions that Stripe canceled because the payments failed. Above 0: Stripe's setting takes "
+        "subscriptions that a payment would have kept.",
+    ),
+    "tidemark_dunning_judged_cases": MetricSpec(
+        "gauge", "Cases whose first failure was 30 to 60 days ago: those of which the recovered ratio is."
+    ),
+    "tidemark_dunning_recovered_ratio": MetricSpec(
+        "gauge",
+        "The part of the judged cases that was paid within 30 days of the first failure, by number (`cases`) and by "
+        "money (the currency). Below 0.3: mails do not arrive, or the page does not work.",
+        ("of",),
     ),
     "tidemark_notices_swept_seconds": MetricSpec(
         "gauge",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Final
+from typing import Final, Literal
 from urllib.parse import urlsplit
 
 from pydantic import Field, SecretStr, ValidationError, ValidationInfo, field_validator
@@ -122,6 +122,11 @@ class Settings(BaseSettings):
         le=72,
         description="Hours after a period's end at which Stripe finalizes its invoice: the grace period in Stripe's "
         "dashboard, which Stripe's API does not tell. `doctor` compares it with the meter set's policy",
+    )
+    stripe_final_action: Literal["", "unpaid", "pause", "past_due", "cancel"] = Field(
+        default="",
+        description="What Stripe does with a subscription after the last retry of a payment failed, as its dashboard "
+        "says: `unpaid`, `pause`, `past_due` or `cancel`. Stripe's API does not tell; `doctor` asks (docs/dunning.md)",
     )
     canary_customer: str = Field(
         default="",

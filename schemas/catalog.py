@@ -360,15 +360,20 @@ Days = Annotated[int, Field(ge=0, le=365)]
 
 
 class Dunning(_Value):
-    """When an unpaid account hears of it and loses access, in days; `fallback_plan` is what it has then."""
+    """When an unpaid account hears of it and loses access, in days; `fallback_plan` is what it has then.
+
+    `urgent_days` and `final_days` count from the first failure, `downgrade_after_final_days` from the last warning,
+    `win_back_days` and `give_up_days` from the downgrade.
+    """
 
     urgent_days: Days = 3
+    final_days: Days = 21
     downgrade_after_final_days: Days = 3
     win_back_days: Days = 7
     give_up_days: Days = 30
     fallback_plan: Slug | None = None
     suspend_addons: bool = True
-    card_expiry_days: tuple[Days, ...] = (30, 7)
+    card_expiry_days: tuple[Annotated[int, Field(ge=0, le=60)], ...] = Field(default=(30, 7), max_length=10)
 
 
 class Changes(_Value):

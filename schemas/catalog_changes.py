@@ -238,12 +238,16 @@ class CatalogObjects(Protocol):
     """What the catalog needs of Stripe. Every call may raise `Transient`, `Refused` and `InvalidInput`."""
 
     async def read(self) -> AtStripe:
-        """Everything but `attached`. Costs a call for each hundred objects of a kind. Raises `OperatorNeeded` if there
-        are more than it reads."""
+        """Everything but `attached` and `coupons`. Costs a call for each hundred objects of a kind. Raises
+        `OperatorNeeded` if there are more than it reads."""
         ...
 
     async def attached(self, product: str) -> frozenset[str]:
         """The lookup keys of a product's features. Costs one call."""
+        ...
+
+    async def coupon(self, identifier: str) -> StripeCoupon | None:
+        """A coupon, None if Stripe has none of the id. Costs one call; an account may have very many coupons."""
         ...
 
     async def create_product(self, product: StripeProduct) -> str:

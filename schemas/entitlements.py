@@ -11,7 +11,7 @@ from decimal import Decimal
 from enum import Enum, StrEnum
 from typing import Final, NamedTuple, Protocol
 
-from schemas.catalog import FeatureType, Merge
+from schemas.catalog import Dunning, FeatureType, Merge
 from schemas.side_tables import Link, Row
 from schemas.upgrades import Billed
 
@@ -195,9 +195,15 @@ class Entitlements(Protocol):
         the account `after`."""
         ...
 
-    async def renew(self, account: str, catalog_sha256: str, resolver: Resolver, now_ms: int) -> Recomputed:
+    async def due(self, now_ms: int, limit: int = 500) -> Sequence[str]:
+        """Accounts with a dunning case that time alone moves on now; an account may be named twice."""
+        ...
+
+    async def renew(
+        self, account: str, catalog_sha256: str, resolver: Resolver, now_ms: int, policy: Dunning | None = None
+    ) -> Recomputed:
         """Compute the entitlements of one account again, and keep a new version if the inputs, or what follows from
-        them, differ.
+        them, differ. With `policy`, the account's dunning cases are opened and moved before, in the same transaction.
 
         If a subscription that gave something became unreadable, what the account has stays: a riddle takes nothing
         away. One that never gave anything holds nothing back. Raises `Fenced` if another catalog is active than that

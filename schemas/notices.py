@@ -19,6 +19,9 @@ class NoticeKind(StrEnum):
     - `trial_ends`: the trial of a subscription ends in a week or in a day.
     - `payment_failed`: Stripe tried to collect an invoice, and it is still open.
     - `subscription_ended`: a subscription has ended.
+    - `card_expires`: the card that pays a subscription expires in a month or in a week.
+    - `payment_urgent`, `downgrade_warning`, `downgraded`, `win_back`: a dunning case is in that state
+      (`schemas.dunning`); the first of its states is what `payment_failed` says.
     """
 
     LIMIT_WARNING = "limit_warning"
@@ -26,6 +29,11 @@ class NoticeKind(StrEnum):
     TRIAL_ENDS = "trial_ends"
     PAYMENT_FAILED = "payment_failed"
     SUBSCRIPTION_ENDED = "subscription_ended"
+    CARD_EXPIRES = "card_expires"
+    PAYMENT_URGENT = "payment_urgent"
+    DOWNGRADE_WARNING = "downgrade_warning"
+    DOWNGRADED = "downgraded"
+    WIN_BACK = "win_back"
 
 
 class ChannelName(StrEnum):
@@ -74,10 +82,12 @@ class Notice(NamedTuple):
 
 
 class StripeFact(NamedTuple):
-    """What the mirror says of a subscription or an invoice of the account that is linked to its customer now.
+    """What the mirror says of a subscription or an invoice of the account that is linked to its customer now, or what
+    a dunning case says of a subscription.
 
-    `at_ms`: the end of the trial, the creation of the invoice, or the end of the subscription. `since_ms`: when the
-    subscription began. `remaining_minor` and what follows: what is open of the invoice.
+    `at_ms`: the end of the trial, the creation of the invoice, the end of the subscription or of the card, or the
+    downgrade, before which it is 0. `since_ms`: when the subscription or the case began. `remaining_minor` and what
+    follows: what is open of the invoices, and the page at Stripe on which the oldest one is paid, or "".
     """
 
     kind: NoticeKind
@@ -88,6 +98,7 @@ class StripeFact(NamedTuple):
     remaining_minor: int = 0
     currency: str = ""
     exponent: int = 0
+    pay_url: str = ""
 
 
 class Delivery(NamedTuple):
@@ -174,9 +185,10 @@ class NoticeOutbox(Protocol):
     ) -> Sequence[StripeFact]:
         """One page of what the mirror says now, by subject, behind `after`; or what it says of one subject.
 
-        Trials that end within a week, invoices of a month that Stripe tried to collect and that are open, and
-        subscriptions that ended within three days. Nothing of the other kinds. Of one `subject`, an older invoice and
-        end are told too: a notice that was made in time stays true.
+        Trials that end within a week, invoices of a month that Stripe tried to collect and that are open,
+        subscriptions that ended within three days, cards that expire within two months, and open dunning cases in the
+        state of the kind. Nothing of the other kinds. Of one `subject`, an older invoice and end are told too: a notice
+        that was made in time stays true.
         """
         ...
 

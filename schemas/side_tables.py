@@ -23,10 +23,11 @@ MIRROR_COLUMNS: Final[Mapping[str, tuple[str, ...]]] = {
     "stripe_customers": (
         "id", "email", "currency", "default_payment_method", "country", "tax_exempt", "created_ms", "deleted",
     ),
+    "payment_methods": ("id", "customer_id", "type", "expires_ms"),
     "subscriptions": (
         "id", "customer_id", "status", "billing_mode", "collection_method", "currency", "anchor_ms", "start_ms",
         "trial_end_ms", "cancel_at_ms", "ended_ms", "pause_reason", "schedule_id", "pending_update_until_ms",
-        "latest_invoice_id", "default_payment_method", "discounts_json", "deleted",
+        "latest_invoice_id", "default_payment_method", "discounts_json", "deleted", "cancellation_reason",
     ),
     "subscription_items": (
         "id", "subscription_id", "price_id", "meter_id", "usage_type", "interval", "interval_count", "quantity",
@@ -56,6 +57,7 @@ TABLE_OF: Final[Mapping[ObjectKind, str]] = {
     ObjectKind.INVOICE: "invoices",
 }
 PARTS_OF: Final[Mapping[ObjectKind, tuple[str, str]]] = {
+    ObjectKind.CUSTOMER: ("payment_methods", "customer_id"),
     ObjectKind.SUBSCRIPTION: ("subscription_items", "subscription_id"),
     ObjectKind.INVOICE: ("invoice_lines", "invoice_id"),
 }

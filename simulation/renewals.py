@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from oracle.entitlements import GIVING, Shop
+from schemas.catalog import Dunning
 from schemas.entitlements import Computed, Grant, Resolver
 from schemas.side_tables import Link, Row
 from simulation.commerce import CATALOGS, Commerce
@@ -26,7 +27,11 @@ class WatchedRenewals:
         """Like the store."""
         return await self._tables.entitlements.stale(*arguments, **named)
 
-    async def renew(self, account: str, sha256: str, resolver: Resolver, now_ms: int) -> Any:
+    async def due(self, *arguments: Any, **named: Any) -> Any:
+        """Like the store."""
+        return await self._tables.entitlements.due(*arguments, **named)
+
+    async def renew(self, account: str, sha256: str, resolver: Resolver, now_ms: int, policy: Dunning) -> Any:
         """Like the store. An account whose subscription became a riddle keeps the version that it had. A renewal knows
         all that people grant when it ends: the next renewal would hide that it missed something."""
         store, known = self._tables.entitlements, set[str]()
@@ -37,7 +42,7 @@ class WatchedRenewals:
             return resolver(links, mirror, people, since_ms)
 
         before = (await store.latest([account])).get(account)
-        renewed = await store.renew(account, sha256, watched, now_ms)
+        renewed = await store.renew(account, sha256, watched, now_ms, policy)
         rows = self._tables.rows("overrides")
         held = {row["source"] for row in rows if row["account"] == account and row["revoked_ms"] is None}
         if known != held:

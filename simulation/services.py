@@ -31,7 +31,9 @@ from sinks.redis.fake import FakeAccounts, FakeLiveView, FakeServer, FakeState
 from sinks.sql.fake import FakeSideTables
 from sinks.sql.intents import READER
 from sinks.sql.tables import intents, metadata, positions
+from sinks.stripe.connection import json_of
 from sinks.stripe.fake import FakeFault, FakeStripe
+from sinks.stripe.objects import Parse
 
 GAP_PROBABILITY: Final = 0.05
 SILENCE_S: Final = (60.0, 5_400.0)
@@ -206,13 +208,15 @@ class UnsureObjects(DrivenObjects):
             raise Transient(f"stripe keeps silent about {name.id}")
         return await super().fetch(name)
 
-    async def _get(self, path: str, options: Mapping[str, object] | None = None) -> dict[str, Any]:
+    async def _get(
+        self, path: str, options: Mapping[str, object] | None = None, parse: Parse = json_of
+    ) -> dict[str, Any]:
         self._reads += 1
         draw, slow, late_s = self._chance.random(), self._chance.random(), self._chance.uniform(1, LATE_READ_S)
         kind, key = self._chance.choice(_READS), f"stripe.read#{self._reads}"
         if draw < self._rate and self._faults.strike(kind, key):
             raise Transient(f"{kind}: {path}")
-        answer = await super()._get(path, options)
+        answer = await super()._get(path, options, parse)
         if slow < self._rate and self._faults.strike(Fault.STRIPE_READ_SLOW, key):
             await asyncio.sleep(late_s)
         return answer

@@ -11,7 +11,8 @@ from typing import Any, Final
 from schemas.billing_events import MIRRORED_TYPES, ObjectKind, ObjectName
 from schemas.clock import Clock
 from schemas.errors import InvalidInput
-from sinks.stripe.objects import StripeClientObjects
+from sinks.stripe.connection import json_of
+from sinks.stripe.objects import Parse, StripeClientObjects
 from stripe_simulator import Simulator, SimulatorSettings
 from stripe_simulator.errors import ApiError
 from stripe_simulator.mode import Call
@@ -163,6 +164,7 @@ class StripeAccount:
         first = {name: now[name] for name in ("start_date", "end_date")}
         first["items"] = [{name: item[name] for name in ("price", "quantity") if name in item} for item in now["items"]]
         first |= {"end_date": ends_s} if ends_s else {}
+        first |= {"trial": True} if now["trial_end"] else {}
         phases = [first, {"items": [{"price": price} for price in prices]}]
         path = "POST /v1/subscription_schedules/{schedule}"
         self.call(path, {"phases": phases, **params}, schedule["id"])
@@ -186,7 +188,9 @@ class DrivenObjects(StripeClientObjects):
     async def close(self) -> None:
         """Nothing to release."""
 
-    async def _get(self, path: str, options: Mapping[str, object] | None = None) -> dict[str, Any]:
+    async def _get(
+        self, path: str, options: Mapping[str, object] | None = None, _parse: Parse = json_of
+    ) -> dict[str, Any]:
         route, ids = ROUTER.find("GET", path)
         try:
             return self._account.call(route.name, dict(options or {}), *ids)

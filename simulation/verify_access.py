@@ -62,6 +62,11 @@ class _Expected:
         self._links: defaultdict[str, list[dict[str, Any]]] = defaultdict(list)
         for row in sorted(world.tables.rows("account_customers"), key=lambda row: row["starts_ms"]):
             self._links[row["account"]].append(row)
+        newest = sorted(world.tables.rows("dunning_cases"), key=lambda row: (row["found_ms"], row["opened_ms"]))
+        cases = {row["subscription_id"]: row for row in newest}
+        self._cases: Mapping[str, int | None] = {
+            name: row["downgrade_ms"] for name, row in cases.items() if row["outcome"] != "written_off"
+        }
         self._subscriptions = [
             _body(world, name) for name in world.account.listing() if name.kind is ObjectKind.SUBSCRIPTION
         ]
@@ -69,12 +74,12 @@ class _Expected:
     def values(self, account: str, instant_ms: int) -> _Values:
         """The value of each feature."""
         people = [made.grant for made in self._people if made.account == account]
-        return allowed(self._shop, self._linked(account), self._of(account), people, instant_ms)
+        return allowed(self._shop, self._linked(account), self._of(account), people, instant_ms, self._cases)
 
     def instants(self, account: str) -> list[int]:
         """When something may change."""
         people = [made.grant for made in self._people if made.account == account]
-        return instants(self._linked(account), self._of(account), people)
+        return [*instants(self._linked(account), self._of(account), people), *filter(None, self._cases.values())]
 
     def _linked(self, account: str) -> list[Linked]:
         rows = self._links[account]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
 from stripe_simulator.contract import fields_of, route_type
@@ -10,8 +10,12 @@ from stripe_simulator.errors import ApiError, not_simulated
 from stripe_simulator.store import Object, copied
 
 DEPTH_MAX: Final = 4
-# Fields that an object has only if the request expands them.
-INCLUDABLE: Final = {"price": "tiers", "coupon": "applies_to"}
+# The path of the field that an object has only if the request expands it.
+INCLUDABLE: Final = {
+    "price": ("tiers",),
+    "coupon": ("applies_to",),
+    "billing_portal.configuration": ("features", "subscription_update", "products"),
+}
 
 # Finds an object of any kind by its id.
 Find = Callable[[str], Object | None]
@@ -21,9 +25,19 @@ def without_includable(value: Any) -> Any:
     """A copy of a JSON value in which no object has its field of `INCLUDABLE`."""
     if isinstance(value, dict):
         kind = value.get("object")
-        hidden = INCLUDABLE.get(kind) if isinstance(kind, str) else None
-        return {name: without_includable(item) for name, item in value.items() if name != hidden}
+        copy = {name: without_includable(item) for name, item in value.items()}
+        if isinstance(kind, str) and kind in INCLUDABLE:
+            *outer, hidden = INCLUDABLE[kind]
+            _within(copy, outer).pop(hidden, None)
+        return copy
     return [without_includable(item) for item in value] if isinstance(value, list) else value
+
+
+def _within(body: Object, steps: Sequence[str]) -> Object:
+    """The object at the end of a path; an empty one if there is none."""
+    for step in steps:
+        body = body.get(step) or {}
+    return body
 
 
 def expand(route: str, body: Object, paths: Sequence[str], find: Find) -> Object:
@@ -73,8 +87,10 @@ class _Expansion:
         if not steps or steps[0] not in fields:
             raise self._refused()
         step, body = steps[0], value if isinstance(value, dict) else {}
-        if len(steps) == 1 and step in INCLUDABLE.values() and "id" in fields:
-            body[step] = copied(self._find(body.get("id", "")) or {}).get(step)
+        if tuple(steps) == _includable(fields):
+            *outer, last = steps
+            whole = copied(self._find(body.get("id", "")) or {})
+            _within(body, outer)[last] = _within(whole, outer).get(last)
         else:
             result = self.walk(body.get(step), fields[step], steps[1:])
             if step in body:
@@ -93,3 +109,11 @@ class _Expansion:
 
     def _refused(self, hint: str = "") -> ApiError:
         return ApiError(400, f"This property cannot be expanded ({self._path}){hint}.", param="expand")
+
+
+def _includable(fields: Mapping[str, Any]) -> tuple[str, ...] | None:
+    """The path of `INCLUDABLE` of an object with these fields."""
+    match fields.get("object"):
+        case ["enum", [str(name)]]:
+            return INCLUDABLE.get(name)
+    return None

@@ -115,6 +115,8 @@ EXITS_WITH_1: Final = {
     "close-period": _UNANSWERED,
     "dev": "a process did not start, or ended; its log is in the message",
     "doctor": "a check failed",
+    "dunning list": _UNANSWERED,
+    "dunning write-off": f"{_UNANSWERED}; repeat the command",
     "emit": "the log did not confirm the event, or the gateway did not answer or refused the key: send it again",
     "gateway": _ROLE,
     "key create": "the file cannot be written",

@@ -13,7 +13,7 @@ from typing import Final, NamedTuple, Protocol
 
 from aggregators.access import decide, fallback, overshoot_bound
 from aggregators.account_grants import INCLUDED, Commerce, features_of, granted
-from aggregators.entitlements import is_given, next_change_ms, resolve, segment_at, settling_until_ms
+from aggregators.entitlements import is_given, next_change_ms, place_at, resolve, segment_at, settling_until_ms
 from aggregators.overage import Tariff, is_capped, tariff_of
 from aggregators.price_list import PriceList, price_list
 from aggregators.upgrade import Denied, upgrade_of
@@ -25,7 +25,7 @@ from schemas import catalog as terms
 from schemas.access import Decision, Reason, Standing, Usage
 from schemas.catalog_changes import CatalogStore
 from schemas.clock import MINUTE_MS, SECOND_MS, Clock
-from schemas.entitlements import IN_GRACE, Entitlements, Feature, Resolved, Segment
+from schemas.entitlements import IN_GRACE, Entitlements, Feature, Grant, Resolved, Segment
 from schemas.errors import InvalidInput, Transient
 from schemas.holds import Hold, Holds
 from schemas.upgrades import Upgrade
@@ -364,16 +364,14 @@ def _included(segment: Segment, meter: str | None) -> Decimal | None:
 
 def _standing(known: Known, feature: str, now_ms: int) -> Standing:
     """What the account had of a feature before, and whether it has its plan."""
-    past = [segment for segment in known.segments if segment.from_ms <= now_ms]
-    before = next(
-        (
-            found.gives
-            for segment in reversed(past[:-1])
-            if (found := segment.features.get(feature)) and is_given(found)
-        ),
-        (),
-    )
-    found = past[-1].features.get(feature) if past else None
+    last = place_at(known.segments, now_ms)
+    before: tuple[Grant, ...] = ()
+    for place in range(last - 1, -1, -1):
+        given = known.segments[place].features.get(feature)
+        if given and is_given(given):
+            before = given.gives
+            break
+    found = known.segments[last].features.get(feature) if last >= 0 else None
     if found is None:
         return Standing(before, is_known=known.version > 0)
     in_grace = any(grant.reason == IN_GRACE for grant in found.gives)

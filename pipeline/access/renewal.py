@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from aggregators.account_grants import Commerce, resolver_of
+from schemas.catalog import Dunning
 from schemas.catalog_changes import CatalogStore
 from schemas.clock import MINUTE_MS, Clock
 from schemas.entitlements import Entitlements, Resolver
@@ -44,7 +45,7 @@ class Renewal:
         self._catalog = catalog
         self._entitlements = entitlements
         self._clock = clock
-        self._known: tuple[str, Resolver] | None = None
+        self._known: tuple[str, Resolver, Dunning] | None = None
         self._after = ""
         self._aside: OrderedDict[str, int] = OrderedDict()
         self.renewed = 0
@@ -56,7 +57,8 @@ class Renewal:
         return len(self._aside)
 
     async def turn(self) -> int:
-        """Renew up to `AT_ONCE` stale accounts. Returns how many were looked at; 0 if all are fresh or set aside.
+        """Renew up to `AT_ONCE` stale accounts, and as many whose dunning case is due. Returns how many were looked at;
+        0 if all are fresh or set aside.
 
         An account with an unexpected fault is logged and set aside for `ASIDE_MS`; the others go on. Raises
         `Transient`; repeatable, and then it goes on behind the account that failed.
@@ -65,16 +67,18 @@ class Renewal:
         if not accounts and self._after:
             self._after = ""
             accounts = await self._entitlements.stale(AT_ONCE)
-        looked = 0
-        for account in accounts:
-            self._after = account
+        due = await self._entitlements.due(self._clock.now_ms(), AT_ONCE)
+        stale, looked = set(accounts), 0
+        for account in dict.fromkeys([*accounts, *due]):
+            if account in stale:
+                self._after = account
             if self._aside.get(account, 0) > self._clock.now_ms():
                 continue
             if self._known is None:
                 found = await commerce_of(self._catalog)
                 if found is None:
                     return 0
-                self._known = found[0], resolver_of(found[1])
+                self._known = found[0], resolver_of(found[1]), found[1].catalog.dunning
             looked += 1
             try:
                 await self._renew(account, *self._known)
@@ -84,9 +88,9 @@ class Renewal:
                 break
         return looked
 
-    async def _renew(self, account: str, sha256: str, resolver: Resolver) -> None:
+    async def _renew(self, account: str, sha256: str, resolver: Resolver, policy: Dunning) -> None:
         try:
-            made = await self._entitlements.renew(account, sha256, resolver, self._clock.now_ms())
+            made = await self._entitlements.renew(account, sha256, resolver, self._clock.now_ms(), policy)
         except TidemarkError:
             raise
         # Such as a row that an older program cannot read. The role has other accounts, and webhooks, to go on with.

@@ -20,6 +20,7 @@ from pipeline.cli.catalog import catalog
 from pipeline.cli.change import change
 from pipeline.cli.context import EXIT_FAILURE, EXIT_INPUT, EXIT_INTERRUPTED, EXIT_OPERATOR
 from pipeline.cli.develop import dev, emit, key, periods, stripe_simulator, top, usage
+from pipeline.cli.dunning import dunning
 from pipeline.cli.notices import notices
 from pipeline.cli.operate import account, billing, close_period, doctor, meters, quarantine
 from pipeline.cli.rebuild import rebuild
@@ -50,7 +51,7 @@ def cli() -> None:
 
 for command in (
     dev, stripe_simulator, emit, usage, periods, top, key, reconcile, billing, webhooks, quarantine, meters, account,
-    catalog, change, check, hold, notices,
+    catalog, change, check, hold, notices, dunning,
     close_period, doctor, rebuild,
     worker, archive, router, gateway, sink, mirror, auditor, notifier,
 ):  # fmt: skip

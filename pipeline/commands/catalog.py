@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequenc
 from functools import partial
 from hashlib import sha256
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -18,6 +18,7 @@ from aggregators.catalog_drift import attachable, drift_of
 from aggregators.catalog_plan import (
     IN_SQL,
     World,
+    coupons_to_read,
     kept_versions,
     plan_catalog,
     records_of,
@@ -57,13 +58,14 @@ from schemas.prices import PortalTerms
 from schemas.reports import StripeCatalog
 from schemas.side_tables import AuditRow
 
-# A page of features each; Stripe allows 25 requests a second.
+# A product's features or a coupon each; Stripe allows 25 requests a second.
 READS_AT_ONCE: Final = 8
 PLAN_BYTES_MAX: Final = 64 << 20
 _PLAN: Final = TypeAdapter(CatalogPlan)
 _DIGEST_LINE: Final = re.compile(rb"[0-9a-f]{64}\n")
 
 Told = Callable[[str], None]
+_Found = TypeVar("_Found")
 
 
 class Parts(NamedTuple):
@@ -162,7 +164,7 @@ async def find_drift(settings: Settings) -> list[str]:
         if world.standing.catalog is None:
             raise InvalidInput("catalog", "none has been applied: tidemark catalog plan FILE --out PLAN")
         products = [product for product in attachable(world.standing) if product in world.stripe.products]
-        return drift_of(await _with_features(parts, world, products))
+        return drift_of(await _with_parts(parts, world, products, coupons_to_read(world.standing.catalog)))
 
 
 async def show(settings: Settings) -> tuple[Standing, Mapping[PlanId, int]]:
@@ -190,19 +192,30 @@ async def _world(parts: Parts) -> World:
     return World(await parts.store.standing(), await parts.objects.read(), await parts.store.subscriptions_by_price())
 
 
-async def _with_features(parts: Parts, world: World, products: Sequence[str]) -> World:
-    attached: dict[str, frozenset[str]] = {}
-    for first in range(0, len(products), READS_AT_ONCE):
-        some = products[first : first + READS_AT_ONCE]
-        found = await asyncio.gather(*(parts.objects.attached(product) for product in some))
-        attached |= dict(zip(some, found, strict=True))
-    return world._replace(stripe=world.stripe._replace(attached=attached))
+async def _with_parts(parts: Parts, world: World, products: Sequence[str], coupons: Sequence[str]) -> World:
+    """The world with the features of some products, and with some coupons."""
+    attached = await _each(parts.objects.attached, products)
+    found = await _each(parts.objects.coupon, coupons)
+    stripe = world.stripe._replace(
+        attached=attached, coupons={key: coupon for key, coupon in found.items() if coupon is not None}
+    )
+    return world._replace(stripe=stripe)
+
+
+async def _each(read: Callable[[str], Awaitable[_Found]], keys: Sequence[str]) -> dict[str, _Found]:
+    """What a reading call says of each key, a few calls at a time."""
+    found: dict[str, _Found] = {}
+    for first in range(0, len(keys), READS_AT_ONCE):
+        some = keys[first : first + READS_AT_ONCE]
+        found |= dict(zip(some, await asyncio.gather(*map(read, some)), strict=True))
+    return found
 
 
 async def _planned(parts: Parts, catalog: Catalog, *, in_place: bool) -> tuple[CatalogPlan, World, MeterSet]:
     """The plan with the meter set's part, the world that it was made from, and the meter set to apply."""
     world = await _world(parts)
-    world = await _with_features(parts, world, with_features(catalog, world))
+    coupons = coupons_to_read(catalog, world.standing.catalog)
+    world = await _with_parts(parts, world, with_features(catalog, world), coupons)
     plan = plan_catalog(catalog, world, in_place=in_place, drift=drift_of(world))
     current = await parts.meter_set()
     proposed = catalog.meter_set()

@@ -30,7 +30,7 @@ async def diagnose(settings: Settings) -> list[Finding]:
     """Run all checks at the same time. A check that raises gives a finding with status wrong."""
     checks = {
         "meter_set": _meter_set, "grace": _grace, "log": _log, "redis": _redis, "clickhouse": _clickhouse,
-        "stripe": _stripe, "webhooks": check_webhooks, "sql": check_side_tables,
+        "stripe": _stripe, "final_action": _final_action, "webhooks": check_webhooks, "sql": check_side_tables,
     }  # fmt: skip
 
     async def run(what: str, check: Callable[[Settings], Awaitable[list[Finding]]]) -> list[Finding]:
@@ -84,6 +84,24 @@ async def _grace(settings: Settings) -> list[Finding]:
             "and TIDEMARK_STRIPE_INVOICE_GRACE_H to the same, or shorten policy.grace_ms and policy.report_interval_ms",
         )
     ]
+
+
+async def _final_action(settings: Settings) -> list[Finding]:
+    """What Stripe does after the last retry. Only the dashboard says so, so a person must."""
+    if not settings.stripe_api_key.get_secret_value():
+        return []
+    said = settings.stripe_final_action
+    remedy = (
+        "look under Billing, Revenue recovery, Retries in Stripe's dashboard, choose to mark the subscription as "
+        "unpaid, and set TIDEMARK_STRIPE_FINAL_ACTION to what is chosen there"
+    )
+    if said == "cancel":
+        detail = "Stripe cancels a subscription whose payments failed, before the customer had the last warning"
+        return [Finding("wrong", "final_action", detail, remedy)]
+    if not said:
+        detail = "not set: nobody knows what Stripe does after the last retry of a payment"
+        return [Finding("note", "final_action", detail, remedy)]
+    return [Finding("ok", "final_action", f"{said}, after the last retry of a payment")]
 
 
 async def _log(settings: Settings) -> list[Finding]:

@@ -29,6 +29,7 @@ from pipeline.http.appender import Appender
 from pipeline.http.change_models import PlansAnswer, QuoteAnswer
 from pipeline.http.changes import ChangeEndpoints
 from pipeline.http.dependencies import AnyKey, GatewayDependencies
+from pipeline.http.dunning import BannersAnswer, CasesAnswer, DunningEndpoints
 from pipeline.http.errors import Handler, answering, http_exception, json_answer
 from pipeline.http.events import EventsEndpoint
 from pipeline.http.flush import FlushEndpoint
@@ -169,6 +170,10 @@ def _add_reads(app: FastAPI, dependencies: GatewayDependencies, exposition: Call
     get("/v1/billing/intents", intents, "Reports to Stripe", models.IntentsAnswer, 400, 401, 403, 501, 503)
     listed = NoticesEndpoint(dependencies).listed
     get("/v1/notices", listed, "Notices and their deliveries", models.NoticesAnswer, 400, 401, 403, 501, 503)
+    dunning, refused = DunningEndpoints(dependencies), (400, 401, 403, 501, 503)
+    get("/v1/dunning/cases", dunning.listed, "Dunning cases", CasesAnswer, *refused)
+    banners = "/v1/accounts/{account:name}/banners"
+    get(banners, dunning.banners, "What an account's users should be told", BannersAnswer, *refused)
     get("/v1/meters", meters, "The meters of the meter set", models.MetersAnswer, 401)
     get("/healthz", health.alive, "Whether the process answers", models.Alive)
     get("/readyz", health.ready, "Whether the gateway takes events", models.Readiness, responses=NOT_READY)

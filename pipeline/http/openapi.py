@@ -74,6 +74,8 @@ _TARGETS: Final = {
     "/v1/usage/top": "/v1/usage/top?meter=tokens&limit=10",
     "/v1/billing/intents": "/v1/billing/intents?state=dead&account=acme",
     "/v1/notices": "/v1/notices?state=dead",
+    "/v1/dunning/cases": "/v1/dunning/cases?state=open",
+    "/v1/accounts/{account}/banners": "/v1/accounts/acme/banners",
     "/v1/meters": "/v1/meters",
     "/v1/plans": "/v1/plans",
     "/v1/meters/{meter}/top": "/v1/meters/tokens/top",

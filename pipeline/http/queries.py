@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, Final
+from typing import Annotated, Any, Final, Literal
 
 from fastapi import Path
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
@@ -20,6 +20,7 @@ INSTANT_LAST_MS: Final = 4_102_444_800_000  # 2100-01-01, within the range of Cl
 
 TOP_ACCOUNTS_MAX: Final = 1_000
 NOTICES_MAX: Final = 1_000
+CASES_MAX: Final = 1_000
 INTENTS_MAX: Final = 1_000
 
 # An error of this type has our own words; the library's words are replaced.
@@ -112,6 +113,17 @@ class NoticesParameters(Parameters):
         Account | None, Field(description="One account. Without it, all; a key of one account gets its own.")
     ] = None
     limit: Annotated[int, Field(ge=1, le=NOTICES_MAX, description="How many deliveries.")] = 100
+    cursor: Annotated[str, Field(max_length=200, description="The `next_cursor` of the page before.")] = ""
+
+
+class DunningParameters(Parameters):
+    """The parameters of `GET /v1/dunning/cases`."""
+
+    state: Annotated[Literal["open", "closed"] | None, Field(description="Without it, all cases.")] = None
+    account: Annotated[
+        Account | None, Field(description="One account. Without it, all; a key of one account gets its own.")
+    ] = None
+    limit: Annotated[int, Field(ge=1, le=CASES_MAX, description="How many cases.")] = 100
     cursor: Annotated[str, Field(max_length=200, description="The `next_cursor` of the page before.")] = ""
 
 

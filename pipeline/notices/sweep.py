@@ -98,7 +98,8 @@ class Sweep:
         """Find what the mirror says. It is much less than what waits at most."""
         now_ms, after = self._clock.now_ms(), ""
         while page := await self._outbox.facts(kind, now_ms, after, PAGE):
-            found = [notice for fact in page if (notice := stripe_notice(self._log_id, fact, now_ms)) is not None]
+            made = (stripe_notice(self._log_id, fact, now_ms, self._terms.card_days) for fact in page)
+            found = [notice for notice in made if notice is not None]
             new = await self._outbox.add(found, self._channels)
             swept = swept._replace(reached=swept.reached + len(found), new=swept.new + new)
             after = page[-1].subject

@@ -8,7 +8,7 @@ from typing import Final
 from aggregators.account_grants import features_of, granted
 from aggregators.entitlement_codec import decode
 from aggregators.entitlements import resolve, segment_at, settling_until_ms
-from aggregators.notices import Bound, bounds_of
+from aggregators.notices import CARD_DAYS, Bound, bounds_of
 from pipeline.access.changes import Changes
 from pipeline.access.renewal import commerce_of
 from schemas.catalog import Feature
@@ -41,6 +41,7 @@ class Terms:
         self._known: dict[str, _Steps] = {}
         self._shared: dict[tuple[Bound, ...], tuple[Bound, ...]] = {}
         self.features: Mapping[str, Feature] = {}
+        self.card_days: Sequence[int] = CARD_DAYS
 
     @property
     def accounts(self) -> int:
@@ -63,7 +64,7 @@ class Terms:
         if found is None or found[0] == self._sha256:
             return
         self._sha256, commerce = found
-        features = commerce.catalog.features
+        features, self.card_days = commerce.catalog.features, commerce.catalog.dunning.card_expiry_days
         self.features = {name: each for name, each in features.items() if each.meter and each.warn_percent}
         nobody = granted(commerce, (), {}, ())
         self._default = resolve(features_of(commerce), nobody.entitled)

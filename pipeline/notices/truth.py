@@ -60,6 +60,6 @@ class Truth:
     async def _why_not_at_stripe(self, notice: Notice) -> str:
         now_ms = self._clock.now_ms()
         facts = await self._outbox.facts(notice.kind, now_ms, subject=notice.subject)
-        made = (stripe_notice(self._log_id, fact, now_ms) for fact in facts)
+        made = (stripe_notice(self._log_id, fact, now_ms, self._terms.card_days) for fact in facts)
         is_so = any(each is not None and each.id == notice.id for each in made)
         return "" if is_so else "Stripe says otherwise by now"

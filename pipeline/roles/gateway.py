@@ -135,6 +135,7 @@ async def run_gateway(settings: Settings) -> None:
                 access=access,
                 notices=access.notices if access is not None else None,
                 changes=accounts.changes if accounts is not None else None,
+                dunning=access.dunning if access is not None else None,
             ),
             metrics,
         )

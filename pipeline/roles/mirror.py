@@ -6,6 +6,7 @@ import contextlib
 from collections.abc import Awaitable, Iterable
 from typing import Final
 
+from pipeline.access.dunning import DunningGauges
 from pipeline.access.renewal import Renewal
 from pipeline.changes.operating import turn
 from pipeline.clock import SystemClock
@@ -85,6 +86,7 @@ async def run_mirror(settings: Settings) -> None:
         walker = Walker(base.log, objects, tables, base.clock, SystemClock())
         metrics, counted = Metrics(), Counted(tables, tables.plan_changes, base.clock)
         renewal = Renewal(tables.catalog, tables.entitlements, base.clock)
+        dunned = DunningGauges(tables.dunning, base.clock)
         recoveries: list[Recovery] = []
 
         def beside(runner: Runner) -> Iterable[Awaitable[None]]:
@@ -108,6 +110,7 @@ async def run_mirror(settings: Settings) -> None:
             return (
                 relaying(owned, lambda _: outbox.relay(), settings.relay_interval_s, on_failure=failed),
                 relaying(owned, lambda _: counted.count(), COUNT_INTERVAL_S),
+                relaying(owned, lambda _: dunned.count(), COUNT_INTERVAL_S),
                 relaying(owned, lambda _: renewal.turn(), RENEWAL_INTERVAL_S, on_failure=not_renewed),
                 relaying(owned, lambda _: turn(changes), CHANGES_INTERVAL_S, on_failure=not_changed),
                 relaying(owned, lambda _: tables.holds.sweep(base.clock.now_ms(), SWEPT_MAX), SWEEP_INTERVAL_S),
@@ -117,6 +120,7 @@ async def run_mirror(settings: Settings) -> None:
         def refresh() -> None:
             show(metrics, base.clock, processor.status(), outbox.status(), counted, recoveries)
             show_renewal(metrics, renewal)
+            dunned.show(metrics, is_owner=any(recovery.is_owner for recovery in recoveries))
 
         runner = runner_settings(
             settings, BILLING_GROUP, flush_events_max=READ_EVENTS_MAX, linger_s=LINGER_S, quiet_s=QUIET_S

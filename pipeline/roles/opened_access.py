@@ -12,6 +12,7 @@ from pipeline.access.checks import AccessChecks
 from pipeline.access.usage import LiveUsageSource
 from pipeline.http.dependencies import LiveUsage
 from pipeline.open import Base, open_side_tables
+from schemas.dunning import DunningStore
 from schemas.entitlements import Entitlements
 from schemas.errors import TidemarkError
 from schemas.notices import NoticeOutbox
@@ -34,6 +35,7 @@ class OpenedAccess:
         self._on_fallback = on_fallback
         self._opened: tuple[AccessChecks, Entitlements] | None = None
         self._notices: NoticeOutbox | None = None
+        self._dunning: DunningStore | None = None
         self._stack = contextlib.AsyncExitStack()
         self._failure = ""
 
@@ -44,6 +46,10 @@ class OpenedAccess:
     def notices(self) -> NoticeOutbox | None:
         """The outbox of notices; None while PostgreSQL has not answered yet."""
         return self._notices
+
+    def dunning(self) -> DunningStore | None:
+        """The dunning cases; None while PostgreSQL has not answered yet."""
+        return self._dunning
 
     async def run(self) -> None:
         """Open PostgreSQL, and read what changed, for ever. A failure is logged once, and tried again."""
@@ -74,6 +80,7 @@ class OpenedAccess:
                 on_fallback=self._on_fallback,
             )
             self._opened, self._notices = (checks, tables.entitlements), tables.notices
+            self._dunning = tables.dunning
         await self._opened[0].refresh()
 
     async def close(self) -> None:

@@ -32,11 +32,22 @@ linked AS (
     WHERE account = ANY(:accounts) AND starts_ms <= :now
     ORDER BY account, starts_ms DESC
 ),
+newest_case AS (
+    SELECT DISTINCT ON (subscription_id) subscription_id, downgrade_ms, outcome FROM dunning_cases
+    ORDER BY subscription_id, found_ms DESC, opened_ms DESC
+),
+withheld AS (
+    SELECT subscription_id, COALESCE(downgrade_ms <= :now, FALSE) AS is_lost FROM newest_case
+    WHERE outcome IS DISTINCT FROM 'written_off'
+),
 read AS (
     SELECT id, customer_id, deleted, start_ms, ended_ms, cancel_at_ms, trial_end_ms,
-        CASE WHEN status <> 'paused' THEN status
-            WHEN pause_reason = 'final_payment_failure' THEN 'unpaid'
-            WHEN pause_reason = 'trial_end_without_payment_method' THEN 'canceled'
+        CASE WHEN status = 'paused' AND pause_reason = 'trial_end_without_payment_method' THEN
+                CASE WHEN w.is_lost THEN 'unpaid' ELSE 'canceled' END
+            WHEN status = 'unpaid' OR status = 'paused' AND pause_reason = 'final_payment_failure' THEN
+                CASE WHEN NOT w.is_lost THEN 'past_due' ELSE 'unpaid' END
+            WHEN status IN ('active', 'trialing', 'past_due', 'canceled') AND w.is_lost THEN 'unpaid'
+            WHEN status <> 'paused' THEN status
         END AS status,
         CASE WHEN status = 'paused' AND pause_reason = 'trial_end_without_payment_method' THEN trial_end_ms
         END AS paused_ms,
@@ -46,7 +57,8 @@ read AS (
             WHERE c.subscription_id = s.id AND c.customer_id = s.customer_id AND c.end_behavior = 'cancel'
                 AND c.status IN ('not_started', 'active') AND c.deleted IS DISTINCT FROM 1
         ) AS schedule_ends_ms
-    FROM subscriptions s WHERE customer_id IN (SELECT customer_id FROM linked)
+    FROM subscriptions s LEFT JOIN withheld w ON w.subscription_id = s.id
+    WHERE customer_id IN (SELECT customer_id FROM linked)
 ),
 subscribed AS (
     SELECT l.account, s.customer_id, s.id, s.trial_end_ms,

@@ -11,6 +11,7 @@ from sqlalchemy import Connection, RowMapping, func, insert, select, text, updat
 from aggregators.billed import billed_of
 from aggregators.entitlement_codec import decode_value, encode_value
 from aggregators.overrides import repeated, replaced
+from schemas.catalog import Dunning
 from schemas.clock import DAY_MS
 from schemas.entitlements import (
     Computed,
@@ -27,6 +28,7 @@ from schemas.errors import Fenced, InvalidInput
 from schemas.side_tables import Link, Row
 from schemas.upgrades import Billed
 from sinks.sql import audit as trail
+from sinks.sql import dunning
 from sinks.sql.bindings import owned_rows
 from sinks.sql.intents import Run
 from sinks.sql.queries import Head, chunks, insert_new, links_of, lock_accounts, save_heads
@@ -55,8 +57,13 @@ class SqlEntitlements:
         wanted = wanted.order_by(accounts.c.account).limit(limit)
         return await self._run(lambda connection: list(connection.execute(wanted).scalars()))
 
-    async def renew(self, account: str, catalog_sha256: str, resolver: Resolver, now_ms: int) -> Recomputed:
-        return await self._run(lambda connection: _renew(connection, account, catalog_sha256, resolver, now_ms))
+    async def due(self, now_ms: int, limit: int = 500) -> Sequence[str]:
+        return await self._run(lambda connection: dunning.due(connection, now_ms, limit))
+
+    async def renew(
+        self, account: str, catalog_sha256: str, resolver: Resolver, now_ms: int, policy: Dunning | None = None
+    ) -> Recomputed:
+        return await self._run(lambda connection: _renew(connection, account, catalog_sha256, resolver, now_ms, policy))
 
     async def recompute(self, account: str = "") -> int:
         is_one = accounts.c.account == account if account else accounts.c.account != ""
@@ -127,13 +134,22 @@ class SqlEntitlements:
         return await self._run(lambda connection: _with_revokers(connection, account, _overrides(connection, account)))
 
 
-def _renew(connection: Connection, account: str, catalog_sha256: str, resolver: Resolver, now_ms: int) -> Recomputed:
-    head = lock_accounts(connection, {account})[account]
+def _renew(
+    connection: Connection, account: str, catalog_sha256: str, resolver: Resolver, now_ms: int, policy: Dunning | None
+) -> Recomputed:
+    heads = lock_accounts(connection, {account})
+    head = heads[account]
     active = select(catalog_versions.c.sha256).where(catalog_versions.c.state == "active")
     if connection.execute(active).scalar() != catalog_sha256:
         raise Fenced("another catalog is active than the one that the entitlements were computed by")
     links = links_of(connection, {account})[account]
     rows = _mirror(connection, links)
+    if policy is not None:
+        cause = _cause(connection, account) if _is_stale(connection, account) else dunning.ACTOR
+        look = dunning.Look(account, links, policy, cause, now_ms)
+        dunning.advance(connection, head, look, rows["subscriptions"])
+        save_heads(connection, heads)
+    rows["dunning_cases"] = dunning.deciding(connection, {str(row["id"]) for row in rows["subscriptions"]})
     people = [made.grant for made in _overrides(connection, account) if made.revoked_ms is None]
     before = _latest(connection, account)
     computed = resolver(links, rows, people, _since_ms(now_ms))
@@ -151,6 +167,11 @@ def _renew(connection: Connection, account: str, catalog_sha256: str, resolver: 
         connection.execute(insert(entitlement_versions), row)
     connection.execute(update(accounts).where(accounts.c.account == account).values(entitled_seq=head.audit_seq))
     return Recomputed(is_new, computed.unreadable)
+
+
+def _is_stale(connection: Connection, account: str) -> bool:
+    wanted = select(accounts.c.entitled_seq != accounts.c.audit_seq).where(accounts.c.account == account)
+    return bool(connection.execute(wanted).scalar())
 
 
 def _since_ms(computed_ms: int) -> int:

@@ -10,6 +10,7 @@ from sqlalchemy import (
     RowMapping,
     and_,
     bindparam,
+    cast,
     delete,
     exists,
     func,
@@ -21,18 +22,28 @@ from sqlalchemy import (
 from sqlalchemy.dialects import postgresql, sqlite
 
 from schemas.clock import DAY_MS
+from schemas.dunning import DunningState
 from schemas.errors import InvalidInput
 from schemas.notices import ChannelName, Delivery, DeliveryCounts, DeliveryState, Notice, NoticeKind, StripeFact
+from sinks.sql.dunning_tables import dunning_cases, dunning_invoices
 from sinks.sql.intents import Run
 from sinks.sql.queries import Values, chunks
-from sinks.sql.tables import account_customers, mirror, notices
+from sinks.sql.tables import INTEGER, account_customers, mirror, notices
 
 # Until when a fact makes a notice. The walk of a sweep ends there.
 TRIAL_MS: Final = 7 * DAY_MS
 UNPAID_MS: Final = 30 * DAY_MS
 ENDED_MS: Final = 3 * DAY_MS
+CARD_MS: Final = 60 * DAY_MS
 DETAIL_CHARACTERS_MAX: Final = 500
 _FACTS: Final = Notice._fields
+# The state of a case that a notice is about.
+_STATES: Final = {
+    NoticeKind.PAYMENT_URGENT: DunningState.URGENT,
+    NoticeKind.DOWNGRADE_WARNING: DunningState.FINAL_WARNING,
+    NoticeKind.DOWNGRADED: DunningState.DOWNGRADED,
+    NoticeKind.WIN_BACK: DunningState.WIN_BACK,
+}
 # The texts are in the statements because PostgreSQL finds a partial index only then.
 _IS_WAITING: Final = notices.c.state == literal_column(f"'{DeliveryState.WAITING}'")
 _IS_DEAD: Final = notices.c.state == literal_column(f"'{DeliveryState.DEAD}'")
@@ -154,31 +165,57 @@ def _facts(kind: NoticeKind, now_ms: int, *, is_old_told: bool) -> Any:
     """The statement that lists the facts of a kind, or None for a kind that the mirror does not tell."""
     ended_ms, unpaid_ms = (0, 0) if is_old_told else (now_ms - ENDED_MS, now_ms - UNPAID_MS)
     subscription, invoice = mirror["subscriptions"].c, mirror["invoices"].c
-    nothing: tuple[Any, ...] = (literal_column("0"), literal_column("''"), literal_column("0"))
+    nothing: tuple[Any, ...] = (literal_column("0"), literal_column("''"), literal_column("0"), literal_column("''"))
+    if kind in _STATES:
+        return _dunned(_STATES[kind])
     if kind is NoticeKind.TRIAL_ENDS:
         is_so = (subscription.status == "trialing") & subscription.trial_end_ms.between(now_ms + 1, now_ms + TRIAL_MS)
         return _linked(subscription, is_so, now_ms, subscription.trial_end_ms, subscription.start_ms, *nothing)
+    if kind is NoticeKind.CARD_EXPIRES:
+        customer, card = mirror["stripe_customers"].c, mirror["payment_methods"].c
+        # Stripe tries the subscription's own card, and the customer's where the subscription has none.
+        paying = func.coalesce(subscription.default_payment_method, customer.default_payment_method)
+        is_so = (customer.id == subscription.customer_id) & (card.id == paying)
+        is_so &= subscription.status.in_(["active", "trialing", "past_due"])
+        is_so &= card.expires_ms.between(now_ms + 1, now_ms + CARD_MS)
+        is_so &= func.coalesce(subscription.cancel_at_ms > card.expires_ms, literal_column("TRUE"))
+        return _linked(subscription, is_so, now_ms, card.expires_ms, subscription.start_ms, *nothing)
     if kind is NoticeKind.SUBSCRIPTION_ENDED:
         is_so = (subscription.status == "canceled") & subscription.ended_ms.between(ended_ms, now_ms)
         return _linked(subscription, is_so, now_ms, subscription.ended_ms, subscription.start_ms, *nothing)
     if kind is NoticeKind.PAYMENT_FAILED:
         is_so = (invoice.status == "open") & (invoice.attempt_count > 0)
         is_so &= invoice.created_ms.between(unpaid_ms, now_ms)
-        owed = (invoice.remaining_minor, func.coalesce(invoice.currency, ""), invoice.exponent)
+        url = func.coalesce(invoice.hosted_url, "")
+        owed = (invoice.remaining_minor, func.coalesce(invoice.currency, ""), invoice.exponent, url)
         return _linked(invoice, is_so, now_ms, invoice.created_ms, invoice.created_ms, *owed)
     return None
 
 
 def _linked(
-    table: Any, is_so: Any, now_ms: int, at_ms: Any, since_ms: Any, minor: Any, currency: Any, exponent: Any
+    table: Any, is_so: Any, now_ms: int, at_ms: Any, since_ms: Any, minor: Any, currency: Any, exponent: Any, url: Any
 ) -> Any:
     """The rows of a mirror table that are so, each with the account that is linked to its customer now."""
     links, later = account_customers.c, account_customers.alias().c
     is_newer = (later.account == links.account) & (later.starts_ms > links.starts_ms) & (later.starts_ms <= now_ms)
     is_linked = (links.starts_ms <= now_ms) & ~exists().where(is_newer)
-    numbers = (func.coalesce(since_ms, 0), func.coalesce(minor, 0), currency, func.coalesce(exponent, 0))
+    numbers = (func.coalesce(since_ms, 0), func.coalesce(minor, 0), currency, func.coalesce(exponent, 0), url)
     wanted = select(links.account, table.id.label("subject"), at_ms, *numbers)
     return wanted.where(links.customer_id == table.customer_id, is_linked, is_so, table.deleted.is_distinct_from(1))
+
+
+def _dunned(state: DunningState) -> Any:
+    """The open cases in a state, each with what is open of its invoices."""
+    found, of, invoice = dunning_cases.c, dunning_invoices.c, mirror["invoices"].c
+    is_owed = (of.case_id == found.id) & (invoice.id == of.invoice_id) & invoice.status.in_(["open", "uncollectible"])
+    minor = select(cast(func.sum(func.coalesce(invoice.remaining_minor, 0)), INTEGER)).where(is_owed).scalar_subquery()
+    oldest = select(invoice.hosted_url).where(is_owed, invoice.hosted_url.is_not(None))
+    oldest = oldest.order_by(of.first_failed_ms, invoice.id).limit(1)
+    wanted = select(
+        found.account, found.subscription_id.label("subject"), func.coalesce(found.downgrade_ms, 0), found.opened_ms,
+        func.coalesce(minor, 0), found.currency, found.exponent, func.coalesce(oldest.scalar_subquery(), ""),
+    )  # fmt: skip
+    return wanted.where(found.state == state.value, found.closed_ms.is_(None))
 
 
 def _add(connection: Connection, rows: list[Values]) -> int:

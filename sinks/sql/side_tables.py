@@ -37,6 +37,7 @@ from sinks.sql import links, step
 from sinks.sql.bills import SqlBills
 from sinks.sql.bindings import Planner, binding_of, overlaps_now
 from sinks.sql.catalog import SqlCatalog
+from sinks.sql.dunning import SqlDunning
 from sinks.sql.entitlements import SqlEntitlements
 from sinks.sql.holds import SqlHolds
 from sinks.sql.intents import SqlIntentLedger
@@ -106,6 +107,11 @@ class SqlSideTables(ABC):
     def holds(self) -> SqlHolds:
         """Holds of limits and seats, in the same database."""
         return SqlHolds(self._run)
+
+    @property
+    def dunning(self) -> SqlDunning:
+        """Dunning cases, in the same database."""
+        return SqlDunning(self._run)
 
     @property
     def notices(self) -> SqlNotices:

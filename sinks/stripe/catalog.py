@@ -43,7 +43,9 @@ PACK_KEY: Final = "tidemark_pack"
 CREDITS_KEY: Final = "tidemark_credits"
 # The mark of the portal's configuration.
 MARK_KEY: Final = "tidemark_portal"
+# What Stripe says only if it is asked for it.
 _TIERS: Final = {"expand": ["data.tiers"]}
+_CHOICES: Final = {"expand": ["data.features.subscription_update.products"]}
 
 Sleep = Callable[[float], Awaitable[None]]
 
@@ -89,14 +91,13 @@ class StripeClientCatalog:
             async for row in self._rows(_FEATURES, {"archived": archived})
         }
         prices = {row["id"]: _price(row, names) async for row in self._rows(_PATHS[CatalogKind.PRICE], _TIERS)}
-        coupons = {row["id"]: _coupon(row) async for row in self._rows(_PATHS[CatalogKind.COUPON])}
         marked = await self._marked_portal()
         portal = _portal(marked, {price.id: price.key for price in prices.values() if price.key}) if marked else None
-        return AtStripe(meters, products, features, prices, {}, coupons, portal)
+        return AtStripe(meters, products, features, prices, portal=portal)
 
     async def _marked_portal(self) -> Mapping[str, Any] | None:
         """The configuration of the portal with our mark. Of several, all of them find the same: the first one made."""
-        rows = [row async for row in self._rows(_PATHS[CatalogKind.PORTAL])]
+        rows = [row async for row in self._rows(_PATHS[CatalogKind.PORTAL], _CHOICES)]
         marked = [row for row in rows if (row["metadata"] or {}).get(MARK_KEY) == PORTAL_KEY]
         return min(marked, key=lambda row: (not row["active"], row["created"], row["id"]), default=None)
 
@@ -104,6 +105,11 @@ class StripeClientCatalog:
         """See `CatalogObjects`."""
         path = f"{_PATHS[CatalogKind.PRODUCT]}/{quote(product, safe='')}/features"
         return frozenset([row["entitlement_feature"]["lookup_key"] async for row in self._rows(path)])
+
+    async def coupon(self, identifier: str) -> StripeCoupon | None:
+        """See `CatalogObjects`."""
+        found = await self._found(CatalogKind.COUPON, identifier)
+        return None if found is None else _coupon(found)
 
     async def create_product(self, product: StripeProduct) -> str:
         """See `CatalogObjects`."""
@@ -161,8 +167,8 @@ class StripeClientCatalog:
         """See `CatalogObjects`."""
 
         async def find() -> str | None:
-            found = await self._found(CatalogKind.COUPON, coupon.id)
-            if found is not None and _coupon(found).terms != coupon.terms:
+            found = await self.coupon(coupon.id)
+            if found is not None and found.terms != coupon.terms:
                 raise InvalidInput(coupon.id, "Stripe's coupon has this id and other terms: plan again")
             return coupon.id if found is not None else None
 
@@ -359,7 +365,7 @@ def _portal(row: Mapping[str, Any], keys: Mapping[str, str]) -> StripePortal:
             upgrade += ", and what costs less at once"
         products = [
             (each["product"], tuple(sorted(keys.get(price, price) for price in each["prices"])))
-            for each in update["products"] or ()
+            for each in update.get("products") or ()
         ]
     mode = "never" if not cancel["enabled"] else cancel["mode"].removeprefix("at_")
     terms = PortalTerms(mode, features["payment_method_update"]["enabled"], upgrade, tuple(sorted(products)))

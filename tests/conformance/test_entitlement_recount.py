@@ -121,6 +121,13 @@ class Drawn:
             start_ms=NOW_MS - self.rng.randint(0, 20) * DAY_MS, ended_ms=None, cancel_at_ms=self.instant(),
             trial_end_ms=self.instant(), deleted=int(self.rng.random() < 0.1),
         )  # fmt: skip
+        for number in range(self.rng.choice([0, 0, 1, 2])):
+            outcome = self.rng.choice([None, "recovered", "churned", "written_off"]) if number else "recovered"
+            self.add(
+                "dunning_cases", id=f"{name} case {number}", account="", subscription_id=name, opened_ms=0,
+                found_ms=number, state="closed", amount_minor=1, currency="usd", exponent=2, outcome=outcome,
+                closed_ms=outcome and 1, downgrade_ms=None if outcome == "recovered" else self.instant(),
+            )  # fmt: skip
         period_ms = NOW_MS - self.rng.randint(0, 9) * DAY_MS
         for place, (price, quantity) in enumerate(self.bought()):
             self.add(

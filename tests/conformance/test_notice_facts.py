@@ -9,7 +9,7 @@ import pytest
 from schemas.clock import DAY_MS, HOUR_MS
 from schemas.notices import NoticeKind, StripeFact
 from sinks.sql.side_tables import SqlSideTables
-from tests.worlds.mirrored import NOW_MS, invoice, subscription
+from tests.worlds.mirrored import NOW_MS, customer, invoice, subscription
 
 TRIAL = {"status": "trialing", "start_ms": NOW_MS - 23 * DAY_MS}
 SAYINGS: dict[str, tuple[dict[str, Any], NoticeKind | None]] = {
@@ -65,6 +65,30 @@ async def test_a_customer_of_another_account_by_now_and_of_none_is_told_to_nobod
     await side_tables.unlink("acme", "ann", "", NOW_MS + DAY_MS)
     told = [await side_tables.notices.facts(NoticeKind.PAYMENT_FAILED, NOW_MS + days * DAY_MS) for days in (0, 1)]
     assert [len(facts) for facts in told] == [1, 0]
+
+
+CARDS: dict[str, tuple[dict[str, Any], bool]] = {
+    "the customer's own": ({}, True),
+    "the subscription's own, which is good": ({"default_payment_method": "pm_good"}, False),
+    "the subscription's own, which is gone": ({"default_payment_method": "pm_gone"}, False),
+    "of a transfer": ({"default_payment_method": "pm_bank"}, False),
+    "a subscription that ends before": ({"cancel_at_ms": NOW_MS + DAY_MS}, False),
+    "a subscription that ends later": ({"cancel_at_ms": NOW_MS + 31 * DAY_MS}, True),
+    "unpaid": ({"status": "unpaid"}, False),
+}
+
+
+@pytest.mark.parametrize(("columns", "is_told"), CARDS.values(), ids=CARDS)
+async def test_a_card_that_expires(side_tables: SqlSideTables, columns: dict[str, Any], is_told: bool) -> None:
+    await side_tables.link("acme", "cus_1", 0, "ann", "", NOW_MS)
+    await subscription(side_tables, **{"status": "active", "start_ms": 5, **columns})
+    ends_ms = NOW_MS + 30 * DAY_MS
+    await customer(side_tables, "pm_old", pm_old=ends_ms, pm_good=NOW_MS + 95 * DAY_MS, pm_bank=None)
+    facts = await side_tables.notices.facts(NoticeKind.CARD_EXPIRES, NOW_MS)
+    assert facts == ([StripeFact(NoticeKind.CARD_EXPIRES, "acme", "subscription_1", ends_ms, 5)] if is_told else [])
+    assert await side_tables.notices.facts(NoticeKind.CARD_EXPIRES, ends_ms) == []
+    await customer(side_tables, "pm_old", pm_old=NOW_MS + 400 * DAY_MS)
+    assert await side_tables.notices.facts(NoticeKind.CARD_EXPIRES, NOW_MS) == []
 
 
 LATE: dict[str, tuple[Any, dict[str, Any], NoticeKind]] = {

@@ -10,6 +10,7 @@ import pytest
 import pytest_asyncio
 
 from aggregators.billing_events import read_event
+from aggregators.mirror import mirror_rows
 from pipeline.webhooks.linking import owned
 from schemas.billing_events import MIRRORED_TYPES, ObjectKind, ObjectName, cursor_of
 from schemas.errors import InvalidInput, Refused, Transient
@@ -76,6 +77,21 @@ async def test_every_kind_is_fetched_as_stripe_says(objects: StripeClientObjects
         ((name, owner),) = await objects.names(kind)
         assert (ObjectName(kind, str(found[kind]["id"])), customer) == (name, owner)
         assert [] == await objects.names(kind, name.id)
+
+
+async def test_a_customer_is_fetched_with_what_pays(objects: StripeClientObjects, sdk: Sdk) -> None:
+    """All pages of it, and nothing of another customer."""
+    customer, other = await customer_of(sdk), await customer_of(sdk)
+    cards = [
+        (await sdk("v1.payment_methods.attach", "pm_card_visa", {"customer": owner}))["id"]
+        for owner in (*[customer] * 101, other)
+    ]
+    body = await objects.fetch(ObjectName(ObjectKind.CUSTOMER, customer)) or {}
+    rows = mirror_rows(ObjectName(ObjectKind.CUSTOMER, customer), body)["payment_methods"]
+    assert set(cards[:-1]) <= {row["id"] for row in rows}
+    assert cards[-1] not in {row["id"] for row in rows}
+    assert {row["customer_id"] for row in rows} == {customer}
+    assert all(row["expires_ms"] for row in rows)
 
 
 async def test_all_pages_of_a_nested_list_are_read(objects: StripeClientObjects, sdk: Sdk) -> None:

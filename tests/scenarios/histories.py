@@ -168,7 +168,8 @@ class History:
     def _steps(self) -> list[Any]:
         """What can happen now, as often as it is likely."""
         model, rare = self.model, self.random.random() < 0.3
-        steps = [self._wait, self._wait, self._coupon]
+        # A schedule takes off the discounts that its phases do not name.
+        steps = [self._wait, self._wait, self._wait if self.schedule else self._coupon]
         if self.has_meter:
             steps += [self._use, self._use, self._use, self._use_late, self._use_late]
         if len(self.payments.paid) < len(self.payments.attempts) or not self.payments.works:
@@ -298,7 +299,9 @@ class History:
             # Two items of one price, or nothing new: which item is meant would be a guess.
             await self.sdk("v1.subscription_schedules.release", created["id"])
             return
-        await self.sdk("v1.subscription_schedules.update", created["id"], {"phases": [first, {"items": then}]})
+        kept = {"discounts": [{"discount": each["discount"]} for each in now["discounts"]]}
+        phases = [first | kept, {"items": then} | kept]
+        await self.sdk("v1.subscription_schedules.update", created["id"], {"phases": phases})
         self.schedule = (created["id"], key, cents * seats)
 
     async def _release(self) -> None:

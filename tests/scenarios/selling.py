@@ -58,6 +58,11 @@ class Seller:
         """Why it may or may not."""
         return str((await self.check(feature, quantity, used)).decision.reason)
 
+    async def dunning(self) -> str:
+        """The state of the account's newest dunning case, or how it was closed; "" if there is none."""
+        cases = [listed.case for listed in await self._business.sql.dunning.listed(account=ACME, limit=1)]
+        return "".join(str(case.outcome or case.state) for case in cases)
+
     async def costs(self, feature: str, quantity: int = 1, used: int = 0) -> tuple[str, int]:
         """The plan or add-on that a denied check names, and the minor units that are due now."""
         upgrade = (await self.check(feature, quantity, used)).upgrade

@@ -124,11 +124,12 @@ def mirrored(listing: Iterable[tuple[ObjectName, Mapping[str, Any]]], mirror: Ma
         for table, rows in mirror_rows(name, body).items()
         for row in rows
     }
+    # No list of Stripe's shows the payment methods of all customers.
     got = {
         (table, str(row[MIRROR_COLUMNS[table][0]])): dict(row)
         for table, rows in mirror.items()
         for row in rows
-        if not row.get("deleted")
+        if not row.get("deleted") and table != "payment_methods"
     }
     return compared("PostgreSQL: the mirror against Stripe's lists", wanted, got)
 

@@ -13,14 +13,30 @@ from tests.conformance.side_table_steps import event, step
 NOW_MS = 1_795_257_000_000
 
 
-async def mirrored(tables: SqlSideTables, kind: ObjectKind, table: str, customer: str, **columns: Any) -> None:
+async def mirrored(
+    tables: SqlSideTables, kind: ObjectKind, table: str, customer: str, number: int = 1, **columns: Any
+) -> None:
     """Write one object of Stripe's into the mirror, again with every call."""
-    name = ObjectName(kind, f"{kind.value}_1")
+    name = ObjectName(kind, f"{kind.value}_{number}")
     seq = (await tables.fetch_seqs([name]))[name]
     row: Row = {"id": name.id, "customer_id": customer, "deleted": 0, **columns}
     offset = await tables.position(9) or 0
     fetched = [Fetched(name, seq, {table: [row]})]
     await tables.commit(step(offset, [event(1_000 + offset, name, customer=customer)], fetched, partition=9))
+
+
+async def customer(tables: SqlSideTables, default: str = "", **cards: int | None) -> None:
+    """Write the customer `cus_1` into the mirror, with cards by id and when they expire."""
+    name = ObjectName(ObjectKind.CUSTOMER, "cus_1")
+    seq = (await tables.fetch_seqs([name]))[name]
+    row: Row = {"id": name.id, "deleted": 0, "default_payment_method": default or None}
+    methods: list[Row] = [
+        {"id": card, "customer_id": name.id, "type": "card", "expires_ms": expires_ms}
+        for card, expires_ms in cards.items()
+    ]
+    offset = await tables.position(9) or 0
+    fetched = [Fetched(name, seq, {"stripe_customers": [row], "payment_methods": methods})]
+    await tables.commit(step(offset, [event(1_000 + offset, name, customer=name.id)], fetched, partition=9))
 
 
 async def subscription(tables: SqlSideTables, **columns: Any) -> None:

@@ -123,6 +123,36 @@ def test_a_subscription_gives_by_its_state(columns: dict[str, Any], now: int, ex
     assert values(mirror(**columns), now) == expected
 
 
+DUNNED: dict[str, tuple[str, int | None, int, dict[str, Any]]] = {
+    "past due, before the downgrade": ("past_due", 6_000, 5_999, PAID),
+    "past due, from the downgrade on": ("past_due", 6_000, 6_000, FREE),
+    "past due, not lost yet": ("past_due", None, NOW, PAID),
+    "unpaid, before the downgrade": ("unpaid", 6_000, 5_999, PAID),
+    "unpaid, from the downgrade on": ("unpaid", 6_000, 6_000, FREE),
+    "unpaid, and paid by now": ("unpaid", None, NOW, PAID),
+    "active, and an older invoice is open": ("active", 6_000, 6_000, FREE),
+    "lost before it began": ("past_due", 500, NOW, FREE),
+    "paused by a person": ("paused", None, NOW, FREE),
+}
+
+
+@pytest.mark.parametrize(("status", "downgrade_ms", "now", "expected"), DUNNED.values(), ids=DUNNED)
+def test_a_dunning_case_decides(status: str, downgrade_ms: int | None, now: int, expected: dict[str, Any]) -> None:
+    case: Row = {"subscription_id": "sub_1", "downgrade_ms": downgrade_ms}
+    others: Row = {"subscription_id": "sub_2", "downgrade_ms": 0}
+    rows: dict[str, Sequence[Row]] = {**mirror(status=status), "dunning_cases": [others, case]}
+    assert values(rows, now) == expected
+
+
+def test_a_downgrade_within_a_trial_and_a_schedule() -> None:
+    """The trial's grants and the coming phase are lost like the plan."""
+    rows: dict[str, Sequence[Row]] = {
+        **mirror(phases=PHASES, status="trialing", trial_end_ms=5_500),
+        "dunning_cases": [{"subscription_id": "sub_1", "downgrade_ms": 5_000}],
+    }
+    assert [values(rows, now)["tokens"] for now in (4_999, 5_000, 5_500, 6_000)] == [9_000, 1_000, 1_000, 1_000]
+
+
 def test_nobody_has_the_default_plan() -> None:
     assert values({}) == FREE
     assert values({}, links=[]) == FREE

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from aggregators.instants import format_instant_ms
 from aggregators.mirror import mirror_rows
 from schemas.billing_events import ObjectKind, ObjectName
 from schemas.currencies import EXPONENTS, currency_exponent
@@ -70,7 +71,8 @@ def objects() -> Objects:
 
 @pytest.mark.parametrize("kind", ObjectKind, ids=str)
 def test_rows_have_exactly_the_columns_of_their_tables(objects: Objects, kind: ObjectKind) -> None:
-    rows = objects.rows(kind)
+    methods = {"data": [{"id": "pm_1", "type": "card", "card": {"exp_month": 2, "exp_year": 2027}}]}
+    rows = objects.rows(kind, {"payment_methods": methods} if kind is ObjectKind.CUSTOMER else {})
 
     assert rows.keys() == {TABLE_OF[kind], *PARTS_OF.get(kind, ())[:1]}
     for table, found in rows.items():
@@ -92,6 +94,7 @@ def test_a_subscription_and_its_items(objects: Objects) -> None:
         "ended_ms": None, "pause_reason": None, "schedule_id": objects.names[ObjectKind.SCHEDULE],
         "pending_update_until_ms": None, "latest_invoice_id": objects.names[ObjectKind.INVOICE],
         "default_payment_method": None, "discounts_json": "[]", "deleted": 0,
+        "cancellation_reason": None,
     }  # fmt: skip
     assert (metered["price_id"], metered["meter_id"], metered["quantity"]) == (objects.metered, objects.meter, None)
     assert (flat["price_id"], flat["meter_id"], flat["quantity"]) == (objects.flat, None, 1)
@@ -255,6 +258,22 @@ def test_a_deleted_customer_keeps_nothing_that_names_a_person(objects: Objects) 
     (row,) = mirror_rows(ObjectName(ObjectKind.CUSTOMER, customer), body)["stripe_customers"]
 
     assert {name: value for name, value in row.items() if value is not None} == {"id": customer, "deleted": 1}
+
+
+@pytest.mark.parametrize(
+    ("card", "expires"),
+    [
+        ({"exp_month": 2, "exp_year": 2027}, "2027-03-01T00:00:00Z"),
+        ({"exp_month": 12, "exp_year": 2027}, "2028-01-01T00:00:00Z"), ({"exp_month": 13, "exp_year": 2027}, None),
+        ({"exp_month": 2, "exp_year": 9_001}, None), (None, None),
+    ],
+    ids=["February", "December", "no month", "no year", "no card"],
+)  # fmt: skip
+def test_when_a_card_expires(objects: Objects, card: object, expires: str | None) -> None:
+    methods = {"data": [{"id": "pm_1", "type": "card", "card": card}]}
+    (row,) = objects.rows(ObjectKind.CUSTOMER, {"payment_methods": methods})["payment_methods"]
+    shown = row["expires_ms"] and format_instant_ms(row["expires_ms"])
+    assert (row["id"], row["customer_id"], shown) == ("pm_1", objects.names[ObjectKind.CUSTOMER], expires)
 
 
 @pytest.mark.parametrize("kind", ObjectKind, ids=str)

@@ -116,6 +116,10 @@ ROWS = {
         changed("days: 14}", f"days: 14, \n            ends: {{no_card: pause}}}} {HERE}"),
         "plans.team.trial.ends", "Stripe cannot pause",
     ),
+    "an urgent mail after the last one": (
+        changed("dunning: {fallback_plan: free}", f"dunning: {{urgent_days: 22}} {HERE}"), "dunning.urgent_days",
+        "comes after final_days",
+    ),
     "unknown feature": (
         changed("{seats: 1, tokens: 1000}", f"{{gold: true}} {HERE}"), "plans.free.grants.gold",
         "there is no feature gold",

@@ -10,7 +10,7 @@ from typing import Any
 import httpx
 import pytest
 
-from pipeline.commands.doctor import diagnose
+from pipeline.commands.doctor import _final_action, diagnose
 from pipeline.commands.doctor_webhooks import check_webhooks
 from pipeline.commands.operations import create_at_stripe
 from pipeline.open import read_meter_set
@@ -128,6 +128,18 @@ async def test_usage_must_be_reported_before_stripe_finalizes_the_invoice(
     assert finding.status == status
     assert "120 minutes after its end" in finding.detail
     assert (f"above {above}" in finding.remedy) == bool(above)
+
+
+@pytest.mark.parametrize(
+    ("action", "status", "said"),
+    [("", "note", "not set"), ("cancel", "wrong", "before the customer had the last warning"),
+     ("unpaid", "ok", "unpaid"), ("pause", "ok", "pause"), ("past_due", "ok", "past_due")],
+)  # fmt: skip
+async def test_what_stripe_does_after_the_last_retry(action: Any, status: str, said: str) -> None:
+    settings = load_settings(secret="x" * 32, stripe_api_key="sk_test_x", stripe_final_action=action)
+    (finding,) = await _final_action(settings)
+    assert (finding.status, said in finding.detail, bool(finding.remedy)) == (status, True, status != "ok")
+    assert await _final_action(load_settings(secret="x" * 32, stripe_final_action=action)) == []
 
 
 async def test_without_a_key_no_grace_is_compared(tmp_path: Path) -> None:

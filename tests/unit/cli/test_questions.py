@@ -112,6 +112,7 @@ EXAMPLES = {
     ("account", "overrides"): ["acme"], ("account", "revoke"): ["acme", "1", "--reason", "a mistake"],
     ("change", "preview"): ["acme", "pro"], ("change", "accept"): ["acme", "qt_1"], ("change", "undo"): ["acme"],
     ("check",): ["acme", "api_calls"], ("notices", "retry"): ["--all-dead"],
+    ("dunning", "write-off"): ["dun_1", "--reason", "goodwill"],
     ("hold", "use"): ["hold_1"], ("hold", "release"): ["hold_1"],
     ("account", "unlink"): ["acme", "--reason", "wrong"], ("account", "flush"): ["acme"],
     ("close-period",): CLOSING[1:],

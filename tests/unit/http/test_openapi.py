@@ -59,7 +59,11 @@ async def gateway(tmp_path: Path) -> AsyncIterator[Gateway]:
     made = Notice("ntc_1", NoticeKind.LIMIT_WARNING, "acme", "api_calls", 0, 1, 80, '{"data": {"used": "812"}}', 0)
     await business.sql.notices.add([made], [ChannelName.WEBHOOK])
     async with running(
-        tmp_path, accounts=await opened_links(), access=lambda: access, notices=lambda: business.sql.notices
+        tmp_path,
+        accounts=await opened_links(),
+        access=lambda: access,
+        notices=lambda: business.sql.notices,
+        dunning=lambda: business.sql.dunning,
     ) as running_gateway:
         yield running_gateway
 
@@ -130,6 +134,8 @@ ANSWERS: Final = [
     pytest.param("PUT", "/v1/accounts/acme", "/v1/accounts/{account}", 400, id="account without a customer"),
     pytest.param("GET", "/v1/billing/intents?state=pending", "/v1/billing/intents", 200, id="intents"),
     pytest.param("GET", "/v1/notices?account=acme", "/v1/notices", 200, id="notices"),
+    pytest.param("GET", "/v1/dunning/cases?state=open", "/v1/dunning/cases", 200, id="dunning cases"),
+    pytest.param("GET", "/v1/accounts/acme/banners", "/v1/accounts/{account}/banners", 200, id="banners"),
     pytest.param("GET", "/v1/accounts/acme/entitlements", "/v1/accounts/{account}/entitlements", 200, id="access"),
     pytest.param("POST", "/v1/access/check", "/v1/access/check", 400, id="check of something else"),
     pytest.param("GET", "/v1/accounts/acme/overrides", "/v1/accounts/{account}/overrides", 200, id="overrides"),

@@ -95,3 +95,21 @@ async def test_portal_session_needs_a_customer(sdk: Sdk, shop: Shop) -> None:
     assert (error["code"], error["param"]) == ("url_invalid", "return_url")
     error = await sdk.error("v1.billing_portal.sessions.create", {"return_url": "https://a.example"})
     assert (error["code"], error["param"]) == ("parameter_missing", "customer")
+
+
+async def test_the_plans_of_a_portal_are_shown_only_when_expanded(sdk: Sdk, shop: Shop) -> None:
+    """In an answer and in a list, as at Stripe."""
+    price = await shop.price(4_900)
+    product = (await sdk("v1.prices.retrieve", price))["product"]
+    update = {
+        "enabled": True, "default_allowed_updates": ["price"], "products": [{"product": product, "prices": [price]}],
+    }  # fmt: skip
+    made = await sdk("v1.billing_portal.configurations.create", {"features": {"subscription_update": update}})
+    path = "features.subscription_update.products"
+    expanded = await sdk("v1.billing_portal.configurations.retrieve", made["id"], {"expand": [path]})
+    (listed,) = (await sdk("v1.billing_portal.configurations.list", {"expand": [f"data.{path}"]}))["data"]
+
+    assert "products" not in made["features"]["subscription_update"]
+    assert expanded == listed
+    (shown,) = expanded["features"]["subscription_update"]["products"]
+    assert (shown["product"], shown["prices"]) == (product, [price])
