@@ -87,7 +87,12 @@ def parse_cell_field(text: str) -> CellKey:
 
 def cell_text(aggregation: Aggregation, scale: int, period_end_ms: int, value: Value) -> str:
     """A cell's text: its aggregation, scale, value, and the end of its period as last known."""
-    return f"{_CODES[aggregation]}{scale}:{period_end_ms}:{value_text(value)}"
+    return cell_prefix(aggregation, scale, period_end_ms) + value_text(value)
+
+
+def cell_prefix(aggregation: Aggregation, scale: int, period_end_ms: int) -> str:
+    """A cell's text up to its value."""
+    return f"{_CODES[aggregation]}{scale}:{period_end_ms}:"
 
 
 def void_text(aggregation: Aggregation, scale: int, period_start_ms: int) -> str:

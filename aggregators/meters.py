@@ -146,7 +146,7 @@ def _tolerant(reader: _Reader) -> _Reader:
 
 
 def _reader(meter: Meter) -> _Reader:
-    passes = _filter(meter)
+    passes = filter_of(meter)
     dimensions_of = _dimensions(meter)
     value_keys = path_keys(meter.value_path) if meter.value_path else ()
     rule = meter.aggregation.rule
@@ -185,7 +185,8 @@ def _lookup(data: Any, keys: tuple[str, ...]) -> Any:
     return data
 
 
-def _filter(meter: Meter) -> Callable[[dict[str, Any]], bool] | None:
+def filter_of(meter: Meter) -> Callable[[dict[str, Any]], bool] | None:
+    """Whether data passes the meter's filters; None if the meter has none."""
     if not meter.filters:
         return None
     tests = tuple(

@@ -14,16 +14,14 @@ from typing import Final
 
 import msgspec
 
+from aggregators.columns import Books, PythonColumns
 from aggregators.decode import decode
-from aggregators.flush_plan import place, plan
+from aggregators.flush import Flush
 from aggregators.fold import fold
-from aggregators.scan import LogState, scan
-from aggregators.signing import fingerprint, hash_key, mark
-from aggregators.steps import Arrival
+from aggregators.signing import fingerprint, hash_key
 from benchmarks.figures import Figure
 from benchmarks.services import SECRET
 from benchmarks.traffic import RECORD_EVENTS, Traffic
-from pipeline.rollup.cache import StateCache
 from pipeline.runner.runner import COLLECTOR_THRESHOLDS
 from schemas.events import EventStruct
 from schemas.log import EVENTS_TOPIC, Record
@@ -55,9 +53,8 @@ def stage_figures(meter_set: MeterSet, now_ms: int, accounts: int, flushes: int)
     """Measure `flushes` flushes of 20 records on one partition. The result is the median flush."""
     gc.set_threshold(*COLLECTOR_THRESHOLDS)
     watch = _Stopwatch()
-    key = hash_key(SECRET.encode())
+    books = Books(hash_key(SECRET.encode()), PythonColumns)
     checkpoint = _first_checkpoint(meter_set, now_ms)
-    cache = StateCache(500_000)
     traffic = Traffic(accounts, 1, now_ms)
     states = {f"acct_{number:06d}": AccountState() for number in range(accounts)}
     for _ in range(flushes):
@@ -73,25 +70,20 @@ def stage_figures(meter_set: MeterSet, now_ms: int, accounts: int, flushes: int)
         with watch.time("decode"):
             for value in values:
                 decode(value, EVENT_BYTES_MAX)
-        state = LogState(checkpoint.log_id, 1, checkpoint.stream_time_ms, checkpoint.meter_set)
-        with watch.time("scan (decode and more)"):
-            scanned = scan(0, state, SECRET.encode(), records, events_max=1 << 30)
-        arrivals = [step for step in scanned.steps if isinstance(step, Arrival)]
-        with watch.time("marks"):
-            for arrival in arrivals:
-                mark(key, arrival.account, arrival.id)
-        with watch.time("place and plan (marks and more)"):
-            planned = plan(scanned, place(scanned, states), checkpoint, key)
-        request = planned.request
-        stored = View(totals={total: {} for total in cache.missing(request).totals})
-        view = cache.completed(request, stored)
+        flush = Flush(0, checkpoint, books, SECRET.encode())
+        with watch.time("columns (decode and more)"):
+            for needed in flush.take(records, 1 << 30):
+                flush.know(View(accounts={account: states[account] for account in needed.accounts}))
+        with watch.time("request"):
+            request = flush.request()
+        stored = View(totals={total: {} for total in request.totals})
         with watch.time("fold"):
-            folded = fold(checkpoint, planned, view)
-        cache.apply(folded.changes)
-        checkpoint = folded.changes.checkpoint
+            changes = fold(flush, stored).changes
+            books.ledger.commit(changes)
+        checkpoint = changes.checkpoint
     costs_us = {stage: median(costs) for stage, costs in watch.costs_us.items()}
-    costs_us["scan, plan and fold together"] = sum(
-        cost_us for stage, cost_us in costs_us.items() if stage.startswith(("scan", "place", "fold"))
+    costs_us["columns, request and fold together"] = sum(
+        cost_us for stage, cost_us in costs_us.items() if stage.startswith(("columns", "request", "fold"))
     )
     section = f"(a) Pure core: {accounts} accounts, {FLUSH_RECORDS} records of {RECORD_EVENTS} events a flush"
     return [Figure(section, stage, cost_us, "µs", cost_us) for stage, cost_us in costs_us.items()]

@@ -66,12 +66,12 @@ MetricName = Literal[
     "tidemark_mirror_walked_seconds",
     "tidemark_mirror_canary_heard_seconds",
     "tidemark_mirror_canary_silent",
-    "tidemark_changes_differing",
-    "tidemark_changes_oldest_age_seconds",
     "tidemark_dunning_open_cases",
     "tidemark_dunning_canceled_cases",
     "tidemark_dunning_judged_cases",
     "tidemark_dunning_recovered_ratio",
+    "tidemark_changes_differing",
+    "tidemark_changes_oldest_age_seconds",
     "tidemark_notices_swept_seconds",
     "tidemark_notices_sweep_duration_seconds",
     "tidemark_notices_reached",
@@ -320,16 +320,6 @@ METRICS: Final[dict[MetricName, MetricSpec]] = {
         "1 if the last event of the canary customer did not come as a webhook within two minutes. Look at the endpoint "
         "in Stripe's dashboard, at its secret, and at the gateway.",
     ),
-    "tidemark_changes_differing": MetricSpec(
-        "gauge",
-        "Changes of plans, accepted in the last seven days, whose invoice is not what the quote said. Above 0: "
-        "docs/runbook/plan-changes.md.",
-    ),
-    "tidemark_changes_oldest_age_seconds": MetricSpec(
-        "gauge",
-        "How old the oldest change of a plan is that is accepted and not carried out; 0 if none is. Grows: Stripe does "
-        "not answer.",
-    ),
     "tidemark_dunning_open_cases": MetricSpec(
         "gauge", "Subscriptions whose payments failed, by the state of their case (docs/dunning.md).", ("state",)
     ),
@@ -346,6 +336,16 @@ METRICS: Final[dict[MetricName, MetricSpec]] = {
         "The part of the judged cases that was paid within 30 days of the first failure, by number (`cases`) and by "
         "money (the currency). Below 0.3: mails do not arrive, or the page does not work.",
         ("of",),
+    ),
+    "tidemark_changes_differing": MetricSpec(
+        "gauge",
+        "Changes of plans, accepted in the last seven days, whose invoice is not what the quote said. Above 0: "
+        "docs/runbook/plan-changes.md.",
+    ),
+    "tidemark_changes_oldest_age_seconds": MetricSpec(
+        "gauge",
+        "How old the oldest change of a plan is that is accepted and not carried out; 0 if none is. Grows: Stripe does "
+        "not answer.",
     ),
     "tidemark_notices_swept_seconds": MetricSpec(
         "gauge",

@@ -69,9 +69,9 @@ class GatewayDependencies:
     from its store, None before the first time. Without `live` the gateway does not answer current usage. Without
     `usage` the gateway does not answer usage over time. Without `hourly`, `complete_up_to` is null.
     Without `accounts` the gateway links no accounts and lists no intents. Without `access` it answers no checks; while
-    `access` returns None, SQL has not answered yet. `notices` and `dunning` are alike: without
-    them the gateway lists no notices, and no dunning cases and banners. Without `changes` it changes no plans; the call
-    may raise `Transient` and `OperatorNeeded`.
+    `access` returns None, SQL has not answered yet. `notices` and `dunning` are alike: without them the gateway lists
+    no notices, and no dunning cases and banners. Without `changes` it changes no plans; the call may raise `Transient`
+    and `OperatorNeeded`.
     """
 
     log: Log
@@ -87,8 +87,8 @@ class GatewayDependencies:
     accounts: AccountLinks | None = None
     access: Callable[[], tuple[AccessChecks, Entitlements] | None] | None = None
     notices: Callable[[], NoticeOutbox | None] | None = None
-    changes: Callable[[], Awaitable[ChangeParts]] | None = None
     dunning: Callable[[], DunningStore | None] | None = None
+    changes: Callable[[], Awaitable[ChangeParts]] | None = None
 
 
 def authorized(dependencies: GatewayDependencies, request: Request, *roles: Role, account: str | None = None) -> ApiKey:

@@ -13,8 +13,8 @@ from typing import Final, NamedTuple
 
 from aggregators.bindings import apply
 from aggregators.decode import normalised
-from aggregators.flush_plan import PlacedDedupDecision, place
 from aggregators.meters import in_force_after
+from aggregators.placement import PlacedDedupDecision, place
 from aggregators.scan import LogState, scan
 from aggregators.steps import Arrival
 from pipeline.ingest.joint_inserts import JOINT_ROWS_MAX, JointInserts
@@ -144,14 +144,13 @@ class ArchiveProcessor:
         reached = self._partitions[partition]
         scanned = scan(partition, reached.state, self._secret, records, events_max=self._events_max)
         placement = place(scanned, reached.accounts)
-        arrivals = (placed.arrival for placed in placement.placed if not placed.kept_out)
         controls = [
             ControlRow(partition, entry.position, entry.kind, entry.account, entry.stream_time_ms, entry.value)
             for entry in scanned.controls
             if entry.kind is not ControlKind.TICK
         ]
         return _Rows(
-            [_row(arrival, partition) for arrival in arrivals if arrival.decision is None],
+            [_row(arrival, partition) for arrival in placement.arrivals],
             [_decision_row(placed, partition) for placed in placement.decisions],
             controls,
             scanned.next_offset,

@@ -134,8 +134,8 @@ async def run_gateway(settings: Settings) -> None:
                 accounts=accounts,
                 access=access,
                 notices=access.notices if access is not None else None,
-                changes=accounts.changes if accounts is not None else None,
                 dunning=access.dunning if access is not None else None,
+                changes=accounts.changes if accounts is not None else None,
             ),
             metrics,
         )

@@ -141,8 +141,8 @@ def advance(connection: Connection, head: Head, look: Look, subscriptions: Seque
         if after is not None:
             new = [debt for debt in debts[subscription] if debt.invoice not in joined]
             _save(connection, head, look, before, after, new)
-    # Nobody is asked for the money of an account that is linked to nobody, until it is linked again.
-    left = (dunning_cases.c.account == look.account) & (dunning_cases.c.next_ms <= look.now_ms)
+    # Nobody is asked for the money of a customer who is linked to no account, until it is linked again.
+    left = (dunning_cases.c.account == look.account) & dunning_cases.c.next_ms.is_not(None)
     left &= dunning_cases.c.subscription_id.not_in([str(row["id"]) for row in own])
     connection.execute(update(dunning_cases).where(left).values(next_ms=None))
 
@@ -222,10 +222,10 @@ def _save(
     after: DunningCase,
     new: Sequence[Debt],
 ) -> None:
-    """Write what differs, with the audit row that says so."""
+    """Write what differs, with the audit row that says so. What fails after a case was given up is of that case too, so
+    that nobody is asked for it once the case is written off."""
     rows = [{"invoice_id": debt.invoice, "case_id": after.id, "first_failed_ms": debt.first_failed_ms} for debt in new]
-    if after.closed_ms is None or before is None:
-        insert_new(connection, dunning_invoices, rows)
+    insert_new(connection, dunning_invoices, rows)
     if after != before:
         _write(connection, head, look, before, after, reason=str(after.outcome or after.state))
 
@@ -286,8 +286,13 @@ def _write_off(connection: Connection, name: str, actor: str, reason: str, now_m
 
 
 def _with_invoices(connection: Connection, cases: Sequence[DunningCase]) -> list[ListedCase]:
-    """Each case with its open invoices."""
+    """Each case with its open invoices, and whether its subscription has ended."""
     found: dict[str, list[Any]] = defaultdict(list)
+    ended = set[str]()
+    subscription = mirror["subscriptions"].c
+    for chunk in chunks({each.subscription for each in cases}):
+        has_ended = or_(subscription.ended_ms.is_not(None), subscription.deleted == 1)
+        ended |= set(connection.execute(select(subscription.id).where(subscription.id.in_(chunk), has_ended)).scalars())
     of, invoice = dunning_invoices.c, mirror["invoices"].c
     for chunk in chunks([each.id for each in cases]):
         wanted = select(of.case_id, invoice.id, invoice.remaining_minor, invoice.hosted_url)
@@ -298,7 +303,7 @@ def _with_invoices(connection: Connection, cases: Sequence[DunningCase]) -> list
     return [
         ListedCase(
             each, tuple(row.id for row in found[each.id]), sum(row.remaining_minor or 0 for row in found[each.id]),
-            next((row.hosted_url or "" for row in found[each.id]), ""),
+            next((row.hosted_url or "" for row in found[each.id]), ""), each.subscription in ended,
         )
         for each in cases
     ]  # fmt: skip

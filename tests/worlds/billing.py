@@ -31,7 +31,7 @@ class BillingWorld(World):
     def __init__(self, now_ms: int, partitions: int = 1, seed: int = 0) -> None:
         super().__init__(now_ms, partitions)
         self.stripe = StripeAccount(self.clock, seed)
-        self.tables: SideTables = FakeSideTables(timeline, overlaps)
+        self.tables = FakeSideTables(timeline, overlaps)
 
     async def open(self) -> None:
         """Make the log and the tables."""

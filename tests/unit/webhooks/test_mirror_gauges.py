@@ -37,7 +37,11 @@ async def test_a_process_that_lost_partition_0_shows_nothing_old() -> None:
         lambda: append_set_aside(world.log, world.tables),
     )
     await recovery.turn()
-    counted, metrics, due = Counted(world.tables, world.clock), Metrics(), OutboxStatus(1, START_MS, 0)
+    counted, metrics, due = (
+        Counted(world.tables, world.tables.plan_changes, world.clock),
+        Metrics(),
+        OutboxStatus(1, START_MS, 0),
+    )
     await counted.count()
     status = ProcessorStatus({}, {}, None, START_MS, 0)
     show(metrics, world.clock, status, due, counted, [recovery])
@@ -65,5 +69,12 @@ async def test_a_gap_of_the_log_is_a_gauge() -> None:
     del world.log._partitions[BILLING_EVENTS_TOPIC, 0].records[:3]
     processor, metrics = world.processor(), Metrics()
     await world.process(processor)
-    show(metrics, world.clock, processor.status(), OutboxStatus(0, None, 0), Counted(world.tables, world.clock), [])
+    show(
+        metrics,
+        world.clock,
+        processor.status(),
+        OutboxStatus(0, None, 0),
+        Counted(world.tables, world.tables.plan_changes, world.clock),
+        [],
+    )
     assert shown(metrics)['tidemark_mirror_gaps{of="log"}'] == 1

@@ -9,6 +9,7 @@ down_revision = "0009"
 
 STATEMENTS = (
     "ALTER TABLE subscriptions ADD COLUMN cancellation_reason TEXT",
+    "ALTER TABLE invoices ADD COLUMN decline_code TEXT",
     "CREATE TABLE payment_methods (id TEXT PRIMARY KEY, customer_id TEXT, type TEXT, expires_ms BIGINT)",
     "CREATE INDEX payment_methods_by_customer_id ON payment_methods (customer_id)",
     """
