@@ -77,7 +77,9 @@ def _line(listed: ListedCase) -> str:
     if case.closed_ms is None and case.downgrade_ms is not None:
         said += f", downgrade {format_instant_ms(case.downgrade_ms)}"
     if case.outcome is DunningOutcome.CHURNED and listed.invoices:
-        said += f": cancel the subscription at Stripe, and void {', '.join(listed.invoices)} or mark it uncollectible"
+        # A proration would credit a time that nobody paid.
+        said += f": cancel the subscription at Stripe without proration, then void {', '.join(listed.invoices)}"
+        said += " or mark it uncollectible"
     if listed.unbilled:
         said += f": {listed.unbilled} at Stripe, which bills nothing: {_BILLS_NOTHING[listed.unbilled]} there"
     return printable(said)
