@@ -148,7 +148,12 @@ def parse_flush_field(text: str) -> FlushKey:
 
 def report_text(value: ReportValue) -> str:
     """A report entry's text. The event name comes last, because it may contain any character."""
-    return f"{value.base_minor}:{value.current_minor}:{value.period_end_ms}:{value.scale}:{value.event_name}"
+    return moved_report_text(value, value.current_minor, value.period_end_ms)
+
+
+def moved_report_text(value: ReportValue, current_minor: int, period_end_ms: int) -> str:
+    """The text of a report entry with another total now, and another end of its period."""
+    return f"{value.base_minor}:{current_minor}:{period_end_ms}:{value.scale}:{value.event_name}"
 
 
 def parse_report_text(text: str) -> ReportValue:

@@ -219,7 +219,8 @@ class PythonColumns:
         decoded = self._ahead.get(offset)
         if decoded is None:
             decoded = self._ahead[offset] = decode(value, self._event_bytes_max)
-        return {event.subject for _, event in decoded.events} - self._ledger.accounts.keys()
+        accounts = self._ledger.accounts
+        return {event.subject for _, event in decoded.events if event.subject not in accounts}
 
     def take(self, offset: int, value: bytes, leave: Leave) -> int:
         """See `ColumnMaker`."""

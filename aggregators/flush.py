@@ -6,7 +6,7 @@ bucket begins. Within a segment, the order of events matters to dedup and to dis
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import chain, islice
 from typing import Final, NamedTuple
 
@@ -19,7 +19,7 @@ from aggregators.expiry import Moment, Passed
 from aggregators.judge import rules_at
 from aggregators.marks import by_bucket, current_slice, live_slices, unchanged_until_ms
 from aggregators.partitioning import partition_of
-from aggregators.scan import LogFollower, LogState, is_restatement
+from aggregators.scan import LogFollower, LogState, accounts_of_control, has_control_header, is_restatement
 from aggregators.steps import AccountControl, Arrival, DedupDecisionStep
 from schemas.control import RestatementRecord
 from schemas.log import Record, position
@@ -96,7 +96,7 @@ class Flush:
             self.policies[record.offset] = self.log.policy
             before = self.received
             if self.log.is_control(record):
-                yield from self._controls()
+                yield from self._controls(records, number)
             else:
                 yield from self._events(record, records, number)
             self.moments.append(Moment(record.offset, self.log.stream_time_ms, self.received - before))
@@ -118,8 +118,7 @@ class Flush:
         maker, offset, value = self._maker, record.offset, record.value or b""
         unknown = self._at_home(maker.unknown(offset, value))
         if unknown:
-            behind = islice(records, number + 1, None)
-            yield ReadRequest(accounts=sorted(unknown | self._unknown_behind(behind)))
+            yield ReadRequest(accounts=sorted(unknown | self._unknown_behind(records, number)))
         self.values[offset] = value
         raws, base = Raws(value), position(offset)
         self.received += maker.take(
@@ -128,14 +127,17 @@ class Flush:
             lambda place, event: self.exceptions.take(base | place, event, raws, now, maker.columns),
         )
 
-    def _unknown_behind(self, records: Iterable[Record]) -> set[str]:
+    def _unknown_behind(self, records: Sequence[Record], number: int) -> set[str]:
+        """The accounts of the records behind `records[number]` that are not in the ledger."""
         unknown: set[str] = set()
         size = 0
-        for record in records:
+        for record in islice(records, number + 1, None):
             size += len(record.value or b"")
             if size > AHEAD_BYTES_MAX:
                 break
-            if not record.headers:
+            if has_control_header(record):
+                unknown |= accounts_of_control(record) - self.ledger.accounts.keys()
+            else:
                 unknown |= self._maker.unknown(record.offset, record.value or b"")
         return self._at_home(unknown)
 
@@ -162,8 +164,8 @@ class Flush:
 
     # Control records
 
-    def _controls(self) -> Iterator[ReadRequest]:
-        """Take the steps of one control record."""
+    def _controls(self, records: Sequence[Record], number: int) -> Iterator[ReadRequest]:
+        """Take the steps of `records[number]`, which is a control record."""
         log = self.log
         steps = [step for step in log.steps if not isinstance(step, Arrival)]
         log.steps.clear()
@@ -178,6 +180,8 @@ class Flush:
             return
         self._go_to_stream_time()
         needed = self._needed(steps)
+        if needed.accounts:
+            needed = needed._replace(accounts=sorted({*needed.accounts, *self._unknown_behind(records, number)}))
         if needed.accounts or needed.deferred:
             yield needed
         for step in steps:

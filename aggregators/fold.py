@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from aggregators.codec import FLUSH_TEXT, ReportValue, report_text, value_text, version
+from aggregators.codec import FLUSH_TEXT, ReportValue, moved_report_text, value_text, version
 from aggregators.columns import Column
 from aggregators.decode import decode, normalised
 from aggregators.deferred import duplicate_of, far_late_us
@@ -242,11 +242,13 @@ class _Sums:
                 last[cell] = number
         texts: dict[BucketField, str] = {}
         dirty: dict[BucketField, int] = {}
-        keys, values, rules, prefixes = ledger.cell_keys, ledger.cell_values, ledger.cell_rules, ledger.prefixes
+        keys, values, prefixes = ledger.cell_keys, ledger.cell_values, ledger.prefixes
         first_version = version(generation, 0)
         for cell, number in last.items():
-            key, value, rule = keys[cell], values[cell], rules[cell]
-            texts[key] = prefixes[number] + (value_text(rule.value(value)) if rule.ordered else str(value))
+            key, value = keys[cell], values[cell]
+            texts[key] = prefixes[number] + (
+                str(value) if type(value) is int else value_text(ledger.cell_rules[cell].value(value))
+            )
             dirty[key] = first_version | positions[number]
         return texts, dirty
 
@@ -254,17 +256,27 @@ class _Sums:
         """The texts of the changed totals, and the accounts' places in the rankings."""
         ledger = self._ledger
         totals: dict[TotalKey, dict[str, str]] = {}
-        rankings: dict[tuple[str, int], dict[str, int]] = {}
+        rankings: dict[RankingKey, dict[str, int]] = {}
+        ranking, scores = RankingKey("", 0), dict[str, int]()
         for number in self.totals:
             key, meter, value = ledger.total_keys[number], ledger.total_meters[number], ledger.total_values[number]
-            rule, slug = meter.aggregation.rule, meter.slug
-            if rule.ordered:
-                minor, text = rule.minor(value), value_text(rule.value(value))
-            else:
+            slug = meter.slug
+            if type(value) is int:
                 minor, text = value, str(value)
-            totals.setdefault(key, {})[slug] = text
-            rankings.setdefault((slug, key.period_start_ms), {})[key.account] = minor
-        return totals, {RankingKey(*key): scores for key, scores in rankings.items()}
+            else:
+                rule = meter.aggregation.rule
+                minor, text = rule.minor(value), value_text(rule.value(value))
+            fields = totals.get(key)
+            if fields is None:
+                totals[key] = {slug: text}
+            else:
+                fields[slug] = text
+            # The totals of a meter follow each other, and most are of one period.
+            if ranking.meter != slug or ranking.period_start_ms != key.period_start_ms:
+                ranking = RankingKey(slug, key.period_start_ms)
+                scores = rankings.setdefault(ranking, {})
+            scores[key.account] = minor
+        return totals, rankings
 
     def reports(self) -> dict[BucketField, str]:
         """The texts of the changed report entries."""
@@ -274,8 +286,7 @@ class _Sums:
             opened = ledger.entry_values[entry]
             assert opened is not None, "`_merge` opens it"  # noqa: S101 - an invariant, not input
             minor = ledger.meters[number].aggregation.rule.minor(total)
-            value = ReportValue(opened.base_minor, minor, ledger.end_ms[number], opened.scale, opened.event_name)
-            reports[ledger.entry_keys[entry]] = report_text(value)
+            reports[ledger.entry_keys[entry]] = moved_report_text(opened, minor, ledger.end_ms[number])
         return reports
 
 

@@ -218,6 +218,31 @@ class LogFollower:
         self._quarantine(position(record.offset), reason, detail, record.value or b"{}")
 
 
+class _OfAccount(msgspec.Struct):
+    account: str = ""
+
+
+class _OfAccounts(_OfAccount):
+    decisions: list[_OfAccount] = []
+
+
+_accounts: Final = msgspec.json.Decoder(_OfAccounts).decode
+
+
+def has_control_header(record: Record) -> bool:
+    """Whether a record says that it is a control record."""
+    return any(name == CONTROL_HEADER for name, _ in record.headers)
+
+
+def accounts_of_control(record: Record) -> set[str]:
+    """The accounts that a control record names, genuine or not; empty if the record cannot be read."""
+    try:
+        named = _accounts(record.value or b"")
+    except msgspec.MsgspecError:
+        return set()
+    return {each.account for each in (named, *named.decisions)} - {""}
+
+
 def is_restatement(record: Record) -> bool:
     """Whether a record says that it is a restatement record."""
     return (CONTROL_HEADER, _RESTATEMENT) in record.headers

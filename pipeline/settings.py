@@ -205,6 +205,11 @@ class Settings(BaseSettings):
         default=8 * 1024 * 1024, ge=1024, description="Largest request body that the gateway reads, in bytes"
     )
 
+    native: bool = Field(
+        default=True,
+        description="Whether worker and archive use the C core if it is built; without it, Python does the same work "
+        "with the same results at a lower speed",
+    )
     flush_events_max: int = Field(
         default=131_072,
         ge=1,

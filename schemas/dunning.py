@@ -94,13 +94,15 @@ class DunningCase(NamedTuple):
 class ListedCase(NamedTuple):
     """A case with what is shown beside it: its open invoices, oldest first, what is open of them, and the page at
     Stripe on which the oldest one is paid, or "". `has_ended`: the subscription has, so a payment does not restore
-    the plan."""
+    the plan. `unbilled`: `unpaid` or `paused` if all was paid, and Stripe still calls the subscription so and bills
+    nothing; or ""."""
 
     case: DunningCase
     invoices: tuple[str, ...] = ()
     open_minor: int = 0
     pay_url: str = ""
     has_ended: bool = False
+    unbilled: str = ""
 
 
 class Recovery(NamedTuple):

@@ -42,6 +42,8 @@ RECOVERED_MS: Final = 30 * DAY_MS
 WITNESSED_MS: Final = 3 * DAY_MS
 # A first payment that fails makes no customer, and Stripe does not try it again.
 _NEVER_BEGAN: Final = frozenset({"incomplete", "incomplete_expired"})
+# Stripe makes drafts, or no invoices, and nobody pays.
+_UNBILLED: Final = frozenset({"unpaid", "paused"})
 _AUTOMATIC: Final = "charge_automatically"
 _COLUMNS: Final = [column.name for column in dunning_cases.columns]
 _SUBSCRIPTION: Final = "subscription_id"
@@ -286,13 +288,17 @@ def _write_off(connection: Connection, name: str, actor: str, reason: str, now_m
 
 
 def _with_invoices(connection: Connection, cases: Sequence[DunningCase]) -> list[ListedCase]:
-    """Each case with its open invoices, and whether its subscription has ended."""
+    """Each case with its open invoices, and what became of its subscription."""
     found: dict[str, list[Any]] = defaultdict(list)
-    ended = set[str]()
+    subscribed: dict[str, tuple[bool, str]] = {}
     subscription = mirror["subscriptions"].c
+    newest = {row["subscription_id"]: row for row in deciding(connection, {each.subscription for each in cases})}
+    paid = {name for name, row in newest.items() if row["outcome"] == DunningOutcome.RECOVERED}
     for chunk in chunks({each.subscription for each in cases}):
-        has_ended = or_(subscription.ended_ms.is_not(None), subscription.deleted == 1)
-        ended |= set(connection.execute(select(subscription.id).where(subscription.id.in_(chunk), has_ended)).scalars())
+        theirs = select(subscription.id, subscription.ended_ms, subscription.deleted, subscription.status)
+        for row in connection.execute(theirs.where(subscription.id.in_(chunk))):
+            unbilled = row.status if row.id in paid and row.status in _UNBILLED else ""
+            subscribed[row.id] = row.ended_ms is not None or row.deleted == 1, unbilled
     of, invoice = dunning_invoices.c, mirror["invoices"].c
     for chunk in chunks([each.id for each in cases]):
         wanted = select(of.case_id, invoice.id, invoice.remaining_minor, invoice.hosted_url)
@@ -303,7 +309,8 @@ def _with_invoices(connection: Connection, cases: Sequence[DunningCase]) -> list
     return [
         ListedCase(
             each, tuple(row.id for row in found[each.id]), sum(row.remaining_minor or 0 for row in found[each.id]),
-            next((row.hosted_url or "" for row in found[each.id]), ""), each.subscription in ended,
+            next((row.hosted_url or "" for row in found[each.id]), ""),
+            *subscribed.get(each.subscription, (False, "")),
         )
         for each in cases
     ]  # fmt: skip

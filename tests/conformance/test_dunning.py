@@ -252,6 +252,22 @@ async def test_of_an_account_without_its_customer_nobody_is_noticed(business: Bu
     assert [[fact.account for fact in facts] for facts in told] == [["acme"], []]
 
 
+@pytest.mark.parametrize(
+    ("status", "unbilled"), [("unpaid", "unpaid"), ("paused", "paused"), ("active", ""), ("past_due", "")]
+)
+async def test_who_paid_and_is_billed_no_more_is_named(business: Business, status: str, unbilled: str) -> None:
+    """The customer paid late, when the newest invoice was a draft of the next period. Then that one fails too."""
+    await invoice(business.tables, **RETRIED)
+    await business.renew()
+    await invoice(business.tables, **{**OURS, "status": "paid", "remaining_minor": 0})
+    await business.subscribed(status)
+    await business.renew(40)
+    assert [listed.unbilled for listed in await business.tables.dunning.listed()] == [unbilled]
+    await invoice(business.tables, number=2, **{**RETRIED, "finalized_ms": NOW_MS + 41 * DAY_MS})
+    await business.renew(41)
+    assert [listed.unbilled for listed in await business.tables.dunning.listed()] == ["", ""]
+
+
 async def test_cases_are_listed_by_pages(business: Business) -> None:
     for number in range(3):
         await invoice(business.tables, number=number, **{**RETRIED, "finalized_ms": NOW_MS + number * DAY_MS})

@@ -15,9 +15,10 @@ from aggregators.decode import decode
 from oracle.model import Oracle
 from pipeline.rollup.processor import RollupSettings
 from schemas.aggregations import Aggregation, Value
-from schemas.control import BindingRecord
+from schemas.control import BindingRecord, MeterSetRecord
 from schemas.errors import Transient
 from schemas.log import EVENTS_TOPIC
+from schemas.meters import MeterSet
 from schemas.periods import Billing, Binding, Interval
 from schemas.rollup import Changes, Checkpoint, ReadRequest, View
 from sinks.redis.fake import FakeLiveView, FakeServer, FakeState
@@ -285,6 +286,46 @@ async def test_unknown_accounts_of_a_flush_are_read_at_once_and_once() -> None:
     await worker.step(0, await world.records(0))
 
     assert [len(accounts) for accounts in state.read_accounts] == [12]
+
+
+async def test_unknown_accounts_of_control_records_are_read_at_once_and_once() -> None:
+    """A rebuild reads half a million bindings, and events between them may have headers."""
+    world, state = await watched()
+    free = Binding(effective_from_ms=0, billing=Billing.FREE)
+    for number in range(6):
+        await world.control(0, BindingRecord(account=f"bound-{number}", revision=1, binding=free))
+        value = batch(event("sum", n=1) | {"subject": f"traced-{number}"})
+        await world.log.append(EVENTS_TOPIC, 0, value, headers=(("traceparent", b"00"),))
+
+    worker = world.rollup()
+    offset = await worker.start_offset(0)
+    # The first events are not among the records, so that a control record is the first to need an account.
+    records = [record for record in await world.records(0) if record.offset >= offset]
+    await worker.step(0, records[:2])
+    await worker.step(0, records[8:])
+
+    assert [len(accounts) for accounts in state.read_accounts] == [12]
+
+
+@pytest.mark.parametrize("named", [True, False], ids=["gets a name", "loses its name"])
+async def test_a_meter_is_renamed_at_stripe_between_two_records_of_a_flush(named: bool) -> None:
+    """Usage is reported as the meter set at its record says, whatever the flushes were (I7)."""
+    meter = {"slug": "calls", "event_type": "call", "aggregation": "count"}
+    plain: dict[str, Any] = {"version": 1, "meters": [meter]}
+    reported: dict[str, Any] = {"version": 1, "meters": [{**meter, "stripe_event_name": "calls"}]}
+    first, second = (plain, reported) if named else (reported, plain)
+    stored = []
+    for events_max in (1, 20_000):
+        world = World(NOON_MS, 1)
+        await world.start(first)
+        await world.log.append(EVENTS_TOPIC, 0, batch(event("call")))
+        await world.control(0, MeterSetRecord(meter_set=MeterSet.model_validate({**second, "version": 2})))
+        await world.log.append(EVENTS_TOPIC, 0, batch(event("call"), event("call")))
+        await folded(world, PythonColumns, events_max, 1 if events_max == 1 else 500)
+        assert isinstance(world.store, FakeLiveView)
+        stored.append([text.split(":")[:2] for text in world.store.server.partitions[0].reports.values()])
+
+    assert stored == [[["1", "3"] if named else ["0", "1"]]] * 2
 
 
 async def test_a_ledger_is_dropped_after_an_error() -> None:
