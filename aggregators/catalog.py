@@ -11,6 +11,7 @@ from typing import Any, Final, NamedTuple
 from pydantic import ValidationError
 
 from aggregators.catalog_rules import broken_rules
+from aggregators.catalog_warnings import warnings_of
 from aggregators.yaml_lines import Path, Unreadable, read_yaml
 from schemas.catalog import AddOn, Catalog, Plan, PlanId
 from schemas.periods import Interval
@@ -43,7 +44,7 @@ _EMPTY: Final = "the file is empty: begin with `tidemark catalog example`"
 
 
 class CatalogProblem(NamedTuple):
-    """What is wrong with a catalog file, and where."""
+    """What is wrong with a catalog file or worth a warning, and where."""
 
     line: int
     field: str
@@ -53,7 +54,7 @@ class CatalogProblem(NamedTuple):
 def read_catalog(
     content: bytes, known: Mapping[PlanId, Plan | AddOn]
 ) -> tuple[Catalog | None, tuple[CatalogProblem, ...]]:
-    """The catalog of a file with all plans complete, or None and what is wrong, by line.
+    """The catalog of a file with all plans complete, and warnings; or None and what is wrong. Both by line.
 
     `known` are the versions that were applied before; `extends` may name one of them, or a plan of the file.
     """
@@ -76,9 +77,10 @@ def read_catalog(
         return None, _sorted(CatalogProblem(document.line(path), _field(path), message) for path, message in found)
     catalog, broken = _complete(written, known)
     broken += broken_rules(catalog)
-    if broken:
-        return None, _sorted(CatalogProblem(document.line(path), _field(path), message) for path, message in broken)
-    return catalog, ()
+    said = _sorted(
+        CatalogProblem(document.line(path), _field(path), message) for path, message in broken or warnings_of(catalog)
+    )
+    return (None if broken else catalog), said
 
 
 def _shape(path: Path) -> str:

@@ -5,15 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Final
 
-from aggregators.catalog_plan import (
-    Wanted,
-    World,
-    differences_text,
-    kept_versions,
-    portal_differences,
-    touched_by,
-    wanted,
-)
+from aggregators.catalog_plan import Wanted, World, kept_versions, touched_by, wanted
+from aggregators.catalog_words import change_text, count_text, differences_text, portal_differences
 from schemas.catalog import PlanId
 from schemas.catalog_changes import CatalogKind, PlanState, Standing, StripeRecord
 
@@ -56,14 +49,14 @@ def _price(world: World, want: Wanted | None, record: StripeRecord, touched: Map
         return
     users = touched.get(record.plan, 0) if record.plan else 0
     if price.key != key:
-        yield f"{name} has the lookup key {price.key or 'none'}, and had {key}"
+        yield f"{name} was changed: {change_text('lookup key', key, price.key)}"
     elif not price.is_active and (users or not _is_retired(world, want, record)):
-        yield f"{name} ({key}) is archived; {users} subscriptions have its plan"
+        yield f"{name} ({key}) is archived; its plan has {count_text(users)}"
     elif want and key in want.prices and price.terms != want.prices[key].terms:
-        yield f"{name} ({key}) has {differences_text(price.terms, want.prices[key].terms)}"
+        yield f"{name} ({key}) was changed: {differences_text(want.prices[key].terms, price.terms)}"
     made_for = want.prices[key].made_for if want and key in want.prices else f"{record.plan} {record.component}"
     if price.made_for != made_for and (record.plan or not _is_retired(world, want, record)):
-        yield f"{name} ({key}) has the metadata {price.made_for.strip() or 'none'}, and had {made_for}"
+        yield f"{name} ({key}) was changed: {change_text('metadata', made_for, price.made_for.strip())}"
 
 
 def _product(world: World, want: Wanted | None, record: StripeRecord, touched: Mapping[PlanId, int]) -> Iterator[str]:
@@ -72,9 +65,9 @@ def _product(world: World, want: Wanted | None, record: StripeRecord, touched: M
     if product is None:
         yield f"product {key} is not at Stripe"
     elif not product.is_active and (users or not _is_retired(world, want, record)):
-        yield f"product {key} is archived; {users} subscriptions have its plan"
+        yield f"product {key} is archived; its plan has {count_text(users)}"
     elif product.is_active and want and key in want.products and product != want.products[key][0]:
-        yield f"product {key} has {differences_text(product, want.products[key][0])}"
+        yield f"product {key} was changed: {differences_text(want.products[key][0], product)}"
 
 
 def _meter(world: World, record: StripeRecord) -> Iterator[str]:
@@ -100,8 +93,8 @@ def _coupon(world: World, want: Wanted | None, record: StripeRecord) -> Iterator
     if coupon and found is None:
         yield f"coupon {record.key} is not at Stripe"
     elif coupon and found and found != coupon:
-        differences = differences_text(found.terms, coupon.terms) or f"name {found.name or 'none'}, not {coupon.name}"
-        yield f"coupon {record.key} has {differences}"
+        differences = differences_text(coupon.terms, found.terms) or change_text("name", coupon.name, found.name)
+        yield f"coupon {record.key} was changed: {differences}"
 
 
 def _portal(world: World, want: Wanted | None) -> Iterator[str]:
@@ -110,8 +103,8 @@ def _portal(world: World, want: Wanted | None) -> Iterator[str]:
         return
     if found is None:
         yield "the portal's configuration is not at Stripe"
-    elif differences := portal_differences(found, want.portal):
-        yield f"the portal's configuration {found.id} has {differences}"
+    elif differences := portal_differences(found, want.portal, is_drift=True):
+        yield f"the portal's configuration {found.id} was changed: {differences}"
 
 
 def _is_retired(world: World, want: Wanted | None, record: StripeRecord) -> bool:
@@ -125,15 +118,15 @@ def _attached(world: World) -> Iterator[str]:
     attached = world.stripe.attached
     for product, features in attachable(world.standing).items():
         if product in attached and attached[product] != features:
-            has, wants = (", ".join(sorted(each)) or "none" for each in (attached[product], features))
-            yield f"product {product} has the features {has}, not {wants}"
+            old, new = (", ".join(sorted(each)) for each in (features, attached[product]))
+            yield f"product {product} was changed: {change_text('features', old, new)}"
 
 
 def _unmanaged(world: World) -> Iterator[str]:
     pins = world.standing.pins()
     for price, subscriptions in sorted(world.usage.items()):
         if price not in pins:
-            yield f"price {price} is in {len(subscriptions)} subscriptions and no plan of the catalog has it"
+            yield f"price {price} is in {count_text(len(subscriptions))} and no plan of the catalog has it"
     applied = {record.stripe_id for record in world.standing.records.values()}
     for at_stripe in world.stripe.prices.values():
         if at_stripe.key.startswith(OURS) and at_stripe.id not in applied and at_stripe.is_active:

@@ -8,11 +8,11 @@ sold changes in SQL after everything is at Stripe.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from decimal import Decimal, localcontext
 from hashlib import sha256
 from types import MappingProxyType
 from typing import Any, Final, NamedTuple
 
+from aggregators.catalog_additions import added_sales, as_sold_before
 from aggregators.catalog_prices import (
     components_of,
     coupon_id,
@@ -21,6 +21,14 @@ from aggregators.catalog_prices import (
     portal_terms,
     prices_of,
     product_id,
+)
+from aggregators.catalog_words import (
+    amounts_text,
+    change_text,
+    coupon_text,
+    differences_text,
+    gives_lines,
+    portal_differences,
 )
 from schemas.catalog import UNLIMITED, VERSIONED, Add, AddOn, Catalog, Coupon, GrantValue, Pack, Plan, PlanId, Price
 from schemas.catalog_changes import (
@@ -33,13 +41,11 @@ from schemas.catalog_changes import (
     PlanState,
     Standing,
     StripeCoupon,
-    StripePortal,
     StripeProduct,
     StripeRecord,
     Verb,
 )
-from schemas.currencies import currency_exponent
-from schemas.prices import CouponTerms, PackPrice, PortalTerms
+from schemas.prices import PackPrice, PortalTerms
 
 # What an action is about that SQL alone does, in the transaction that makes the catalog active.
 IN_SQL: Final = "plan"
@@ -168,6 +174,7 @@ def plan_catalog(catalog: Catalog, world: World, *, in_place: bool = False, drif
     return CatalogPlan(
         catalog, digest, world.standing.sha256, world.standing.applying, in_place, actions, refusals,
         list(drift), {str(plan): count for plan, count in sorted(touched.items())},
+        gives=_gives(catalog, world.standing),
     )  # fmt: skip
 
 
@@ -231,7 +238,8 @@ def _terms_kept(catalog: Catalog, standing: Standing, *, in_place: bool) -> Iter
         if type(known.sold) is not type(sold):
             yield f"{plan}: was {'a plan' if isinstance(known.sold, Plan) else 'an add-on'}; take another name"
             continue
-        changed = [field for field in VERSIONED if _bought(known.sold, field) != _bought(sold, field)]
+        kept = as_sold_before(known.sold, sold)
+        changed = [field for field in VERSIONED if _bought(known.sold, field) != _bought(kept, field)]
         if changed == ["grants"]:
             lower = lower_grants(known.sold.grants, sold.grants)
             if in_place and not lower:
@@ -239,7 +247,8 @@ def _terms_kept(catalog: Catalog, standing: Standing, *, in_place: bool) -> Iter
             hint = "add --in-place, for nobody loses anything, or" if not lower else f"{', '.join(lower)} would fall:"
             yield f"{plan}: grants were applied otherwise; {hint} raise the version to {plan.version + 1}"
         elif changed:
-            yield f"{plan}: {', '.join(changed)} were applied otherwise; raise the version to {plan.version + 1}"
+            were = "were" if len(changed) > 1 or changed[0] in ("prices", "credits") else "was"
+            yield f"{plan}: {', '.join(changed)} {were} applied otherwise; raise the version to {plan.version + 1}"
 
 
 def _offers_kept(catalog: Catalog, standing: Standing) -> Iterator[str]:
@@ -307,8 +316,8 @@ def _unlike(want: Wanted, world: World) -> Iterator[str]:
         found, record = by_key.get(key), world.standing.records.get((CatalogKind.PRICE, key))
         if found and found.terms != price.terms:
             yield (
-                f"{key}: Stripe's price {found.id} has {differences_text(found.terms, price.terms)}; a price never "
-                f"changes: {_raised(price)}"
+                f"{key}: Stripe's price {found.id} would change: {differences_text(found.terms, price.terms)}; a price "
+                f"never changes: {_raised(price)}"
             )
         elif record and (found is None or found.id != record.stripe_id):
             moved = f"names {found.id} at Stripe" if found else "names no price at Stripe"
@@ -322,21 +331,12 @@ def _unlike(want: Wanted, world: World) -> Iterator[str]:
     for key, coupon in want.coupons.items():
         if (at_stripe := world.stripe.coupons.get(key)) and at_stripe.terms != coupon.terms:
             differences = differences_text(at_stripe.terms, coupon.terms)
-            yield f"{key}: Stripe's coupon has {differences}; a coupon never changes: raise its version"
+            yield f"{key}: Stripe's coupon would change: {differences}; a coupon never changes: raise its version"
 
 
 def _raised(price: Price | PackPrice) -> str:
     name, version = price.plan if isinstance(price, Price) else (price.component, price.version)
     return f"raise the version of {name} to {version + 1}"
-
-
-def differences_text(found: Any, terms: Any) -> str:
-    """The fields in which a value differs from what it should be."""
-    return ", ".join(
-        f"{field} {getattr(found, field)!s}, not {getattr(terms, field)!s}"
-        for field in terms._fields
-        if getattr(found, field) != getattr(terms, field)
-    )
 
 
 def _at_stripe(want: Wanted, world: World) -> Iterator[Action]:
@@ -375,7 +375,7 @@ def _offers_at_stripe(want: Wanted, stripe: AtStripe) -> Iterator[Action]:
         if (found := stripe.coupons.get(key)) is None:
             yield Action(Verb.CREATE, CatalogKind.COUPON, key, coupon_text(coupon.terms))
         elif found.name != coupon.name:
-            yield Action(Verb.UPDATE, CatalogKind.COUPON, key, f"name {found.name or 'none'}, not {coupon.name}")
+            yield Action(Verb.UPDATE, CatalogKind.COUPON, key, change_text("name", found.name, coupon.name))
     if want.portal is None:
         return
     if stripe.portal is None:
@@ -384,55 +384,16 @@ def _offers_at_stripe(want: Wanted, stripe: AtStripe) -> Iterator[Action]:
         yield Action(Verb.UPDATE, CatalogKind.PORTAL, PORTAL_KEY, portal_differences(stripe.portal, want.portal))
 
 
-def portal_differences(found: StripePortal, terms: PortalTerms) -> str:
-    """In what the portal's configuration differs from what it should be, in words."""
-    archived = "" if found.is_active else "archived"
-    cut = found.terms._replace(products=()), terms._replace(products=())
-    words = [archived, differences_text(*cut), "" if found.terms.products == terms.products else "other prices"]
-    return ", ".join(each for each in words if each)
-
-
-def coupon_text(terms: CouponTerms) -> str:
-    """What a coupon takes off, for people."""
-    amount = f"{terms.percent} %"
-    if not terms.percent:
-        amount = f"{_major(str(terms.amount_minor), currency_exponent(terms.currency))} {terms.currency}"
-    return f"{amount} off, {terms.duration}{f' for {terms.months} months' if terms.months else ''}"
-
-
-def amounts_text(price: Price | PackPrice) -> str:
-    """What a price costs, for people, in major units."""
-    terms = price.terms
-    package = f" for each {terms.package}" if terms.package > 1 else ""
-    package += f" for {price.credits} credits" if isinstance(price, PackPrice) else ""
-    if not terms.tiers:
-        return f"{_major(terms.unit_minor or '0', price.exponent)} {terms.currency}{package}"
-    steps = (
-        f"{f'{_major(tier.flat_minor, price.exponent)} and ' if tier.flat_minor != '0' else ''}"
-        f"{_major(tier.unit_minor, price.exponent)} {f'up to {tier.up_to}' if tier.up_to else 'beyond'}"
-        for tier in terms.tiers
-    )
-    return f"{terms.currency}, {terms.mode}: {', '.join(steps)}"
-
-
-def _major(minor: str, exponent: int) -> str:
-    """An amount in major units, with at least the currency's decimals."""
-    with localcontext(prec=60):
-        major = Decimal(minor).scaleb(-exponent)
-        return f"{max(major.normalize(), major.quantize(Decimal(1).scaleb(-exponent)), key=_places):f}"
-
-
-def _places(number: Decimal) -> int:
-    return -int(number.as_tuple().exponent)
-
-
 def _states(catalog: Catalog, states: Mapping[PlanId, KnownPlan], world: World) -> Iterator[Action]:
     known, sold = world.standing.plans, catalog.sold()
     for plan in sold:
         if plan not in known or known[plan].state is not PlanState.OPEN:
             yield Action(Verb.OPEN, IN_SQL, str(plan), "sold from now on")
         elif known[plan].sold != sold[plan]:
-            yield Action(Verb.UPDATE, IN_SQL, str(plan), "within the version")
+            added = ", ".join(added_sales(known[plan].sold, sold[plan]))
+            yield Action(
+                Verb.UPDATE, IN_SQL, str(plan), f"within the version{f', now also sold by {added}' if added else ''}"
+            )
     for plan, after in states.items():
         if plan in sold or known[plan].state is after.state:
             continue
@@ -440,6 +401,18 @@ def _states(catalog: Catalog, states: Mapping[PlanId, KnownPlan], world: World) 
             yield Action(Verb.CLOSE, IN_SQL, str(plan), "sold no more, kept by its subscriptions")
         else:
             yield Action(Verb.RETIRE, IN_SQL, str(plan), "no subscription has it; its prices are archived")
+
+
+def _gives(catalog: Catalog, standing: Standing) -> list[str]:
+    """What each new version gives, and each one whose grants change, beside the version before."""
+    lines: list[str] = []
+    for plan, sold in catalog.sold().items():
+        known = standing.plans.get(plan)
+        if known and known.sold.grants == sold.grants:
+            continue
+        before = max((each for each in standing.plans if each.name == plan.name and each <= plan), default=None)
+        lines += gives_lines(plan, sold, (before, standing.plans[before].sold) if before else None)
+    return lines
 
 
 def _archives(want: Wanted, states: Mapping[PlanId, KnownPlan], world: World) -> Iterator[Action]:

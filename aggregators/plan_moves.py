@@ -6,8 +6,9 @@ from collections.abc import Mapping, Sequence
 from decimal import Decimal
 from typing import Any, Final
 
-from aggregators.catalog_plan import amounts_text, lower_grants
+from aggregators.catalog_plan import lower_grants
 from aggregators.catalog_prices import prices_of
+from aggregators.catalog_words import amounts_text
 from schemas.catalog import Add, GrantValue, Plan, PlanId, PriceLine
 from schemas.catalog_changes import CatalogKind, Standing, StripeRecord
 from schemas.plan_moves import Subscribed, SubscribedItem

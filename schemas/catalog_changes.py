@@ -185,7 +185,7 @@ class CatalogPlan(NamedTuple):
 
     `base` and `applying` are those of the standing that the plan was made from. `refusals` forbid the application,
     `drift` is what differs at Stripe and stays so. `touched` counts the subscriptions of each known version by its
-    name. `is_final`: usage is counted or reported no more as before.
+    name. `is_final`: usage is counted or reported no more as before. `gives` says what new versions give, in lines.
     """
 
     catalog: Catalog
@@ -198,6 +198,7 @@ class CatalogPlan(NamedTuple):
     drift: Sequence[str]
     touched: Mapping[str, int]
     is_final: bool = False
+    gives: Sequence[str] = ()
 
 
 class CatalogStore(Protocol):

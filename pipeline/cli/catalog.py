@@ -80,9 +80,9 @@ def catalog_plan(
     plan, problems = run(plan_file(settings(), file, in_place=in_place))
     if plan is None:
         _refuse(file, problems, as_json=as_json)
-    document = plan_document(plan)
+    document = plan_document(plan) | {"warnings": [problem._asdict() for problem in problems]}
     if not as_json:
-        click.echo("\n".join(plan_lines(plan)))
+        click.echo("\n".join([*plan_lines(plan), *_warnings(file, problems)]))
     if count and not plan.refusals:
         tested = run(backtest_file(settings(), plan.catalog, count, csv_path))
         document["backtest"] = backtest_document(tested)
@@ -90,8 +90,7 @@ def catalog_plan(
             click.echo("\n".join(backtest_lines(tested)))
     if as_json:
         click.echo(json.dumps(document))
-    if plan.refusals:
-        raise InvalidInput(file.name, f"{len(plan.refusals)} refusals; see above")
+    _check_allowed(file, plan)
     if out:
         save_plan(plan, out)
 
@@ -103,7 +102,21 @@ def _refuse(file: Path, problems: Sequence[CatalogProblem], *, as_json: bool) ->
     else:
         for line, field, message in problems:
             click.echo(f"{file.name}:{line}: {field}: {message}")
-    raise InvalidInput(file.name, f"{len(problems)} problems; nothing is planned until they are corrected")
+    count = len(problems)
+    raise InvalidInput(
+        file.name, f"{count} problem{'s' if count > 1 else ''}; nothing is planned until the file is corrected"
+    )
+
+
+def _warnings(file: Path, problems: Sequence[CatalogProblem]) -> list[str]:
+    """What of a catalog file is worth a warning, as lines."""
+    return [f"warning: {file.name}:{line}: {field}: {message}" for line, field, message in problems]
+
+
+def _check_allowed(file: Path, plan: CatalogPlan) -> None:
+    """Raise `InvalidInput` for a plan that is refused; the refusals were printed."""
+    if count := len(plan.refusals):
+        raise InvalidInput(file.name, f"{count} refusal{'s' if count > 1 else ''}; see above")
 
 
 @catalog.command("apply")
@@ -123,7 +136,7 @@ def catalog_apply(path: Path, reason: str, by: str | None, yes: bool) -> None:
     if is_plan(path):
         plan = load_plan(path)
     else:
-        plan = _planned(deployment, path)
+        plan = _planned(deployment, path, is_asked=not yes)
         # A plan that is final asks below, with other words.
         if plan.actions and not plan.is_final:
             confirm("Apply this plan?", yes=yes)
@@ -135,16 +148,17 @@ def catalog_apply(path: Path, reason: str, by: str | None, yes: bool) -> None:
         click.echo(f"catalog version {plan.catalog.version} is active already; nothing to do")
 
 
-def _planned(deployment: Settings, file: Path) -> CatalogPlan:
-    """The plan of a catalog file, which is printed. Raises `InvalidInput` if the file or the change is refused."""
+def _planned(deployment: Settings, file: Path, *, is_asked: bool) -> CatalogPlan:
+    """The plan of a catalog file, which is printed; the actions only if the person is asked about them, because each is
+    printed when it is done. Raises `InvalidInput` if the file or the change is refused."""
     from pipeline.commands.catalog import plan_file, plan_lines
 
     plan, problems = run(plan_file(deployment, file))
     if plan is None:
         _refuse(file, problems, as_json=False)
-    click.echo("\n".join(plan_lines(plan)))
-    if plan.refusals:
-        raise InvalidInput(file.name, f"{len(plan.refusals)} refusals; see above")
+    lines = plan_lines(plan, with_actions=is_asked or bool(plan.refusals))
+    click.echo("\n".join([*lines, *_warnings(file, problems)]))
+    _check_allowed(file, plan)
     return plan
 
 
@@ -213,9 +227,10 @@ def catalog_drift(as_json: bool) -> None:
 @click.option("--history", is_flag=True, help="Print who applied which catalog instead, when and why.")
 def catalog_show(versions: bool, history: bool) -> None:
     """Print the active catalog, with what its plans inherit."""
+    from aggregators.catalog_words import count_text
     from aggregators.instants import format_instant_ms
     from pipeline.commands import catalog as commands
-    from pipeline.commands.catalog import count_text, show
+    from pipeline.commands.catalog import show
 
     if history:
         for row in run(commands.history(settings())):

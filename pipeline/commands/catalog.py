@@ -27,6 +27,7 @@ from aggregators.catalog_plan import (
     wanted,
     with_features,
 )
+from aggregators.catalog_words import count_text
 from pipeline.commands.operations import checked_meter_set
 from pipeline.open import (
     apply_meter_set,
@@ -81,7 +82,7 @@ class Parts(NamedTuple):
 
 
 class Checked(NamedTuple):
-    """A plan, or what is wrong with the file."""
+    """A plan, and the warnings of the file; or what is wrong with the file."""
 
     plan: CatalogPlan | None
     problems: Sequence[CatalogProblem]
@@ -121,7 +122,7 @@ async def plan_content(parts: Parts, content: bytes, *, in_place: bool = False) 
     if catalog is None:
         return Checked(None, problems)
     plan, _, _ = await _planned(parts, catalog, in_place=in_place)
-    return Checked(plan, ())
+    return Checked(plan, problems)
 
 
 async def apply_file(settings: Settings, saved: CatalogPlan, actor: str, reason: str, told: Told) -> bool:
@@ -319,19 +320,15 @@ def action_text(action: Action) -> str:
     return f"{_SIGNS.get(action.verb, '~')} {name}{f': {action.detail}' if action.detail else ''}"
 
 
-def plan_lines(plan: CatalogPlan) -> list[str]:
-    """A plan for people: what will be done, who is touched, what forbids it, and what differs at Stripe."""
-    lines = [action_text(action) for action in plan.actions] or ["nothing to do"]
+def plan_lines(plan: CatalogPlan, *, with_actions: bool = True) -> list[str]:
+    """A plan for people: what will be done, what it gives, who is touched, and what forbids it or differs at Stripe."""
+    lines = [action_text(action) for action in plan.actions if with_actions]
+    lines += [*plan.gives] if plan.actions else ["nothing to do"]
     lines += [f"{name}: {count_text(count)}" for name, count in plan.touched.items()]
     if plan.applying and plan.applying != plan.sha256:
         lines.append("another application was begun and not finished; this plan takes its place")
     lines += [f"drift: {line}" for line in plan.drift]
     return lines + [f"refused: {line}" for line in plan.refusals]
-
-
-def count_text(count: int) -> str:
-    """A number of subscriptions."""
-    return f"{count} subscription{'s' if count != 1 else ''}"
 
 
 def plan_document(plan: CatalogPlan) -> dict[str, Any]:

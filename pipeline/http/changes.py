@@ -9,8 +9,8 @@ import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
-from aggregators.catalog_plan import amounts_text
 from aggregators.catalog_prices import prices_of
+from aggregators.catalog_words import amounts_text
 from aggregators.instants import format_instant_ms
 from pipeline.changes.operating import accept
 from pipeline.changes.parts import Parts

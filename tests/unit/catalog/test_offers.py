@@ -95,9 +95,9 @@ def test_a_coupon_of_the_same_id_that_somebody_else_made_is_refused() -> None:
 
     plan = plan_catalog(catalog_of(OFFERING), EMPTY._replace(stripe=EMPTY.stripe._replace(coupons={other.id: other})))
 
-    assert ["tm-launch-v1: Stripe's coupon has percent 10, not 20; a coupon never changes: raise its version"] == list(
-        plan.refusals
-    )
+    assert [
+        "tm-launch-v1: Stripe's coupon would change: percent 10 → 20; a coupon never changes: raise its version"
+    ] == list(plan.refusals)
 
 
 @pytest.mark.parametrize(
@@ -106,13 +106,13 @@ def test_a_coupon_of_the_same_id_that_somebody_else_made_is_refused() -> None:
         pytest.param([("launch: {version: 1", "launch: {version: 2"), ('percent_off: "20"', 'percent_off: "30"')],
                      [("create", "tm-launch-v2", "30 % off, repeating for 3 months")], id="another coupon"),
         pytest.param([("With our apologies", "Sorry")],
-                     [("update", "tm-sorry-v1", "name With our apologies, not Sorry")], id="name of a coupon"),
+                     [("update", "tm-sorry-v1", "name With our apologies → Sorry")], id="name of a coupon"),
         pytest.param([("cancel: period_end", "cancel: never")],
-                     [("update", "default", "cancel period_end, not never")], id="portal"),
+                     [("update", "default", "cancel period_end → never")], id="portal"),
         pytest.param([("cancel: period_end", "cancel: period_end, payment_method: false")],
-                     [("update", "default", "payment_method True, not False")], id="payment method"),
+                     [("update", "default", "payment_method yes → no")], id="payment method"),
         pytest.param([("change_to: [solo], ", "")],
-                     [("update", "default", "upgrade now, not , other prices")], id="no plan to change to"),
+                     [("update", "default", "upgrade now → none, other prices")], id="no plan to change to"),
         pytest.param([("portal: {change_to: [solo], cancel: period_end}\n", "")],
                      [("archive", "default", "")], id="no portal"),
         pytest.param([("p100: {credits: 100, usd: \"25.00\", ", "p100: {version: 2, credits: 100, usd: \"26.00\", ")],
@@ -169,11 +169,11 @@ def broken(kind: str) -> World:
     ("kind", "line", "action"),
     [
         ("coupon", "coupon tm-sorry-v1 is not at Stripe", ("create", "tm-sorry-v1")),
-        ("name", "coupon tm-sorry-v1 has name Ha, not With our apologies", ("update", "tm-sorry-v1")),
+        ("name", "coupon tm-sorry-v1 was changed: name With our apologies → Ha", ("update", "tm-sorry-v1")),
         ("portal", "the portal's configuration is not at Stripe", ("create", "default")),
-        ("portal off", "the portal's configuration bpc_1 has archived", ("update", "default")),
-        ("pack", f"price price_{PACK} ({PACK}) is archived; 0 subscriptions have its plan", ("update", PACK)),
-        ("credits", f"price price_{PACK} ({PACK}) has the metadata gifts.p100@1 900, and had gifts.p100@1 100", None),
+        ("portal off", "the portal's configuration bpc_1 was changed: archived", ("update", "default")),
+        ("pack", f"price price_{PACK} ({PACK}) is archived; its plan has 0 subscriptions", ("update", PACK)),
+        ("credits", f"price price_{PACK} ({PACK}) was changed: metadata gifts.p100@1 100 → gifts.p100@1 900", None),
         ("feature", "feature sso is archived", ("update", "sso")),
     ],
 )  # fmt: skip
@@ -198,8 +198,8 @@ def test_products_of_a_kept_version_are_brought_in_line_and_get_their_features()
     world = kept._replace(stripe=kept.stripe._replace(products=renamed, attached=attached))
 
     assert [
-        "product tm-team-v1-seat has name Other, not Team: seat, tax_code txcd_99999999, not ",
-        "product tm-team-v1-seat has the features none, not sso",
+        "product tm-team-v1-seat was changed: name Team: seat → Other, tax_code none → txcd_99999999",
+        "product tm-team-v1-seat was changed: features sso → none",
     ] == drift_of(world)
     plan = plan_catalog(catalog_of(text), world)
     assert [("update", "tm-team-v1-seat"), ("attach", "sso tm-team-v1-seat")] == [each[:2] for each in done(plan)]

@@ -101,13 +101,13 @@ def test_a_version_that_nobody_has_is_retired_and_its_prices_archived() -> None:
         pytest.param("tokens: 9000", "tokens: 8000", "tokens would fall: raise the version to 2", id="lower grant"),
         pytest.param("sso: true, ", "", "sso would fall: raise the version to 2", id="grant taken away"),
         pytest.param("tokens: 9000", "tokens: 9500", "add --in-place", id="higher grant"),
-        pytest.param("days: 14", "days: 30", "team@1: trial were applied otherwise", id="trial"),
+        pytest.param("days: 14", "days: 30", "team@1: trial was applied otherwise", id="trial"),
         pytest.param("{plan: free}", "{plan: free, tax_behavior: inclusive}",
-                     "has tax_behavior exclusive, not inclusive; a price never changes", id="tax behavior"),
+                     "would change: tax_behavior exclusive → inclusive; a price never changes", id="tax behavior"),
         pytest.param("stripe_event_name: tm_tokens", "stripe_event_name: tm_other",
-                     "has event_name tm_tokens, not tm_other", id="meter at Stripe"),
+                     "event_name tm_tokens → tm_other", id="meter at Stripe"),
         pytest.param("  boost: {version: 1, for: [team], ", "  boost: {version: 1, for: [team], stack: 5, ",
-                     "boost@1: stack were applied otherwise", id="add-on"),
+                     "boost@1: stack was applied otherwise", id="add-on"),
     ],
 )  # fmt: skip
 def test_terms_of_a_version_do_not_change(old: str, new: str, refusal: str) -> None:
@@ -178,7 +178,7 @@ def test_a_price_with_other_terms_under_our_lookup_key_is_refused() -> None:
     plan = plan_catalog(catalog_of(SMALL), EMPTY._replace(stripe=AtStripe(prices={other.id: other})))
 
     (refusal,) = plan.refusals
-    assert f"{SEAT}: Stripe's price price_{SEAT} has currency eur, not usd" in refusal
+    assert f"{SEAT}: Stripe's price price_{SEAT} would change: currency eur → usd" in refusal
     assert "raise the version of team to 2" in refusal
 
 
@@ -225,18 +225,18 @@ def _drifted(kind: str) -> World:
 @pytest.mark.parametrize(
     ("kind", "line"),
     [
-        ("archived", f"price price_{SEAT} ({SEAT}) is archived; 0 subscriptions have its plan"),
-        ("lookup key moved", f"price price_{SEAT} has the lookup key mine, and had {SEAT}"),
+        ("archived", f"price price_{SEAT} ({SEAT}) is archived; its plan has 0 subscriptions"),
+        ("lookup key moved", f"price price_{SEAT} was changed: lookup key {SEAT} → mine"),
         ("price missing", f"price price_{SEAT} ({SEAT}) is not at Stripe"),
         ("unmanaged price", "price price_x is in 2 subscriptions and no plan of the catalog has it"),
         ("never applied", "price price_y has the lookup key tm.gold.v1.base.month.usd and was never applied"),
-        ("tax code", "product tm-team-v1-seat has tax_code txcd_99999999, not "),
+        ("tax code", "product tm-team-v1-seat was changed: tax_code none → txcd_99999999"),
         ("meter", "meter tm_calls: the Stripe meter of tm_calls (mtr) is deactivated"),
         ("meter made again", "meter tm_calls is mtr_2, and was mtr_tm_calls: the prices of the old one bill no usage"),
-        ("metadata", f"price price_{SEAT} ({SEAT}) has the metadata gold@1 seat, and had team@1 seat"),
-        ("no metadata", f"price price_{SEAT} ({SEAT}) has the metadata none, and had team@1 seat"),
+        ("metadata", f"price price_{SEAT} ({SEAT}) was changed: metadata team@1 seat → gold@1 seat"),
+        ("no metadata", f"price price_{SEAT} ({SEAT}) was changed: metadata team@1 seat → none"),
         ("feature", "feature sso is not at Stripe"),
-        ("attached", "product tm-team-v1-seat has the features other, not sso"),
+        ("attached", "product tm-team-v1-seat was changed: features sso → other"),
     ],
 )
 def test_drift_is_named(kind: str, line: str) -> None:
@@ -265,9 +265,9 @@ def test_a_kept_version_drifts_like_one_that_is_sold() -> None:
     assert [] == drift_of(world)
     found = drift_of(broken._replace(stripe=broken.stripe._replace(attached=attached)))
     assert {
-        f"price price_{SEAT} ({SEAT}) is archived; 1 subscriptions have its plan",
-        "product tm-team-v1-seat is archived; 1 subscriptions have its plan",
-        "product tm-team-v1-seat has the features none, not sso",
+        f"price price_{SEAT} ({SEAT}) is archived; its plan has 1 subscription",
+        "product tm-team-v1-seat is archived; its plan has 1 subscription",
+        "product tm-team-v1-seat was changed: features sso → none",
     } == set(found)
     assert 3 == len(found)
 
@@ -278,7 +278,7 @@ def test_a_retired_version_is_archived_unless_somebody_subscribed_to_it_again() 
 
     assert [] == drift_of(world)
     again = world._replace(usage={f"price_{SEAT}": frozenset({"sub_1", "sub_2"})})
-    assert [f"price price_{SEAT} ({SEAT}) is archived; 2 subscriptions have its plan"] == drift_of(again)
+    assert [f"price price_{SEAT} ({SEAT}) is archived; its plan has 2 subscriptions"] == drift_of(again)
 
 
 @pytest.mark.parametrize(

@@ -72,7 +72,7 @@ def test_a_catalog_file_that_is_wrong_is_not_applied(applied: list[CatalogPlan],
 
     assert (2, []) == (result.code, applied)
     assert "catalog.yaml:9: features.seats.type:" in result.out
-    assert "1 problems; nothing is planned" in result.err
+    assert "1 problem; nothing is planned" in result.err
 
 
 def test_a_plan_that_was_changed_on_the_way_is_refused(applied: list[CatalogPlan], tmp_path: Path) -> None:
