@@ -15,7 +15,7 @@ from aggregators.decode import Raws, Rejected
 from aggregators.deferred import contributions_at, deferred_entry
 from aggregators.instants import hour_of_us
 from aggregators.judge import Rules
-from aggregators.ledger import Account, Ledger, Place
+from aggregators.ledger import Account, Ledger, Place, open_period
 from aggregators.meters import CompiledMeterSet, Contribution, quarantines_late
 from aggregators.placement import placed_at_arrival, placed_at_decision
 from aggregators.scan import arrival_of
@@ -117,7 +117,9 @@ class Exceptions:
 
     def _at_stream_time(self, account: Account, now: Now) -> Account:
         """The account with the period of stream time as its open one, so that its next events may be plain."""
-        if not account.period.start_ms <= now.stream_time_ms < account.period.end_ms:
+        here = account.period.start_ms <= now.stream_time_ms < account.period.end_ms
+        # Where a record closed the running period, no period is open until the period ends.
+        if not here and open_period(account.state, now.policy, now.stream_time_ms) != account.period:
             self._ledger.enter({account.name: account.state}, now.policy, now.stream_time_ms)
         return self._ledger.accounts[account.name]
 

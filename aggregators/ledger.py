@@ -121,7 +121,7 @@ class Ledger:
         for name, state in states.items():
             held = self.accounts.get(name)
             hasher = held.marker if held else marker(self.hash_key, name).copy
-            account = Account(name, state, _open_period(state, policy, stream_time_ms), hasher)
+            account = Account(name, state, open_period(state, policy, stream_time_ms), hasher)
             self.accounts[name] = account
             self.entered.append(account)
 
@@ -253,7 +253,8 @@ def _buckets_ms(policy: Policy, stream_time_ms: int) -> tuple[int, int]:
     return stream_time_ms // HOUR_MS * HOUR_MS, policy.report_bucket_ms(stream_time_ms)
 
 
-def _open_period(state: AccountState, policy: Policy, stream_time_ms: int) -> Period:
+def open_period(state: AccountState, policy: Policy, stream_time_ms: int) -> Period:
+    """The period of the stream time if it takes usage at once; else `NO_PERIOD`."""
     if state.pending is not None and state.pending.until_ms is not None:
         return NO_PERIOD
     period = period_at(state, stream_time_ms)

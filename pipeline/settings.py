@@ -216,7 +216,7 @@ class Settings(BaseSettings):
         le=131_072,
         description="Limit of events in a flush of a partition that is behind; a flush ends between records",
     )
-    cache_entries_max: int = Field(default=500_000, ge=0, description="Entries of a partition's ledger in a worker")
+    cache_entries_max: int = Field(default=1_000_000, ge=0, description="Entries of a partition's ledger in a worker")
     archive_linger_s: float = Field(
         default=1.0,
         ge=0,

@@ -44,7 +44,7 @@ class RollupSettings(NamedTuple):
     """Limits of one flush. `replay_from_start` allows folding a partition without state from offset 0 again."""
 
     flush_events_max: int = 20_000
-    cache_entries_max: int = 500_000
+    cache_entries_max: int = 1_000_000
     replay_from_start: bool = False
 
 
