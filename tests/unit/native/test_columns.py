@@ -88,6 +88,8 @@ LEFT_OUT: Final = {
     "an id that is too long": event(type="other", id="x" * 129),
     "another version": event(type="other", specversion="1.1"),
     "a time in small letters": event(type="other", time="2026-11-29t19:00:00z"),
+    "an empty time": event(type="other", time=""),
+    "a time that is no text": event(type="other", time=1),
     "an offset of a day": event(type="other", time="2026-11-29T19:00:00+24:00"),
     "a fraction of ten digits": event(type="other", time="2026-11-29T19:00:00.0123456789Z"),
     "a leap second": event(type="other", time="2026-11-29T19:00:60Z"),
