@@ -5,7 +5,7 @@ BIN := .venv/bin
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test check bench mutants torture stripe-mock format clean
+.PHONY: help install native demo test check bench mutants fuzz torture stripe-mock format clean
 
 help: ## Say what the targets do
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -23,6 +23,10 @@ help: ## Say what the targets do
 	@$(BIN)/uv pip install --quiet --no-deps --no-build-isolation -e .
 	@touch $@
 
+# Compiles the C core where a compiler is there; otherwise Python counts. A library that is there is not made again.
+native: .venv/.runtime
+	@$(BIN)/python -m pipeline.native.build
+
 .venv/.development: .venv/.runtime requirements/development.lock
 	@echo "Installing the test and lint tools into .venv"
 	@$(BIN)/uv pip install --compile-bytecode --require-hashes -r requirements/development.lock
@@ -35,12 +39,12 @@ help: ## Say what the targets do
 	@$(BIN)/npm ci --prefix .venv/clients/javascript --no-audit --no-fund --ignore-scripts --loglevel error
 	@touch $@
 
-install: .venv/.runtime ## Install the command .venv/bin/tidemark and what it needs
+install: native ## Install the command .venv/bin/tidemark and what it needs
 
-demo: .venv/.runtime ## Run the whole pipeline on this machine, kill it, and prove the counts (ARGS=--json)
+demo: native ## Run the whole pipeline on this machine, kill it, and prove the counts (ARGS=--json)
 	@$(BIN)/python -m demo $(ARGS)
 
-test: .venv/.clients ## Run all tests on a real broker, Valkey and the ClickHouse engine (ARGS=-k name)
+test: .venv/.clients native ## Run all tests on a real broker, Valkey and the ClickHouse engine (ARGS=-k name)
 	@$(BIN)/python -m pytest -n 2 $(ARGS)
 
 check: .venv/.development ## Lint, types and layer contracts
@@ -49,13 +53,16 @@ check: .venv/.development ## Lint, types and layer contracts
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
 
-bench: .venv/.development ## Measure, with ratios to a bare consume-and-decode of the same bytes
+bench: .venv/.development native ## Measure, with ratios to a bare consume-and-decode of the same bytes
 	@$(BIN)/python -m benchmarks $(ARGS)
 
-mutants: .venv/.development ## Show that the simulation catches deliberate defects (2 minutes)
+mutants: .venv/.development native ## Show that the simulation catches deliberate defects (2 minutes)
 	@$(BIN)/python -m tests.simulation.mutants $(ARGS)
 
-torture: .venv/.development ## Kill real processes and services at random under load, lose webhooks, then compare all (10 minutes; ARGS=--seed 7)
+fuzz: .venv/.development native ## Compare the C core with Python on odd and broken records (a minute; ARGS=--events 10000000)
+	@$(BIN)/python -m tests.fuzz $(ARGS)
+
+torture: .venv/.development native ## Kill real processes and services at random under load, lose webhooks, then compare all (10 minutes; ARGS=--seed 7)
 	@$(BIN)/python -m tests.torture $(ARGS)
 
 stripe-mock: .venv/.development ## Let Stripe's own mock server judge what is sent to Stripe (needs Go; 3 minutes)
@@ -66,4 +73,4 @@ format: .venv/.development ## Format the code
 	@$(BIN)/ruff check --fix .
 
 clean: ## Remove .venv and local data
-	rm -rf .venv .tidemark
+	rm -rf .venv .tidemark aggregators/native/build

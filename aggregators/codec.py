@@ -87,7 +87,12 @@ def parse_cell_field(text: str) -> CellKey:
 
 def cell_text(aggregation: Aggregation, scale: int, period_end_ms: int, value: Value) -> str:
     """A cell's text: its aggregation, scale, value, and the end of its period as last known."""
-    return f"{_CODES[aggregation]}{scale}:{period_end_ms}:{value_text(value)}"
+    return cell_prefix(aggregation, scale, period_end_ms) + value_text(value)
+
+
+def cell_prefix(aggregation: Aggregation, scale: int, period_end_ms: int) -> str:
+    """A cell's text up to its value."""
+    return f"{_CODES[aggregation]}{scale}:{period_end_ms}:"
 
 
 def void_text(aggregation: Aggregation, scale: int, period_start_ms: int) -> str:
@@ -143,7 +148,12 @@ def parse_flush_field(text: str) -> FlushKey:
 
 def report_text(value: ReportValue) -> str:
     """A report entry's text. The event name comes last, because it may contain any character."""
-    return f"{value.base_minor}:{value.current_minor}:{value.period_end_ms}:{value.scale}:{value.event_name}"
+    return moved_report_text(value, value.current_minor, value.period_end_ms)
+
+
+def moved_report_text(value: ReportValue, current_minor: int, period_end_ms: int) -> str:
+    """The text of a report entry with another total now, and another end of its period."""
+    return f"{value.base_minor}:{current_minor}:{period_end_ms}:{value.scale}:{value.event_name}"
 
 
 def parse_report_text(text: str) -> ReportValue:

@@ -135,10 +135,11 @@ def _decode_fast(value: bytes, event_bytes_max: int, *, batch: bool) -> list[tup
     try:
         value.decode()
         events = _batch_of_events(value) if batch else [_one_event(value)]
-        if any(event.data_base64 for event in events):
+        # A list, because a generator takes twice the time.
+        if any([event.data_base64 for event in events]):  # noqa: C419
             return None
         # Only brackets beyond those of flat events can nest. Counting brackets is cheap; measuring levels is not.
-        flat = batch + len(events) + sum(1 for event in events if event.data)
+        flat = batch + len(events) + sum([bool(event.data) for event in events])
         if value.count(b"{") + value.count(b"[") - flat > LEVELS_MAX - 2 and levels(value) > LEVELS_MAX + batch:
             return None
         # The parts are not kept: most records need them only here, and keeping them costs a tenth of the decoding.

@@ -20,6 +20,12 @@ OPEN: Final = "open"
 # An invoice that Stripe or a person gave up. While the subscription is behind, it can still be paid and is still owed.
 UNCOLLECTIBLE: Final = "uncollectible"
 PAID: Final = "paid"
+# After these Stripe tries no card again that it knows (docs.stripe.com/billing/revenue-recovery/smart-retries).
+HARD_DECLINES: Final = frozenset(
+    ["authentication_required", "highest_risk_level", "incorrect_number", "lost_card", "pickup_card",
+     "revocation_of_all_authorizations", "revocation_of_authorization", "stolen_card", "transaction_not_allowed"]
+)  # fmt: skip
+_ORDER: Final = tuple(DunningState)
 PAYING: Final = frozenset({"active", "trialing"})
 # The reason of a pause, and that of an end, after the last retry failed.
 PAUSED_UNPAID: Final = "final_payment_failure"
@@ -104,13 +110,15 @@ def _warned(case: DunningCase, owed: Sequence[Debt], policy: Dunning, now_ms: in
 
 
 def _lost(case: DunningCase, policy: Dunning, now_ms: int) -> DunningCase:
-    """A case whose downgrade has its instant."""
+    """A case whose downgrade has its instant. It does not go back, also if another catalog has later times."""
     downgrade_ms = case.downgrade_ms or 0
     win_back_ms, give_up_ms = (downgrade_ms + days * DAY_MS for days in (policy.win_back_days, policy.give_up_days))
     if now_ms >= give_up_ms:
         return closed(case, DunningOutcome.CHURNED, now_ms)
     if now_ms >= win_back_ms:
-        return case._replace(state=DunningState.WIN_BACK, next_ms=give_up_ms)
-    if now_ms >= downgrade_ms:
-        return case._replace(state=DunningState.DOWNGRADED, next_ms=win_back_ms)
-    return case._replace(state=DunningState.FINAL_WARNING, next_ms=downgrade_ms)
+        state, next_ms = DunningState.WIN_BACK, give_up_ms
+    elif now_ms >= downgrade_ms:
+        state, next_ms = DunningState.DOWNGRADED, win_back_ms
+    else:
+        state, next_ms = DunningState.FINAL_WARNING, downgrade_ms
+    return case._replace(state=max(case.state, state, key=_ORDER.index), next_ms=next_ms)

@@ -15,6 +15,7 @@ _BANNERS: Final = {
     DunningState.DOWNGRADED: "You have lost your plan, because {amount} are open. A payment restores it at once.",
     DunningState.WIN_BACK: "Have your plan back: pay {amount}, and everything is as before.",
 }
+_ENDED: Final = "Your subscription has ended, because {amount} are open."
 
 
 def banner_text(listed: ListedCase, now_ms: int) -> str:
@@ -23,4 +24,5 @@ def banner_text(listed: ListedCase, now_ms: int) -> str:
     if case.closed_ms is not None:
         return ""
     amount = money_text(Money(listed.open_minor or case.amount_minor, case.currency, case.exponent))
-    return _BANNERS[case.state].format(amount=amount, day=date_text(case.downgrade_ms or now_ms, now_ms))
+    words = _ENDED if listed.has_ended else _BANNERS[case.state]
+    return words.format(amount=amount, day=date_text(case.downgrade_ms or now_ms, now_ms))

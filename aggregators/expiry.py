@@ -13,15 +13,32 @@ from typing import Final, NamedTuple
 
 from aggregators.bindings import apply
 from aggregators.periods import period_at
-from aggregators.scan import Moment, Scan
 from aggregators.steps import AccountControl
 from schemas.log import offset_of
+from schemas.meters import Policy
 from schemas.periods import AccountState
 from schemas.rollup import Changes, DueTotal, TotalKey, View
 
 # One total per record, and one more per this many events: deleting a total costs about as much as writing them.
 EVENTS_PER_TOTAL: Final = 16
 NEVER_MS: Final = 1 << 62
+
+
+class Moment(NamedTuple):
+    """The offset of a record, the stream time after it, and the number of its events."""
+
+    offset: int
+    stream_time_ms: int
+    received: int
+
+
+class Passed(NamedTuple):
+    """What expiry needs of the records of a flush: their moments, the policy in force by offset, and the bindings,
+    closings and account flushes."""
+
+    moments: Sequence[Moment]
+    policies: Mapping[int, Policy]
+    controls: Sequence[AccountControl]
 
 
 class Expired(NamedTuple):
@@ -36,12 +53,12 @@ def _looks(moment: Moment) -> int:
     return 1 + moment.received // EVENTS_PER_TOTAL
 
 
-def looks_max(scan: Scan) -> int:
+def looks_max(moments: Sequence[Moment]) -> int:
     """How many due totals `expire` examines at most for these records."""
-    return sum(map(_looks, scan.moments))
+    return sum(map(_looks, moments))
 
 
-def expire(scan: Scan, due: Sequence[DueTotal], states: Mapping[str, AccountState]) -> Expired:
+def expire(passed: Passed, due: Sequence[DueTotal], states: Mapping[str, AccountState]) -> Expired:
     """Retire the totals that are due. `due` are the first `looks_max + 1` totals in order, or all if there are fewer;
     `states` are the states of their accounts at the checkpoint.
 
@@ -50,16 +67,16 @@ def expire(scan: Scan, due: Sequence[DueTotal], states: Mapping[str, AccountStat
     heap = [(total.due_ms, _order(total.key), total.key) for total in due]
     heapq.heapify(heap)
     accounts = {total.key.account for total in due}
-    controls = [step for step in scan.steps if isinstance(step, AccountControl) and step.control.account in accounts]
+    controls = [step for step in passed.controls if step.control.account in accounts]
     retired: list[TotalKey] = []
     later: dict[TotalKey, int] = {}
-    for moment in scan.moments:
-        kept_ms = scan.policies[moment.offset].periods_kept_ms
+    for moment in passed.moments:
+        kept_ms = passed.policies[moment.offset].periods_kept_ms
         for _ in range(_looks(moment)):
             if not heap or heap[0][0] > moment.stream_time_ms:
                 break
             _, order, key = heapq.heappop(heap)
-            state = _state_at(scan, states, controls, key.account, moment.offset)
+            state = _state_at(passed, states, controls, key.account, moment.offset)
             due_ms = period_at(state, key.period_start_ms).end_ms + kept_ms
             if due_ms <= moment.stream_time_ms:
                 later.pop(key, None)
@@ -75,13 +92,13 @@ def _order(key: TotalKey) -> bytes:
 
 
 def _state_at(
-    scan: Scan, states: Mapping[str, AccountState], controls: Sequence[AccountControl], account: str, offset: int
+    passed: Passed, states: Mapping[str, AccountState], controls: Sequence[AccountControl], account: str, offset: int
 ) -> AccountState:
     state = states[account]
     for step in controls:
         step_offset = offset_of(step.position)
         if step_offset <= offset and step.control.account == account:
-            state = apply(state, step.control, step.position, scan.policies[step_offset], step.stream_time_ms)
+            state = apply(state, step.control, step.position, passed.policies[step_offset], step.stream_time_ms)
     return state
 
 

@@ -2,30 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import NamedTuple, TypeVar
+from collections.abc import Iterable
+from collections.abc import Set as AbstractSet
+from typing import Any, NamedTuple
 
 import msgspec
 
-from aggregators.codec import (
-    FLUSH_TEXT,
-    ReportValue,
-    cell_text,
-    parse_cell_value,
-    parse_report_text,
-    parse_value,
-    report_text,
-    value_text,
-    version,
-)
-from aggregators.decode import normalised
+from aggregators.codec import FLUSH_TEXT, ReportValue, moved_report_text, value_text, version
+from aggregators.columns import Column
+from aggregators.decode import decode, normalised
 from aggregators.deferred import duplicate_of, far_late_us
-from aggregators.flush_plan import Candidate, FlushPlan, Placed
+from aggregators.exceptions import refused
+from aggregators.flush import Flush
+from aggregators.judge import event_time_us
+from aggregators.ledger import Ledger
 from aggregators.marks import by_bucket, expired_keys
-from aggregators.steps import Arrival
-from schemas.aggregations import Value
-from schemas.control import DedupDecision
-from schemas.log import offset_of
+from aggregators.steps import Quarantined
+from schemas.log import index_of, offset_of
+from schemas.meters import Meter, Policy
 from schemas.rollup import (
     BucketField,
     Changes,
@@ -33,228 +27,337 @@ from schemas.rollup import (
     Counters,
     Deferred,
     Duplicate,
+    MarkKey,
     RankingKey,
     TotalKey,
     UniqueKey,
     View,
 )
 
-T = TypeVar("T")
-
 
 class Folded(NamedTuple):
-    """What one flush changes. `kept_out` are arrivals to quarantine because their period is closed. `refused` are
-    arrivals to quarantine because too many deferred events wait already."""
+    """What one flush changes, and all entries for the quarantine topic."""
 
     changes: Changes
-    kept_out: list[Arrival]
-    refused: list[Arrival]
+    quarantined: list[Quarantined]
 
 
-class _Fold:
-    """The running values of one fold, by their numbers in the plan. Used for one call of `fold`."""
+class _Rulings:
+    """What becomes of each event of a flush, by position: duplicate, kept out, deferred, refused, or counted.
 
-    def __init__(self, checkpoint: Checkpoint, plan: FlushPlan, view: View) -> None:
-        self.plan = plan
-        self.targets = plan.targets
-        self.generation = checkpoint.generation
-        self.current = plan.slices[-1]
-        self.present = set(view.marks)
-        self.marks: list[tuple[int, int]] = []
-        self.totals = [_parsed(view.totals[key].get(meter), parse_value) for key, meter in plan.totals]
-        self.cells = [_parsed(view.cells.get(key), parse_cell_value) for key in plan.cells]
-        # The position of each target's last event in this flush.
-        self.positions: list[int | None] = [None] * len(plan.targets)
-        # The end of that event's period: a binding may cut a period while it runs.
-        self.ends = [0] * len(plan.targets)
-        self.reports = [_parsed(view.reports.get(key), parse_report_text) for key in plan.reports]
-        # The total and the end of the period of each report entry, after the entry's last event.
-        self.reported: list[tuple[Value, int] | None] = [None] * len(plan.reports)
-        self.unique_present: dict[UniqueKey, set[int]] = {key: set(members) for key, members in view.uniques.items()}
-        self.unique_added: dict[UniqueKey, list[int]] = {}
-        self.duplicates: list[Duplicate] = []
-        self.kept_out: list[Arrival] = []
-        self.refused: list[Arrival] = []
-        self.counted = self.unmetered = 0
-        self.waiting = checkpoint.counters.deferred
-        self.open = dict(plan.deferred)
+    `again` are duplicates by their mark, and `kept_out` those without a mark. `out` are all positions whose
+    contributions do not count.
+    """
+
+    def __init__(self, flush: Flush, present: AbstractSet[int]) -> None:
+        self._flush = flush
+        self.again, self.kept_out = self._dedup(present)
+        self.out = self.again | self.kept_out
+        self.waiting = flush.checkpoint.counters.deferred
         self.deferred: dict[int, Deferred] = {}
         self.decided: list[Deferred] = []
-        self.stored_totals = view.totals
-        self.due: dict[TotalKey, int] = {}
+        # Deferred events of this flush, and decided ones that are counted.
+        self.held = self.released = 0
+        self.refused: list[Quarantined] = []
+        self.late: list[Quarantined] = [
+            entry for at, entry in flush.exceptions.kept_out.items() if at in self.kept_out
+        ]  # fmt: skip
+        self.duplicates: list[Duplicate] = []
+        if flush.exceptions.deferred or flush.exceptions.decided:
+            self._hold_and_decide()
+        self.duplicates += self._rows()
 
-    def take(self, candidate: Candidate) -> None:
-        arrival = candidate.placed.arrival
-        if arrival.deferred is not None and arrival.decision is not None:
-            self._decide(candidate, arrival.deferred, arrival.decision)
-            return
-        if candidate.member in self.present:
-            self.duplicates.append(
-                Duplicate(
-                    arrival.position, arrival.account, arrival.id, arrival.type, arrival.source, arrival.time_us,
-                    normalised(arrival.data), arrival.stream_time_ms,
-                )
-            )  # fmt: skip
-            return
-        if candidate.placed.kept_out:
-            # No mark: the event is not counted, and a redrive must not find it to be a duplicate.
-            self.kept_out.append(arrival)
-            return
-        self.present.add(candidate.member)
-        self.marks.append((candidate.bucket_hash, candidate.member))
-        if arrival.deferred is not None:
-            self._defer(candidate, arrival.deferred)
-        else:
-            self._count(candidate)
+    def _dedup(self, present: AbstractSet[int]) -> tuple[set[int], set[int]]:
+        late = self._flush.exceptions.kept_out
+        segments = [part.segment for part in self._flush.parts]
+        members = set[int]().union(*(segment.members for segment in segments))
+        if not late and len(members) == sum(len(each.members) for each in segments) and members.isdisjoint(present):
+            return set(), set()
+        seen, again, kept_out = set(present), set[int](), set[int]()
+        for segment in segments:
+            for at, member in zip(segment.positions, segment.members, strict=True):
+                if member in seen:
+                    again.add(at)
+                elif at in late:
+                    # No mark: the event is not counted, and a redrive must not find it to be a duplicate.
+                    kept_out.add(at)
+                else:
+                    seen.add(member)
+        return again, kept_out
 
-    def _defer(self, candidate: Candidate, deferred: Deferred) -> None:
-        policy = self.plan.scan.policies[offset_of(deferred.position)]
+    def _hold_and_decide(self) -> None:
+        """Follow the deferred events in log order: some begin to wait, and some end."""
+        exceptions = self._flush.exceptions
+        waiting = dict(self._flush.deferred)
+        decisions = {decided.position: decided for decided in exceptions.decided}
+        for at in sorted((exceptions.deferred.keys() - self.again) | decisions.keys()):
+            event = exceptions.deferred.get(at)
+            if event is not None:
+                self._hold(event, waiting)
+                continue
+            decided = decisions[at]
+            # Not waiting: the event had its decision already, or was never deferred (a duplicate, or refused).
+            if waiting.pop(decided.event.position, None) is None:
+                self.out.add(at)
+                continue
+            self.waiting -= 1
+            if self.deferred.pop(decided.event.position, None) is None:
+                self.decided.append(decided.event)
+            if not decided.is_new:
+                self.duplicates.append(duplicate_of(decided.event))
+            elif decided.kept_out is not None:
+                self.late.append(decided.kept_out)
+            else:
+                self.released += 1
+
+    def _hold(self, event: Deferred, waiting: dict[int, Deferred]) -> None:
+        self.held += 1
+        policy = self._flush.policies[offset_of(event.position)]
         # An event that is not far-late waits for a restatement. That takes minutes, so there is no limit of events.
-        far_late = deferred.time_us < far_late_us(policy, deferred.stream_time_ms)
+        far_late = event.time_us < far_late_us(policy, event.stream_time_ms)
         if far_late and self.waiting >= policy.deferred_max:
             # The event has a mark, unlike other quarantined events: from here on the archive contains its identity.
-            self.refused.append(candidate.placed.arrival)
+            self.refused.append(refused(event))
             return
         self.waiting += 1
-        self.open[deferred.position] = self.deferred[deferred.position] = deferred
+        waiting[event.position] = self.deferred[event.position] = event
 
-    def _decide(self, candidate: Candidate, deferred: Deferred, decision: DedupDecision) -> None:
-        # Not open: the event had its decision already, or was never deferred (a duplicate by its mark, or refused).
-        if self.open.pop(deferred.position, None) is None:
-            return
-        self.waiting -= 1
-        if self.deferred.pop(deferred.position, None) is None:
-            self.decided.append(deferred)
-        if not decision.new:
-            self.duplicates.append(duplicate_of(deferred))
-        elif candidate.placed.kept_out:
-            self.kept_out.append(candidate.placed.arrival)
-        else:
-            self._count(candidate)
+    def _rows(self) -> list[Duplicate]:
+        """The rows of the duplicates. Their records are decoded once more, because columns keep nothing of an event."""
+        flush = self._flush
+        stream_times_ms = {moment.offset: moment.stream_time_ms for moment in flush.moments}
+        rows = []
+        offset, events = -1, {}
+        for at in sorted(self.again):
+            if offset_of(at) != offset:
+                offset = offset_of(at)
+                events = dict(decode(flush.values[offset], flush.policies[offset].event_bytes_max).events)
+            event, stream_time_ms = events[index_of(at)], stream_times_ms[offset]
+            time_us = event_time_us(event, stream_time_ms)
+            assert time_us is not None, "only a valid event has a mark"  # noqa: S101 - an invariant, not input
+            rows.append(
+                Duplicate(
+                    at, event.subject, event.id, event.type, event.source, time_us, normalised(event.data or {}),
+                    stream_time_ms,
+                )
+            )  # fmt: skip
+        return rows
 
-    def _count(self, candidate: Candidate) -> None:
-        if not candidate.contributions:
-            self.unmetered += 1
-            return
-        self.counted += 1
-        for number, minor, member in candidate.contributions:
-            self._contribute(number, minor, member, candidate.placed)
-
-    def _contribute(self, number: int, minor: int, member: int, placed: Placed) -> None:
-        arrival, period_end_ms = placed.arrival, placed.period.end_ms
-        target = self.targets[number]
-        if target.unique is not None:
-            members = self.unique_present.setdefault(target.unique, set())
-            if member in members:
-                return
-            members.add(member)
-            self.unique_added.setdefault(target.unique, []).append(member)
-            minor = 1
-        rule, total_number, cell = target.rule, target.total, target.cell
-        value = Value(minor, arrival.time_us, arrival.position) if rule.ordered else Value(minor)
-        before, cell_before = self.totals[total_number], self.cells[cell]
-        if before is None:
-            self._begin(self.plan.totals[total_number][0], placed)
-        self.totals[total_number] = total = value if before is None else rule.merge(before, value)
-        self.cells[cell] = value if cell_before is None else rule.merge(cell_before, value)
-        self.positions[number] = arrival.position
-        self.ends[number] = period_end_ms
-        entry = target.report
-        if entry is not None:
-            if self.reports[entry] is None:
-                # The entry of a report bucket begins with the total at the bucket's start.
-                base_minor, meter = before.minor if before else 0, target.meter
-                opened = ReportValue(base_minor, base_minor, 0, meter.scale, meter.stripe_event_name or "")
-                self.reports[entry] = opened
-            self.reported[entry] = (total, period_end_ms)
-
-    def _report(self, entry: int) -> str | None:
-        """The text of a report entry; None if no event of this flush changed it."""
-        report, reported = self.reports[entry], self.reported[entry]
-        if report is None or reported is None:
-            return None
-        total, period_end_ms = reported
-        return report_text(ReportValue(report.base_minor, total.minor, period_end_ms, report.scale, report.event_name))
-
-    def _begin(self, key: TotalKey, placed: Placed) -> None:
-        """Set the time at which a new total is due."""
-        if key not in self.due and not self.stored_totals[key]:
-            policy = self.plan.scan.policies[offset_of(placed.arrival.position)]
-            self.due[key] = placed.period.end_ms + policy.periods_kept_ms
-
-    def changes(self, checkpoint: Checkpoint) -> Changes:
-        plan, scan = self.plan, self.plan.scan
-        slices = (*plan.slices[:-1], self.current._replace(members=self.current.members + len(self.marks)))
-        cells: dict[BucketField, str] = {}
-        dirty: dict[BucketField, int] = {}
-        # Cells without a contribution must not become dirty again: a relay may have written them since they were read.
-        touched: dict[int, None] = {}
-        reports = dict.fromkeys(plan.account_flushes, FLUSH_TEXT)
-        for target, position, end_ms in zip(plan.targets, self.positions, self.ends, strict=True):
-            cell = self.cells[target.cell]
-            if cell is None or position is None:
-                continue
-            key, cell_version = plan.cells[target.cell], version(self.generation, position)
-            # Several targets may share a cell: the version comes from the last event.
-            if cell_version > dirty.get(key, -1):
-                cells[key] = cell_text(target.meter.aggregation, target.meter.scale, end_ms, cell)
-                dirty[key] = cell_version
-            touched[target.total] = None
-            if target.report is not None and (text := self._report(target.report)) is not None:
-                reports[plan.reports[target.report]] = text
-        totals: dict[TotalKey, dict[str, str]] = {}
-        rankings: dict[RankingKey, dict[str, int]] = {}
-        for number in touched:
-            (total, meter), value = plan.totals[number], self.totals[number]
-            if value is not None:
-                totals.setdefault(total, {})[meter] = value_text(value)
-                rankings.setdefault(RankingKey(meter, total.period_start_ms), {})[total.account] = value.minor
-        return Changes(
-            checkpoint=msgspec.structs.replace(
-                checkpoint,
-                next_offset=scan.next_offset,
-                stream_time_ms=scan.state.stream_time_ms,
-                meter_set=scan.state.meter_set,
-                counters=self._counters(checkpoint.counters),
-                slices=slices,
-            ),
-            marks=by_bucket(self.current, self.marks),
-            totals=totals,
-            rankings=rankings,
-            cells=cells,
-            dirty=dirty,
-            reports=reports,
-            uniques=self.unique_added,
-            accounts=plan.accounts,
-            duplicates=self.duplicates,
-            expired_marks=expired_keys(checkpoint.slices, slices),
-            deferred=list(self.deferred.values()),
-            decided=self.decided,
-            due=self.due,
-        )
-
-    def _counters(self, before: Counters) -> Counters:
-        scan = self.plan.scan
+    def counters(self, before: Counters, rejected: int) -> Counters:
+        """The counters after the flush. `rejected` are events that never got a mark."""
+        flush = self._flush
+        marked = sum(len(part.segment.positions) for part in flush.parts)
+        unmetered = sum(at not in self.out for part in flush.parts for at in part.segment.unmetered)
+        counted = marked - len(self.again) - len(self.kept_out) - self.held + self.released - unmetered
         counters = Counters(
-            received=before.received + scan.received,
-            counted=before.counted + self.counted,
+            received=before.received + flush.received,
+            counted=before.counted + counted,
             duplicate=before.duplicate + len(self.duplicates),
-            unmetered=before.unmetered + self.unmetered,
-            late=before.late + len(self.kept_out),
-            rejected=before.rejected + len(scan.quarantined) + len(self.refused),
+            unmetered=before.unmetered + unmetered,
+            late=before.late + len(self.late),
+            rejected=before.rejected + rejected + len(self.refused),
             deferred=self.waiting,
         )
         assert counters.conserved, f"I1 does not hold: {counters}"  # noqa: S101 - an invariant, not input
         return counters
 
 
-def _parsed(text: str | None, parse: Callable[[str], T]) -> T | None:
-    return None if text is None else parse(text)
+class _Sums:
+    """Merges columns into the ledger, and keeps what changes. Used for one call of `fold`."""
+
+    def __init__(self, ledger: Ledger, present: dict[UniqueKey, set[int]]) -> None:
+        self._ledger = ledger
+        self._present = present
+        self.uniques: dict[UniqueKey, list[int]] = {}
+        # By number: the position of each target's last event, the totals, and the last target of each report entry with
+        # the total there.
+        self.positions: dict[int, int] = {}
+        self.totals: dict[int, None] = {}
+        self.entries: dict[int, tuple[int, Any]] = {}
+        self._reported: dict[int, int] = {}
+        self.due: dict[TotalKey, int] = {}
+
+    def add(self, columns: Iterable[Column], policy: Policy) -> None:
+        """Merge the columns of a segment."""
+        for column in columns:
+            self._merge(column, policy)
+        # A later segment may count in another report bucket.
+        ledger = self._ledger
+        for entry, number in self._reported.items():
+            self.entries[entry] = number, ledger.total_values[ledger.total_of[number]]
+        self._reported.clear()
+
+    def _merge(self, column: Column, policy: Policy) -> None:
+        ledger, rule = self._ledger, column.meter.aggregation.rule
+        if rule.distinct:
+            column = self._new(column)
+        cell_of, total_of, entry_of, joined = ledger.cell_of, ledger.total_of, ledger.entry_of, rule.joined
+        cells, totals, entries = ledger.cell_values, ledger.total_values, ledger.entry_values
+        reported, changed, is_reported = self._reported, self.totals, bool(column.meter.stripe_event_name)
+        for number, value in rule.gathered(column).items():
+            cell, total = cell_of[number], total_of[number]
+            held, before = cells[cell], totals[total]
+            cells[cell] = value if held is None else joined(held, value)
+            if before is None:
+                self._begin(number, policy)
+            if is_reported:
+                entry = entry_of[number]
+                if entries[entry] is None:
+                    entries[entry] = _opened(column.meter, before)
+                reported[entry] = number
+            totals[total] = value if before is None else joined(before, value)
+            changed[total] = None
+        self.positions.update(zip(column.numbers, column.positions, strict=True))
+
+    def _new(self, column: Column) -> Column:
+        """The contributions of members that are new in their period; each counts 1."""
+        ledger, new = self._ledger, Column(column.meter)
+        keys: dict[int, UniqueKey] = {}
+        for number, at, member in zip(column.numbers, column.positions, column.minors, strict=True):
+            total = ledger.total_of[number]
+            key = keys.get(total) or keys.setdefault(total, ledger.unique_key(total))
+            present = self._present.setdefault(key, set())
+            if member not in present:
+                present.add(member)
+                self.uniques.setdefault(key, []).append(member)
+                new.append(number, at, 1, 0)
+        return new
+
+    def _begin(self, number: int, policy: Policy) -> None:
+        """Set the time at which a new total is due."""
+        ledger = self._ledger
+        key = ledger.total_keys[ledger.total_of[number]]
+        if key not in ledger.stored:
+            ledger.stored.add(key)
+            self.due[key] = ledger.end_ms[number] + policy.periods_kept_ms
+
+    def cells(self, generation: int) -> tuple[dict[BucketField, str], dict[BucketField, int]]:
+        """The texts and the versions of the changed cells. Several targets may share a cell: the last event decides."""
+        ledger, positions = self._ledger, self.positions
+        last: dict[int, int] = {}
+        for number, at in positions.items():
+            cell = ledger.cell_of[number]
+            other = last.get(cell)
+            if other is None or positions[other] < at:
+                last[cell] = number
+        texts: dict[BucketField, str] = {}
+        dirty: dict[BucketField, int] = {}
+        keys, values, prefixes = ledger.cell_keys, ledger.cell_values, ledger.prefixes
+        first_version = version(generation, 0)
+        for cell, number in last.items():
+            key, value = keys[cell], values[cell]
+            texts[key] = prefixes[number] + (
+                str(value) if type(value) is int else value_text(ledger.cell_rules[cell].value(value))
+            )
+            dirty[key] = first_version | positions[number]
+        return texts, dirty
+
+    def totals_and_rankings(self) -> tuple[dict[TotalKey, dict[str, str]], dict[RankingKey, dict[str, int]]]:
+        """The texts of the changed totals, and the accounts' places in the rankings."""
+        ledger = self._ledger
+        totals: dict[TotalKey, dict[str, str]] = {}
+        rankings: dict[RankingKey, dict[str, int]] = {}
+        ranking, scores = RankingKey("", 0), dict[str, int]()
+        for number in self.totals:
+            key, meter, value = ledger.total_keys[number], ledger.total_meters[number], ledger.total_values[number]
+            slug = meter.slug
+            if type(value) is int:
+                minor, text = value, str(value)
+            else:
+                rule = meter.aggregation.rule
+                minor, text = rule.minor(value), value_text(rule.value(value))
+            fields = totals.get(key)
+            if fields is None:
+                totals[key] = {slug: text}
+            else:
+                fields[slug] = text
+            # The totals of a meter follow each other, and most are of one period.
+            if ranking.meter != slug or ranking.period_start_ms != key.period_start_ms:
+                ranking = RankingKey(slug, key.period_start_ms)
+                scores = rankings.setdefault(ranking, {})
+            scores[key.account] = minor
+        return totals, rankings
+
+    def reports(self) -> dict[BucketField, str]:
+        """The texts of the changed report entries."""
+        ledger = self._ledger
+        reports: dict[BucketField, str] = {}
+        for entry, (number, total) in self.entries.items():
+            opened = ledger.entry_values[entry]
+            assert opened is not None, "`_merge` opens it"  # noqa: S101 - an invariant, not input
+            minor = ledger.meters[number].aggregation.rule.minor(total)
+            reports[ledger.entry_keys[entry]] = moved_report_text(opened, minor, ledger.end_ms[number])
+        return reports
 
 
-def fold(checkpoint: Checkpoint, plan: FlushPlan, view: View) -> Folded:
-    """Fold a planned flush over the checkpoint and the view that was read at it. Never raises for any record."""
-    running = _Fold(checkpoint, plan, view)
-    for candidate in plan.candidates:
-        running.take(candidate)
-    return Folded(running.changes(checkpoint), running.kept_out, running.refused)
+def _opened(meter: Meter, before: Any) -> ReportValue:
+    """A new entry of a report bucket: it begins with the total at the bucket's start."""
+    base_minor = 0 if before is None else meter.aggregation.rule.minor(before)
+    return ReportValue(base_minor, base_minor, 0, meter.scale, meter.stripe_event_name or "")
+
+
+def fold(flush: Flush, view: View) -> Folded:
+    """Fold a flush over the checkpoint and the view that was read at it. Never raises for any record.
+
+    Changes the flush's ledger: whoever cannot commit the changes must drop it.
+    """
+    flush.ledger.learn(view)
+    rulings = _Rulings(flush, view.marks)
+    sums = _Sums(flush.ledger, {key: set(members) for key, members in view.uniques.items()})
+    for segment, policy in flush.parts:
+        out = rulings.out
+        sums.add((column.without(out) if out else column for column in segment.columns), policy)
+    quarantined = [*flush.log.quarantined, *flush.exceptions.quarantined]
+    counters = rulings.counters(flush.checkpoint.counters, len(quarantined))
+    changes = _changes(flush, rulings, sums, counters)
+    return Folded(changes, [*quarantined, *rulings.late, *rulings.refused])
+
+
+def _changes(flush: Flush, rulings: _Rulings, sums: _Sums, counters: Counters) -> Changes:
+    current = flush.slices[-1]
+    marks = _marks(flush, rulings.again | rulings.kept_out)
+    members = current.members + sum(map(len, marks.values()))
+    slices = (*flush.slices[:-1], current._replace(members=members))
+    cells, dirty = sums.cells(flush.checkpoint.generation)
+    totals, rankings = sums.totals_and_rankings()
+    return Changes(
+        checkpoint=moved(flush, counters=counters, slices=slices),
+        marks=marks,
+        totals=totals,
+        rankings=rankings,
+        cells=cells,
+        dirty=dirty,
+        reports={**dict.fromkeys(flush.account_flushes, FLUSH_TEXT), **sums.reports()},
+        uniques=sums.uniques,
+        accounts=flush.accounts,
+        duplicates=rulings.duplicates,
+        expired_marks=expired_keys(flush.checkpoint.slices, slices),
+        deferred=list(rulings.deferred.values()),
+        decided=rulings.decided,
+        due=sums.due,
+    )
+
+
+def _marks(flush: Flush, unmarked: set[int]) -> dict[MarkKey, list[int]]:
+    """The new marks, by set of the current slice."""
+    if not unmarked:
+        return flush.marks
+    segments = [part.segment for part in flush.parts]
+    marks = (
+        (bucket, member)
+        for segment in segments
+        for at, bucket, member in zip(segment.positions, segment.buckets, segment.members, strict=True)
+        if at not in unmarked
+    )
+    return by_bucket(flush.slices[-1], marks)
+
+
+def moved(flush: Flush, **fields: Any) -> Checkpoint:
+    """The checkpoint after the records of a flush."""
+    return msgspec.structs.replace(
+        flush.checkpoint,
+        next_offset=flush.next_offset,
+        stream_time_ms=flush.log.stream_time_ms,
+        meter_set=flush.log.meter_set,
+        **fields,
+    )

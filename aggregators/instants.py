@@ -17,7 +17,7 @@ _SHAPE: Final = re.compile(
     r"([0-9]{4})-([0-9]{2})-([0-9]{2})[Tt]([0-9]{2}):([0-9]{2}):([0-9]{2})(?:\.([0-9]+))?"
     r"(?:[Zz]|([+-])([0-9]{2}):([0-9]{2}))"
 )
-_SECONDS_US: Final = {f"{number:02d}": number * SECOND_US for number in range(60)}
+SECONDS_US: Final = {f"{number:02d}": number * SECOND_US for number in range(60)}
 _MILLISECONDS_US: Final = {f".{number:03d}": number * 1000 for number in range(1000)}
 _MONTH_DAYS: Final = (31, 28, 31, 30, 31, 30, 31, 31, 30, 31, 30, 31)
 
@@ -59,7 +59,7 @@ def parse_instant_us(text: str) -> int | None:
     of the years 1 to 9999.
     """
     if len(text) in (20, 24) and text[-1] == "Z":
-        minute_us, second_us = _minute_us(text[:17]), _SECONDS_US.get(text[17:19])
+        minute_us, second_us = _minute_us(text[:17]), SECONDS_US.get(text[17:19])
         if minute_us is not None and second_us is not None:
             if len(text) == 20:
                 return minute_us + second_us

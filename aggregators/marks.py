@@ -6,6 +6,7 @@ its end, so a mark is found for at least one window and at most one and a half.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from typing import Final
 
@@ -50,13 +51,10 @@ def unchanged_until_ms(slices: Sequence[MarkSlice], stream_time_ms: int, window_
 
 def by_bucket(mark_slice: MarkSlice, marks: Iterable[tuple[int, int]]) -> dict[MarkKey, list[int]]:
     """Group the members of (bucket hash, member) pairs by the set of the slice that stores them."""
-    buckets: dict[int, list[int]] = {}
+    count = mark_slice.buckets
+    buckets: defaultdict[int, list[int]] = defaultdict(list)
     for bucket_hash, member in marks:
-        number = bucket_hash % mark_slice.buckets
-        if number in buckets:
-            buckets[number].append(member)
-        else:
-            buckets[number] = [member]
+        buckets[bucket_hash % count].append(member)
     return {MarkKey(mark_slice.start_ms, number): members for number, members in buckets.items()}
 
 

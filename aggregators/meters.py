@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import lru_cache
 from typing import Any, Final, NamedTuple
 
@@ -15,6 +15,11 @@ from schemas.reasons import Reason
 NO_DIMENSIONS: Final = "{}"
 
 _dimension_json: Final = msgspec.json.Encoder(order="sorted").encode
+
+
+def dimensions_text(values: Mapping[str, str]) -> str:
+    """The dimensions of a contribution as a text: JSON with the names in order."""
+    return _dimension_json(values).decode()
 
 
 class Contribution(msgspec.Struct, frozen=True, gc=False):
@@ -146,7 +151,7 @@ def _tolerant(reader: _Reader) -> _Reader:
 
 
 def _reader(meter: Meter) -> _Reader:
-    passes = _filter(meter)
+    passes = filter_of(meter)
     dimensions_of = _dimensions(meter)
     value_keys = path_keys(meter.value_path) if meter.value_path else ()
     rule = meter.aggregation.rule
@@ -185,7 +190,8 @@ def _lookup(data: Any, keys: tuple[str, ...]) -> Any:
     return data
 
 
-def _filter(meter: Meter) -> Callable[[dict[str, Any]], bool] | None:
+def filter_of(meter: Meter) -> Callable[[dict[str, Any]], bool] | None:
+    """Whether data passes the meter's filters; None if the meter has none."""
     if not meter.filters:
         return None
     tests = tuple(
@@ -215,7 +221,7 @@ def _dimensions(meter: Meter) -> Callable[[dict[str, Any]], str | Failure] | Non
 
     @lru_cache(maxsize=65_536)
     def encoded(values: tuple[str, ...]) -> str:
-        return _dimension_json(dict(zip(names, values, strict=True))).decode()
+        return dimensions_text(dict(zip(names, values, strict=True)))
 
     def dimensions_of(data: dict[str, Any]) -> str | Failure:
         values: list[str] = []

@@ -310,6 +310,7 @@ def _invoice(fields: _Fields) -> _Read:
         "paid_ms": fields.maybe_ms("status_transitions.paid_at"),
         "hosted_url": fields.maybe_text("hosted_invoice_url"),
         "deleted": 0,
+        "decline_code": fields.maybe_text("last_payment_error.decline_code"),
     }, [_line(line, fields.text("id")) for line in fields.list_of("lines")]
 
 

@@ -12,6 +12,7 @@ from typing import Final, NamedTuple
 import msgspec
 
 from aggregators.account_grants import INCLUDED
+from aggregators.dunning import HARD_DECLINES
 from aggregators.instants import format_instant_ms
 from schemas.catalog import Dunning, Feature
 from schemas.clock import DAY_MS
@@ -36,6 +37,11 @@ _ABOUT: Final = {
     NoticeKind.DOWNGRADED: "subscription",
     NoticeKind.WIN_BACK: "subscription",
 }
+# After a decline for good, a notice does not speak of another try.
+_HARD_NEXT: Final = {
+    NoticeKind.PAYMENT_FAILED: "Nothing changes for now. The bank declined this card for good: pay with another one.",
+    NoticeKind.PAYMENT_URGENT: "Nothing changes for now. This card cannot be used any more: pay with another one.",
+}
 # What a notice of dunning says beside what is open. The page of the invoice is the last line.
 _DUNNING_WORDS: Final = {
     NoticeKind.PAYMENT_FAILED: "A payment of {name} failed: {amount} {currency} are open",
@@ -47,8 +53,7 @@ _DUNNING_WORDS: Final = {
 _DUNNING_NEXT: Final = {
     NoticeKind.PAYMENT_FAILED: "Nothing changes for now. Check the card, or pay with another one.",
     NoticeKind.PAYMENT_URGENT: "Nothing changes for now. The card needs attention: pay with another one.",
-    NoticeKind.DOWNGRADE_WARNING: "The card is not tried any more. From then on only the fallback plan holds. "
-    "All data stays.",
+    NoticeKind.DOWNGRADE_WARNING: "From then on only the fallback plan holds. All data stays. Any card pays before.",
     NoticeKind.DOWNGRADED: "Only the fallback plan holds now. All data stays. A payment restores the plan at once.",
     NoticeKind.WIN_BACK: "All data is still there. A payment restores everything at once.",
 }
@@ -154,7 +159,7 @@ def stripe_notice(log_id: str, fact: StripeFact, now_ms: int, card_days: Sequenc
     if fact.kind in _DUNNING_WORDS and fact.kind is not NoticeKind.PAYMENT_FAILED:
         # Of one case each state is noticed once, and a row is kept for as long after the case may end.
         since_ms, until_ms = fact.since_ms, max(fact.at_ms, now_ms)
-    data: dict[str, str | int] = {"account": fact.account, about: fact.subject}
+    data: dict[str, str | int | bool] = {"account": fact.account, about: fact.subject}
     if fact.kind in (NoticeKind.TRIAL_ENDS, NoticeKind.CARD_EXPIRES):
         is_trial = fact.kind is NoticeKind.TRIAL_ENDS
         due = [
@@ -169,6 +174,7 @@ def stripe_notice(log_id: str, fact: StripeFact, now_ms: int, card_days: Sequenc
     elif fact.kind in _DUNNING_WORDS:
         amount = EXACT.scaleb(Decimal(fact.remaining_minor), -fact.exponent)
         data |= {"amount": f"{amount:f}", "currency": fact.currency, "pay_url": fact.pay_url}
+        data |= {"decline_code": fact.decline_code, "needs_another_card": fact.decline_code in HARD_DECLINES}
         if fact.kind is not NoticeKind.PAYMENT_FAILED and fact.at_ms:
             data |= {"downgrade_at": format_instant_ms(fact.at_ms)}
     else:
@@ -204,7 +210,9 @@ def _stripe_words(notice: Notice, data: Mapping[str, str]) -> tuple[str, str]:
         said = _DUNNING_WORDS[notice.kind].format_map({**data, "name": name})
         # A notice from before this version has no page.
         page = printable(data.get("pay_url", ""))
-        return said, f"{said} ({notice.subject}).\n\n{_DUNNING_NEXT[notice.kind]}\n" + (f"\n{page}\n" if page else "")
+        is_hard = data.get("needs_another_card") and notice.kind in _HARD_NEXT
+        next_ = (_HARD_NEXT if is_hard else _DUNNING_NEXT)[notice.kind]
+        return said, f"{said} ({notice.subject}).\n\n{next_}\n" + (f"\n{page}\n" if page else "")
     if notice.kind is NoticeKind.TRIAL_ENDS:
         said = f"The trial of {name} ends at {data['trial_end']}"
     elif notice.kind is NoticeKind.CARD_EXPIRES:

@@ -183,12 +183,18 @@ def _kept(phase: Mapping[str, Any]) -> dict[str, Any]:
     """What both phases say. A discount is named by its own id, so that the months it has left go on."""
     kept: dict[str, Any] = {"proration_behavior": "none"}
     if discounts := phase.get("discounts"):
-        names = ("discount", "promotion_code", "coupon")
-        kept["discounts"] = [next({name: _id(each[name])} for name in names if each.get(name)) for each in discounts]
+        kept["discounts"] = [_discount(each) for each in discounts]
     if tax := phase.get("automatic_tax"):
         liability = {key: _id(value) for key, value in (tax.get("liability") or {}).items() if value}
         kept["automatic_tax"] = {"enabled": tax["enabled"]} | ({"liability": liability} if liability else {})
     return kept
+
+
+def _discount(discount: Mapping[str, Any]) -> dict[str, str]:
+    for name in ("discount", "promotion_code", "coupon"):
+        if discount.get(name):
+            return {name: _id(discount[name])}
+    raise CannotMove("has a discount that cannot be named: move it in Stripe's dashboard")
 
 
 def _item(item: SubscribedItem) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from schemas.reasons import Reason
 
 _DECIMAL_TEXT: Final = re.compile(r"-?(?:0|[1-9][0-9]*)(?:\.[0-9]+)?(?:[eE][+-]?[0-9]{1,17})?")
 _DECIMAL_CHARACTERS_MAX: Final = 64
-_POWERS: Final = tuple(10**scale for scale in range(13))
+POWERS: Final = tuple(10**scale for scale in range(13))
 
 
 def minor_of(value: object, scale: int, allow_negative: bool) -> int | Reason:
@@ -20,7 +20,7 @@ def minor_of(value: object, scale: int, allow_negative: bool) -> int | Reason:
     Otherwise the first reason that applies: missing, bad, too many digits (nothing is rounded), too large, negative.
     """
     if type(value) is int:
-        minor = value * _POWERS[scale]
+        minor = value * POWERS[scale]
     elif value is None:
         return Reason.MISSING_QUANTITY
     else:

@@ -22,7 +22,6 @@ from aggregators.codec import (
     version,
     void_text,
 )
-from aggregators.scan import Scan
 from aggregators.steps import AccountControl
 from schemas.aggregations import Value
 from schemas.clock import HOUR_MS
@@ -31,12 +30,6 @@ from schemas.meters import Policy
 from schemas.periods import AccountState
 from schemas.restatement import RestatementCell
 from schemas.rollup import BucketField, Changes, Checkpoint, RankingKey, TotalKey, UniqueKey
-
-
-def restatement_of(scan: Scan) -> AccountControl | None:
-    """The restatement record of a scan that consists of one, or None."""
-    step = scan.steps[0] if scan.steps else None
-    return step if isinstance(step, AccountControl) and isinstance(step.control, RestatementRecord) else None
 
 
 def replaced_reports(step: AccountControl, policy: Policy, state: AccountState) -> list[BucketField]:
@@ -50,19 +43,13 @@ def replaced_reports(step: AccountControl, policy: Policy, state: AccountState) 
 
 
 def restatement_changes(
-    checkpoint: Checkpoint, scan: Scan, step: AccountControl, state: AccountState, reports: dict[BucketField, str]
+    moved: Checkpoint, policy: Policy, step: AccountControl, state: AccountState, reports: dict[BucketField, str]
 ) -> Changes:
-    """The commit of a flush that consists of one restatement record. `reports` are the stored `replaced_reports`. If
-    the account does not wait for this record, only the checkpoint moves."""
-    policy = scan.policies[min(scan.policies)]
-    moved = msgspec.structs.replace(
-        checkpoint,
-        next_offset=scan.next_offset,
-        stream_time_ms=scan.state.stream_time_ms,
-        meter_set=scan.state.meter_set,
-    )
+    """The commit of a flush that consists of one restatement record. `moved` is the checkpoint after the record, and
+    `reports` are the stored `replaced_reports`. If the account does not wait for this record, only the checkpoint
+    moves."""
     control = step.control
-    assert isinstance(control, RestatementRecord), "see `restatement_of`"  # noqa: S101 - an invariant, not input
+    assert isinstance(control, RestatementRecord), "see `Flush.restatement`"  # noqa: S101 - an invariant, not input
     after = apply(state, control, step.position, policy, step.stream_time_ms)
     if after == state:
         return Changes(checkpoint=moved)

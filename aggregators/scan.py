@@ -1,11 +1,11 @@
-"""The first step of a flush: decode records in order, check events, evaluate meters, apply control records.
+"""Follows the log: stream time, the meter set in force, control records, and what an event is at its arrival.
 
-This step does not depend on account states, so it reads no store. The archive runs the same step.
+The worker and the archive follow the log by the same code. The archive scans all events; the worker makes columns of
+them (`aggregators.flush`), and only exceptions become arrivals.
 """
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Final, NamedTuple
 
@@ -14,7 +14,7 @@ from pydantic import ValidationError
 
 from aggregators.decode import Raws, decode
 from aggregators.deferred import deferred_entry, far_late_us
-from aggregators.judge import WITHOUT_METERS, Home, event_time_us, judge, rules_at
+from aggregators.judge import WITHOUT_METERS, Home, Rules, event_time_us, judge, rules_at
 from aggregators.meters import Failure, compiled, definition_change, in_force_after
 from aggregators.partitioning import partition_of
 from aggregators.signing import signature_holds
@@ -33,6 +33,7 @@ from schemas.control import (
     Tick,
 )
 from schemas.errors import InvalidInput
+from schemas.events import EventStruct
 from schemas.log import Record, index_of, offset_of, position
 from schemas.meters import MeterSet, Policy
 from schemas.reasons import Reason
@@ -61,19 +62,10 @@ class ControlEntry(NamedTuple):
     value: str
 
 
-class Moment(NamedTuple):
-    """The offset of a record, the stream time after it, and the number of its events."""
-
-    offset: int
-    stream_time_ms: int
-    received: int
-
-
 class Scan(NamedTuple):
     """The steps of a run of records, in log order. `state` is the log state after the last record.
 
-    `policies` (in force) and `raws` (bytes of the events) are by record offset. `moments` are all records. `skipped`
-    has the number of valid events (duplicates included) that a meter skipped for their data, by meter and reason.
+    `policies` (in force) and `raws` (bytes of the events) are by record offset.
     """
 
     steps: list[Step]
@@ -83,35 +75,37 @@ class Scan(NamedTuple):
     received: int
     next_offset: int
     policies: dict[int, Policy]
-    moments: Sequence[Moment] = ()
-    raws: Mapping[int, Raws] = {}
-    skipped: Mapping[tuple[str, Reason], int] = {}
+    raws: Mapping[int, Raws]
 
     def raw(self, position: int) -> bytes:
         """The original bytes of the event at a position of these records."""
         return self.raws[offset_of(position)].parts[index_of(position)]
 
-    @property
-    def accounts(self) -> set[str]:
-        """The accounts whose states the plan needs."""
-        return {_account(step) for step in self.steps}
 
-    @property
-    def decided(self) -> list[int]:
-        """The positions of the events of dedup decisions, without events that arrived in these records."""
-        arrived = {step.position for step in self.steps if isinstance(step, Arrival)}
-        decided = (step.decision.position for step in self.steps if isinstance(step, DedupDecisionStep))
-        return [position for position in dict.fromkeys(decided) if position not in arrived]
+def arrival_of(
+    event: EventStruct, at: int, stream_time_ms: int, rules: Rules, policy: Policy, raws: Raws
+) -> Arrival | Quarantined:
+    """The event at a position as an arrival, deferred if it is far-late; or as an entry for the quarantine if it cannot
+    be counted. `raws` are the bytes of its record's events."""
+    time_us = event_time_us(event, stream_time_ms)
+    contributions = judge(event, time_us, rules)
+    if isinstance(contributions, Failure):
+        return Quarantined(at, stream_time_ms, *contributions, raws.parts[index_of(at)])
+    assert time_us is not None, "judge rejects a malformed time"  # noqa: S101 - an invariant, not input
+    arrival = Arrival(
+        at, stream_time_ms, event.subject, event.id, event.type, event.source, time_us, event.data or {}, contributions
+    )
+    if time_us < far_late_us(policy, stream_time_ms):
+        return msgspec.structs.replace(arrival, deferred=deferred_entry(arrival, raws.parts[index_of(at)]))
+    return arrival
 
 
-def _account(step: Step) -> str:
-    if isinstance(step, Arrival):
-        return step.account
-    return step.decision.account if isinstance(step, DedupDecisionStep) else step.control.account
+class LogFollower:
+    """Follows the records of a partition: stream time, the meter set in force, and control records.
 
-
-class _Scanner:
-    """Builds one `Scan`. Used for one call of `scan`."""
+    A control record that is not genuine, or not understood, is quarantined. Of the others, `steps` has those that
+    change accounts or deferred events.
+    """
 
     def __init__(self, partition: int, state: LogState, secret: bytes) -> None:
         self.partition = partition
@@ -124,46 +118,20 @@ class _Scanner:
         self.quarantined: list[Quarantined] = []
         self.controls: list[ControlEntry] = []
         self.received = 0
-        self.raws: dict[int, Raws] = {}
-        self.skipped: Counter[tuple[str, Reason]] = Counter()
 
-    def take(self, record: Record) -> None:
+    @property
+    def state(self) -> LogState:
+        """The log state after the last record."""
+        return LogState(self.log_id, self.partitions, self.stream_time_ms, self.meter_set)
+
+    def is_control(self, record: Record) -> bool:
+        """Go to the stream time of a record. Returns whether it is a control record, and applies it if so."""
         self.stream_time_ms = max(self.stream_time_ms, record.timestamp_ms)
         headers = dict(record.headers)
-        if CONTROL_HEADER in headers:
-            self._control(record, headers)
-        else:
-            self._events(record)
-
-    def _events(self, record: Record) -> None:
-        decoded = decode(record.value, self.policy.event_bytes_max)
-        self.received += decoded.received
-        self.raws[record.offset] = decoded.raws
-        base, stream_time_ms = position(record.offset), self.stream_time_ms
-        for rejected in decoded.rejected:
-            self._quarantine(base | rejected.place, rejected.reason, rejected.detail, rejected.raw)
-        earliest_us = far_late_us(self.policy, stream_time_ms)
-        rules = rules_at(stream_time_ms, self.compiled, self.home)
-        tolerant, append = bool(self.compiled.tolerant), self.steps.append
-        for place, event in decoded.events:
-            time_us = event_time_us(event, stream_time_ms)
-            contributions = judge(event, time_us, rules)
-            if isinstance(contributions, Failure):
-                self._quarantine(base | place, *contributions, decoded.raws.parts[place])
-                continue
-            assert time_us is not None, "judge rejects a malformed time"  # noqa: S101 - an invariant, not input
-            arrival = Arrival(
-                base | place, stream_time_ms, event.subject, event.id, event.type, event.source,
-                time_us, event.data or {}, contributions,
-            )  # fmt: skip
-            if tolerant:
-                self.skipped.update(
-                    (slug, failure.reason) for slug, failure in self.compiled.skips(event.type, arrival.data)
-                )
-            if time_us < earliest_us:
-                deferred = deferred_entry(arrival, decoded.raws.parts[place])
-                arrival = msgspec.structs.replace(arrival, deferred=deferred)
-            append(arrival)
+        if CONTROL_HEADER not in headers:
+            return False
+        self._control(record, headers)
+        return True
 
     def _quarantine(self, event_position: int, reason: Reason, detail: str, raw: bytes) -> None:
         self.quarantined.append(Quarantined(event_position, self.stream_time_ms, reason, detail, raw))
@@ -250,48 +218,69 @@ class _Scanner:
         self._quarantine(position(record.offset), reason, detail, record.value or b"{}")
 
 
-def scan(
-    partition: int,
-    state: LogState,
-    secret: bytes,
-    records: Sequence[Record],
-    *,
-    before_ms: int | None = None,
-    events_max: int = 10_000,
-) -> Scan:
+class _OfAccount(msgspec.Struct):
+    account: str = ""
+
+
+class _OfAccounts(_OfAccount):
+    decisions: list[_OfAccount] = []
+
+
+_accounts: Final = msgspec.json.Decoder(_OfAccounts).decode
+
+
+def has_control_header(record: Record) -> bool:
+    """Whether a record says that it is a control record."""
+    return any(name == CONTROL_HEADER for name, _ in record.headers)
+
+
+def accounts_of_control(record: Record) -> set[str]:
+    """The accounts that a control record names, genuine or not; empty if the record cannot be read."""
+    try:
+        named = _accounts(record.value or b"")
+    except msgspec.MsgspecError:
+        return set()
+    return {each.account for each in (named, *named.decisions)} - {""}
+
+
+def is_restatement(record: Record) -> bool:
+    """Whether a record says that it is a restatement record."""
+    return (CONTROL_HEADER, _RESTATEMENT) in record.headers
+
+
+def scan(partition: int, state: LogState, secret: bytes, records: Sequence[Record], *, events_max: int) -> Scan:
     """Scan records of one partition, in order, from `state` on. Never raises.
 
-    Takes at least one record. Stops before a record that would bring stream time to `before_ms` (the end of a mark
-    slice), and after `events_max` events. A restatement record is scanned alone. Go on at `Scan.next_offset`.
+    Takes at least one record. Stops after `events_max` events. Go on at `Scan.next_offset`.
     """
-    scanner = _Scanner(partition, state, secret)
+    log = LogFollower(partition, state, secret)
     next_offset = records[0].offset
     policies: dict[int, Policy] = {}
-    moments: list[Moment] = []
-    for number, record in enumerate(records):
-        alone = (CONTROL_HEADER, _RESTATEMENT) in record.headers
-        if number and (
-            alone
-            or scanner.received >= events_max
-            or (before_ms is not None and max(scanner.stream_time_ms, record.timestamp_ms) >= before_ms)
-        ):
+    raws: dict[int, Raws] = {}
+    for record in records:
+        if policies and log.received >= events_max:
             break
-        policies[record.offset] = scanner.policy
-        before = scanner.received
-        scanner.take(record)
-        moments.append(Moment(record.offset, scanner.stream_time_ms, scanner.received - before))
+        policies[record.offset] = log.policy
+        if not log.is_control(record):
+            raws[record.offset] = _events(record, log)
         next_offset = record.next_offset
-        if alone:
-            break
-    return Scan(
-        scanner.steps,
-        scanner.quarantined,
-        scanner.controls,
-        LogState(scanner.log_id, scanner.partitions, scanner.stream_time_ms, scanner.meter_set),
-        scanner.received,
-        next_offset,
-        policies,
-        moments,
-        scanner.raws,
-        scanner.skipped,
-    )
+    return Scan(log.steps, log.quarantined, log.controls, log.state, log.received, next_offset, policies, raws)
+
+
+def _events(record: Record, log: LogFollower) -> Raws:
+    """Append the events of a record to the steps; those that cannot be counted to the quarantine."""
+    decoded = decode(record.value, log.policy.event_bytes_max)
+    log.received += decoded.received
+    base, stream_time_ms = position(record.offset), log.stream_time_ms
+    log.quarantined += [
+        Quarantined(base | rejected.place, stream_time_ms, rejected.reason, rejected.detail, rejected.raw)
+        for rejected in decoded.rejected
+    ]
+    rules = rules_at(stream_time_ms, log.compiled, log.home)
+    for place, event in decoded.events:
+        step = arrival_of(event, base | place, stream_time_ms, rules, log.policy, decoded.raws)
+        if isinstance(step, Quarantined):
+            log.quarantined.append(step)
+        else:
+            log.steps.append(step)
+    return decoded.raws

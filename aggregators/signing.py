@@ -5,7 +5,7 @@ from __future__ import annotations
 import hmac
 from functools import lru_cache
 from hashlib import blake2b, sha256
-from struct import Struct
+from struct import Struct, unpack
 from typing import Final
 
 _MARK: Final = Struct(">Iq")
@@ -38,10 +38,26 @@ def mark(key: bytes, account: str, event_id: str) -> tuple[int, int]:
     Keyed by the deployment's secret, so that nobody can craft a collision. The account's length keeps
     ("ab", "c") and ("a", "bc") apart.
     """
-    digest = _keyed(key).copy()
-    digest.update(f"{len(account)}:{account}{event_id}".encode())
+    digest = marker(key, account)
+    digest.update(event_id.encode())
     bucket_hash, member = _MARK.unpack(digest.digest())
     return bucket_hash, member
+
+
+def marker(key: bytes, account: str) -> blake2b:
+    """The hash of an event's identity up to the event's id: copy it, update it with the id, and `marks_of` the digest.
+
+    All events of an account share it, so that an event costs no hash of the account's name.
+    """
+    digest = _keyed(key).copy()
+    digest.update(f"{len(account)}:{account}".encode())
+    return digest
+
+
+def marks_of(digests: list[bytes]) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """The bucket hashes and the members of many digests, in order."""
+    numbers = unpack(">" + "Iq" * len(digests), b"".join(digests))
+    return numbers[::2], numbers[1::2]
 
 
 @lru_cache(maxsize=8)

@@ -19,8 +19,7 @@ NO_RESTATEMENT: Final = RestatementContent()
 class Arrival(msgspec.Struct, frozen=True, gc=False):
     """A valid event with its position, its stream time and its contributions to meters.
 
-    `deferred` is set if the event is deferred. `decision` is set if the arrival stands for a deferred event at its
-    dedup decision; `position` and `stream_time_ms` are then those of the decision.
+    `deferred` is set if the event is deferred.
     """
 
     position: int
@@ -33,7 +32,6 @@ class Arrival(msgspec.Struct, frozen=True, gc=False):
     data: dict[str, Any]
     contributions: tuple[Contribution, ...]
     deferred: Deferred | None = None
-    decision: DedupDecision | None = None
 
 
 class AccountControl(NamedTuple):

@@ -7,23 +7,24 @@ from __future__ import annotations
 
 import gc
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from statistics import median
 from typing import Final
 
 import msgspec
 
+from aggregators.columns import Books, MakerOf, PythonColumns
 from aggregators.decode import decode
-from aggregators.flush_plan import place, plan
+from aggregators.flush import Flush
 from aggregators.fold import fold
-from aggregators.scan import LogState, scan
-from aggregators.signing import fingerprint, hash_key, mark
-from aggregators.steps import Arrival
+from aggregators.native.columns import NativeColumns
+from aggregators.signing import fingerprint, hash_key
 from benchmarks.figures import Figure
 from benchmarks.services import SECRET
 from benchmarks.traffic import RECORD_EVENTS, Traffic
-from pipeline.rollup.cache import StateCache
+from pipeline.native.load import load
 from pipeline.runner.runner import COLLECTOR_THRESHOLDS
 from schemas.events import EventStruct
 from schemas.log import EVENTS_TOPIC, Record
@@ -33,6 +34,7 @@ from schemas.rollup import Checkpoint, Counters, View
 
 FLUSH_RECORDS: Final = 20
 EVENT_BYTES_MAX: Final = 65_536
+COLUMNS: Final = "columns (decode and more)"
 
 _bare_decode: Final = msgspec.json.Decoder(list[EventStruct]).decode
 
@@ -55,14 +57,15 @@ def stage_figures(meter_set: MeterSet, now_ms: int, accounts: int, flushes: int)
     """Measure `flushes` flushes of 20 records on one partition. The result is the median flush."""
     gc.set_threshold(*COLLECTOR_THRESHOLDS)
     watch = _Stopwatch()
-    key = hash_key(SECRET.encode())
-    checkpoint = _first_checkpoint(meter_set, now_ms)
-    cache = StateCache(500_000)
+    library = load(enabled=True).library
+    runs = [_Run("", PythonColumns, _first_checkpoint(meter_set, now_ms))]
+    if library is not None:
+        runs.append(_Run(", C core", partial(NativeColumns, library), _first_checkpoint(meter_set, now_ms)))
     traffic = Traffic(accounts, 1, now_ms)
     states = {f"acct_{number:06d}": AccountState() for number in range(accounts)}
     for _ in range(flushes):
         records = [
-            Record(EVENTS_TOPIC, 0, checkpoint.next_offset + number, now_ms, None, batch.value)
+            Record(EVENTS_TOPIC, 0, runs[0].checkpoint.next_offset + number, now_ms, None, batch.value)
             for number, batch in enumerate(traffic.records(FLUSH_RECORDS))
         ]
         values = [record.value or b"" for record in records]
@@ -73,28 +76,39 @@ def stage_figures(meter_set: MeterSet, now_ms: int, accounts: int, flushes: int)
         with watch.time("decode"):
             for value in values:
                 decode(value, EVENT_BYTES_MAX)
-        state = LogState(checkpoint.log_id, 1, checkpoint.stream_time_ms, checkpoint.meter_set)
-        with watch.time("scan (decode and more)"):
-            scanned = scan(0, state, SECRET.encode(), records, events_max=1 << 30)
-        arrivals = [step for step in scanned.steps if isinstance(step, Arrival)]
-        with watch.time("marks"):
-            for arrival in arrivals:
-                mark(key, arrival.account, arrival.id)
-        with watch.time("place and plan (marks and more)"):
-            planned = plan(scanned, place(scanned, states), checkpoint, key)
-        request = planned.request
-        stored = View(totals={total: {} for total in cache.missing(request).totals})
-        view = cache.completed(request, stored)
-        with watch.time("fold"):
-            folded = fold(checkpoint, planned, view)
-        cache.apply(folded.changes)
-        checkpoint = folded.changes.checkpoint
+        for run in runs:
+            run.flush(records, states, watch)
     costs_us = {stage: median(costs) for stage, costs in watch.costs_us.items()}
-    costs_us["scan, plan and fold together"] = sum(
-        cost_us for stage, cost_us in costs_us.items() if stage.startswith(("scan", "place", "fold"))
-    )
+    for run in runs:
+        costs_us[f"columns, request and fold together{run.name}"] = sum(
+            costs_us[f"{stage}{run.name}"] for stage in (COLUMNS, "request", "fold")
+        )
     section = f"(a) Pure core: {accounts} accounts, {FLUSH_RECORDS} records of {RECORD_EVENTS} events a flush"
     return [Figure(section, stage, cost_us, "µs", cost_us) for stage, cost_us in costs_us.items()]
+
+
+class _Run:
+    """A partition that is folded with one maker of columns."""
+
+    def __init__(self, name: str, maker_of: MakerOf, checkpoint: Checkpoint) -> None:
+        self.name = name
+        self.checkpoint = checkpoint
+        self._books = Books(hash_key(SECRET.encode()), maker_of)
+
+    def flush(self, records: Sequence[Record], states: Mapping[str, AccountState], watch: _Stopwatch) -> None:
+        """Fold the records, with an empty store."""
+        flush = Flush(0, self.checkpoint, self._books, SECRET.encode())
+        gc.collect()
+        with watch.time(f"{COLUMNS}{self.name}"):
+            for needed in flush.take(records, 1 << 30):
+                flush.know(View(accounts={account: states[account] for account in needed.accounts}))
+        with watch.time(f"request{self.name}"):
+            request = flush.request()
+        stored = View(totals={total: {} for total in request.totals})
+        with watch.time(f"fold{self.name}"):
+            changes = fold(flush, stored).changes
+            self._books.ledger.commit(changes)
+        self.checkpoint = changes.checkpoint
 
 
 def _first_checkpoint(meter_set: MeterSet, now_ms: int) -> Checkpoint:

@@ -24,6 +24,7 @@ MetricName = Literal[
     "tidemark_gateway_unkept_rejections_total",
     "tidemark_gateway_meter_set_read_seconds",
     "tidemark_webhook_deliveries_total",
+    "tidemark_native_core",
     "tidemark_partition_next_offset",
     "tidemark_partition_lag_records",
     "tidemark_partition_events",
@@ -136,6 +137,11 @@ METRICS: Final[dict[MetricName, MetricSpec]] = {
         "gauge",
         "When the gateway last read the meter set from Redis, Unix time. Over 10 s old: Redis does not answer, and the "
         "gateway checks events with the meter set of that time.",
+    ),
+    "tidemark_native_core": MetricSpec(
+        "gauge",
+        "1: worker or archive uses the C core. 0: Python does the same work, at a lower speed; `tidemark doctor` says "
+        "why.",
     ),
     "tidemark_partition_next_offset": MetricSpec(
         "gauge", "Offset of the next record for this role. Does not grow: the role is stuck or stopped.",

@@ -205,13 +205,18 @@ class Settings(BaseSettings):
         default=8 * 1024 * 1024, ge=1024, description="Largest request body that the gateway reads, in bytes"
     )
 
+    native: bool = Field(
+        default=True,
+        description="Whether worker and archive use the C core if it is built; without it, Python does the same work "
+        "with the same results at a lower speed",
+    )
     flush_events_max: int = Field(
         default=131_072,
         ge=1,
         le=131_072,
         description="Limit of events in a flush of a partition that is behind; a flush ends between records",
     )
-    cache_entries_max: int = Field(default=500_000, ge=0, description="Totals, cells and accounts that a worker caches")
+    cache_entries_max: int = Field(default=1_000_000, ge=0, description="Entries of a partition's ledger in a worker")
     archive_linger_s: float = Field(
         default=1.0,
         ge=0,

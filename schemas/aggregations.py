@@ -7,10 +7,12 @@ they check these classes. The view `usage` of ClickHouse is SQL and repeats `mer
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Callable, Iterable
 from enum import StrEnum
 from functools import reduce
-from typing import ClassVar, Final
+from operator import add
+from typing import Any, ClassVar, Final, Protocol
 
 import msgspec
 
@@ -37,6 +39,16 @@ class Value(msgspec.Struct, frozen=True, gc=False):
     minor: int
     time_us: int = 0
     position: int = 0
+
+
+class ColumnOfMeter(Protocol):
+    """What many events contribute to a meter: parallel lists, of which a `count` meter has no `minors`, and only an
+    `ordered` one has `times_us`."""
+
+    numbers: list[int]
+    positions: list[int]
+    minors: list[int]
+    times_us: list[int]
 
 
 class AggregationRule(ABC):
@@ -67,6 +79,27 @@ class AggregationRule(ABC):
     def merge(self, first: Value, second: Value) -> Value:
         """The value of both together. The result must not depend on the order or the grouping of merges."""
 
+    @abstractmethod
+    def gathered(self, column: ColumnOfMeter) -> dict[int, Any]:
+        """What a column adds to each of its targets, as `kept` keeps a value. Equals merging the column's values one by
+        one."""
+
+    joined: ClassVar[Any]
+    """The function that is `merge` for two values as `kept` keeps them."""
+
+    def kept(self, value: Value) -> Any:
+        """A value as the fold keeps it: the minor units, and what else `joined` compares."""
+        return value.minor
+
+    def minor(self, kept: Any) -> int:
+        """The minor units of a kept value."""
+        minor: int = kept
+        return minor
+
+    def value(self, kept: Any) -> Value:
+        """The inverse of `kept`."""
+        return Value(kept)
+
     def merged(self, values: Iterable[Value]) -> Value:
         """The value of all together; there must be at least one."""
         return reduce(self.merge, values)
@@ -85,6 +118,15 @@ class Sum(AggregationRule):
         """See the base class."""
         return Value(first.minor + second.minor)
 
+    def gathered(self, column: ColumnOfMeter) -> dict[int, Any]:
+        """See the base class."""
+        added: dict[int, int] = {}
+        for number, minor in zip(column.numbers, column.minors, strict=True):
+            added[number] = added.get(number, 0) + minor
+        return added
+
+    joined = staticmethod(add)
+
 
 class Count(Sum):
     """The number of events: every event has the quantity 1."""
@@ -92,6 +134,10 @@ class Count(Sum):
     aggregation = Aggregation.COUNT
     code = "c"
     takes_value = takes_scale = False
+
+    def gathered(self, column: ColumnOfMeter) -> dict[int, Any]:
+        """See the base class."""
+        return Counter(column.numbers)
 
 
 class Unique(Sum):
@@ -116,6 +162,12 @@ class Max(AggregationRule):
         """See the base class."""
         return second if second.minor > first.minor else first
 
+    def gathered(self, column: ColumnOfMeter) -> dict[int, Any]:
+        """See the base class."""
+        return _extremes(column.numbers, column.minors, max)
+
+    joined = staticmethod(max)
+
 
 class Min(AggregationRule):
     """The least quantity."""
@@ -127,6 +179,12 @@ class Min(AggregationRule):
     def merge(self, first: Value, second: Value) -> Value:
         """See the base class."""
         return second if second.minor < first.minor else first
+
+    def gathered(self, column: ColumnOfMeter) -> dict[int, Any]:
+        """See the base class."""
+        return _extremes(column.numbers, column.minors, min)
+
+    joined = staticmethod(min)
 
 
 class Latest(AggregationRule):
@@ -141,6 +199,34 @@ class Latest(AggregationRule):
         """See the base class."""
         later = (second.time_us, second.position) > (first.time_us, first.position)
         return second if later else first
+
+    def gathered(self, column: ColumnOfMeter) -> dict[int, Any]:
+        """See the base class."""
+        return _extremes(column.numbers, zip(column.times_us, column.positions, column.minors, strict=True), max)
+
+    joined = staticmethod(max)
+
+    def kept(self, value: Value) -> tuple[int, int, int]:
+        """See the base class."""
+        return value.time_us, value.position, value.minor
+
+    def minor(self, kept: Any) -> int:
+        """See the base class."""
+        minor: int = kept[2]
+        return minor
+
+    def value(self, kept: Any) -> Value:
+        """See the base class."""
+        time_us, position, minor = kept
+        return Value(minor, time_us, position)
+
+
+def _extremes(numbers: Iterable[int], values: Iterable[Any], chosen: Callable[[Any, Any], Any]) -> dict[int, Any]:
+    found: dict[int, Any] = {}
+    for number, value in zip(numbers, values, strict=True):
+        held = found.get(number)
+        found[number] = value if held is None else chosen(held, value)
+    return found
 
 
 _RULES: Final = {rule.aggregation: rule for rule in (Count(), Sum(), Max(), Min(), Unique(), Latest())}

@@ -7,12 +7,19 @@ from enum import StrEnum
 from typing import Final, NamedTuple, Protocol
 
 from schemas.aggregations import Aggregation
+from schemas.errors import InvalidInput
 from schemas.meters import Meter
 from schemas.periods import Period
 
 # Limits the memory of one answer, in ClickHouse's client and in the gateway.
 USAGE_ROWS_MAX: Final = 100_000
 PERIODS_MAX: Final = 1_000
+
+
+# The range of DateTime64: 1900-01-01 to 2299-12-31
+# (clickhouse.com/docs/sql-reference/data-types/datetime64).
+EVENT_TIME_MIN_US: Final = -2_208_988_800_000_000
+EVENT_TIME_MAX_US: Final = 10_413_791_999_999_999
 
 
 class EventRow(NamedTuple):
@@ -32,6 +39,13 @@ class EventRow(NamedTuple):
     position: int
     stream_time_ms: int
     deferred: bool = False
+
+
+class EventBlock(NamedTuple):
+    """`rows` event rows as one block of ClickHouse's Native format. Blocks can be joined."""
+
+    rows: int
+    native: memoryview
 
 
 class DedupOutcome(StrEnum):
@@ -96,6 +110,13 @@ class HourlyRow(NamedTuple):
     version: int
 
 
+def check_times(rows: Sequence[EventRow] | Sequence[DuplicateRow]) -> None:
+    """Raise `InvalidInput` if an event's time is outside the range of DateTime64."""
+    for row in rows:
+        if not EVENT_TIME_MIN_US <= row.time_us <= EVENT_TIME_MAX_US:
+            raise InvalidInput("time_us", f"event {row.id!r} lies outside the years 1900 to 2299; quarantine it")
+
+
 class ControlRow(NamedTuple):
     """One control record in `control_log`; identity (partition, position). `value` is its JSON text."""
 
@@ -139,6 +160,8 @@ class ArchiveStore(Protocol):
         ...
 
     async def insert_events(self, rows: Sequence[EventRow]) -> None: ...
+
+    async def insert_event_blocks(self, blocks: Sequence[EventBlock]) -> None: ...
 
     async def insert_dedup_decisions(self, rows: Sequence[DedupDecisionRow]) -> None: ...
 

@@ -92,7 +92,8 @@ class StripeObjects(Protocol):
 
     async def fetch(self, name: ObjectName) -> dict[str, object] | None:
         """The object as JSON, with all pages of its nested lists. None if Stripe says that it does not exist; a deleted
-        customer has `deleted: true`."""
+        customer has `deleted: true`. If the key may read them, a customer has `payment_methods` beside, and an open
+        invoice whose payment failed has `last_payment_error`, that of its payment intent."""
         ...
 
     async def events(self, since_s: int, until_s: int) -> list[dict[str, object]]:

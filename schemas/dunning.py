@@ -70,7 +70,7 @@ class Owing(NamedTuple):
 class DunningCase(NamedTuple):
     """One case. `opened_ms`: the first failure; `found_ms`: when the case was made. `downgrade_ms`: from when on the
     subscription gives the fallback plan only; None: it gives its plan. `next_ms`: when the case is looked at again if
-    nothing happens before.
+    nothing happens before; None of an open case: its customer is not linked to the account now, and nobody is told.
 
     `amount_minor`: the most that was open at once. `state` is the last one that was reached; of a closed case, the one
     before it was closed is in the steps.
@@ -93,12 +93,16 @@ class DunningCase(NamedTuple):
 
 class ListedCase(NamedTuple):
     """A case with what is shown beside it: its open invoices, oldest first, what is open of them, and the page at
-    Stripe on which the oldest one is paid, or ""."""
+    Stripe on which the oldest one is paid, or "". `has_ended`: the subscription has, so a payment does not restore
+    the plan. `unbilled`: `unpaid` or `paused` if all was paid, and Stripe still calls the subscription so and bills
+    nothing; or ""."""
 
     case: DunningCase
     invoices: tuple[str, ...] = ()
     open_minor: int = 0
     pay_url: str = ""
+    has_ended: bool = False
+    unbilled: str = ""
 
 
 class Recovery(NamedTuple):

@@ -87,7 +87,8 @@ class StripeFact(NamedTuple):
 
     `at_ms`: the end of the trial, the creation of the invoice, the end of the subscription or of the card, or the
     downgrade, before which it is 0. `since_ms`: when the subscription or the case began. `remaining_minor` and what
-    follows: what is open of the invoices, and the page at Stripe on which the oldest one is paid, or "".
+    follows: what is open of the invoices, the page at Stripe on which the oldest one is paid, or "", and why its last
+    payment failed, or "".
     """
 
     kind: NoticeKind
@@ -99,6 +100,7 @@ class StripeFact(NamedTuple):
     currency: str = ""
     exponent: int = 0
     pay_url: str = ""
+    decline_code: str = ""
 
 
 class Delivery(NamedTuple):

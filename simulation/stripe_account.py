@@ -61,7 +61,7 @@ class StripeAccount:
             after = {"starting_after": page["data"][-1]["id"]}
 
     def read(self, name: ObjectName) -> dict[str, Any] | None:
-        """The object with all rows of its nested list."""
+        """The object with all rows of its nested list, and with what pays or did not pay beside it."""
         try:
             body = self.call(READ[name.kind], {}, name.id)
         except ApiError as error:
@@ -73,8 +73,22 @@ class StripeAccount:
             return {**body, "items": {**body["items"], "data": rows, "has_more": False}}
         if name.kind is ObjectKind.INVOICE:
             rows = list(self.pages("GET /v1/invoices/{invoice}/lines", {}, name.id))
-            return {**body, "lines": {**body["lines"], "data": rows, "has_more": False}}
+            whole = {**body, "lines": {**body["lines"], "data": rows, "has_more": False}}
+            is_declined = body["status"] == "open" and body["attempt_count"]
+            return {**whole, "last_payment_error": self._payment_error(name.id)} if is_declined else whole
+        if name.kind is ObjectKind.CUSTOMER and not body.get("deleted"):
+            return {
+                **body,
+                "payment_methods": {"data": [*self.pages("GET /v1/payment_methods", {"customer": name.id})]},
+            }
         return body
+
+    def _payment_error(self, invoice: str) -> Any:
+        """Why the last payment of an invoice failed."""
+        for row in self.pages("GET /v1/invoice_payments", {"invoice": invoice}):
+            intent = row["payment"]["payment_intent"]
+            return self.call("GET /v1/payment_intents/{intent}", {}, intent)["last_payment_error"]
+        return None
 
     def listing(self) -> list[ObjectName]:
         """All objects that Stripe lists."""

@@ -7,6 +7,8 @@ from typing import Any, Final
 import pytest
 from xdist.scheduler.loadscope import LoadScopeScheduling
 
+from pipeline.native.build import build, library_path
+
 pytest_plugins: list[str] = [
     "tests.services.browser",
     "tests.services.clickhouse",
@@ -19,8 +21,17 @@ pytest_plugins: list[str] = [
     "tests.services.stripe_shop",
     "tests.services.valkey",
 ]
+# These compare the C core with Python. Where no compiler is, there is nothing to compare.
+OF_THE_CORE: Final = ("unit/native", "conformance/test_event_blocks.py")
+_BUILT: Final = build()
+collect_ignore: list[str] = [] if library_path().exists() else [*OF_THE_CORE]
 # Each xdist worker starts its own services, and a single test of `tests/integration` keeps several processes busy.
 ON_ONE_WORKER: Final = ("tests/conformance", "tests/integration")
+
+
+def pytest_report_header() -> str:
+    """Whether the tests of the C core run."""
+    return _BUILT
 
 
 class ByFolderAndFile(LoadScopeScheduling):  # type: ignore[misc]  # the library has no types

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from asyncio import run
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import click
 
@@ -13,6 +13,9 @@ from pipeline.cli.operate import account_name, user
 
 if TYPE_CHECKING:
     from schemas.dunning import ListedCase, Recovery
+
+# What a person should do at Stripe about a subscription that was paid and is not billed.
+_BILLS_NOTHING: Final = {"unpaid": "finalize and collect its drafts, or delete them", "paused": "resume it"}
 
 
 @click.group()
@@ -74,7 +77,11 @@ def _line(listed: ListedCase) -> str:
     if case.closed_ms is None and case.downgrade_ms is not None:
         said += f", downgrade {format_instant_ms(case.downgrade_ms)}"
     if case.outcome is DunningOutcome.CHURNED and listed.invoices:
-        said += f": cancel the subscription at Stripe, and void {', '.join(listed.invoices)} or mark it uncollectible"
+        # A proration would credit a time that nobody paid.
+        said += f": cancel the subscription at Stripe without proration, then void {', '.join(listed.invoices)}"
+        said += " or mark it uncollectible"
+    if listed.unbilled:
+        said += f": {listed.unbilled} at Stripe, which bills nothing: {_BILLS_NOTHING[listed.unbilled]} there"
     return printable(said)
 
 

@@ -205,7 +205,7 @@ def closing_plan(known: Standing, account: str, instant_ms: int, totals: Mapping
 
 
 def _later_lines(after: AccountState, period: Period, known: Standing) -> list[str]:
-    """What happens to usage of a closed period that arrives later, as `aggregators.flush_plan.place` decides."""
+    """What happens to usage of a closed period that arrives later, as `aggregators.placement` decides."""
     carried = open_period(after, known.now_ms)
     follower = customer_at(after, carried.start_ms)
     next_payers = [customer for customer in after.customers if customer.from_ms > carried.start_ms]

@@ -97,6 +97,8 @@ class DunningEndpoints:
                 pay_url=each.pay_url,
             )
             for each in found
+            # Nothing is due next while the customer is linked to no account, or to another one.
+            if each.case.next_ms is not None
         ]
         return json_answer(BannersAnswer(account=account, banners=banners))
 

@@ -8,20 +8,30 @@ a crash the same rows may be written again; the first arrival of an identity win
 from __future__ import annotations
 
 import asyncio
+import ctypes
+from collections import ChainMap
 from collections.abc import Mapping, Sequence
+from itertools import islice, takewhile
 from typing import Final, NamedTuple
 
 from aggregators.bindings import apply
-from aggregators.decode import normalised
-from aggregators.flush_plan import PlacedDedupDecision, place
 from aggregators.meters import in_force_after
-from aggregators.scan import LogState, scan
-from aggregators.steps import Arrival
+from aggregators.placement import PlacedDedupDecision, place
+from aggregators.scan import LogState, Scan, scan
+from pipeline.ingest.event_blocks import EventBlocks, event_rows, is_control
 from pipeline.ingest.joint_inserts import JOINT_ROWS_MAX, JointInserts
 from pipeline.ingest.step_room import StepRoom
 from pipeline.logs.control_records import find_genesis
 from pipeline.logs.start_position import check_fresh, check_position
-from schemas.analytics import ArchivePosition, ArchiveStore, ControlRow, DedupDecisionRow, DedupOutcome, EventRow
+from schemas.analytics import (
+    ArchivePosition,
+    ArchiveStore,
+    ControlRow,
+    DedupDecisionRow,
+    DedupOutcome,
+    EventBlock,
+    EventRow,
+)
 from schemas.control import CONTROL_CLASSES, AccountControlRecord, ControlKind, MeterSetRecord
 from schemas.errors import OperatorNeeded
 from schemas.log import EVENTS_TOPIC, Log, Record, position
@@ -47,9 +57,10 @@ class _Partition(NamedTuple):
 
 
 class _Rows(NamedTuple):
-    """The rows of a step, and what changes after they are stored."""
+    """The rows of a step, and what changes after they are stored. Events are rows, or blocks that the C core made."""
 
-    events: list[EventRow]
+    events: Sequence[EventRow]
+    blocks: Sequence[EventBlock]
     decisions: list[DedupDecisionRow]
     controls: list[ControlRow]
     next_offset: int
@@ -74,8 +85,10 @@ class ArchiveProcessor:
         events_max: int = STEP_EVENTS_MAX,
         steps_bytes_max: int = STEPS_BYTES_MAX,
         replay_from_start: bool = False,
+        native: ctypes.CDLL | None = None,
     ) -> None:
-        """`steps_bytes_max` limits the bytes of the records in steps that run at the same time."""
+        """`steps_bytes_max` limits the bytes of the records in steps that run at the same time. `native` is the C core,
+        which then makes the rows of events."""
         self._log = log
         self._store = store
         self._secret = secret
@@ -83,6 +96,9 @@ class ArchiveProcessor:
         self._replay_from_start = replay_from_start
         self._partitions: dict[int, _Partition] = {}
         self._events = JointInserts(store.insert_events)
+        self._native = native
+        self._makers: dict[int, EventBlocks] = {}
+        self._joint_blocks = JointInserts(store.insert_event_blocks)
         self._room = StepRoom(steps_bytes_max)
 
     async def start_offset(self, partition: int) -> int:
@@ -124,9 +140,13 @@ class ArchiveProcessor:
     async def _step(self, partition: int, records: Sequence[Record]) -> None:
         left = [record for record in records if record.offset >= self._partitions[partition].next_offset]
         while left:
-            rows = self._rows(partition, left)
+            # A step that fails is repeated with a new maker: this one knows what is not stored.
+            maker = self._makers.pop(partition, None) or self._maker(partition)
+            rows = self._rows(partition, left) if maker is None else self._native_rows(partition, left, maker)
             if rows.events:
-                await self._events.insert(rows.events)
+                await self._events.insert(rows.events, len(rows.events))
+            if rows.blocks:
+                await self._joint_blocks.insert(rows.blocks, sum(block.rows for block in rows.blocks))
             if rows.decisions:
                 await self._store.insert_dedup_decisions(rows.decisions)
             if rows.controls:
@@ -137,6 +157,8 @@ class ArchiveProcessor:
             accounts = self._partitions[partition].accounts
             accounts.update(rows.accounts)
             self._partitions[partition] = _Partition(rows.next_offset, rows.state, accounts)
+            if maker is not None:
+                self._makers[partition] = maker
             left = [record for record in left if record.offset >= rows.next_offset]
 
     def _rows(self, partition: int, records: Sequence[Record]) -> _Rows:
@@ -144,33 +166,56 @@ class ArchiveProcessor:
         reached = self._partitions[partition]
         scanned = scan(partition, reached.state, self._secret, records, events_max=self._events_max)
         placement = place(scanned, reached.accounts)
-        arrivals = (placed.arrival for placed in placement.placed if not placed.kept_out)
-        controls = [
-            ControlRow(partition, entry.position, entry.kind, entry.account, entry.stream_time_ms, entry.value)
-            for entry in scanned.controls
-            if entry.kind is not ControlKind.TICK
-        ]
         return _Rows(
-            [_row(arrival, partition) for arrival in arrivals if arrival.decision is None],
+            event_rows(placement, partition),
+            (),
             [_decision_row(placed, partition) for placed in placement.decisions],
-            controls,
+            _control_rows(scanned, partition),
             scanned.next_offset,
             scanned.state,
             placement.accounts,
         )
 
+    def _native_rows(self, partition: int, records: Sequence[Record], maker: EventBlocks) -> _Rows:
+        """The same rows, those of events by the C core."""
+        reached = self._partitions[partition]
+        state, next_offset, changed = reached.state, records[0].offset, dict[str, AccountState]()
+        accounts = ChainMap(changed, reached.accounts)
+        decisions, controls = list[DedupDecisionRow](), list[ControlRow]()
+        at = 0
+        while at < len(records) and maker.rows < self._events_max:
+            if not is_control(records[at]):
+                state, next_offset = maker.take(state, accounts, records[at]), records[at].next_offset
+                at += 1
+                continue
+            run = list(takewhile(is_control, islice(records, at, None)))
+            scanned = scan(partition, state, self._secret, run, events_max=self._events_max)
+            placement = place(scanned, accounts)
+            decisions += [_decision_row(placed, partition) for placed in placement.decisions]
+            controls += _control_rows(scanned, partition)
+            changed.update(placement.accounts)
+            maker.changed(placement.accounts)
+            state, next_offset = scanned.state, scanned.next_offset
+            at += sum(record.offset < next_offset for record in run)
+        return _Rows((), maker.blocks(), decisions, controls, next_offset, state, changed)
+
+    def _maker(self, partition: int) -> EventBlocks | None:
+        return None if self._native is None else EventBlocks(self._native, self._secret, partition)
+
     async def revoked(self, partition: int) -> None:
         self._partitions.pop(partition, None)
+        self._makers.pop(partition, None)
 
     async def idle(self, partition: int) -> None:
         """Does nothing."""
 
 
-def _row(arrival: Arrival, partition: int) -> EventRow:
-    return EventRow(
-        arrival.account, arrival.id, arrival.type, arrival.source, arrival.time_us,
-        normalised(arrival.data), partition, arrival.position, arrival.stream_time_ms, arrival.deferred is not None,
-    )  # fmt: skip
+def _control_rows(scanned: Scan, partition: int) -> list[ControlRow]:
+    return [
+        ControlRow(partition, entry.position, entry.kind, entry.account, entry.stream_time_ms, entry.value)
+        for entry in scanned.controls
+        if entry.kind is not ControlKind.TICK
+    ]
 
 
 def _decision_row(placed: PlacedDedupDecision, partition: int) -> DedupDecisionRow:

@@ -11,8 +11,11 @@ from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import replace
 from functools import partial
 
+from aggregators.columns import PythonColumns
+from aggregators.native.columns import NativeColumns
 from pipeline.logs.control_records import tick
 from pipeline.metrics import Metrics
+from pipeline.native.load import load
 from pipeline.open import Base, open_base, open_live_view
 from pipeline.roles.base import relaying, run_processor, runner_settings
 from pipeline.rollup.outbox_cap import OutboxCap
@@ -80,9 +83,12 @@ async def run_worker(
         def note_skipped(slug: str, reason: Reason, events: int) -> None:
             metrics.add("tidemark_skipped_events_total", events, meter=slug, reason=reason)
 
+        native = load(enabled=settings.native).library
+        metrics.set("tidemark_native_core", native is not None)
         rollup = RollupProcessor(
-            base.log, view.state, base.clock, settings.secret_bytes(), limits, snapshots, note_skipped
-        )
+            base.log, view.state, base.clock, settings.secret_bytes(), limits, snapshots, note_skipped,
+            PythonColumns if native is None else partial(NativeColumns, native),
+        )  # fmt: skip
         outbox = OutboxCap(view.drops, settings.outbox_max, metrics)
         await run_processor(
             base,

@@ -11,19 +11,16 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Final, NamedTuple
 
+from aggregators.columns import Books, MakerOf, PythonColumns
 from aggregators.expiry import NEVER_MS, expire, looks_max, with_expired
-from aggregators.flush_plan import place, plan
-from aggregators.fold import fold
-from aggregators.marks import unchanged_until_ms
-from aggregators.meters import quarantines_late
-from aggregators.restatement import replaced_reports, restatement_changes, restatement_of
-from aggregators.scan import LogState, Scan, scan
+from aggregators.flush import Flush
+from aggregators.fold import fold, moved
+from aggregators.restatement import replaced_reports, restatement_changes
 from aggregators.signing import hash_key
-from aggregators.steps import AccountControl, Arrival, Quarantined
+from aggregators.steps import AccountControl
 from pipeline.logs.control_records import find_genesis
 from pipeline.logs.quarantine import quarantine
 from pipeline.logs.start_position import check_fresh, check_position
-from pipeline.rollup.cache import StateCache
 from pipeline.rollup.checkpoint import check_log, check_secret, first_checkpoint
 from pipeline.rollup.snapshots import Snapshots
 from schemas.clock import Clock
@@ -31,10 +28,9 @@ from schemas.control import Genesis
 from schemas.errors import Fenced, OperatorNeeded, Transient
 from schemas.live_view import CheckpointedState
 from schemas.log import EVENTS_TOPIC, Bounds, Log, Record
-from schemas.meters import Policy
 from schemas.periods import AccountState
 from schemas.reasons import Reason
-from schemas.rollup import Changes, Checkpoint, Deferred, DueTotal, ReadRequest, View
+from schemas.rollup import Changes, Checkpoint, DueTotal, ReadRequest
 
 ROLLUP_GROUP: Final = "tidemark-rollup"
 COMMIT_ATTEMPTS_MAX: Final = 6
@@ -48,7 +44,7 @@ class RollupSettings(NamedTuple):
     """Limits of one flush. `replay_from_start` allows folding a partition without state from offset 0 again."""
 
     flush_events_max: int = 20_000
-    cache_entries_max: int = 500_000
+    cache_entries_max: int = 1_000_000
     replay_from_start: bool = False
 
 
@@ -64,9 +60,10 @@ class RollupProcessor:
         settings: RollupSettings | None = None,
         snapshots: Snapshots | None = None,
         note_skipped: Callable[[str, Reason, int], None] = lambda _slug, _reason, _events: None,
+        maker_of: MakerOf = PythonColumns,
     ) -> None:
         """`note_skipped` is called with a meter, a reason and the number of events that the meter skipped, after the
-        commit; it must not block."""
+        commit; it must not block. `maker_of` makes a partition's maker of columns."""
         self._log = log
         self._store = store
         self._clock = clock
@@ -75,8 +72,9 @@ class RollupProcessor:
         self._settings = settings or RollupSettings()
         self._snapshots = snapshots
         self._note_skipped = note_skipped
+        self._maker_of = maker_of
         self._checkpoints: dict[int, Checkpoint] = {}
-        self._caches: dict[int, StateCache] = {}
+        self._books: dict[int, Books] = {}
 
     @property
     def topic(self) -> str:
@@ -110,7 +108,7 @@ class RollupProcessor:
             check_log(partition, checkpoint, genesis.log_id if genesis else "without genesis")
         check_position(EVENTS_TOPIC, partition, checkpoint.next_offset, bounds, REMEDY)
         self._checkpoints[partition] = checkpoint
-        self._caches[partition] = StateCache(self._settings.cache_entries_max)
+        self._books.pop(partition, None)
         return checkpoint.next_offset
 
     async def _first_checkpoint(
@@ -135,78 +133,62 @@ class RollupProcessor:
                 await self._snapshots.after_flush(partition, checkpoint)
 
     async def _flush(self, partition: int, records: Sequence[Record]) -> None:
-        checkpoint, cache = self._checkpoints[partition], self._caches[partition]
-        policy = checkpoint.meter_set.policy if checkpoint.meter_set else Policy()
-        first_ms = max(checkpoint.stream_time_ms, records[0].timestamp_ms)
-        scanned = scan(
-            partition,
-            LogState(checkpoint.log_id, checkpoint.partitions, checkpoint.stream_time_ms, checkpoint.meter_set),
-            self._secret,
-            records,
-            before_ms=unchanged_until_ms(checkpoint.slices, first_ms, policy.window_ms),
-            events_max=self._settings.flush_events_max,
-        )
-        if (step := restatement_of(scanned)) is not None:
-            await self._restate(partition, checkpoint, scanned, step)
+        # The books are changed before the commit. They are kept only if the commit was made.
+        books = self._books.pop(partition, None) or Books(self._hash_key, self._maker_of)
+        checkpoint = self._checkpoints[partition]
+        flush = Flush(partition, checkpoint, books, self._secret)
+        for needed in flush.take(records, self._settings.flush_events_max):
+            flush.know(await self._store.read(partition, checkpoint, needed))
+        if flush.restatement is not None:
+            await self._restate(partition, flush, flush.restatement)
             return
-        due = await self._due(partition, checkpoint, scanned)
-        accounts = scanned.accounts | {total.key.account for total in due}
-        states = await self._account_states(partition, checkpoint, accounts)
-        deferred: Mapping[int, Deferred] = {}
-        if scanned.decided:
-            deferred = (await self._store.read(partition, checkpoint, ReadRequest(deferred=scanned.decided))).deferred
-        placement = place(scanned, states, deferred)
-        planned = plan(scanned, placement, checkpoint, self._hash_key)
-        expired = expire(scanned, due, states)
-        request = planned.request._replace(totals=[*planned.request.totals, *expired.retired])
-        view = cache.completed(request, await self._store.read(partition, checkpoint, cache.missing(request)))
-        folded = fold(checkpoint, planned, view)
+        due = await self._due(partition, flush)
+        expired = expire(flush.passed, due, await self._states(partition, flush, due))
+        request = flush.request()
+        request = request._replace(totals=[*request.totals, *expired.retired])
+        view = await self._store.read(partition, checkpoint, request)
+        folded = fold(flush, view)
         changes = with_expired(folded.changes, expired, view)
-        kept_out = [_late(arrival, scanned) for arrival in folded.kept_out]
-        kept_out += [_refused(arrival) for arrival in folded.refused]
-        await quarantine(self._log, EVENTS_TOPIC, partition, [*scanned.quarantined, *kept_out])
+        await quarantine(self._log, EVENTS_TOPIC, partition, folded.quarantined)
         await self._commit(partition, checkpoint, changes)
         self._checkpoints[partition] = changes.checkpoint
-        for (slug, reason), events in scanned.skipped.items():
+        for (slug, reason), events in flush.exceptions.skipped.items():
             self._note_skipped(slug, reason, events)
         if due:
-            cache.due_ms = expired.next_due_ms
-        cache.apply(changes)
+            books.ledger.due_ms = expired.next_due_ms
+        books.ledger.commit(changes)
+        if books.ledger.size <= self._settings.cache_entries_max:
+            self._books[partition] = books
 
-    async def _restate(self, partition: int, checkpoint: Checkpoint, scanned: Scan, step: AccountControl) -> None:
-        """Flush one record, which moves an account's usage into other periods."""
-        policy = checkpoint.meter_set.policy if checkpoint.meter_set else Policy()
-        account = step.control.account
-        state = (await self._account_states(partition, checkpoint, {account}))[account]
+    async def _restate(self, partition: int, flush: Flush, step: AccountControl) -> None:
+        """Flush one record, which moves an account's usage into other periods. The ledger knows nothing of that."""
+        checkpoint, policy = flush.checkpoint, flush.policies[min(flush.policies)]
+        state = flush.ledger.accounts[step.control.account].state
         request = ReadRequest(reports=replaced_reports(step, policy, state))
         view = await self._store.read(partition, checkpoint, request)
-        changes = restatement_changes(checkpoint, scanned, step, state, dict(view.reports))
+        changes = restatement_changes(moved(flush), policy, step, state, dict(view.reports))
         await self._commit(partition, checkpoint, changes)
         self._checkpoints[partition] = changes.checkpoint
-        self._caches[partition] = StateCache(self._settings.cache_entries_max)
 
-    async def _due(self, partition: int, checkpoint: Checkpoint, scanned: Scan) -> Sequence[DueTotal]:
+    async def _due(self, partition: int, flush: Flush) -> Sequence[DueTotal]:
         """The totals that may retire at these records' stream time. Reads the store only if a total may be due."""
-        cache = self._caches[partition]
-        if scanned.state.stream_time_ms < cache.due_ms:
+        if flush.log.stream_time_ms < flush.ledger.due_ms:
             return ()
-        due = (await self._store.read(partition, checkpoint, ReadRequest(due_max=looks_max(scanned) + 1))).due
+        request = ReadRequest(due_max=looks_max(flush.moments) + 1)
+        due = (await self._store.read(partition, flush.checkpoint, request)).due
         if not due:
-            cache.due_ms = NEVER_MS
+            flush.ledger.due_ms = NEVER_MS
         return due
 
-    async def _account_states(
-        self, partition: int, checkpoint: Checkpoint, accounts: set[str]
-    ) -> Mapping[str, AccountState]:
-        cache = self._caches[partition]
-        unknown = sorted(account for account in accounts if account not in cache.accounts)
+    async def _states(self, partition: int, flush: Flush, due: Sequence[DueTotal]) -> Mapping[str, AccountState]:
+        """The states at the checkpoint of the accounts of these totals."""
+        accounts, known = {total.key.account for total in due}, flush.ledger.accounts
+        states = {account: known[account].state for account in accounts if account in known}
+        states.update({account: state for account, state in flush.before.items() if account in accounts})
+        unknown = sorted(accounts - states.keys())
         if unknown:
-            view: View = await self._store.read(partition, checkpoint, ReadRequest(accounts=unknown))
-            # A full cache is emptied, so take this flush's states out first.
-            states = {account: cache.accounts[account] for account in accounts if account in cache.accounts}
-            cache.remember_accounts(view.accounts)
-            return {**states, **view.accounts}
-        return cache.accounts
+            states.update((await self._store.read(partition, flush.checkpoint, ReadRequest(accounts=unknown))).accounts)
+        return states
 
     async def _commit(self, partition: int, checkpoint: Checkpoint, changes: Changes) -> None:
         """Commit. After a lost answer, the stored checkpoint tells whether the commit was applied.
@@ -235,40 +217,9 @@ class RollupProcessor:
             return None
 
     async def revoked(self, partition: int) -> None:
-        """Forget the partition's checkpoint and cache."""
+        """Forget the partition's checkpoint and books."""
         self._checkpoints.pop(partition, None)
-        self._caches.pop(partition, None)
+        self._books.pop(partition, None)
 
     async def idle(self, partition: int) -> None:
         """Do nothing: stream time moves by ticks in the log."""
-
-
-def _late(arrival: Arrival, scanned: Scan) -> Quarantined:
-    detail = f"{arrival.account}: its period is closed, and {_why_not_carried(arrival)}"
-    if arrival.deferred is not None:
-        return _quarantined(arrival.deferred, Reason.PERIOD_CLOSED, detail)
-    return Quarantined(
-        arrival.position, arrival.stream_time_ms, Reason.PERIOD_CLOSED, detail, scanned.raw(arrival.position)
-    )
-
-
-def _why_not_carried(arrival: Arrival) -> str:
-    """Why late usage counts in no later period. At a decision, the meters of the event's arrival have decided."""
-    if arrival.decision is not None:
-        by_meter, name = arrival.decision.quarantine, "one of its meters"
-    else:
-        by_meter = quarantines_late(arrival.contributions)
-        name = " and ".join(
-            contribution.meter.slug for contribution in arrival.contributions if quarantines_late((contribution,))
-        )
-    return f"the late policy of {name} is quarantine" if by_meter else "another payer pays for the open period"
-
-
-def _refused(arrival: Arrival) -> Quarantined:
-    assert arrival.deferred is not None, "only deferred events need room"  # noqa: S101 - an invariant, not input
-    detail = f"{arrival.account}: this partition already has policy.deferred_max deferred events"
-    return _quarantined(arrival.deferred, Reason.TOO_MANY_DEFERRED, detail)
-
-
-def _quarantined(deferred: Deferred, reason: Reason, detail: str) -> Quarantined:
-    return Quarantined(deferred.position, deferred.stream_time_ms, reason, detail, deferred.raw.encode())

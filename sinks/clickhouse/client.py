@@ -131,12 +131,18 @@ class ClickHouse:
 
     async def insert_lines(self, table: str, columns: Sequence[str], lines: bytes) -> None:
         """Insert rows in the format JSONCompactEachRow (one JSON list per line). Returns after they are stored."""
+        await self._insert(table, columns, lines, "JSONCompactEachRow")
 
+    async def insert_native(self, table: str, columns: Sequence[str], blocks: bytes) -> None:
+        """Insert blocks of the format Native, one after the other. Returns after their rows are stored."""
+        await self._insert(table, columns, blocks, "Native")
+
+    async def _insert(self, table: str, columns: Sequence[str], rows: bytes, form: str) -> None:
         def run(client: Client) -> None:
             settings = dict(INSERT_SETTINGS)
             if _version(client) >= (26, 2):
                 settings["deduplicate_insert"] = "disable"
-            client.raw_insert(table, list(columns), lines, settings=settings, fmt="JSONCompactEachRow")
+            client.raw_insert(table, list(columns), rows, settings=settings, fmt=form)
 
         await self._call(run)
 

@@ -23,6 +23,7 @@ from schemas.analytics import (
     DedupDecisionRow,
     DedupOutcome,
     DuplicateRow,
+    EventBlock,
     EventRow,
     HourlyRow,
     HourlyStore,
@@ -35,12 +36,14 @@ from schemas.analytics import (
     UsageReader,
     UsageRow,
     Window,
+    check_times,
 )
 from schemas.clock import HOUR_MS
 from schemas.control import REPLAYED_KINDS, ControlKind, MeterSetRecord
 from schemas.log import POSITION_BITS
 from schemas.meters import Meter
 from schemas.periods import Period
+from sinks.clickhouse.fake_native import rows_of
 from sinks.clickhouse.fake_recount import (
     dimensions_of,
     feeds,
@@ -50,7 +53,6 @@ from sinks.clickhouse.fake_recount import (
     recount_totals,
 )
 from sinks.clickhouse.reader import check_query
-from sinks.clickhouse.writer import check_times
 
 
 class FakeClickHouse(ArchiveStore, HourlyStore, UsageReader):
@@ -76,6 +78,11 @@ class FakeClickHouse(ArchiveStore, HourlyStore, UsageReader):
             stored = self.events.get((row.account, row.id))
             if stored is None or row.position <= stored.position:
                 self.events[row.account, row.id] = row
+
+    async def insert_event_blocks(self, blocks: Sequence[EventBlock]) -> None:
+        """Keep the rows of the blocks as `insert_events` does."""
+        for block in blocks:
+            await self.insert_events(rows_of(block))
 
     async def insert_dedup_decisions(self, rows: Sequence[DedupDecisionRow]) -> None:
         """Keep the first decision on each event."""

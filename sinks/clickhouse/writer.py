@@ -1,7 +1,8 @@
 """`ArchiveStore` and `HourlyStore` on ClickHouse.
 
-Rows are sent as JSONCompactEachRow: msgspec encodes a row in less than a microsecond without a Python object per value,
-and ClickHouse parses this format about as fast as its own Native format.
+Rows that Python made are sent as JSONCompactEachRow: msgspec encodes a row in less than a microsecond without a Python
+object per value. Rows that the C core made are blocks of ClickHouse's own Native format, which ClickHouse need not
+parse.
 """
 
 from __future__ import annotations
@@ -18,22 +19,18 @@ from schemas.analytics import (
     ControlRow,
     DedupDecisionRow,
     DuplicateRow,
+    EventBlock,
     EventRow,
     HourlyRow,
     HourlyStore,
     RelayPosition,
+    check_times,
 )
 from schemas.control import REPLAYED_KINDS
-from schemas.errors import InvalidInput
 from schemas.log import POSITION_BITS
 from sinks.clickhouse.client import ClickHouse, json_literal
 from sinks.clickhouse.migrations import migrate
 from sinks.clickhouse.table_marks import read_marks, whole_number
-
-# The range of DateTime64: 1900-01-01 to 2299-12-31
-# (clickhouse.com/docs/sql-reference/data-types/datetime64).
-EVENT_TIME_MIN_US: Final = -2_208_988_800_000_000
-EVENT_TIME_MAX_US: Final = 10_413_791_999_999_999
 
 # The limits of one insert. ClickHouse makes parts for each insert and merges small parts again and again, so a large
 # insert costs less per row. The limit of bytes bounds the memory of both sides.
@@ -72,6 +69,19 @@ class ClickHouseStore(ArchiveStore, HourlyStore):
         """
         check_times(rows)
         await self._insert("usage_events", EventRow._fields, rows)
+
+    async def insert_event_blocks(self, blocks: Sequence[EventBlock]) -> None:
+        """Store the rows of blocks. No event's time is outside 1900 to 2299."""
+        table, held = self._table("usage_events"), list[memoryview]()
+        rows = size = 0
+        for block in blocks:
+            rows, size = rows + block.rows, size + len(block.native)
+            if held and (rows > INSERT_ROWS_MAX or size > INSERT_BYTES_MAX):
+                await self._clickhouse.insert_native(table, EventRow._fields, b"".join(held))
+                held, rows, size = [], block.rows, len(block.native)
+            held.append(block.native)
+        if held:
+            await self._clickhouse.insert_native(table, EventRow._fields, b"".join(held))
 
     async def insert_dedup_decisions(self, rows: Sequence[DedupDecisionRow]) -> None:
         """Store decisions. The first decision on an event in the log wins, in any order of calls."""
@@ -170,10 +180,3 @@ class ClickHouseStore(ArchiveStore, HourlyStore):
             await asyncio.sleep(0)
         if lines:
             await self._clickhouse.insert_lines(self._table(table), columns, b"".join(lines))
-
-
-def check_times(rows: Sequence[EventRow] | Sequence[DuplicateRow]) -> None:
-    """Raise `InvalidInput` if an event's time is outside the range of DateTime64."""
-    for row in rows:
-        if not EVENT_TIME_MIN_US <= row.time_us <= EVENT_TIME_MAX_US:
-            raise InvalidInput("time_us", f"event {row.id!r} lies outside the years 1900 to 2299; quarantine it")

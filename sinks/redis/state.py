@@ -166,15 +166,13 @@ def _writes(keys: Keys, believed: Checkpoint, changes: Changes) -> Iterator[Comm
     yield from _due_writes(keys, changes)
     for ranking, scores in changes.rankings.items():
         yield from chunked(("ZADD", keys.ranking(ranking)), pairs((v, k) for k, v in scores.items()))
-    for bucket, names in _by_bucket(changes.cells).items():
-        cells = ((name, changes.cells[BucketField(bucket, name)]) for name in names)
-        yield from chunked(("HSET", keys.cells(bucket)), pairs(cells))
-        versions = ((name, changes.dirty[BucketField(bucket, name)]) for name in names)
-        yield from chunked(("HSET", keys.dirty(bucket)), pairs(versions))
+    for bucket, cells in _pairs_by_bucket(changes.cells).items():
+        yield from chunked(("HSET", keys.cells(bucket)), cells)
         yield ("SADD", keys.cell_buckets, bucket)
-    for bucket, names in _by_bucket(changes.reports).items():
-        entries = ((name, changes.reports[BucketField(bucket, name)]) for name in names)
-        yield from chunked(("HSET", keys.reports(bucket)), pairs(entries))
+    for bucket, versions in _pairs_by_bucket(changes.dirty).items():
+        yield from chunked(("HSET", keys.dirty(bucket)), versions)
+    for bucket, entries in _pairs_by_bucket(changes.reports).items():
+        yield from chunked(("HSET", keys.reports(bucket)), entries)
         yield ("SADD", keys.report_buckets, bucket)
     for unique, members in changes.uniques.items():
         yield from chunked(("SADD", keys.unique(unique)), list(members))
@@ -242,6 +240,13 @@ def _by_bucket(keys: Iterable[BucketField]) -> dict[int, list[str]]:
     grouped: dict[int, list[str]] = {}
     for bucket, field in keys:
         grouped.setdefault(bucket, []).append(field)
+    return grouped
+
+
+def _pairs_by_bucket(values: Mapping[BucketField, str | int]) -> dict[int, list[str | int]]:
+    grouped: dict[int, list[str | int]] = {}
+    for (bucket, field), value in values.items():
+        grouped.setdefault(bucket, []).extend((field, value))
     return grouped
 
 

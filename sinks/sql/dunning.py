@@ -42,6 +42,8 @@ RECOVERED_MS: Final = 30 * DAY_MS
 WITNESSED_MS: Final = 3 * DAY_MS
 # A first payment that fails makes no customer, and Stripe does not try it again.
 _NEVER_BEGAN: Final = frozenset({"incomplete", "incomplete_expired"})
+# Stripe makes drafts, or no invoices, and nobody pays.
+_UNBILLED: Final = frozenset({"unpaid", "paused"})
 _AUTOMATIC: Final = "charge_automatically"
 _COLUMNS: Final = [column.name for column in dunning_cases.columns]
 _SUBSCRIPTION: Final = "subscription_id"
@@ -141,8 +143,8 @@ def advance(connection: Connection, head: Head, look: Look, subscriptions: Seque
         if after is not None:
             new = [debt for debt in debts[subscription] if debt.invoice not in joined]
             _save(connection, head, look, before, after, new)
-    # Nobody is asked for the money of an account that is linked to nobody, until it is linked again.
-    left = (dunning_cases.c.account == look.account) & (dunning_cases.c.next_ms <= look.now_ms)
+    # Nobody is asked for the money of a customer who is linked to no account, until it is linked again.
+    left = (dunning_cases.c.account == look.account) & dunning_cases.c.next_ms.is_not(None)
     left &= dunning_cases.c.subscription_id.not_in([str(row["id"]) for row in own])
     connection.execute(update(dunning_cases).where(left).values(next_ms=None))
 
@@ -222,10 +224,10 @@ def _save(
     after: DunningCase,
     new: Sequence[Debt],
 ) -> None:
-    """Write what differs, with the audit row that says so."""
+    """Write what differs, with the audit row that says so. What fails after a case was given up is of that case too, so
+    that nobody is asked for it once the case is written off."""
     rows = [{"invoice_id": debt.invoice, "case_id": after.id, "first_failed_ms": debt.first_failed_ms} for debt in new]
-    if after.closed_ms is None or before is None:
-        insert_new(connection, dunning_invoices, rows)
+    insert_new(connection, dunning_invoices, rows)
     if after != before:
         _write(connection, head, look, before, after, reason=str(after.outcome or after.state))
 
@@ -286,8 +288,17 @@ def _write_off(connection: Connection, name: str, actor: str, reason: str, now_m
 
 
 def _with_invoices(connection: Connection, cases: Sequence[DunningCase]) -> list[ListedCase]:
-    """Each case with its open invoices."""
+    """Each case with its open invoices, and what became of its subscription."""
     found: dict[str, list[Any]] = defaultdict(list)
+    subscribed: dict[str, tuple[bool, str]] = {}
+    subscription = mirror["subscriptions"].c
+    newest = {row["subscription_id"]: row for row in deciding(connection, {each.subscription for each in cases})}
+    paid = {name for name, row in newest.items() if row["outcome"] == DunningOutcome.RECOVERED}
+    for chunk in chunks({each.subscription for each in cases}):
+        theirs = select(subscription.id, subscription.ended_ms, subscription.deleted, subscription.status)
+        for row in connection.execute(theirs.where(subscription.id.in_(chunk))):
+            unbilled = row.status if row.id in paid and row.status in _UNBILLED else ""
+            subscribed[row.id] = row.ended_ms is not None or row.deleted == 1, unbilled
     of, invoice = dunning_invoices.c, mirror["invoices"].c
     for chunk in chunks([each.id for each in cases]):
         wanted = select(of.case_id, invoice.id, invoice.remaining_minor, invoice.hosted_url)
@@ -299,6 +310,7 @@ def _with_invoices(connection: Connection, cases: Sequence[DunningCase]) -> list
         ListedCase(
             each, tuple(row.id for row in found[each.id]), sum(row.remaining_minor or 0 for row in found[each.id]),
             next((row.hosted_url or "" for row in found[each.id]), ""),
+            *subscribed.get(each.subscription, (False, "")),
         )
         for each in cases
     ]  # fmt: skip

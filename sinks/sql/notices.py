@@ -165,7 +165,12 @@ def _facts(kind: NoticeKind, now_ms: int, *, is_old_told: bool) -> Any:
     """The statement that lists the facts of a kind, or None for a kind that the mirror does not tell."""
     ended_ms, unpaid_ms = (0, 0) if is_old_told else (now_ms - ENDED_MS, now_ms - UNPAID_MS)
     subscription, invoice = mirror["subscriptions"].c, mirror["invoices"].c
-    nothing: tuple[Any, ...] = (literal_column("0"), literal_column("''"), literal_column("0"), literal_column("''"))
+    nothing: tuple[Any, ...] = (
+        literal_column("0"),
+        literal_column("''"),
+        literal_column("0"),
+        *[literal_column("''")] * 2,
+    )
     if kind in _STATES:
         return _dunned(_STATES[kind])
     if kind is NoticeKind.TRIAL_ENDS:
@@ -187,35 +192,53 @@ def _facts(kind: NoticeKind, now_ms: int, *, is_old_told: bool) -> Any:
         is_so = (invoice.status == "open") & (invoice.attempt_count > 0)
         is_so &= invoice.created_ms.between(unpaid_ms, now_ms)
         url = func.coalesce(invoice.hosted_url, "")
-        owed = (invoice.remaining_minor, func.coalesce(invoice.currency, ""), invoice.exponent, url)
+        code = func.coalesce(invoice.decline_code, "")
+        owed = (invoice.remaining_minor, func.coalesce(invoice.currency, ""), invoice.exponent, url, code)
         return _linked(invoice, is_so, now_ms, invoice.created_ms, invoice.created_ms, *owed)
     return None
 
 
 def _linked(
-    table: Any, is_so: Any, now_ms: int, at_ms: Any, since_ms: Any, minor: Any, currency: Any, exponent: Any, url: Any
+    table: Any,
+    is_so: Any,
+    now_ms: int,
+    at_ms: Any,
+    since_ms: Any,
+    minor: Any,
+    currency: Any,
+    exponent: Any,
+    *texts: Any,
 ) -> Any:
     """The rows of a mirror table that are so, each with the account that is linked to its customer now."""
     links, later = account_customers.c, account_customers.alias().c
     is_newer = (later.account == links.account) & (later.starts_ms > links.starts_ms) & (later.starts_ms <= now_ms)
     is_linked = (links.starts_ms <= now_ms) & ~exists().where(is_newer)
-    numbers = (func.coalesce(since_ms, 0), func.coalesce(minor, 0), currency, func.coalesce(exponent, 0), url)
+    numbers = (func.coalesce(since_ms, 0), func.coalesce(minor, 0), currency, func.coalesce(exponent, 0), *texts)
     wanted = select(links.account, table.id.label("subject"), at_ms, *numbers)
     return wanted.where(links.customer_id == table.customer_id, is_linked, is_so, table.deleted.is_distinct_from(1))
 
 
 def _dunned(state: DunningState) -> Any:
-    """The open cases in a state, each with what is open of its invoices."""
+    """The open cases in a state, each with what is open of its invoices. Of a customer who is linked to no account any
+    more, nothing is due next, and nobody is told. Of a subscription that has ended, that is what is told: a payment
+    brings nothing back."""
     found, of, invoice = dunning_cases.c, dunning_invoices.c, mirror["invoices"].c
+    subscription = mirror["subscriptions"].c
+    has_ended = exists().where(
+        subscription.id == found.subscription_id, or_(subscription.ended_ms.is_not(None), subscription.deleted == 1)
+    )
     is_owed = (of.case_id == found.id) & (invoice.id == of.invoice_id) & invoice.status.in_(["open", "uncollectible"])
     minor = select(cast(func.sum(func.coalesce(invoice.remaining_minor, 0)), INTEGER)).where(is_owed).scalar_subquery()
-    oldest = select(invoice.hosted_url).where(is_owed, invoice.hosted_url.is_not(None))
-    oldest = oldest.order_by(of.first_failed_ms, invoice.id).limit(1)
+    url, code = (
+        select(column).where(is_owed, column.is_not(None)).order_by(of.first_failed_ms, invoice.id).limit(1)
+        for column in (invoice.hosted_url, invoice.decline_code)
+    )
     wanted = select(
         found.account, found.subscription_id.label("subject"), func.coalesce(found.downgrade_ms, 0), found.opened_ms,
-        func.coalesce(minor, 0), found.currency, found.exponent, func.coalesce(oldest.scalar_subquery(), ""),
+        func.coalesce(minor, 0), found.currency, found.exponent, func.coalesce(url.scalar_subquery(), ""),
+        func.coalesce(code.scalar_subquery(), ""),
     )  # fmt: skip
-    return wanted.where(found.state == state.value, found.closed_ms.is_(None))
+    return wanted.where(found.state == state.value, found.closed_ms.is_(None), found.next_ms.is_not(None), ~has_ended)
 
 
 def _add(connection: Connection, rows: list[Values]) -> int:

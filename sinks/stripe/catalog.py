@@ -220,14 +220,16 @@ class StripeClientCatalog:
         """Create an object, or find the one that has the key.
 
         Two processes have the same Idempotency-Key at their first attempts. Later attempts have keys of their own,
-        because Stripe repeats a stored failure for a day.
+        because Stripe repeats a stored answer for a day: a failure, and also the creation of what is deleted by now.
         """
         digest = hashlib.sha256(json.dumps([self._scope, path, key, params], sort_keys=True).encode()).hexdigest()
         attempt = 1
         while True:
             idempotency_key = digest if attempt == 1 else f"{digest}.{self._nonce}.{attempt}"
             try:
-                return str((await self._post(path, params, idempotency_key))["id"])
+                made, is_repeated = await self._made(path, params, idempotency_key)
+                if attempt > 1 or not is_repeated:
+                    return made
             except InvalidInput:
                 # Stripe keeps the key unique: another process, or a call whose answer was lost, made the object.
                 if (found := await find()) is None:
@@ -241,6 +243,13 @@ class StripeClientCatalog:
                 return found
             attempt += 1
 
+    async def _made(self, path: str, params: Mapping[str, Any], idempotency_key: str) -> tuple[str, bool]:
+        """The id of a new object, and whether Stripe repeats the answer of an earlier call."""
+        return await read(
+            lambda: self._stripe.raw_request_async("post", path, **params, idempotency_key=idempotency_key),
+            lambda answer: (str(json_of(answer)["id"]), answer.headers.get("idempotent-replayed") == "true"),
+        )
+
     def _rows(self, path: str, options: Mapping[str, Any] | None = None) -> AsyncIterator[Any]:
         """The rows of all pages of a list."""
         return listed(self._list, path, options or {}, PAGES_MAX)
@@ -251,9 +260,8 @@ class StripeClientCatalog:
     async def _get(self, path: str, options: Mapping[str, Any]) -> dict[str, Any]:
         return await read(lambda: self._stripe.raw_request_async("get", path, **options), json_of)
 
-    async def _post(self, path: str, params: Mapping[str, Any], idempotency_key: str = "") -> dict[str, Any]:
-        options = {"idempotency_key": idempotency_key} if idempotency_key else {}
-        return await read(lambda: self._stripe.raw_request_async("post", path, **params, **options), json_of)
+    async def _post(self, path: str, params: Mapping[str, Any]) -> dict[str, Any]:
+        return await read(lambda: self._stripe.raw_request_async("post", path, **params), json_of)
 
 
 def price_fields(terms: PriceTerms, meter_id: str) -> dict[str, Any]:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Any, Final, NamedTuple
 from urllib.parse import quote
 
 from schemas.billing_events import MIRRORED_TYPES, ObjectKind, ObjectName
-from schemas.errors import InvalidInput, Transient
+from schemas.errors import InvalidInput, Refused, Transient
 from sinks.stripe.answers import Malformed
 from sinks.stripe.connection import SHAPE_ERRORS, connected, json_of, read
 from sinks.stripe.listing import GONE, PAGE_ROWS, check_list, list_of, listed, page_after
@@ -51,7 +52,7 @@ class StripeClientObjects:
 
     async def fetch(self, name: ObjectName) -> dict[str, object] | None:
         """See `StripeObjects`. Costs one call, and one more per 100 parts beyond the first ten; of a customer two, and
-        one more per 100 payment methods beyond the first 100."""
+        one more per 100 payment methods beyond the first 100; of an invoice whose payment failed three."""
         path = f"{PATHS[name.kind]}/{quote(name.id, safe='')}"
         try:
             found = await self._get(path, None, _object(_PARTS.get(name.kind)))
@@ -64,14 +65,31 @@ class StripeClientObjects:
     async def _with_parts(self, name: ObjectName, body: dict[str, Any]) -> dict[str, Any]:
         """An object with all rows of its nested list."""
         part = _PARTS.get(name.kind)
+        # A restricted key may not read what follows: then it stays unknown, and the object is as good as before.
         if name.kind is ObjectKind.CUSTOMER and not body.get("deleted"):
-            # The list is not nested: no list of customers shows what they pay with.
-            methods = self._rows("/v1/payment_methods", {"customer": name.id}, PART_PAGES_MAX)
-            body["payment_methods"] = {"data": [row async for row in methods]}
+            with contextlib.suppress(Refused):
+                # The list is not nested: no list of customers shows what they pay with.
+                methods = self._rows("/v1/payment_methods", {"customer": name.id}, PART_PAGES_MAX)
+                body["payment_methods"] = {"data": [row async for row in methods]}
+        if name.kind is ObjectKind.INVOICE and body.get("status") == "open" and body.get("attempt_count"):
+            with contextlib.suppress(Refused):
+                body["last_payment_error"] = await self._payment_error(name)
         if part and not body.get("deleted"):
             path = f"{PATHS[name.kind]}/{quote(name.id, safe='')}"
             body[part] = {**body[part], "data": await self._whole(name, path, body[part]), "has_more": False}
         return body
+
+    async def _payment_error(self, invoice: ObjectName) -> dict[str, Any] | None:
+        """Why the last payment of an invoice failed; an invoice does not say it itself. None if nobody says."""
+        payments = await self._list("/v1/invoice_payments", {"invoice": invoice.id, "limit": 1})
+        for row in payments["data"]:
+            payment = row.get("payment")
+            intent = payment.get("payment_intent") if isinstance(payment, dict) else None
+            if isinstance(intent, str) and intent:
+                found = await self._get(f"/v1/payment_intents/{quote(intent, safe='')}", None, _object(None))
+                error: dict[str, Any] | None = found.get("last_payment_error")
+                return error
+        return None
 
     async def _whole(self, name: ObjectName, path: str, listed: Mapping[str, Any]) -> list[Any]:
         """All rows of a nested list. If Stripe shows a part only, the whole list is read: the part's order is not

@@ -389,6 +389,20 @@ async def test_drift_of_offers_at_stripe_is_repaired(world: World, served_simula
     assert ([], []) == ((again := await world.plan(OFFERING)).actions, again.drift)
 
 
+async def test_what_was_deleted_at_stripe_is_made_again_on_the_same_day(
+    world: World, served_simulator: ServedSimulator
+) -> None:
+    """Stripe repeats the answer of the first creation, though the coupon is gone."""
+    await world.apply_file(OFFERING)
+    served_simulator.simulator.test.store.remove("coupon", "tm-sorry-v1")
+
+    plan = await world.plan(OFFERING)
+    assert ["coupon tm-sorry-v1 is not at Stripe"] == list(plan.drift)
+    assert await apply_plan(world.parts(), plan, "anna", "because", lambda _: None)
+
+    assert ([], []) == ((again := await world.plan(OFFERING)).actions, again.drift)
+
+
 async def test_of_two_plans_that_are_applied_at_once_one_ends_without_a_trace(world: World) -> None:
     plans = [await world.plan(SMALL.replace("rank: 10", f"rank: {rank}")) for rank in (10, 11)]
 

@@ -14,6 +14,7 @@ from schemas.clock import DAY_MS
 from schemas.dunning import DunningCase, DunningCounts, DunningOutcome, DunningState, ListedCase, Recovery, cursor_of
 from schemas.entitlements import Computed, Grant
 from schemas.errors import InvalidInput
+from schemas.notices import NoticeKind
 from schemas.side_tables import Link, Row
 from sinks.sql.side_tables import SqlSideTables
 from tests.unit.catalog.files import SMALL, catalog_of
@@ -194,6 +195,23 @@ async def test_what_cannot_be_written_off(business: Business, name: str, actor: 
     assert caught.value.field == field
 
 
+async def test_what_failed_after_a_case_was_given_up_is_written_off_with_it(business: Business) -> None:
+    """Stripe leaves the subscription past due and goes on making invoices."""
+    await invoice(business.tables, **RETRIED)
+    for day in (0, 21, 24, 54):
+        await business.renew(day)
+    assert await business.states() == ["churned"]
+    await invoice(business.tables, number=2, **{**RETRIED, "finalized_ms": NOW_MS + 61 * DAY_MS})
+    await business.renew(61)
+    (listed,) = await business.tables.dunning.listed()
+    assert (listed.invoices, business.withheld) == (
+        ("invoice_1", "invoice_2"), [("subscription_1", NOW_MS + 24 * DAY_MS)],
+    )  # fmt: skip
+    await business.tables.dunning.write_off(listed.case.id, "ann", "goodwill", NOW_MS + 62 * DAY_MS)
+    await business.renew(63)
+    assert await business.states() == ["written_off"]
+
+
 async def test_what_was_paid_cannot_be_written_off(business: Business) -> None:
     await invoice(business.tables, **RETRIED)
     await business.renew()
@@ -209,6 +227,8 @@ async def test_a_customer_who_moves_to_another_account_takes_the_case_along(busi
     await invoice(business.tables, **RETRIED)
     await business.renew()
     await business.tables.unlink("acme", "ann", "", NOW_MS + DAY_MS)
+    await business.renew(1)
+    assert [case.next_ms for case in await business.cases()] == [None]
     await business.renew(4)
     assert (await business.states(), await business.tables.entitlements.due(NOW_MS + 9 * DAY_MS)) == (["notified"], [])
     await business.tables.link("globex", "cus_1", NOW_MS + 4 * DAY_MS, "ann", "", NOW_MS + 4 * DAY_MS)
@@ -220,6 +240,32 @@ async def test_a_customer_who_moves_to_another_account_takes_the_case_along(busi
     await business.renew(25)
     await business.renew(25, "globex")
     assert await business.states() == ["downgraded"]
+
+
+async def test_of_an_account_without_its_customer_nobody_is_noticed(business: Business) -> None:
+    await invoice(business.tables, **{**RETRIED, "attempt_count": 2})
+    await business.renew(3)
+    told = [await business.tables.notices.facts(NoticeKind.PAYMENT_URGENT, NOW_MS + 3 * DAY_MS)]
+    await business.tables.unlink("acme", "ann", "", NOW_MS + 4 * DAY_MS)
+    await business.renew(4)
+    told.append(await business.tables.notices.facts(NoticeKind.PAYMENT_URGENT, NOW_MS + 4 * DAY_MS))
+    assert [[fact.account for fact in facts] for facts in told] == [["acme"], []]
+
+
+@pytest.mark.parametrize(
+    ("status", "unbilled"), [("unpaid", "unpaid"), ("paused", "paused"), ("active", ""), ("past_due", "")]
+)
+async def test_who_paid_and_is_billed_no_more_is_named(business: Business, status: str, unbilled: str) -> None:
+    """The customer paid late, when the newest invoice was a draft of the next period. Then that one fails too."""
+    await invoice(business.tables, **RETRIED)
+    await business.renew()
+    await invoice(business.tables, **{**OURS, "status": "paid", "remaining_minor": 0})
+    await business.subscribed(status)
+    await business.renew(40)
+    assert [listed.unbilled for listed in await business.tables.dunning.listed()] == [unbilled]
+    await invoice(business.tables, number=2, **{**RETRIED, "finalized_ms": NOW_MS + 41 * DAY_MS})
+    await business.renew(41)
+    assert [listed.unbilled for listed in await business.tables.dunning.listed()] == ["", ""]
 
 
 async def test_cases_are_listed_by_pages(business: Business) -> None:
@@ -250,6 +296,20 @@ async def test_how_many_are_open(business: Business) -> None:
     await business.subscribed("canceled", ended_ms=NOW_MS + DAY_MS, cancellation_reason="payment_failed")
     await business.renew(1)
     assert await business.tables.dunning.counts() == DunningCounts({DunningState.DOWNGRADED: 1}, 1)
+
+
+@pytest.mark.parametrize("has_ended", [False, True], ids=["unpaid", "canceled by Stripe"])
+async def test_nobody_is_offered_what_a_payment_does_not_bring_back(business: Business, has_ended: bool) -> None:
+    """An application would show, and a mail would say, that a payment restores the plan."""
+    await invoice(business.tables, **RETRIED)
+    await business.renew()
+    ended = {"status": "canceled", "ended_ms": NOW_MS + DAY_MS, "cancellation_reason": "payment_failed"}
+    await business.subscribed(**(ended if has_ended else {"status": "unpaid"}))
+    for day in (1, 4):
+        await business.renew(day)
+    (listed,) = await business.tables.dunning.listed()
+    facts = await business.tables.notices.facts(NoticeKind.DOWNGRADED, NOW_MS + 4 * DAY_MS)
+    assert (listed.case.state, listed.has_ended, len(facts)) == (DunningState.DOWNGRADED, has_ended, 1 - has_ended)
 
 
 async def test_how_many_recover(business: Business) -> None:

@@ -49,10 +49,12 @@ async def test_what_the_mirror_says_of_an_invoice(
     side_tables: SqlSideTables, columns: dict[str, Any], is_told: bool
 ) -> None:
     await side_tables.link("acme", "cus_1", 0, "ann", "", NOW_MS)
-    await invoice(side_tables, **columns)
+    await invoice(side_tables, hosted_url="https://pay", decline_code="lost_card", **columns)
     facts = await side_tables.notices.facts(NoticeKind.PAYMENT_FAILED, NOW_MS)
     at_ms = NOW_MS - HOUR_MS
-    expected = StripeFact(NoticeKind.PAYMENT_FAILED, "acme", "invoice_1", at_ms, at_ms, 14_900, "usd", 2)
+    expected = StripeFact(
+        NoticeKind.PAYMENT_FAILED, "acme", "invoice_1", at_ms, at_ms, 14_900, "usd", 2, "https://pay", "lost_card"
+    )
     assert facts == ([expected] if is_told else [])
     assert await side_tables.notices.facts(NoticeKind.PAYMENT_FAILED, NOW_MS, "invoice_1") == []
     assert await side_tables.notices.facts(NoticeKind.PAYMENT_FAILED, NOW_MS, subject="another") == []

@@ -13,9 +13,10 @@ from typing import Any, cast
 import psycopg
 import pytest
 import pytest_asyncio
+from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
-from sqlalchemy import text
+from sqlalchemy import Connection, text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.util import await_only
 
@@ -24,6 +25,7 @@ from schemas.billing_events import StripeEvent
 from schemas.errors import Fenced, InvalidInput, OperatorNeeded, Transient
 from schemas.periods import Binding
 from schemas.side_tables import Outcome, Stale
+from sinks.sql.schema import _config
 from sinks.sql.store import PostgresSideTables, _hung_up_after
 from sinks.sql.tables import metadata
 from tests.conformance.postgres_faults import stopped, until_waits_for_a_lock
@@ -84,6 +86,51 @@ async def test_processes_that_migrate_at_once_wait_for_each_other(postgres_url: 
     assert await stores[0].position(0) is None
     for store in stores:
         await store.close()
+
+
+@pytest.mark.parametrize(
+    ("status", "invoice_status", "attempts", "is_stale"),
+    [
+        ("past_due", "open", 1, True),
+        ("active", "open", 2, True),
+        ("past_due", "open", 0, False),
+        ("past_due", "paid", 1, False),
+        ("unpaid", "open", 4, False),
+        ("canceled", "open", 4, False),
+    ],
+)
+async def test_who_owes_and_has_the_plan_when_dunning_comes_is_looked_at(
+    postgres_url: str, status: str, invoice_status: str, attempts: int, is_stale: bool
+) -> None:
+    """The database is that of the version before, and all its accounts are fresh."""
+    store = PostgresSideTables(postgres_url, last_link_pays)
+
+    def before(connection: Connection) -> None:
+        config = _config()
+        config.attributes["connection"] = connection
+        command.upgrade(config, "0008")
+        for statement in (
+            (
+                "INSERT INTO accounts (account, created_ms, audit_seq, audit_hash, binding_number, entitled_seq)"
+                " VALUES ('acme', 0, 1, '', 0, 1)"
+            ),
+            "INSERT INTO account_customers (account, starts_ms, customer_id) VALUES ('acme', 0, 'cus_1')",
+            (
+                "INSERT INTO subscriptions (id, customer_id, status, fetch_seq, fetched_ms)"
+                f" VALUES ('sub_1', 'cus_1', '{status}', 0, 0)"
+            ),
+            (
+                "INSERT INTO invoices (id, customer_id, subscription_id, status, attempt_count, fetch_seq, fetched_ms)"
+                f" VALUES ('in_1', 'cus_1', 'sub_1', '{invoice_status}', {attempts}, 0, 0)"
+            ),
+        ):
+            connection.execute(text(statement))
+
+    await store._run(before)
+    await store.migrate(SCOPE, LOG_ID)
+    stale = await store.entitlements.stale()
+    await store.close()
+    assert stale == (["acme"] if is_stale else [])
 
 
 async def test_a_newer_version_of_the_schema_is_refused(opened: Open, postgres_url: str) -> None:

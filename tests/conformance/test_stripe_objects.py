@@ -15,7 +15,7 @@ from pipeline.webhooks.linking import owned
 from schemas.billing_events import MIRRORED_TYPES, ObjectKind, ObjectName, cursor_of
 from schemas.errors import InvalidInput, Refused, Transient
 from sinks.stripe.objects import StripeClientObjects
-from stripe_simulator import Fault, FaultKind
+from stripe_simulator import Fault, FaultKind, payments
 from tests.services.stripe import TEST_KEY, ServedSimulator
 from tests.services.stripe_sdk import Sdk
 
@@ -92,6 +92,28 @@ async def test_a_customer_is_fetched_with_what_pays(objects: StripeClientObjects
     assert cards[-1] not in {row["id"] for row in rows}
     assert {row["customer_id"] for row in rows} == {customer}
     assert all(row["expires_ms"] for row in rows)
+
+
+async def test_an_invoice_is_fetched_with_why_its_payment_failed(
+    objects: StripeClientObjects, sdk: Sdk, served_simulator: ServedSimulator
+) -> None:
+    """After each decline, and nothing once it is paid."""
+    customer, price = await customer_of(sdk), await price_of(sdk)
+    codes = []
+    for declined in ("stolen_card", ""):
+        if declined:
+            payments.decline_next(served_simulator.simulator.test, customer, declined)
+            card = (await sdk("v1.payment_methods.attach", "pm_card_visa", {"customer": customer}))["id"]
+            made = await sdk("v1.subscriptions.create", {
+                "customer": customer, "items": [{"price": price}], "default_payment_method": card,
+            })  # fmt: skip
+        else:
+            await sdk("v1.invoices.pay", made["latest_invoice"], {"payment_method": card})
+        name = ObjectName(ObjectKind.INVOICE, made["latest_invoice"])
+        body = await objects.fetch(name)
+        (row,) = mirror_rows(name, body)["invoices"]
+        codes.append((row["status"], row["decline_code"]))
+    assert codes == [("open", "stolen_card"), ("paid", None)]
 
 
 async def test_all_pages_of_a_nested_list_are_read(objects: StripeClientObjects, sdk: Sdk) -> None:

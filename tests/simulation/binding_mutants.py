@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, Final
 
 import aggregators.bindings
-import aggregators.flush_plan
+import aggregators.placement
 import aggregators.scan
 from aggregators.meters import successor
 from tests.simulation.mutant import Mutant
@@ -36,7 +36,7 @@ BINDINGS: Final = (
     ),
     Mutant("another payer pays before the cut", aggregators.bindings, "_named", _pays_before_the_cut),
     Mutant(
-        "another payer pays for late usage", aggregators.flush_plan, "is_payable_in",
+        "another payer pays for late usage", aggregators.placement, "is_payable_in",
         lambda _made: lambda *_arguments: True,
     ),
     Mutant("another payer cuts no period", aggregators.bindings, "_named", _payer_cuts_nothing),

@@ -6,7 +6,7 @@ from typing import Any, Final
 
 import aggregators.bindings
 import pipeline.rollup.relays
-from aggregators.flush_plan import Placed, _Builder
+from aggregators.ledger import Ledger, Place
 from pipeline.rollup.relays import ReportRelay
 from schemas.control import FlushRecord
 from schemas.reports import Intent
@@ -14,11 +14,10 @@ from tests.simulation.mutant import Method, Mutant, inner
 
 
 def _goes_on_in_the_first_bucket(original: Any) -> Any:
-    def target(self: _Builder, placed: Placed, *others: Any) -> Any:
-        alike = Placed(placed.arrival, placed.period, placed.late, placed.kept_out)
-        return original(self, alike, *others)
+    def new_target(self: Ledger, place: Place, *others: Any) -> Any:
+        return original(self, place._replace(flushed_ms=0), *others)
 
-    return target
+    return new_target
 
 
 def _closes_twice(original: Any) -> Any:
@@ -74,7 +73,7 @@ def _ends_twice_at_once(_original: Any) -> Any:
 
 
 FLUSHES: Final = (
-    Mutant("flush: publishes and keeps the base", _Builder, "_target", _goes_on_in_the_first_bucket),
+    Mutant("flush: publishes and keeps the base", Ledger, "_new_target", _goes_on_in_the_first_bucket),
     Mutant("flush: a repeated record ends the bucket again", aggregators.bindings, "is_repeated", _closes_twice),
     Mutant(
         "flush: the second part has the first part's bucket start", pipeline.rollup.relays, "intent_of",

@@ -6,6 +6,7 @@ from typing import Any, Final
 from unittest.mock import patch
 
 import aggregators.bindings
+import aggregators.exceptions
 import pipeline.billing.customers
 import pipeline.rollup.processor
 import pipeline.rollup.restater
@@ -70,7 +71,7 @@ LATE_BINDINGS: Final = (
         lambda _made: lambda *_arguments: False,
     ),
     Mutant(
-        "late binding: usage counts on while it is counted again", aggregators.flush_plan, "is_waiting",
+        "late binding: usage counts on while it is counted again", aggregators.exceptions, "is_waiting",
         lambda _made: lambda *_arguments: False,
     ),
     Mutant("late binding: answered before the archive has passed, unseen", Restater, "restatement", _answers_at_once),

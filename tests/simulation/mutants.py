@@ -14,8 +14,10 @@ from weakref import WeakKeyDictionary
 
 import msgspec
 
-import aggregators.flush_plan
-import aggregators.fold
+import aggregators.columns
+import aggregators.flush
+import aggregators.ledger
+import aggregators.placement
 import aggregators.scan
 import pipeline.billing.customers
 import pipeline.billing.sender
@@ -23,11 +25,13 @@ import pipeline.ingest.archive
 import pipeline.rollup.processor
 import pipeline.rollup.relays
 import pipeline.rollup.resolver
+from aggregators.columns import Books, PythonColumns
+from aggregators.fold import _Rulings
+from aggregators.ledger import Account, Ledger
 from aggregators.meters import CompiledMeterSet, Contribution, Failure
-from aggregators.steps import Arrival
+from aggregators.scan import LogFollower
 from pipeline.ingest.archive import ArchiveProcessor
 from pipeline.ingest.router import ROUTER_GROUP, RouterProcessor
-from pipeline.rollup.cache import StateCache
 from pipeline.rollup.processor import ROLLUP_GROUP, RollupProcessor
 from schemas.analytics import ArchivePosition, EventRow
 from schemas.control import Genesis, Tick
@@ -83,15 +87,18 @@ def _commits_offset_first(original: Method) -> Method:
 def _increments_outside_the_commit(original: Method) -> Method:
     async def commit(self: RollupProcessor, partition: int, checkpoint: Any, changes: Any) -> None:
         if changes.replaced:
-            # A restatement says totals of which the cache knows nothing.
+            # A restatement says totals of which the ledger knows nothing.
             await original(self, partition, checkpoint, changes)
             return
         stored = inner(self._store)._server.at(partition).totals
+        seen = vars(self).setdefault("seen", {})
         for key, fields in changes.totals.items():
-            seen, now = self._caches[partition]._totals[key], stored.setdefault(key, {})
+            now = stored.setdefault(key, {})
             for meter, text in fields.items():
                 if ":" not in text:
-                    now[meter] = str(int(now.get(meter, "0")) + int(text) - int(seen.get(meter, "0")))
+                    held = now.get(meter, "0")
+                    now[meter] = str(int(held) + int(text) - int(seen.get((partition, key, meter), held)))
+                    seen[partition, key, meter] = text
         absolute = {
             key: {meter: text for meter, text in fields.items() if ":" in text}
             for key, fields in changes.totals.items()
@@ -161,15 +168,23 @@ def _forgets_all_duplicates(_original: Method) -> Method:
 
 
 def _identity_with_time(original: Any) -> Any:
-    def scan(*arguments: Any, **named: Any) -> Any:
-        scanned = original(*arguments, **named)
-        steps = [
-            msgspec.structs.replace(step, id=f"{step.id}@{step.time_us}") if isinstance(step, Arrival) else step
-            for step in scanned.steps
+    def decode(*arguments: Any) -> Any:
+        decoded = original(*arguments)
+        events = [
+            (place, msgspec.structs.replace(event, id=f"{event.id}@{event.time}")) for place, event in decoded.events
         ]
-        return scanned._replace(steps=steps)
+        return decoded._replace(events=events)
 
-    return scan
+    return decode
+
+
+def _one_millisecond_longer(original: Any) -> Any:
+    def made(self: Account, *arguments: Any) -> None:
+        original(self, *arguments)
+        if self.until_us:
+            self.from_us, self.until_us = self.from_us + 1_000, self.until_us + 1_000
+
+    return made
 
 
 def _starts_from_nothing(original: Method) -> Method:
@@ -206,24 +221,19 @@ def _archive_position_first(original: Method) -> Method:
 
 
 def _decided_again(original: Any) -> Any:
-    def judge(self: Any, candidate: Any, deferred: Any, decision: Any) -> None:
-        was_open = deferred.position in self.open
-        original(self, candidate, deferred, decision)
-        if was_open:
-            self.decided = [each for each in self.decided if each.position != deferred.position]
+    def hold_and_decide(self: Any) -> None:
+        original(self)
+        self.decided = []
 
-    return judge
+    return hold_and_decide
 
 
 def _cell_for_each_report_bucket(original: Any) -> Any:
-    def contribute(self: Any, number: int, *arguments: Any) -> None:
-        cell = self.targets[number].cell
-        read, running = vars(self).setdefault("mutant", (list(self.cells), {}))
-        self.cells[cell] = running.get(number, read[cell])
-        original(self, number, *arguments)
-        running[number] = self.cells[cell]
+    def turn(self: Ledger) -> None:
+        original(self)
+        self._cells = {}
 
-    return contribute
+    return turn
 
 
 def _versions_by_flush(original: Any) -> Any:
@@ -263,14 +273,14 @@ def _always_new(original: Any) -> Any:
     return lambda deferred, first: original(deferred, deferred.position if first else first)
 
 
-def _cache_survives(original: Method) -> Method:
-    held: dict[tuple[int, int], tuple[Any, StateCache]] = {}
+def _ledger_survives(original: Method) -> Method:
+    held: dict[tuple[int, int], tuple[Any, Books]] = {}
 
     async def start_offset(self: RollupProcessor, partition: int) -> int:
         offset: int = await original(self, partition)
         log = inner(self._log)
-        cache = held.setdefault((id(log), partition), (log, self._caches[partition]))[1]
-        self._caches[partition] = cache
+        first = log, Books(self._hash_key, PythonColumns)
+        self._books[partition] = held.setdefault((id(log), partition), first)[1]
         return offset
 
     return start_offset
@@ -286,7 +296,8 @@ def _quarantine_may_fail(original: Method) -> Method:
     return quarantine
 
 
-_PLAN, _ROLLUP, _OUTBOX = aggregators.flush_plan, pipeline.rollup.processor, FakeOutbox
+_FLUSH, _PLACEMENT, _ROLLUP = aggregators.flush, aggregators.placement, pipeline.rollup.processor
+_OUTBOX = FakeOutbox
 MUTANTS: Final = (
     Mutant("start at the group's committed offset", RollupProcessor, "start_offset", _starts_at_committed),
     Mutant("commit the offset before the state", RollupProcessor, "start_offset", _commits_offset_first),
@@ -297,24 +308,27 @@ MUTANTS: Final = (
     Mutant("forget a dirty entry", _OUTBOX, "confirm_dirty", _forgets_all_dirty),
     Mutant("delete a dirty entry whose version moved", _OUTBOX, "confirm_dirty", _forgets_moved_dirty),
     Mutant("forget a duplicate", _OUTBOX, "confirm_duplicates", _forgets_all_duplicates),
-    Mutant("dedup key with timestamp", _ROLLUP, "scan", _identity_with_time),
-    Mutant("dedup key without account", _PLAN, "mark", lambda mark: lambda key, _account, name: mark(key, "", name)),
-    Mutant("<= at a period's end", _PLAN, "period_at", lambda made: lambda state, at_ms: made(state, at_ms - 1)),
-    Mutant("count in a closed period", _PLAN, "is_closed", lambda _made: lambda *_arguments: False),
-    Mutant("close without grace", _PLAN, "is_closed", lambda made: lambda s, p, _grace, at_ms: made(s, p, 0, at_ms)),
+    Mutant("dedup key with timestamp", aggregators.columns, "decode", _identity_with_time),
+    Mutant("dedup key without account", aggregators.ledger, "marker", lambda made: lambda key, _account: made(key, "")),
+    Mutant("<= at a period's end", Account, "__init__", _one_millisecond_longer),
+    Mutant("count in a closed period", _PLACEMENT, "is_closed", lambda _made: lambda *_arguments: False),
     Mutant(
-        "marks expire too early", _PLAN, "live_slices",
+        "close without grace", _PLACEMENT, "is_closed",
+        lambda made: lambda state, period, _grace_ms, at_ms: made(state, period, 0, at_ms),
+    ),
+    Mutant(
+        "marks expire too early", _FLUSH, "live_slices",
         lambda made: lambda slices, at_ms, window_ms: made(slices, at_ms, window_ms // 4),
     ),
     Mutant(
-        "close by wall clock", _PLAN, "is_closed",
+        "close by wall clock", _PLACEMENT, "is_closed",
         lambda made: lambda state, period, grace_ms, _at_ms: made(state, period, grace_ms, _wall_clock_ms()),
     ),
     Mutant(
-        "marks expire by wall clock", _PLAN, "live_slices",
+        "marks expire by wall clock", _FLUSH, "live_slices",
         lambda made: lambda slices, _at_ms, window_ms: made(slices, _wall_clock_ms(), window_ms),
     ),
-    Mutant("accept a tick of another log", aggregators.scan._Scanner, "_apply", _any_logs_tick),
+    Mutant("accept a tick of another log", LogFollower, "_apply", _any_logs_tick),
     Mutant("start from zero on an empty Redis", RollupProcessor, "_first_checkpoint", _starts_from_nothing),
     Mutant("archive: the last arrival wins", FakeClickHouse, "insert_events", _last_arrival_wins),
     Mutant("archive: position before rows", ArchiveProcessor, "step", _archive_position_first),
@@ -323,19 +337,19 @@ MUTANTS: Final = (
         _without_bindings,
     ),
     Mutant(
-        "a cell of its own for each report bucket", aggregators.fold._Fold, "_contribute", _cell_for_each_report_bucket,
+        "a cell of its own for each report bucket", Ledger, "turn", _cell_for_each_report_bucket,
     ),
     Mutant("cell version by flush", _ROLLUP, "fold", _versions_by_flush),
-    Mutant("decision applied twice", aggregators.fold._Fold, "_decide", _decided_again),
+    Mutant("decision applied twice", _Rulings, "_hold_and_decide", _decided_again),
     Mutant("decision: everything is new", pipeline.rollup.resolver, "_decision", _always_new),
     Mutant(
         "decision before the archive has passed", pipeline.rollup.resolver, "position",
         lambda _made: lambda _offset: 1 << 60,
     ),
     Mutant("the reader's clock for an event without a time", aggregators.scan, "event_time_us", _readers_clock),
-    Mutant("late without limit", aggregators.scan, "rules_at", _without_late_limit),
+    Mutant("late without limit", _FLUSH, "rules_at", _without_late_limit),
     Mutant("count what a meter must skip", CompiledMeterSet, "contributions", _counts_what_it_cannot_use),
-    Mutant("cache survives its checkpoint", RollupProcessor, "start_offset", _cache_survives),
+    Mutant("the ledger survives its checkpoint", RollupProcessor, "start_offset", _ledger_survives),
     Mutant("a lost quarantine entry", _ROLLUP, "quarantine", _quarantine_may_fail),
     *BILLING,
     *BINDINGS,

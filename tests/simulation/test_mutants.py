@@ -15,7 +15,7 @@ QUICK = {
     "archive: the last arrival wins",
     "archive: position before rows",
     "a fresh identifier each send",
-    "cache survives its checkpoint",
+    "the ledger survives its checkpoint",
     "a binding that comes again counts",
     "another payer pays before the cut",
     "another payer cuts no period",

@@ -12,8 +12,8 @@ from typing import Final
 import pytest
 from click.testing import CliRunner
 
-from pipeline.rollup.cache import StateCache
-from schemas.rollup import Changes
+from aggregators.ledger import Ledger
+from schemas.rollup import View
 from simulation.__main__ import STEPS, simulate
 from simulation.report import Coverage, failure_text, replay_command
 from simulation.run import run, shrunk
@@ -86,16 +86,16 @@ def test_every_kind_of_fault_is_really_met() -> None:
 
 
 @pytest.fixture
-def stale_cache(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A defect: what a commit changed is not told to the worker's cache."""
+def ledger_that_learns_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A defect: what the store has is not told to the worker's ledger."""
 
-    def forgets(_cache: StateCache, _changes: Changes) -> None:
+    def ignores(_ledger: Ledger, _view: View) -> None:
         return
 
-    monkeypatch.setattr(StateCache, "apply", forgets)
+    monkeypatch.setattr(Ledger, "learn", ignores)
 
 
-@pytest.mark.usefixtures("stale_cache")
+@pytest.mark.usefixtures("ledger_that_learns_nothing")
 def test_a_failing_run_names_its_seed_and_fewer_faults_that_still_fail() -> None:
     """The command it prints fails again."""
     # Not a seed with customers at Stripe: their faults are many, and a run takes longer.
@@ -108,7 +108,7 @@ def test_a_failing_run_names_its_seed_and_fewer_faults_that_still_fail() -> None
     assert f"--seed {failing.seed}" in replay_command(failing.seed, 12, kept)
 
 
-@pytest.mark.usefixtures("stale_cache")
+@pytest.mark.usefixtures("ledger_that_learns_nothing")
 def test_a_failing_test_says_the_seed_the_command_and_fewer_faults() -> None:
     """Whoever reads a log of CI has nothing else."""
     seed = next(seed for seed in range(1, 20) if run(seed, STEPS).failures)
@@ -120,7 +120,7 @@ def test_a_failing_test_says_the_seed_the_command_and_fewer_faults() -> None:
     assert "The same with" in str(failure.value)
 
 
-@pytest.mark.usefixtures("stale_cache")
+@pytest.mark.usefixtures("ledger_that_learns_nothing")
 def test_the_command_exits_1_on_a_failing_run_and_says_how_to_show_it_again() -> None:
     """For scripts and for people."""
     result = CliRunner().invoke(simulate, ["--seed", "0", "--runs", "20", "--steps", "12", "--no-shrink"])

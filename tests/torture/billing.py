@@ -124,9 +124,9 @@ def mirrored(listing: Iterable[tuple[ObjectName, Mapping[str, Any]]], mirror: Ma
         for table, rows in mirror_rows(name, body).items()
         for row in rows
     }
-    # No list of Stripe's shows the payment methods of all customers.
+    # No list of Stripe's shows the payment methods of all customers, and why payments failed.
     got = {
-        (table, str(row[MIRROR_COLUMNS[table][0]])): dict(row)
+        (table, str(row[MIRROR_COLUMNS[table][0]])): {**row, **({"decline_code": None} if table == "invoices" else {})}
         for table, rows in mirror.items()
         for row in rows
         if not row.get("deleted") and table != "payment_methods"

@@ -7,12 +7,15 @@ from typing import Any
 
 import httpx
 
+from aggregators.catalog_plan import catalog_hash
+from aggregators.catalog_prices import all_prices
 from pipeline.changes.operating import accept
 from pipeline.changes.parts import Parts
 from pipeline.changes.quoting import make_quote
 from pipeline.commands.catalog import Parts as CatalogParts
 from pipeline.commands.catalog import apply_plan, plan_content
-from schemas.catalog_changes import CatalogKind
+from schemas.catalog import Catalog, Price
+from schemas.catalog_changes import CatalogKind, CatalogPlan, KnownPlan, PlanState, StripeRecord
 from schemas.meters import MeterSet
 from schemas.plan_changes import ChangeKind, ChangeRequest, Operation, Quote, Refusal
 from sinks.stripe.catalog import StripeClientCatalog
@@ -23,6 +26,7 @@ from tests.services.stripe import TEST_KEY
 from tests.services.stripe_requests import application
 from tests.worlds.business import Business
 from tests.worlds.ending import Ending
+from tests.worlds.sold import parsed
 
 ACME = "acme"
 WRITING = ("intend", "sent", "stepped", "doubt", "settle", "update", "subscribe", "cancel", "create", "plan", "release")
@@ -141,15 +145,46 @@ class Changing(Business):
         super().__init__()
         self.clock.ms = now_ms
         self.client = changes_client(self.stripe.simulator)
-        self.prices: Mapping[str, str] = {}
+        self.prices: dict[str, str] = {}
         self.account, self.subscription = ACME, ""
 
     async def begin(self, catalog: str = CATALOG, card: str = "pm_card_visa") -> None:
         """Apply the catalog and link a new customer."""
         await self.open()
-        self.prices = await apply_catalog(self, self.stripe.simulator, catalog)
+        await self._sell(parsed(catalog))
         await self.join(ACME, card)
         await self.settle()
+
+    async def _sell(self, catalog: Catalog) -> None:
+        """Make a catalog active: its prices at the simulator without HTTP, and their records in SQL."""
+        meter = self.stripe.meter("calls")
+        records = []
+        for key, price in all_prices(catalog).items():
+            self.prices[key] = self._price(price, key, meter)
+            terms = price.terms
+            records.append(
+                StripeRecord(
+                    key,
+                    CatalogKind.PRICE,
+                    self.prices[key],
+                    price.plan,
+                    price.component,
+                    terms.interval,
+                    terms.currency,
+                )
+            )
+        plan = CatalogPlan(catalog, catalog_hash(catalog), "", "", False, (), (), (), {})
+        states = {name: KnownPlan(sold, PlanState.OPEN) for name, sold in catalog.sold().items()}
+        await self.sql.catalog.begin_catalog(plan, "ann", "a test", self.clock.now_ms())
+        await self.sql.catalog.activate_catalog(plan, states, records, self.clock.now_ms())
+
+    def _price(self, price: Price, key: str, meter: str) -> str:
+        terms = price.terms
+        recurring = {"interval": terms.interval}
+        recurring |= {"usage_type": "metered", "meter": meter} if terms.event_name else {}
+        body: dict[str, Any] = {"currency": terms.currency, "product_data": {"name": price.plan.name}}
+        body |= {"recurring": recurring, "lookup_key": key, "unit_amount_decimal": terms.unit_minor}
+        return str(self.stripe.call("POST /v1/prices", body)["id"])
 
     async def join(self, account: str, card: str = "pm_card_visa") -> None:
         """Link an account to a new customer. All words are about this account from now on."""

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any, Final
 
+from aggregators.columns import MakerOf, PythonColumns
 from pipeline.logs.control_records import append_control, append_everywhere, ensure_deployment
 from pipeline.logs.fake import FakeLog
 from pipeline.rollup.processor import RollupProcessor, RollupSettings
@@ -66,9 +67,9 @@ class World:
             offset = batch[-1].next_offset
         return records
 
-    def rollup(self, settings: RollupSettings | None = None) -> RollupProcessor:
+    def rollup(self, settings: RollupSettings | None = None, maker_of: MakerOf = PythonColumns) -> RollupProcessor:
         """A new rollup process on the same stores."""
-        return RollupProcessor(self.log, self.store.state, self.clock, SECRET, settings)
+        return RollupProcessor(self.log, self.store.state, self.clock, SECRET, settings, maker_of=maker_of)
 
     async def fold_all(self, processor: RollupProcessor | None = None) -> RollupProcessor:
         """Folds every partition to the log's end."""

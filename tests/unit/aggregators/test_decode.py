@@ -187,6 +187,6 @@ def test_a_record_of_which_every_event_is_refused_is_split_once() -> None:
     value = b"[" + b",".join([odd, *(encoded(id=f"{at}", time="2099-01-01T00:00:00Z") for at in range(5_000))]) + b"]"
     record = Record("usage.events", 0, 7, 1_772_323_200_000, None, value)
 
-    scanned = scan(0, LogState("log", 1, 1_772_323_200_000, None), b"secret", [record])
+    scanned = scan(0, LogState("log", 1, 1_772_323_200_000, None), b"secret", [record], events_max=1)
 
     assert len(scanned.quarantined) == scanned.received == 5_001

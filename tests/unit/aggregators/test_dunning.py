@@ -142,6 +142,17 @@ def test_the_first_failure_and_the_downgrade_are_written_once() -> None:
     assert moved == final
 
 
+def test_a_case_does_not_go_back_by_another_catalog_or_clock() -> None:
+    """The offer was made on the seventh day; by now the catalog makes it on the fourteenth, or another process's clock
+    is an hour behind."""
+    offered = case("win_back", 17, next_ms=T0 + 47 * DAY_MS)
+    later = advanced(offered, owing(LAST, **UNPAID), Dunning(win_back_days=14), T0 + 25 * DAY_MS)
+    assert later == offered._replace(next_ms=T0 + 31 * DAY_MS)
+    lost = case("downgraded", 17, next_ms=T0 + 24 * DAY_MS)
+    behind = advanced(lost, owing(LAST, **UNPAID), POLICY, T0 + 17 * DAY_MS - 3_600_000)
+    assert behind == lost._replace(next_ms=T0 + 17 * DAY_MS)
+
+
 def test_each_invoice_begins_one_case() -> None:
     names = {
         found.id

@@ -31,7 +31,7 @@ def scanned(
     return scan(0, LogState("log", 1, stream_time_ms, meter_set), b"secret", [
         Record(EVENTS_TOPIC, 0, offset, append_ms, None, json.dumps(events).encode())
         for offset, (append_ms, events) in enumerate(records)
-    ])  # fmt: skip
+    ], events_max=1_000)  # fmt: skip
 
 
 def times_ms(scan: Scan) -> list[float]:

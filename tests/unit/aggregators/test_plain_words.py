@@ -127,7 +127,7 @@ def test_no_detail_and_no_remedy_has_a_word_of_python(reason: Reason) -> None:
         value, headers = entry if isinstance(entry, tuple) else (entry, ())
         record = Record(EVENTS_TOPIC, HOME, 0, NOON_MS, None, value, headers)
 
-        (entry_,) = scan(HOME, LogState("log", 2, NOON_MS, METER_SET), SECRET, [record]).quarantined
+        (entry_,) = scan(HOME, LogState("log", 2, NOON_MS, METER_SET), SECRET, [record], events_max=1).quarantined
 
         assert (entry_.reason, len(entry_.detail) <= 400) == (reason, True), (number, value[:80], entry_.detail[:200])
         assert not PYTHONS_WORDS.search(_without_quotes(entry_.detail)), entry_.detail
@@ -164,7 +164,7 @@ def _without_quotes(detail: str) -> str:
 def test_a_detail_names_the_field_and_what_is_needed(raw: bytes, detail: str) -> None:
     record = Record(EVENTS_TOPIC, HOME, 0, NOON_MS, None, raw)
 
-    (entry,) = scan(HOME, LogState("log", 2, NOON_MS, METER_SET), SECRET, [record]).quarantined
+    (entry,) = scan(HOME, LogState("log", 2, NOON_MS, METER_SET), SECRET, [record], events_max=1).quarantined
 
     assert entry.detail == detail
 

@@ -195,6 +195,12 @@ def test_trial_discounts_and_automatic_tax_are_said_again() -> None:
     assert not {"discounts", "automatic_tax", "trial"} & {name for each in plain for name in each}
 
 
+def test_a_discount_that_cannot_be_named_leaves_the_subscription_alone() -> None:
+    phase = {**PHASE, "discounts": [{"coupon": None, "discount": None, "promotion_code": None}]}
+    with pytest.raises(CannotMove, match="discount that cannot be named"):
+        phases_of([phase], [SubscribedItem("new", 3)])
+
+
 def test_a_spend_cap_that_is_new_or_other_is_named() -> None:
     capped, raised = (f'{PRICES}    spend_cap: {{tokens: {{usd: "{amount}"}}}}\n' for amount in ("50.00", "80"))
     none = standing(catalog_of(SMALL), second(capped))

@@ -14,7 +14,7 @@ from schemas.errors import InvalidInput, TidemarkError
 from schemas.periods import Interval
 from schemas.plan_changes import ChangeKind, InvoicePreview, OperationState, Refusal, RefusalCode
 from stripe_simulator.faults import Fault, FaultKind
-from tests.worlds.changing import ACME, Changing
+from tests.worlds.changing import ACME, CATALOG, Changing
 
 ESSENTIAL: Final = "essential.v1.location.month.usd"
 PRO: Final = "pro.v1.location.month.usd"
@@ -418,6 +418,36 @@ async def test_what_nobody_can_carry_out_yet_is_refused_with_the_way_out(
     assert isinstance(found, Refusal)
     assert found.code is code
     assert ": " in found.message
+
+
+async def test_a_catalog_may_want_the_full_price_of_an_upgrade() -> None:
+    """A new period begins, and nothing is credited."""
+    business = Changing(ms("2027-02-01"))
+    await business.begin(f"{CATALOG}changes: {{upgrade: full_price}}\n")
+    await business.subscribed(ESSENTIAL)
+    reach(business, "2027-02-10")
+    quote, _ = await business.changed("pro")
+
+    assert (quote.charged_minor, quote.ours_minor, quote.drift_minor) == (14900, None, 0)
+    assert quote.words == "You will be charged $149.00 today, and your next invoice on March 10 will be $149.00."
+
+
+async def test_04_a_tax_is_named_and_in_the_total() -> None:
+    """20 % exclusive: 950 on 4750."""
+    business = await world("2027-02-01")
+    business.stripe.call("POST /v1/customers/{customer}", {"address": {"country": "FR"}}, business.customer)
+    await business.subscribed(ESSENTIAL, automatic_tax={"enabled": True})
+    reach(business, "2027-02-10")
+    quote, _ = await business.changed("pro")
+
+    assert (quote.subtotal_minor, quote.tax_minor, quote.total.minor, quote.charged_minor) == (4750, 950, 5700, 5700)
+    assert quote.ours_minor == 4750
+    assert quote.words == (
+        "You will be charged $57.00 today for the remaining 19 days of your billing cycle, and your next invoice on "
+        "March 1 will be $178.80. The charge has $9.50 of tax."
+    )
+    down, _ = await business.changed("essential")
+    assert down.words.endswith("your invoice on that day will be $94.80.")
 
 
 async def test_a_discount_of_everything_leaves_a_valid_quote_of_nothing() -> None:

@@ -52,7 +52,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[object]:
 
 
 def test_list_says_how_far_each_case_is_and_how_many_recover(asked: list[object]) -> None:
-    proposal = ": cancel the subscription at Stripe, and void in_2, in_3 or mark it uncollectible"
+    proposal = ": cancel the subscription at Stripe without proration, then void in_2, in_3 or mark it uncollectible"
     lines = run(["dunning", "list", "--state", "open", "--account", "acme"]).out.splitlines()
 
     assert asked == [("acme", True, 20, 6)]
@@ -63,6 +63,19 @@ def test_list_says_how_far_each_case_is_and_how_many_recover(asked: list[object]
         "2026-11 usd: 2 of 3 recovered within 30 days (66 %), $298.00 of $447.00",
     ]
     assert run(["dunning", "list", "--state", "closed"]).out == "no cases\n"
+
+
+@pytest.mark.parametrize(
+    ("status", "remedy"), [("unpaid", "finalize and collect its drafts, or delete them"), ("paused", "resume it")]
+)
+def test_list_says_what_is_paid_and_billed_no_more(
+    monkeypatch: pytest.MonkeyPatch, asked: list[object], status: str, remedy: str
+) -> None:
+    recovered = ListedCase(CHURNED._replace(account="acme", outcome=DunningOutcome.RECOVERED), unbilled=status)
+    monkeypatch.setattr(f"{__name__}.CASES", [recovered])
+    line = run(["dunning", "list"]).out.splitlines()[0]
+    assert line.endswith(f"10:30:00Z: {status} at Stripe, which bills nothing: {remedy} there")
+    assert len(asked) == 1
 
 
 def test_list_as_json(asked: list[object]) -> None:

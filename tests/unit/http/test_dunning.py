@@ -21,7 +21,7 @@ PATH = "/v1/dunning/cases"
 
 
 @pytest_asyncio.fixture
-async def gateway(tmp_path: Path) -> AsyncIterator[Gateway]:
+async def world() -> NoticeWorld:
     """An account with a closed case and an open one."""
     world = NoticeWorld()
     await world.begin()
@@ -33,6 +33,12 @@ async def gateway(tmp_path: Path) -> AsyncIterator[Gateway]:
         await invoice(world.sql, number=number, status=status, finalized_ms=NOW_MS + number, **owed)
         while await world.renewal.turn():
             pass
+    return world
+
+
+@pytest_asyncio.fixture
+async def gateway(tmp_path: Path, world: NoticeWorld) -> AsyncIterator[Gateway]:
+    """A gateway that knows the cases."""
     async with running(tmp_path, dunning=lambda: world.sql.dunning) as gateway:
         yield gateway
 
@@ -61,6 +67,17 @@ async def test_an_application_shows_what_is_open(gateway: Gateway) -> None:
     assert banner["text"] == "A payment of $149.00 failed. Please check your card."
     nobody = (await gateway.get("/v1/accounts/nobody/banners", "read")).json()
     assert nobody == {"account": "nobody", "banners": []}
+
+
+async def test_an_account_without_its_customer_is_told_nothing(gateway: Gateway, world: NoticeWorld) -> None:
+    """The case stays open for the business, and for the account that the customer is linked to next."""
+    await world.sql.unlink("acme", "ann", "", NOW_MS)
+    world.clock.ms = NOW_MS + DAY_MS
+    while await world.renewal.turn():
+        pass
+    assert (await gateway.get("/v1/accounts/acme/banners", "read")).json()["banners"] == []
+    (listed,) = (await gateway.get(f"{PATH}?state=open", "operator")).json()["cases"]
+    assert (listed["state"], listed["next_at"]) == ("notified", None)
 
 
 @pytest.mark.parametrize(
@@ -112,5 +129,7 @@ class Said:
 def test_the_words_of_a_banner(said: Said) -> None:
     case = DunningCase("dun_1", "acme", "sub_1", NOW_MS, NOW_MS, said.state, 14_900, "usd", 2, NOW_MS + 3 * DAY_MS)
     assert banner_text(ListedCase(case), NOW_MS) == said.text
+    ended = banner_text(ListedCase(case, has_ended=True), NOW_MS)
+    assert ended == "Your subscription has ended, because $149.00 are open."
     closed = case._replace(closed_ms=NOW_MS, outcome=DunningOutcome.RECOVERED)
     assert banner_text(ListedCase(closed), NOW_MS) == ""

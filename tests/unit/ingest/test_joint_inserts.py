@@ -49,7 +49,7 @@ async def test_rows_that_arrive_during_an_insert_are_inserted_together() -> None
     inserts = Inserts()
     joint = JointInserts(inserts)
 
-    calls = [asyncio.create_task(joint.insert(rows_of(number, number + 10))) for number in range(4)]
+    calls = [asyncio.create_task(joint.insert(rows_of(number, number + 10), 2)) for number in range(4)]
     await until(lambda: bool(inserts.begun))
     assert not any(call.done() for call in calls)
     inserts.gate.set()
@@ -65,7 +65,7 @@ async def test_an_insert_has_at_most_the_limit_of_rows() -> None:
     joint = JointInserts(inserts, rows_max=3)
     rows = ([0], [1, 2], [3], [4], [5, 6, 7, 8])
 
-    calls = [asyncio.create_task(joint.insert(rows_of(*numbers))) for numbers in rows]
+    calls = [asyncio.create_task(joint.insert(rows_of(*numbers), len(numbers))) for numbers in rows]
     await until(lambda: bool(inserts.begun))
     inserts.gate.set()
     await asyncio.gather(*calls)
@@ -78,7 +78,7 @@ async def test_a_failed_insert_fails_for_all_who_joined_it_and_for_nobody_else()
     inserts = Inserts()
     inserts.failure = Transient("gone")
     joint = JointInserts(inserts)
-    calls = [asyncio.create_task(joint.insert(rows_of(number))) for number in range(3)]
+    calls = [asyncio.create_task(joint.insert(rows_of(number), 1)) for number in range(3)]
     await until(lambda: bool(inserts.begun))
     inserts.gate.set()
 
@@ -87,7 +87,7 @@ async def test_a_failed_insert_fails_for_all_who_joined_it_and_for_nobody_else()
     assert inserts.begun == [["e0"], ["e1", "e2"]]
 
     inserts.failure = None
-    await joint.insert(rows_of(9))
+    await joint.insert(rows_of(9), 1)
     assert inserts.stored == ["e9"]
 
 
@@ -95,7 +95,7 @@ async def test_the_rows_of_others_are_stored_if_the_step_that_inserts_is_cancell
     """A stop cancels one step after another."""
     inserts = Inserts()
     joint = JointInserts(inserts)
-    first, second, third = (asyncio.create_task(joint.insert(rows_of(number))) for number in range(3))
+    first, second, third = (asyncio.create_task(joint.insert(rows_of(number), 1)) for number in range(3))
     await until(lambda: inserts.begun == [["e0"]])
     first.cancel()
     await until(lambda: inserts.begun == [["e0"], ["e1", "e2"]])

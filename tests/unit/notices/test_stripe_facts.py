@@ -13,7 +13,9 @@ from schemas.notices import DeliveryState, NoticeKind, StripeFact
 from tests.worlds.mirrored import NOW_MS, customer, invoice, subscription
 from tests.worlds.notices import SMALL_WITHOUT_WARNINGS, NoticeWorld
 
-DUNNING_DATA = ["account", "amount", "currency", "downgrade_at", "pay_url", "subscription"]
+DUNNING_DATA = [
+    "account", "amount", "currency", "decline_code", "downgrade_at", "needs_another_card", "pay_url", "subscription",
+]  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -40,7 +42,8 @@ def test_each_kind_has_words_and_data() -> None:
             "The trial of acme ends at 2026-11-22T10:30:00Z", ["account", "days", "subscription", "trial_end"],
         ),
         NoticeKind.PAYMENT_FAILED: (
-            "A payment of acme failed: 149.00 usd are open", ["account", "amount", "currency", "invoice", "pay_url"],
+            "A payment of acme failed: 149.00 usd are open",
+            ["account", "amount", "currency", "decline_code", "invoice", "needs_another_card", "pay_url"],
         ),
         NoticeKind.SUBSCRIPTION_ENDED: (
             "A subscription of acme ended at 2026-11-22T10:30:00Z", ["account", "ended_at", "subscription"],
@@ -146,3 +149,13 @@ async def test_a_card_is_noticed_a_month_and_a_week_before_it_expires_unless_it_
 
     assert [json.loads(notice.body)["data"]["days"] for notice in world.receiver.taken] == [20]
     assert [row.state for row in await world.rows()] == [DeliveryState.SENT, DeliveryState.OBSOLETE]
+
+
+@pytest.mark.parametrize(("code", "is_hard"), [("insufficient_funds", False), ("stolen_card", True), ("", False)])
+@pytest.mark.parametrize("kind", [NoticeKind.PAYMENT_FAILED, NoticeKind.PAYMENT_URGENT, NoticeKind.DOWNGRADED])
+def test_after_a_decline_for_good_nobody_speaks_of_this_card_again(kind: NoticeKind, code: str, is_hard: bool) -> None:
+    made = stripe_notice("log", StripeFact(kind, "acme", "x_1", NOW_MS, 0, 1, "usd", 2, "https://pay", code), NOW_MS)
+    assert made is not None
+    data = json.loads(made.body)["data"]
+    said = "for good" in words(made)[1] or "cannot be used any more" in words(made)[1]
+    assert (data["needs_another_card"], said) == (is_hard, is_hard and kind is not NoticeKind.DOWNGRADED)

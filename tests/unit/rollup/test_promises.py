@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-import aggregators.flush_plan
+import aggregators.ledger
 import pipeline.logs.kafka
 from aggregators.marks import BUCKET_MEMBERS_TARGET, BUCKETS_MIN, current_slice
-from aggregators.signing import hash_key, mark
+from aggregators.signing import hash_key, mark, marker
 from pipeline.ingest.archive import ArchiveProcessor
 from pipeline.logs.control_records import append_everywhere
 from pipeline.logs.embedded_writer import connect
@@ -112,10 +112,15 @@ async def test_two_events_with_one_mark_are_both_archived_and_reported(
 ) -> None:
     """The price of a collision of marks: one event is not counted, and the reconciler reports it."""
 
-    def colliding(key: bytes, account: str, event_id: str) -> tuple[int, int]:
-        return mark(key, account, "one" if event_id == "other" else event_id)
+    class Colliding:
+        """A hash that says of the id `other` what it says of `one`."""
 
-    monkeypatch.setattr(aggregators.flush_plan, "mark", colliding)
+        def __init__(self, digest: Any) -> None:
+            self.copy = lambda: Colliding(digest.copy())
+            self.update = lambda text: digest.update(b"one" if text == b"other" else text)
+            self.digest = digest.digest
+
+    monkeypatch.setattr(aggregators.ledger, "marker", lambda *identity: Colliding(marker(*identity)))
     deployment = await Deployment().start()
     for event_id in ("one", "other"):
         await deployment.emit("ada", id=event_id, gb="1", user="u", region="eu")

@@ -9,6 +9,7 @@ down_revision = "0009"
 
 STATEMENTS = (
     "ALTER TABLE subscriptions ADD COLUMN cancellation_reason TEXT",
+    "ALTER TABLE invoices ADD COLUMN decline_code TEXT",
     "CREATE TABLE payment_methods (id TEXT PRIMARY KEY, customer_id TEXT, type TEXT, expires_ms BIGINT)",
     "CREATE INDEX payment_methods_by_customer_id ON payment_methods (customer_id)",
     """
@@ -52,10 +53,19 @@ STATEMENTS = (
         PRIMARY KEY (case_id, step)
     )
     """,
+    # Who owes already and has the plan gets a case, though nothing may happen at Stripe for a year. Who has lost the
+    # plan keeps it lost: such an account is not looked at before something happens.
+    """
+    UPDATE accounts SET entitled_seq = -1 WHERE account IN (
+        SELECT l.account FROM account_customers l
+        JOIN subscriptions s ON s.customer_id = l.customer_id AND s.status IN ('active', 'trialing', 'past_due')
+        JOIN invoices i ON i.subscription_id = s.id AND i.status = 'open' AND i.attempt_count > 0
+    )
+    """,
 )
 
 
 def upgrade() -> None:
-    """Create the tables."""
+    """Create the tables, and mark who owes already."""
     for statement in STATEMENTS:
         op.execute(statement)

@@ -1,0 +1,41 @@
+"""The archive stores the same rows whether the C core makes them or Python does."""
+
+from __future__ import annotations
+
+import ctypes
+import random
+
+import pytest
+
+from sinks.clickhouse.fake import FakeClickHouse
+from tests.worlds.archiving import archived, odd_log
+
+
+@pytest.mark.parametrize("seed", range(6))
+async def test_both_store_the_same_rows_of_any_log(library: ctypes.CDLL, seed: int) -> None:
+    """Odd and broken records, bindings, closings, restatements and another meter set, in steps of any length."""
+    world = await odd_log(seed, oddness=(1.0, 0.1)[seed % 2])
+    chance, python, native = random.Random(seed), FakeClickHouse(), FakeClickHouse()
+
+    await archived(world, python, None, chance)
+    await archived(world, native, library, chance, events_max=chance.choice((3, 200, 20_000)))
+
+    assert native.events == python.events
+    assert native.control_log == python.control_log
+    assert native.decisions == python.decisions
+    assert native.archived == python.archived
+    assert len(python.events) > 100
+
+
+async def test_the_core_makes_the_rows_of_plain_events(library: ctypes.CDLL, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Otherwise the comparison above would compare Python with Python."""
+    world = await odd_log(1, oddness=1e-9, records=20)
+    store = FakeClickHouse()
+    events = sum((record.value or b"").count(b"specversion") for record in await world.records(0))
+    made = []
+    monkeypatch.setattr("aggregators.native.rows.RowCore.put", lambda _core, row: made.append(row))
+
+    await archived(world, store, library, random.Random(1))
+
+    assert len(store.events) > events // 2
+    assert len(made) < events // 10
