@@ -5,10 +5,11 @@ Every problem has its line and field, and all are found at once, as far as each 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
 from pydantic import ValidationError
+from pydantic_core import ErrorDetails
 
 from aggregators.catalog_rules import broken_rules
 from aggregators.catalog_warnings import warnings_of
@@ -40,6 +41,7 @@ _SHAPES: Final[Mapping[str, str]] = {
     "defaults": "defaults: {plan: free}",
 }
 _SHAPE_ERRORS: Final = ("dict_type", "model_type", "model_attributes_type", "list_type", "tuple_type")
+_INTERVALS: Final = f"; amounts stand under an interval: {', '.join(Interval)}"
 _EMPTY: Final = "the file is empty: begin with `tidemark catalog example`"
 
 
@@ -67,12 +69,14 @@ def read_catalog(
     try:
         written = Catalog.model_validate(document.value)
     except ValidationError as error:
+        details = error.errors(include_url=False)
         found = [
             (
                 tuple(detail["loc"]) or _repeated(document.value),
-                problem.message + (_shape(detail["loc"]) if detail["type"] in _SHAPE_ERRORS else ""),
+                problem.message + (_shape(detail["loc"]) if detail["type"] in _SHAPE_ERRORS else _unknown(detail)),
             )
-            for detail, problem in zip(error.errors(include_url=False), problems(error, YAML), strict=True)
+            for detail, problem in zip(details, problems(error, YAML), strict=True)
+            if not _is_echo(detail, details)
         ]
         return None, _sorted(CatalogProblem(document.line(path), _field(path), message) for path, message in found)
     catalog, broken = _complete(written, known)
@@ -87,6 +91,21 @@ def _shape(path: Path) -> str:
     """How the innermost field of a path is written that has a form of its own."""
     shape = next((_SHAPES[part] for part in reversed(path) if isinstance(part, str) and part in _SHAPES), "")
     return f"; write {shape}" if shape else ""
+
+
+def _unknown(detail: ErrorDetails) -> str:
+    """Where amounts stand, for an unknown field of an add-on's price or of a component."""
+    loc = detail["loc"]
+    is_priced = loc[-2:-1] == ("price",) or loc[-3:-2] == ("prices",)
+    return _INTERVALS if detail["type"] == "extra_forbidden" and is_priced else ""
+
+
+def _is_echo(detail: ErrorDetails, details: Sequence[ErrorDetails]) -> bool:
+    """Whether a list only seems too short, because what is wrong with its entries is found too."""
+    loc = detail["loc"]
+    return detail["type"] == "too_short" and any(
+        len(each["loc"]) > len(loc) and each["loc"][: len(loc)] == loc for each in details
+    )
 
 
 def _repeated(value: Any) -> Path:

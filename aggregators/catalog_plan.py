@@ -222,7 +222,8 @@ def touched_by(world: World) -> dict[PlanId, int]:
 
 def _version(catalog: Catalog, digest: str, standing: Standing) -> Iterator[str]:
     if standing.catalog and digest != standing.sha256 and catalog.version <= standing.catalog.version:
-        yield f"version: must be above {standing.catalog.version}, the version that is active"
+        active = standing.catalog.version
+        yield f"version: must be above {active}, the version that is active: write `version: {active + 1}`"
     for plan in catalog.sold():
         newest = max((known.version for known in standing.plans if known.name == plan.name), default=0)
         if plan.version < newest:

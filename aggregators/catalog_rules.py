@@ -81,7 +81,8 @@ def _features(catalog: Catalog) -> Iterator[Found]:
             words = " or ".join(_MERGES[feature.type])
             yield path, f"merge: say what two subscriptions give together; a {feature.type} takes {words}"
         if (feature.type is FeatureType.LIMIT) != (feature.meter is not None):
-            yield path, "a limit needs the meter that it limits, and no other feature has one"
+            seat = "a number of things that exist at once, such as projects, is `type: seat`"
+            yield path, f"a limit needs the meter that it limits, and no other feature has one; {seat}"
         elif feature.meter and feature.meter not in meters:
             yield (*path, "meter"), f"there is no meter {feature.meter}"
         if feature.stripe_feature and feature.type is not FeatureType.FLAG:
@@ -269,12 +270,26 @@ def _sale(path: Path, plan: Plan) -> Iterator[Found]:
     offers = _offers(licensed[0][1]) if licensed else set()
     for index, line in licensed[1:]:
         if missing := sorted(_words(offers ^ _offers(line))):
-            both = f"{line.component} and {licensed[0][1].component} differ in {', '.join(missing)}"
-            yield (*path, "prices", index), f"{both}: nobody could buy the plan so"
+            first = licensed[0][1]
+            both = f"{line.component} and {first.component} differ in {', '.join(missing)}"
+            remedy = "; ".join([*_to_add(line, first), *_to_add(first, line)])
+            yield (*path, "prices", index), f"{both}: nobody could buy the plan so; {remedy}"
     currencies = {currency for _, currency in offers}
     for index, line in enumerate(plan.prices):
         if line.meter and (missing := sorted(currencies - set(metered_currencies(line)))):
-            yield (*path, "prices", index), f"the component has no price in {', '.join(missing)}, which others have"
+            yield (
+                (*path, "prices", index),
+                f"the component has no price in {', '.join(missing)}, which others have: add it",
+            )
+
+
+def _to_add(lacking: PriceLine, other: PriceLine) -> Iterator[str]:
+    """What one component needs to be sold as the other one."""
+    for interval, amounts in other.amounts():
+        own = getattr(lacking, interval.value)
+        if new := [f"`{currency}:`" for currency in amounts if currency not in own]:
+            what = f"{', '.join(new)} to `{interval.value}:` of" if own else f"`{interval.value}:` to"
+            yield f"add {what} {lacking.component}, or remove it from {other.component}"
 
 
 def _words(offers: set[tuple[str, str]]) -> Sequence[str]:

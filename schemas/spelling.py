@@ -34,6 +34,8 @@ def plain_amount(text: str) -> str:
 
 
 def _slug(text: str) -> str:
+    if re.match(PLAN_NAME, text):
+        return f"name it without a version here: {text.partition('@')[0]}"
     better = re.sub(r"[^a-z0-9]+", "_", text.lower()).strip("_")
     better = better if re.match(SLUG, better) else "api_calls"
     return f"a name has small letters, digits and _, begins with a letter and has up to 63 characters, such as {better}"

@@ -37,7 +37,7 @@ GATEWAY_TIMEOUT_S: Final = 30.0
 @click.option(
     "--clickhouse-port", type=PORT, default=8123, show_default=True, help="Read-only ClickHouse port; 0: a free one."
 )
-@click.option("--meters", "meter_set_path", type=METER_SET_FILE, help="A meter set file of your own.")
+@click.option("--meters", "meter_set_path", type=METER_SET_FILE, help="Begin with your own catalog or meter set file.")
 @click.option(
     "--workers",
     type=click.IntRange(1, 64),
@@ -54,8 +54,10 @@ def dev(kafka: bool, port: int, clickhouse_port: int, meter_set_path: Path | Non
     """Run everything on this machine until ctrl-C. Data stays in .tidemark/.
 
     Starts the log, Valkey, PostgreSQL, the ClickHouse engine, a Stripe simulator and all roles, without Docker. Prints
-    an API key and all addresses. The first start also makes an example business in the simulator: three dozen accounts
-    on the plans of the catalog that ships.
+    an API key and all addresses. The first start also makes an example business in the simulator: 34 accounts on
+    the plans of the catalog that ships.
+
+    A catalog of your own starts with --meters FILE in a folder where no `dev` ran: a meter never changes.
     """
     if workers > 1 and not kafka:
         raise InvalidInput("--workers", "the embedded log has one reader per group; add --kafka")
@@ -137,8 +139,7 @@ def command_as_started() -> str:
 def _welcome(instance: Any) -> str:
     command, folder = command_as_started(), os.environ.get("TIDEMARK_DATA_DIR")
     data_dir_line = f"\n  export TIDEMARK_DATA_DIR={shlex.quote(str(Path(folder).absolute()))}" if folder else ""
-    account = "cafe" if instance.options.example else "acme"
-    example = f"{command} check {account} members --used 4"
+    hints = "\n  ".join(next_commands(instance.options, command))
     return f"""
 Tidemark is running.
   Gateway             {instance.gateway_url}
@@ -152,10 +153,21 @@ Tidemark is running.
 In another terminal:
   cd {shlex.quote(str(Path.cwd()))}{data_dir_line}
   export TIDEMARK_API_KEY={instance.api_key}
-  {command} emit api.request --account acme --data '{{"method":"GET","region":"eu"}}'
-  {command} usage --account acme
-  {example}
+  {hints}
 Press ctrl-C to stop."""
+
+
+def next_commands(options: DevOptions, command: str) -> list[str]:
+    """What to type next: with meters or without plans, other commands have an answer."""
+    usage = f"{command} usage --account acme"
+    emit = f"""{command} emit api.request --account acme --data '{{"method":"GET","region":"eu"}}'"""
+    if options.meter_set is not None:
+        file = shlex.quote(str(options.meter_set))
+        plan = f"{command} catalog plan {file}"
+        return [f"{command} meters show", plan, usage]
+    if not options.example:
+        return [emit, usage, f"{command} catalog example > catalog.yaml"]
+    return [emit, usage, f"{command} check cafe members --used 4"]
 
 
 def _gateway() -> tuple[str, str]:

@@ -59,8 +59,15 @@ def checked_meter_set(current: MeterSet | None, proposed: MeterSet, name: str) -
     if change:
         raise InvalidInput(name, change)
     if proposed.version <= current.version and proposed != current:
-        raise InvalidInput(f"{name}: version", f"must be above {current.version}, the version in force")
+        raise InvalidInput(f"{name}: version", _raised(current.version))
     return meter_set_plan(current, proposed)
+
+
+def _raised(version: int) -> str:
+    return (
+        f"must be above {version}, the version in force: write `version: {version + 1}`. A file for a new `tidemark "
+        "dev` is given to `dev --meters FILE` in a new folder"
+    )
 
 
 def meter_set_plan(current: MeterSet, proposed: MeterSet) -> MeterSetPlan:

@@ -1,4 +1,4 @@
-"""The example business of `tidemark dev`: three dozen accounts on the plans of the catalog that ships.
+"""The example business of `tidemark dev`: 34 accounts on the plans of the catalog that ships.
 
 A developer who starts for the first time finds plans, subscriptions, links and usage, and can ask what an account may
 do. Every step may be repeated: a start that was killed in the middle goes on at the next one.

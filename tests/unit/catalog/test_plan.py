@@ -148,7 +148,8 @@ def test_a_grant_that_rises_may_change_in_place() -> None:
 @pytest.mark.parametrize(
     ("edits", "version", "refusal"),
     [
-        pytest.param([("rank: 10", "rank: 11")], 1, "version: must be above 1", id="catalog version"),
+        pytest.param([("rank: 10", "rank: 11")], 1,
+                     "version: must be above 1, the version that is active: write `version: 2`", id="catalog version"),
         pytest.param([("  sso: {type: flag, stripe_feature: sso}\n", ""), ("sso: true, ", ""),
                       ("  team:\n    version: 1", "  team:\n    version: 2")], 2,
                      "features.sso: team@1 grants it, so it must stay", id="feature in use"),

@@ -210,7 +210,28 @@ ROWS = {
     ),
     "components that cannot be bought together": (
         changed(SEAT, f'{SEAT}\n      - {{component: base, year: {{usd: "1", jpy: 1}}}} {HERE}'),
-        "plans.team.prices.1", "nobody could buy the plan so",
+        "plans.team.prices.1",
+        "nobody could buy the plan so; add `month:` to base, or remove it from seat; add `year:` to seat, or",
+    ),
+    "a component without a currency of the others": (
+        changed(SEAT, f'{SEAT}\n      - {{component: base, month: {{usd: "1"}}}} {HERE}'),
+        "plans.team.prices.1", "nobody could buy the plan so; add `jpy:` to `month:` of base, or remove it from seat",
+    ),
+    "a limit of what exists at once": (
+        changed("features:\n", f"features:\n  projects: {{type: limit, merge: sum}} {HERE}\n"), "features.projects",
+        "a number of things that exist at once, such as projects, is `type: seat`",
+    ),
+    "an interval of an add-on by another name": (
+        changed('month: {usd: "5.00"}}', f'monthly: {{usd: "5.00"}}}} {HERE}\n         '), "addons.boost.price.monthly",
+        "no such field: remove it or correct its name; amounts stand under an interval: day, week, month, year",
+    ),
+    "an interval of a component by another name": (
+        changed(SEAT, f"- {{component: seat, monthly: {{usd: 1}}}} {HERE}"), "plans.team.prices.0.monthly",
+        "amounts stand under an interval: day, week, month, year",
+    ),
+    "an add-on for a version of a plan": (
+        changed("for: [team]", f"for: [team@1] {HERE}\n         "), "addons.boost.for.0",
+        '"team@1": name it without a version here: team',
     ),
     "usage without a price in a currency": (
         changed(TOKENS, f"      - {{component: c, meter: calls, unit: calls, month: {{usd: 1}}}} {HERE}\n")
@@ -440,6 +461,14 @@ def test_all_problems_of_a_file_are_found_at_once() -> None:
     _, problems = read_catalog(text.encode(), {})
 
     assert ["plans.free.grants.gold", "addons.boost.for.0"] == [problem.field for problem in problems]
+
+
+def test_a_list_with_a_wrong_entry_is_not_too_short_as_well() -> None:
+    _, problems = read_catalog(changed("for: [team]", "for: [team@1]").encode(), {})
+    _, empty = read_catalog(changed("for: [team]", "for: []").encode(), {})
+
+    assert ["addons.boost.for.0"] == [problem.field for problem in problems]
+    assert [("addons.boost.for", "must have 1 or more entries")] == [problem[1:] for problem in empty]
 
 
 def test_lines_rise() -> None:

@@ -13,8 +13,8 @@ import pytest
 from click.testing import CliRunner
 
 from pipeline.cli import cli
-from pipeline.cli.develop import command_as_started
-from pipeline.local.dev import locked_folder, write_private
+from pipeline.cli.develop import command_as_started, next_commands
+from pipeline.local.dev import DevOptions, locked_folder, write_private
 from tests.unit.cli.command_lines import run
 from tests.worlds.gateway import NOW, event, running
 
@@ -201,3 +201,21 @@ def test_dev_prints_the_command_by_which_it_was_started(
     monkeypatch.setattr("sys.argv", [started, "dev"])
 
     assert command_as_started() == command
+
+
+@pytest.mark.parametrize(
+    ("options", "commands"),
+    [
+        pytest.param({"example": True}, ["emit", "usage", "check"], id="the example business"),
+        pytest.param({}, ["emit", "usage", "catalog example"], id="no example"),
+        pytest.param({"meter_set": Path("my catalog.yaml")}, ["meters show", "catalog plan 'my catalog.yaml'", "usage"],
+                     id="meters of its own"),
+    ],
+)  # fmt: skip
+def test_dev_names_commands_that_have_an_answer(options: dict[str, Any], commands: list[str]) -> None:
+    """Without the example business no account has a plan, and meters of somebody else count other events."""
+    found = next_commands(DevOptions(Path(), **options), "tidemark")
+
+    assert [True] * len(commands) == [
+        line.startswith(f"tidemark {command}") for line, command in zip(found, commands, strict=True)
+    ]

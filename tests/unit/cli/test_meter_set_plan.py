@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from pipeline.commands.operations import meter_set_plan
+from pipeline.commands.operations import checked_meter_set, meter_set_plan
 from schemas.aggregations import Aggregation
 from schemas.errors import InvalidInput
 from schemas.meters import MeterSet
@@ -65,3 +65,15 @@ def test_total_that_is_no_sum_goes_to_no_other_stripe_meter(aggregation: Aggrega
     with pytest.raises(InvalidInput, match=r"seats\.stripe_event_name: cannot change from seats to places") as raised:
         meter_set_plan(meter_set(seats), meter_set({**seats, "stripe_event_name": "places"}, version=2))
     assert "add a meter under another slug" in str(raised.value)
+
+
+@pytest.mark.parametrize(("in_force", "proposed"), [(1, 1), (7, 3)])
+def test_a_version_that_is_not_above_is_refused_with_the_next_one(in_force: int, proposed: int) -> None:
+    with pytest.raises(InvalidInput) as refused:
+        checked_meter_set(meter_set(API, version=in_force), meter_set(API, SEATS, version=proposed), "mine.yaml")
+
+    assert (
+        f"mine.yaml: version: must be above {in_force}, the version in force: write `version: {in_force + 1}`"
+        in str(refused.value)
+    )
+    assert "`dev --meters FILE` in a new folder" in str(refused.value)
