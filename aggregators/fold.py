@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from collections.abc import Set as AbstractSet
+from operator import attrgetter
 from typing import Any, NamedTuple
 
 import msgspec
@@ -36,7 +37,7 @@ from schemas.rollup import (
 
 
 class Folded(NamedTuple):
-    """What one flush changes, and all entries for the quarantine topic."""
+    """What one flush changes, and all entries for the quarantine topic, by position."""
 
     changes: Changes
     quarantined: list[Quarantined]
@@ -310,7 +311,7 @@ def fold(flush: Flush, view: View) -> Folded:
     quarantined = [*flush.log.quarantined, *flush.exceptions.quarantined]
     counters = rulings.counters(flush.checkpoint.counters, len(quarantined))
     changes = _changes(flush, rulings, sums, counters)
-    return Folded(changes, [*quarantined, *rulings.late, *rulings.refused])
+    return Folded(changes, sorted([*quarantined, *rulings.late, *rulings.refused], key=attrgetter("position")))
 
 
 def _changes(flush: Flush, rulings: _Rulings, sums: _Sums, counters: Counters) -> Changes:

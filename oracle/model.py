@@ -60,6 +60,14 @@ class Duplicate(NamedTuple):
     conflict: bool
 
 
+class Report(NamedTuple):
+    """A total at the start of a report bucket and after the bucket's last event, and the first Stripe event name."""
+
+    base: int
+    current: int
+    event_name: str
+
+
 class _Deferred(NamedTuple):
     """An event before its dedup decision. Its contributions are calculated at its arrival."""
 
@@ -108,6 +116,10 @@ class Oracle:
         self.rulings: dict[Place, Ruling] = {}
         self.totals: dict[TotalKey, int] = {}
         self.cells: dict[CellKey, int] = {}
+        self.last: dict[CellKey, Place] = {}
+        """Where the last event stands, or its dedup decision, that contributed to a cell."""
+        self.reports: dict[tuple[TotalKey, int], Report] = {}
+        """The report entries, by the start of the report bucket, of accounts without a restatement."""
         self.duplicates: list[Duplicate] = []
         self.conflicts: set[tuple[str, str]] = set()
         self.kept_out: set[Place] = set()
@@ -232,7 +244,7 @@ class Oracle:
         log_ms, policy = self._there(partition)
         if not self.accounts.answer(account, offset, declined=declined, log_ms=log_ms, policy=policy):
             return
-        for values in (self.totals, self.cells, self._distinct, self._latest, self._ends, self.flushed):
+        for values in (self.totals, self.cells, self.last, self._distinct, self._latest, self._ends, self.flushed):
             _forget(values, account)
         counted, self._counted[account] = self._counted[account], []
         for number, usage in enumerate(counted):
@@ -373,6 +385,11 @@ class Oracle:
         self.counters[place.partition]["deferred"] -= 1
         self.counters[place.partition][outcome] += 1
 
+    def waiting(self, place: Place) -> tuple[int, Sequence[Contribution]] | None:
+        """The event time in microseconds and the contributions of a deferred event; None if no event waits there."""
+        deferred = self._deferred.get(place)
+        return None if deferred is None else (deferred.event.time_us, deferred.fed)
+
     def _count_all(
         self,
         place: Place,
@@ -386,7 +403,9 @@ class Oracle:
         # The start identifies a period: a binding may move the end of a running period.
         named = (period[0], self._ends.setdefault((event.account, period[0]), period[1]))
         for contribution in fed:
+            before = self.totals.get((event.account, contribution.meter, named))
             self._count(place, event, contribution, named, log_ms)
+            self._report(place, (event.account, contribution.meter, named), before or 0, log_ms)
 
     def _counting_period(self, event: Event, fed: Sequence[Contribution], log_ms: int, grace_ms: int) -> Period | None:
         """The period in which the event counts; None if its own is closed, and a meter has the policy quarantine or
@@ -409,7 +428,10 @@ class Oracle:
             self._distinct[total].add(contribution.text)
             self.totals[total] = len(self._distinct[total])
             self.cells[cell] = self.cells.get(cell, 0) + first_sight
+            if first_sight:
+                self.last[cell] = place
             return
+        self.last[cell] = place
         amount, rank = contribution.minor, (event.time_us, place.offset, place.event_index)
         match aggregation:
             case "count" | "sum":
@@ -428,6 +450,18 @@ class Oracle:
                     self._latest[cell], self.cells[cell] = rank, amount
             case _:
                 raise ValueError(f"{meter}: no aggregation is called {aggregation}")
+
+    def _report(self, place: Place, total: TotalKey, before: int, log_ms: int) -> None:
+        """Note the change of a total in its report bucket. What changes nothing opens no entry of a unique meter."""
+        meter_set = self._meter_sets[place.partition]
+        names = {meter["slug"]: meter.get("stripe_event_name") for meter in meter_set["meters"]}
+        name = names.get(total[1])
+        if not name or (self._aggregations[total[1]] == "unique" and self.totals[total] == before):
+            return
+        interval_ms = policy_of(meter_set, "report_interval_ms")
+        bucket_ms = max([log_ms // interval_ms * interval_ms, *self.accounts.flushes[total[0]]])
+        opened = self.reports.get((total, bucket_ms), Report(before, before, name))
+        self.reports[total, bucket_ms] = opened._replace(current=self.totals[total])
 
 
 def _names(body: object) -> tuple[str, str]:

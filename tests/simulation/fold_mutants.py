@@ -1,0 +1,67 @@
+"""Deliberate defects of the fold: versions of cells, and what its ledger keeps for too long."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+from weakref import WeakKeyDictionary
+
+from aggregators.fold import _Sums
+from aggregators.ledger import Ledger
+from pipeline.rollup.processor import RollupProcessor
+from tests.simulation.mutant import Method, Mutant
+
+
+def _odd_positions(original: Any) -> Any:
+    def merge(self: _Sums, *arguments: Any) -> None:
+        original(self, *arguments)
+        self.positions = {number: at | 1 for number, at in self.positions.items()}
+
+    return merge
+
+
+def _kept_after_an_error(original: Method) -> Method:
+    async def flush(self: RollupProcessor, partition: int, records: Any) -> None:
+        books = self._books.get(partition)
+        try:
+            await original(self, partition, records)
+        except Exception:
+            if books is not None:
+                self._books[partition] = books
+            raise
+
+    return flush
+
+
+def _turned_by_buckets_only(original: Any) -> Any:
+    buckets_ms: WeakKeyDictionary[Ledger, tuple[int, int]] = WeakKeyDictionary()
+
+    def turn(self: Ledger) -> None:
+        now_ms = self._arrival_ms, self._report_ms
+        if buckets_ms.get(self) != now_ms:
+            buckets_ms[self] = now_ms
+            original(self)
+
+    return turn
+
+
+def _text_made_once(original: Any) -> Any:
+    made: WeakKeyDictionary[Ledger, dict[tuple[Any, str], str]] = WeakKeyDictionary()
+
+    def totals_and_rankings(self: _Sums) -> Any:
+        totals, rankings = original(self)
+        texts = made.setdefault(self._ledger, {})
+        stale = {
+            key: {slug: texts.setdefault((key, slug), text) for slug, text in fields.items()}
+            for key, fields in totals.items()
+        }
+        return stale, rankings
+
+    return totals_and_rankings
+
+
+FOLD: Final = (
+    Mutant("fold: a cell's version is not of its last event", _Sums, "_merge", _odd_positions),
+    Mutant("fold: the ledger is kept after an error", RollupProcessor, "_flush", _kept_after_an_error),
+    Mutant("fold: a target is kept over a change of the meter set", Ledger, "turn", _turned_by_buckets_only),
+    Mutant("fold: the text of a total is made once", _Sums, "totals_and_rankings", _text_made_once),
+)
