@@ -188,10 +188,10 @@ async def show(settings: Settings) -> tuple[Standing, Mapping[PlanId, Users]]:
 async def users_of(store: CatalogStore) -> tuple[Standing, Mapping[PlanId, Users]]:
     """The standing of a catalog, and who has each version; a version that nobody has or gets is not in it."""
     standing = await store.standing()
-    now, later = (
+    now, later = [
         touched_by(World(standing, AtStripe(), await store.subscriptions_by_price(with_planned=planned)))
         for planned in (False, True)
-    )
+    ]
     return standing, {plan: Users(now.get(plan, 0), count - now.get(plan, 0)) for plan, count in later.items()}
 
 
