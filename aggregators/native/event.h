@@ -6,6 +6,7 @@
 
 #define ID_CHARACTERS_MAX 128
 #define NAME_CHARACTERS_MAX 256
+#define TIME_CHARACTERS_MAX 40
 
 typedef struct {
     const uint8_t *start, *end;
@@ -96,12 +97,16 @@ static const uint8_t *read_event(const uint8_t *p, const uint8_t *end, Event *ev
 
 static int is_name(const Span *span, int32_t most) { return span->len > 0 && is_text(span, most); }
 
-/* Whether the fields beside time and data are what every event needs. */
+static int is_time(const Span *span) {
+    return span->kind == ABSENT || span->kind == NOTHING || is_name(span, TIME_CHARACTERS_MAX);
+}
+
+/* Whether the fields beside the data have the form that the contract of an event needs. */
 static int is_plain(const Event *event, int64_t event_bytes_max) {
     return !event->odd && event->end - event->start <= event_bytes_max && event->spec.kind == STRING
         && is(&event->spec, "1.0", 3) && is_name(&event->id, ID_CHARACTERS_MAX)
         && is_name(&event->source, NAME_CHARACTERS_MAX) && is_name(&event->type, NAME_CHARACTERS_MAX)
-        && is_name(&event->subject, NAME_CHARACTERS_MAX);
+        && is_name(&event->subject, NAME_CHARACTERS_MAX) && is_time(&event->time);
 }
 
 #endif

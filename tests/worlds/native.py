@@ -106,14 +106,15 @@ class BothRows:
         self._meter_set = MeterSet.model_validate(meter_set)
         self._blocks = EventBlocks(library, SECRET, 0)
 
-    def compare(self, offset: int, stream_time_ms: int, value: bytes) -> None:
-        """Make the rows of a record with both, and assert that they are equal."""
+    def compare(self, offset: int, stream_time_ms: int, value: bytes) -> int:
+        """Make the rows of a record with both, assert that they are equal, and return how many there are."""
         record = Record(EVENTS_TOPIC, 0, offset, stream_time_ms, None, value)
         state = LogState("log", 1, stream_time_ms, self._meter_set)
         python = event_rows(place(scan(0, state, SECRET, [record], events_max=1), {}), 0)
         self._blocks.take(state, {}, record)
         native = [row for block in self._blocks.blocks() for row in rows_of(block)]
         assert sorted(native, key=lambda row: row.position) == python, (offset, value)
+        return len(python)
 
 
 def _plain(segment: Segment) -> dict[str, Any]:

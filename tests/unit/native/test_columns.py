@@ -51,6 +51,7 @@ TAKEN: Final = {
     "a deep path": event('{"extra":{"a":{"b":7},"model":"x"}}', type="deep.thing"),
     "a path through a list": event('{"extra":{"a":{"b":7},"model":null},"user":""}', type="deep.thing"),
     "the last of equal keys of the data": event('{"seats":1,"seats":2}'),
+    "the last of equal keys of a deep path": event('{"extra":{"a":{"b":1,"b":2}}}', type="deep.thing"),
     "an escape in a text that no meter needs": event('{"seats":1,"note":"a\\"b"}'),
     "an event without a time": event('{"seats":1}', time=None),
     "a time with milliseconds": event('{"seats":1}', time="2026-11-29T19:00:00.999Z"),
@@ -75,6 +76,7 @@ LEFT_OUT: Final = {
     "an escape in a text that a meter needs": event('{"user":"\\u0041"}', type="user.active"),
     "NUL in a text that a meter needs": event('{"user":"\\u0000"}', type="user.active"),
     "a text of 257 characters": event(f'{{"user":"{"é" * 257}"}}', type="user.active"),
+    "minus zero as a distinct text": event('{"user":-0}', type="user.active"),
     "an empty distinct text": event('{"user":""}', type="user.active"),
     "half of a surrogate pair": event('{"seats":1,"note":"\\ud800"}'),
     "a surrogate pair": event('{"seats":1,"note":"\\ud83d\\ude00"}'),
@@ -86,6 +88,8 @@ LEFT_OUT: Final = {
     "an id that is too long": event(type="other", id="x" * 129),
     "another version": event(type="other", specversion="1.1"),
     "a time in small letters": event(type="other", time="2026-11-29t19:00:00z"),
+    "an empty time": event(type="other", time=""),
+    "a time that is no text": event(type="other", time=1),
     "an offset of a day": event(type="other", time="2026-11-29T19:00:00+24:00"),
     "a fraction of ten digits": event(type="other", time="2026-11-29T19:00:00.0123456789Z"),
     "a leap second": event(type="other", time="2026-11-29T19:00:60Z"),
@@ -104,6 +108,7 @@ REFUSED: Final = {
     "not closed after an escape": b'[{"id":"\\',
     "not closed within an escape": b'[{"id":"\\u00',
     "a comma before the end": b"[" + event(type="other") + b",]",
+    "a comma before the end of an event": event(type="other")[:-1] + b",}",
     "more after the end": b"[" + event(type="other") + b"]x",
     "NUL after the end": b"[" + event(type="other") + b"]\0",
     "a NUL byte in a text": event(type="other").replace(b'"e"', b'"\0"'),
@@ -166,6 +171,18 @@ def test_buckets_and_periods_that_end_between_records(library: ctypes.CDLL) -> N
         taken.append(makers.compare(offset, record).taken)
 
     assert taken == [1, 2, 2, 2, 2, 2]
+
+
+def test_a_period_that_is_closed_is_left_to_python(library: ctypes.CDLL) -> None:
+    """The ledger still has the account's old period when its grace has passed."""
+    makers = BothMakers(library, METER_SET)
+    month_end_ms, record = NOW_MS + DAY_MS + 4 * HOUR_MS, event('{"seats":1}', time="2026-11-30T23:59:00Z")
+    taken = []
+    for offset, after_ms in enumerate((-1, HOUR_MS - 1, HOUR_MS)):
+        makers.go_to(month_end_ms + after_ms)
+        taken.append(makers.compare(offset, record).taken)
+
+    assert taken == [1, 1, 0]
 
 
 def test_odd_and_broken_records_of_a_fresh_look(library: ctypes.CDLL) -> None:

@@ -8,7 +8,9 @@ import random
 import pytest
 
 from sinks.clickhouse.fake import FakeClickHouse
+from tests.traffic.odd_records import METER_SET, NOW_MS
 from tests.worlds.archiving import archived, odd_log
+from tests.worlds.native import BothRows
 
 
 @pytest.mark.parametrize("seed", range(6))
@@ -25,6 +27,23 @@ async def test_both_store_the_same_rows_of_any_log(library: ctypes.CDLL, seed: i
     assert native.decisions == python.decisions
     assert native.archived == python.archived
     assert len(python.events) > 100
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        '{"b":1,"a":2,"ab":3,"":4,"B":5,"é":6,"😀":7}', '{"n":-0}', '{"n":-0.0}', '{"n":0.000001}', '{"n":0.0000001}',
+        '{"n":1.50}', '{"n":123456789012345678.5}', '{"n":18446744073709551616}', '{"n":1e5}',
+        '{"n":[1, {"b":[ ],"a":{ }}]}',
+        '{"n":{"a":1,"a":2}}', '{"a":1,"a":2}', '{"n":"\\u0041"}', '{"n":"\\/"}', '{"n":"\x7f"}', "{}", "null",
+    ],
+)  # fmt: skip
+def test_data_is_written_as_python_writes_it(library: ctypes.CDLL, data: str) -> None:
+    """The recount and the conflicts compare these texts."""
+    rows = BothRows(library, METER_SET)
+    event = f'{{"specversion":"1.0","id":"e","source":"s","type":"other","subject":"ada","data":{data}}}'
+
+    assert rows.compare(0, NOW_MS, event.encode()) == 1
 
 
 async def test_the_core_makes_the_rows_of_plain_events(library: ctypes.CDLL, monkeypatch: pytest.MonkeyPatch) -> None:
