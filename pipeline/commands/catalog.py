@@ -171,7 +171,7 @@ async def find_drift(settings: Settings) -> list[str]:
 class Users(NamedTuple):
     """How many subscriptions of the mirror have a version, and how many others get it by a planned change."""
 
-    count: int
+    now: int
     scheduled: int
 
 
@@ -198,7 +198,7 @@ async def users_of(store: CatalogStore) -> tuple[Standing, Mapping[PlanId, Users
 def users_text(users: Users) -> str:
     """Who has a version, in words."""
     scheduled = f"{users.scheduled} scheduled" if users.scheduled else ""
-    return ", ".join(each for each in (count_text(users.count) if users.count else "", scheduled) if each)
+    return ", ".join(each for each in (count_text(users.now) if users.now else "", scheduled) if each)
 
 
 async def history(settings: Settings) -> Sequence[AuditRow]:
