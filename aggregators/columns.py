@@ -236,10 +236,10 @@ class PythonColumns:
         base, unmetered_append = position(offset), columns.unmetered.append
         digest_append, position_append = columns.digests.append, columns.positions.append
         for place, event in decoded.events:
-            text = event.time
+            # None is no text, and goes the same way as any other form of a time.
+            text: Any = event.time
             try:
-                minute_us = minutes_us[text[:17]]  # type: ignore[index]  # None goes the way of other forms of a time
-                time_us = minute_us + seconds_us[text[17:19]] + fractions_us[text[19:]]  # type: ignore[index]  # as above
+                time_us = minutes_us[text[:17]] + seconds_us[text[17:19]] + fractions_us[text[19:]]
             except (KeyError, TypeError):
                 parsed = now_us if text is None else self._time_us(text)
                 if parsed is None:

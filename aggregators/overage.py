@@ -27,6 +27,8 @@ class Tariff(NamedTuple):
 
     def cost_minor(self, quantity: Decimal) -> int:
         """What the usage of a period costs beyond its included quantity."""
+        if quantity <= self.included:
+            return 0
         covered = amount_of(self.rating, min(quantity, self.included))
         return max(0, amount_of(self.rating, quantity) - covered)
 
@@ -45,9 +47,32 @@ def is_capped(commerce: Commerce, covered: Resolved, meter: str) -> bool:
 def tariff_of(commerce: Commerce, prices: PriceList, billed: Billed, covered: Resolved, meter: str) -> Tariff | None:
     """The price of a meter's usage by the plan in force. None if no plan sells the meter, if more than one does, or if
     it is not known in which currency the plan is paid."""
-    plans = _plans(commerce, covered)
     causes = {grant.cause for grant in covered.gives}
     currencies = {each.currency for each in billed.subscriptions if each.id in causes}
+    return _tariff(commerce, prices, currencies, covered, meter)
+
+
+def tariff_of_sole_currency(
+    commerce: Commerce, prices: PriceList, sole: Mapping[PlanId, str], covered: Resolved, meter: str
+) -> Tariff | None:
+    """The same without knowing what the account pays, if the plan in force is sold in one currency. `sole`: see
+    `sole_currencies`."""
+    currencies = {sole[plan] for plan in _plans(commerce, covered) if plan in sole}
+    return _tariff(commerce, prices, currencies, covered, meter)
+
+
+def sole_currencies(prices: PriceList) -> dict[PlanId, str]:
+    """The currency of each version that is sold in one currency only."""
+    found: dict[PlanId, set[str]] = {}
+    for sale in prices:
+        found.setdefault(sale.id, set()).add(sale.currency)
+    return {plan: min(currencies) for plan, currencies in found.items() if len(currencies) == 1}
+
+
+def _tariff(
+    commerce: Commerce, prices: PriceList, currencies: set[str], covered: Resolved, meter: str
+) -> Tariff | None:
+    plans = _plans(commerce, covered)
     if len(plans) != 1 or len(currencies) != 1 or not isinstance(covered.value, Decimal):
         return None
     ((plan, sold),) = plans.items()

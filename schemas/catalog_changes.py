@@ -212,9 +212,9 @@ class CatalogStore(Protocol):
         """The hash of the active catalog, "" before the first: cheap enough to ask again and again."""
         ...
 
-    async def subscriptions_by_price(self) -> Mapping[str, frozenset[str]]:
-        """The subscriptions of the mirror that have not ended, by the id of each price that they have, or that a
-        schedule will give them."""
+    async def subscriptions_by_price(self, *, with_planned: bool = True) -> Mapping[str, frozenset[str]]:
+        """The subscriptions of the mirror that have not ended, by the id of each price that they have, or, with
+        `with_planned`, that a schedule will give them."""
         ...
 
     async def begin_catalog(self, plan: CatalogPlan, actor: str, reason: str, now_ms: int) -> None:

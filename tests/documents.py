@@ -83,6 +83,7 @@ _DRIFT: Final = f"drift; or {_UNANSWERED}"
 _ROLE: Final = "a failure that may pass: a supervisor starts the role again"
 EXITS_WITH_1: Final = {
     "account bind": _UNANSWERED,
+    "account entitlements": _UNANSWERED,
     "account flush": "the reports were not settled within --timeout, or a store or the log does not answer or refuses "
     "the credentials: run it again",
     "account link": _UNANSWERED,

@@ -14,7 +14,7 @@ from typing import Final, NamedTuple, Protocol
 from aggregators.access import decide, fallback, overshoot_bound
 from aggregators.account_grants import INCLUDED, Commerce, features_of, granted
 from aggregators.entitlements import is_given, next_change_ms, place_at, resolve, segment_at, settling_until_ms
-from aggregators.overage import Tariff, is_capped, tariff_of
+from aggregators.overage import Tariff, is_capped, sole_currencies, tariff_of, tariff_of_sole_currency
 from aggregators.price_list import PriceList, price_list
 from aggregators.upgrade import Denied, upgrade_of
 from pipeline.access.billed import BilledAccounts
@@ -23,6 +23,7 @@ from pipeline.access.known import ACCOUNTS_MAX, Known, KnownAccounts
 from pipeline.access.renewal import commerce_of
 from schemas import catalog as terms
 from schemas.access import Decision, Reason, Standing, Usage
+from schemas.catalog import PlanId
 from schemas.catalog_changes import CatalogStore
 from schemas.clock import MINUTE_MS, SECOND_MS, Clock
 from schemas.entitlements import IN_GRACE, Entitlements, Feature, Grant, Resolved, Segment
@@ -128,6 +129,7 @@ class AccessChecks:
         self._billed = BilledAccounts(entitlements, clock, accounts_max)
         self._commerce: Commerce | None = None
         self._prices: PriceList = {}
+        self._sole_currencies: Mapping[PlanId, str] = {}
         self._sha256 = ""
         self._features: dict[str, Feature] = {}
         self._together: Mapping[str, frozenset[str]] = {}
@@ -163,6 +165,7 @@ class AccessChecks:
         if found is not None:
             self._sha256, self._commerce = found
             self._prices = price_list(self._commerce)
+            self._sole_currencies = sole_currencies(self._prices)
             self._features = {feature.name: feature for feature in features_of(self._commerce)}
             self._together = _together(self._commerce.catalog.features)
             nobody = granted(self._commerce, (), {}, ())
@@ -253,13 +256,14 @@ class AccessChecks:
         return found._replace(tariff=await self._tariff(commerce, asked, found))
 
     async def _tariff(self, commerce: Commerce, asked: _Asked, found: _Found) -> Tariff | None:
-        """What usage beyond the included quantity costs, if that may decide, or if there is any."""
+        """What usage beyond the included quantity costs, if that may decide, if there is any, or if it is known."""
         meter, covered = asked.term.meter, found.segment.features.get(f"{INCLUDED}{asked.term.meter}")
         if meter is None or covered is None or not isinstance(covered.value, Decimal) or not covered.gives:
             return None
         decides = is_capped(commerce, covered, meter)
         if not decides and found.used <= covered.value:
-            return None
+            # It costs nothing yet; in which currency is not worth a read of SQL.
+            return tariff_of_sole_currency(commerce, self._prices, self._sole_currencies, covered, meter)
         try:
             # What was paid before says the currency too, and no subscription changes its currency.
             billed = await self._billed.get(asked.account, found.known.version, may_be_old=True)

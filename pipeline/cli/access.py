@@ -48,7 +48,7 @@ def check(
         if answer.limit:
             held = "" if answer.held == "0" else f", {answer.held} held"
             click.echo(f"{answer.used} of {answer.limit} used{held}, {answer.remaining} left")
-        if answer.overage and answer.overage.so_far:
+        if answer.overage and answer.overage.so_far and (answer.overage.quantity or answer.overage.cap):
             cap = f" of at most {_money(answer.overage.cap)}" if answer.overage.cap else ""
             click.echo(f"{answer.overage.quantity} beyond what is included: {_money(answer.overage.so_far)}{cap}")
         if answer.hold:
@@ -105,6 +105,33 @@ def _end(hold_id: str, used: Decimal | None, *, as_json: bool) -> None:
         click.echo(f"{answer.state}{of}" if is_done else f"nothing was changed: the hold is {answer.state}{of}")
     if not is_done:
         raise SystemExit(EXIT_NO)
+
+
+@account.command("entitlements")
+@click.argument("name")
+@click.option("--at", default=None, help="When, such as 2026-11-03T14:03:00Z; now if unset.")
+@click.option("--json", "as_json", is_flag=True, help="Print the answer of GET /v1/accounts/ACCOUNT/entitlements.")
+def account_entitlements(name: str, at: str | None, as_json: bool) -> None:
+    """Show what account NAME may do, or was allowed to do at an instant, and who or what made it so."""
+    from pipeline.commands import access
+    from pipeline.http.access import entitlements_answer
+
+    checked = account_name(name)
+    version, at_ms = run(access.entitlements(settings(), checked, None if at is None else instant_ms("--at", at)))
+    if version is None:
+        raise InvalidInput("NAME", "nothing was computed for this account by then: it has the default plan")
+    answer = entitlements_answer(checked, version, at_ms)
+    if as_json:
+        click.echo(answer.model_dump_json())
+        return
+    click.echo(f"{answer.at}, by version {answer.version} of {answer.computed_at}: {answer.cause}")
+    for feature, found in answer.features.items():
+        click.echo(f"{feature}: {'denied' if found.denied else found.value}")
+        for give in found.gives:
+            source = give.id if give.id.startswith(give.source) else f"{give.source} {give.id}"
+            who = f", by {give.by} on {give.granted_at}: {give.reason}" if give.by else ""
+            until = f" until {give.ends_at}" if give.ends_at else ""
+            click.echo(f"  {source}: {f'{give.does} {give.value}' if give.does != 'deny' else 'deny'}{until}{who}")
 
 
 @account.command("override")
@@ -189,7 +216,8 @@ def _show(made: Override) -> None:
     if made.revoked_ms is not None:
         gone = f", taken back {format_instant_ms(made.revoked_ms)} by {made.revoked_by}: {made.revoked_reason}"
     does = grant.operation.value if grant.operation == "deny" else f"{grant.operation.value} {text_of(grant.value)}"
-    click.echo(f"{made.number}: {grant.kind} {grant.feature} {does}{until}, by {made.actor}: {grant.reason}{gone}")
+    made_by = f"by {made.actor} on {format_instant_ms(made.made_ms)}: {grant.reason}"
+    click.echo(f"{made.number}: {grant.source}, {grant.feature} {does}{until}, {made_by}{gone}")
 
 
 def _document(made: Override) -> dict[str, object]:
@@ -199,6 +227,7 @@ def _document(made: Override) -> dict[str, object]:
     grant = made.grant
     return {
         "number": made.number,
+        "id": grant.source,
         "kind": grant.kind.value,
         "feature": grant.feature,
         "does": grant.operation.value,

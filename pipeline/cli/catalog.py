@@ -227,10 +227,9 @@ def catalog_drift(as_json: bool) -> None:
 @click.option("--history", is_flag=True, help="Print who applied which catalog instead, when and why.")
 def catalog_show(versions: bool, history: bool) -> None:
     """Print the active catalog, with what its plans inherit."""
-    from aggregators.catalog_words import count_text
     from aggregators.instants import format_instant_ms
     from pipeline.commands import catalog as commands
-    from pipeline.commands.catalog import show
+    from pipeline.commands.catalog import show, users_text
 
     if history:
         for row in run(commands.history(settings())):
@@ -243,7 +242,7 @@ def catalog_show(versions: bool, history: bool) -> None:
     elif versions:
         width = max(len(str(plan)) for plan in standing.plans)
         for plan, known in sorted(standing.plans.items()):
-            users = f"  {count_text(touched[plan])}" if plan in touched else ""
+            users = f"  {users_text(touched[plan])}" if plan in touched else ""
             click.echo(f"{plan!s:{width}}  {known.state:6}{users}".rstrip())
     else:
         click.echo(standing.catalog.model_dump_json(indent=2, exclude_defaults=True))

@@ -1,4 +1,4 @@
-"""The commands about what accounts may do: check, override, overrides and revoke."""
+"""The commands about what accounts may do: check, entitlements, override, overrides and revoke."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pipeline.access.overriding import Wish, grant_wishes
 from pipeline.access.usage import LiveUsageSource
 from pipeline.open import Base, open_base, open_live_view, open_side_tables
 from pipeline.settings import Settings
-from schemas.entitlements import Override
+from schemas.entitlements import EntitlementVersion, Override
 from schemas.errors import InvalidInput
 from schemas.events import check_account
 from schemas.holds import Hold
@@ -73,6 +73,14 @@ async def overrides(settings: Settings, account: str) -> Sequence[Override]:
     """What people granted to an account."""
     async with _stores(settings) as (_, tables):
         return await tables.entitlements.overrides(account)
+
+
+async def entitlements(settings: Settings, account: str, at_ms: int | None) -> tuple[EntitlementVersion | None, int]:
+    """The entitlements of an account that held at an instant, now if that is None, and the instant. None: nothing was
+    computed by then, so the account has the default plan."""
+    async with _stores(settings) as (base, tables):
+        at_ms = base.clock.now_ms() if at_ms is None else at_ms
+        return await tables.entitlements.version_at(account, at_ms), at_ms
 
 
 @contextlib.asynccontextmanager

@@ -168,15 +168,37 @@ async def find_drift(settings: Settings) -> list[str]:
         return drift_of(await _with_parts(parts, world, products, coupons_to_read(world.standing.catalog)))
 
 
-async def show(settings: Settings) -> tuple[Standing, Mapping[PlanId, int]]:
-    """What SQL holds of the catalog, and how many subscriptions of the mirror have each version."""
+class Users(NamedTuple):
+    """How many subscriptions of the mirror have a version, and how many others get it by a planned change."""
+
+    now: int
+    scheduled: int
+
+
+async def show(settings: Settings) -> tuple[Standing, Mapping[PlanId, Users]]:
+    """What SQL holds of the catalog, and who has each version."""
     base = await open_base(settings, create=False)
     async with contextlib.AsyncExitStack() as stack:
         stack.push_async_callback(base.log.close)
         tables = await open_side_tables(base)
         stack.push_async_callback(tables.close)
-        standing = await tables.catalog.standing()
-        return standing, touched_by(World(standing, AtStripe(), await tables.catalog.subscriptions_by_price()))
+        return await users_of(tables.catalog)
+
+
+async def users_of(store: CatalogStore) -> tuple[Standing, Mapping[PlanId, Users]]:
+    """The standing of a catalog, and who has each version; a version that nobody has or gets is not in it."""
+    standing = await store.standing()
+    now, later = [
+        touched_by(World(standing, AtStripe(), await store.subscriptions_by_price(with_planned=planned)))
+        for planned in (False, True)
+    ]
+    return standing, {plan: Users(now.get(plan, 0), count - now.get(plan, 0)) for plan, count in later.items()}
+
+
+def users_text(users: Users) -> str:
+    """Who has a version, in words."""
+    scheduled = f"{users.scheduled} scheduled" if users.scheduled else ""
+    return ", ".join(each for each in (count_text(users.now) if users.now else "", scheduled) if each)
 
 
 async def history(settings: Settings) -> Sequence[AuditRow]:

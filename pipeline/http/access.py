@@ -24,7 +24,7 @@ from pipeline.http.dependencies import GatewayDependencies, Reader, authorized
 from pipeline.http.errors import ApiError, json_answer, retry_after
 from pipeline.http.queries import AccountInPath, Instant, Parameters
 from schemas.access import Decision
-from schemas.entitlements import UNLIMITED, Entitlements, Grant, Resolved, Value
+from schemas.entitlements import UNLIMITED, Entitlements, EntitlementVersion, Grant, Resolved, SourceKind, Value
 from schemas.errors import InvalidInput
 from schemas.events import check_account
 from schemas.holds import Hold
@@ -102,21 +102,24 @@ class AccessEndpoints:
         if version is None:
             message = "nothing was computed for this account by then: it has the default plan"
             raise ApiError(404, "no_entitlements", message, "account")
-        segment = segment_at(decode(version.segments), at_ms)
-        return json_answer(
-            models.EntitlementsAnswer(
-                account=account,
-                at=format_instant_ms(at_ms),
-                version=version.version,
-                computed_at=format_instant_ms(version.computed_ms),
-                cause=version.cause,
-                features={
-                    name: models.EntitlementAnswer.model_validate(_shown(found))
-                    for name, found in sorted(segment.features.items())
-                    if ":" not in name
-                },
-            )
-        )
+        return json_answer(entitlements_answer(account, version, at_ms))
+
+
+def entitlements_answer(account: str, version: EntitlementVersion, at_ms: int) -> models.EntitlementsAnswer:
+    """What an account may do at an instant, by the version that held then."""
+    segment = segment_at(decode(version.segments), at_ms)
+    return models.EntitlementsAnswer(
+        account=account,
+        at=format_instant_ms(at_ms),
+        version=version.version,
+        computed_at=format_instant_ms(version.computed_ms),
+        cause=version.cause,
+        features={
+            name: models.EntitlementAnswer.model_validate(_shown(found))
+            for name, found in sorted(segment.features.items())
+            if ":" not in name
+        },
+    )
 
 
 def opened_access(dependencies: GatewayDependencies) -> tuple[AccessChecks, Entitlements]:
@@ -216,6 +219,17 @@ def _give(grant: Grant) -> dict[str, Any]:
     }
 
 
+def _granted(grant: Grant) -> dict[str, Any]:
+    """A grant, and which person made it."""
+    is_of_person = grant.kind in (SourceKind.CONTRACT, SourceKind.OVERRIDE)
+    return {
+        **_give(grant),
+        "by": grant.cause if is_of_person else None,
+        "reason": grant.reason if is_of_person else None,
+        "granted_at": format_instant_ms(grant.starts_ms) if is_of_person else None,
+    }
+
+
 def text_of(value: Value) -> str:
     """A value as text."""
     if isinstance(value, bool):
@@ -226,7 +240,7 @@ def text_of(value: Value) -> str:
 
 
 def _shown(found: Resolved) -> dict[str, Any]:
-    gives = [_give(grant) for grant in found.gives]
+    gives = [_granted(grant) for grant in found.gives]
     return {"value": text_of(found.value), "denied": found.is_denied, "gives": gives}
 
 

@@ -393,7 +393,7 @@ class OverageAnswer(Answer):
     """Usage beyond the included quantity, which is billed beside the base price."""
 
     quantity: Decimal = Field(description="With the quantity asked for, and all that is held.")
-    so_far: MoneyAnswer | None = Field(description="What the usage until now costs; null: none is beyond, or unknown.")
+    so_far: MoneyAnswer | None = Field(description="What the usage until now costs beyond it; null: not known.")
     cap: MoneyAnswer | None = Field(description="What it may cost in a period at most; null without a cap.")
 
 
@@ -420,12 +420,20 @@ class AccessAnswer(Answer):
     freshness: Freshness
 
 
+class GrantAnswer(GiveAnswer):
+    """A grant, and which person made it."""
+
+    by: str | None = Field(description="Of a contract or an override: who granted it.")
+    reason: str | None = Field(description="Of a contract or an override: why.")
+    granted_at: Instant | None = Field(description="Of a contract or an override: when.")
+
+
 class EntitlementAnswer(Answer):
     """The value of one feature."""
 
     value: str = Field(description="A number, `unlimited`, `true`, `false`, or the JSON of a config.")
     denied: bool
-    gives: list[GiveAnswer]
+    gives: list[GrantAnswer]
 
 
 class EntitlementsAnswer(Answer):

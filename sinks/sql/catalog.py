@@ -43,8 +43,8 @@ class SqlCatalog:
         wanted = select(catalog_versions.c.sha256).where(catalog_versions.c.state == "active")
         return await self._run(lambda connection: str(connection.execute(wanted).scalar() or ""))
 
-    async def subscriptions_by_price(self) -> Mapping[str, frozenset[str]]:
-        return await self._run(_subscriptions_by_price)
+    async def subscriptions_by_price(self, *, with_planned: bool = True) -> Mapping[str, frozenset[str]]:
+        return await self._run(lambda connection: _subscriptions_by_price(connection, with_planned=with_planned))
 
     async def begin_catalog(self, plan: CatalogPlan, actor: str, reason: str, now_ms: int) -> None:
         await self._run(lambda connection: _begin(connection, plan, actor, reason, now_ms))
@@ -100,7 +100,7 @@ def _versions(connection: Connection) -> dict[str, Values]:
     return {row["state"]: dict(row) for row in connection.execute(wanted).mappings()}
 
 
-def _subscriptions_by_price(connection: Connection) -> dict[str, frozenset[str]]:
+def _subscriptions_by_price(connection: Connection, *, with_planned: bool) -> dict[str, frozenset[str]]:
     items, subscriptions = mirror["subscription_items"].c, mirror["subscriptions"].c
     wanted = select(items.price_id, items.subscription_id).where(
         items.subscription_id == subscriptions.id,
@@ -111,7 +111,7 @@ def _subscriptions_by_price(connection: Connection) -> dict[str, frozenset[str]]
     found: dict[str, set[str]] = {}
     for price, subscription in connection.execute(wanted):
         found.setdefault(price, set()).add(subscription)
-    for identifier, subscription, phases in connection.execute(_planned_changes()):
+    for identifier, subscription, phases in connection.execute(_planned_changes()) if with_planned else ():
         for phase in json.loads(phases):
             for item in phase["prices"]:
                 found.setdefault(item["price"], set()).add(subscription or identifier)

@@ -176,6 +176,24 @@ async def test_a_new_price_is_for_who_signs_up_and_who_has_the_old_one_keeps_it(
     assert (2, "anna", "because") == (standing.catalog.version, standing.applied_by, standing.reason)
 
 
+async def test_another_currency_of_an_add_on_is_a_price_more(world: World) -> None:
+    """Who has the add-on keeps its price, and the version is sold in both."""
+    await world.apply_file(SMALL)
+    boost = PlanId("boost", 1)
+    key = "tm.boost.v1.addon.month.usd"
+    old = (await world.store.standing()).records[CatalogKind.PRICE, key]
+    more = changed('{usd: "5.00"}', '{usd: "5.00", jpy: 700}')
+    await world.apply_file(more, version=2)
+
+    standing, stripe = await world.store.standing(), await world.objects.read()
+    new = standing.records[CatalogKind.PRICE, key.replace("usd", "jpy")]
+    assert (old, "jpy", boost) == (standing.records[CatalogKind.PRICE, key], new.currency, new.plan)
+    assert ("500", "700") == tuple(stripe.prices[each.stripe_id].terms.unit_minor for each in (old, new))
+    assert catalog_of(more).addons["boost"] == standing.plans[boost].sold
+    again = await world.plan(more.replace("version: 1\nmeters", "version: 2\nmeters"))
+    assert ([], [], []) == (again.actions, again.refusals, again.drift)
+
+
 async def test_a_meter_that_was_made_again_bills_nothing_through_the_old_prices(
     world: World, served_simulator: ServedSimulator
 ) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -119,21 +119,23 @@ def draft(finalizes_ms: int) -> Fetched:
     return found._replace(rows={**found.rows, "invoices": [{**row, "finalizes_ms": finalizes_ms}]})
 
 
-DEADLINES = {
-    "days": ([metered(now_ms() + 60 * HOUR_MS)], "note", "in 61.0 hours"),
-    "a night": ([metered(now_ms() + 8 * HOUR_MS)], "wrong", "in 9.0 hours"),
-    "a draft": ([metered(now_ms() + 700 * HOUR_MS), draft(now_ms() + 2 * HOUR_MS)], "wrong", "in 2.0 hours"),
-    "passed": ([metered(now_ms() - 3 * HOUR_MS)], "wrong", "2.0 hours ago"),
-    "ended": ([metered(now_ms() + 8 * HOUR_MS, ended_ms=1)], "", ""),
-    "not metered": ([fetched_subscription()], "", ""),
+# What was fetched, made at the test's own instant.
+DEADLINES: dict[str, tuple[Callable[[int], list[Fetched]], str, str]] = {
+    "days": (lambda now_ms: [metered(now_ms + 60 * HOUR_MS)], "note", "in 61.0 hours"),
+    "a night": (lambda now_ms: [metered(now_ms + 8 * HOUR_MS)], "wrong", "in 9.0 hours"),
+    "a draft": (lambda now_ms: [metered(now_ms + 700 * HOUR_MS), draft(now_ms + 2 * HOUR_MS)], "wrong", "in 2.0 hours"),
+    "passed": (lambda now_ms: [metered(now_ms - 3 * HOUR_MS)], "wrong", "2.0 hours ago"),
+    "ended": (lambda now_ms: [metered(now_ms + 8 * HOUR_MS, ended_ms=1)], "", ""),
+    "not metered": (lambda _: [fetched_subscription()], "", ""),
 }
 
 
-@pytest.mark.parametrize(("fetched", "status", "detail"), DEADLINES.values(), ids=DEADLINES)
+@pytest.mark.parametrize(("made", "status", "detail"), DEADLINES.values(), ids=DEADLINES)
 async def test_held_events_are_named_with_the_hours_that_are_left(
-    deployed: Deployed, fetched: list[Fetched], status: str, detail: str
+    deployed: Deployed, made: Callable[[int], list[Fetched]], status: str, detail: str
 ) -> None:
     """Stripe finalizes an invoice an hour after its period by default; then it bills no usage that comes later."""
+    fetched = made(now_ms())
     happened = [event(number, each.name) for number, each in enumerate(fetched)]
     await deployed.tables.commit(step(0, happened, fetched))
     found = await deployed.says()

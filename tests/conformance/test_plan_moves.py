@@ -10,7 +10,7 @@ import pytest_asyncio
 
 from aggregators.mirror import mirror_rows
 from pipeline.commands.catalog import Parts as CatalogParts
-from pipeline.commands.catalog import apply_plan, plan_content
+from pipeline.commands.catalog import apply_plan, plan_content, users_of, users_text
 from pipeline.commands.plan_moves import (
     KEY_LASTS_MS,
     Parts,
@@ -182,6 +182,8 @@ async def test_a_subscription_moves_at_its_renewal(world: World) -> None:
     again, _ = await world.migrate()
 
     assert ({"scheduled": 1}, {"scheduled before": 1}) == (ends, again)
+    _, users = await users_of(world.tables.catalog)
+    assert {ONE: "1 subscription", TWO: "1 scheduled"} == {plan: users_text(each) for plan, each in users.items()}
     assert told[0].startswith(f"{subscription}: moves at 20")
     assert await world.prices_of(subscription) == OLD
     world.clock.ms += 32 * DAY_MS

@@ -511,7 +511,7 @@ async def test_the_mirrors_objects_are_read_page_by_page_and_counted(side_tables
     assert {"invoices": ["in_2", "in_5"], "invoice_lines": ["il_2", "il_5"]} == {
         name: sorted(str(row["id"]) for row in rows) for name, rows in found.items()
     }
-    assert {"stripe_customers": []} == await side_tables.mirrored(ObjectKind.CUSTOMER, [])
+    assert {"stripe_customers": [], "payment_methods": []} == await side_tables.mirrored(ObjectKind.CUSTOMER, [])
     counts = await side_tables.counts()
     assert counts == {table: len(rows) for table, rows in (await side_tables.mirror()).items()}
     assert (7, 7, 1, 0) == tuple(

@@ -11,9 +11,10 @@ from typing import Any, NamedTuple
 import pytest
 import pytest_asyncio
 
+from pipeline.access.overriding import Wish, grant_wishes
 from pipeline.http.models import AccessAnswer
 from schemas.clock import MINUTE_MS
-from schemas.entitlements import EntitlementVersion
+from schemas.entitlements import EntitlementVersion, Operation
 from schemas.errors import Transient
 from tests.unit.catalog.files import SMALL, catalog_of
 from tests.worlds.business import Business, subscribe
@@ -167,6 +168,20 @@ async def test_what_was_allowed_then(served: Served) -> None:
     assert now.json()["cause"] in {event["id"] for event in served.business.stripe.happened()}
     assert (never.status_code, never.json()["error"]["code"]) == (404, "no_entitlements")
     assert not any(":" in name for name in now.json()["features"])
+
+
+async def test_what_a_person_granted_says_who_and_why(served: Served) -> None:
+    """Also afterwards: it is kept with the version."""
+    subscribe(served.business)
+    wish = Wish("acme", "tokens", Operation.ADD, "500", None, "ann", "ticket 1")
+    now_ms = served.business.clock.now_ms()
+    await grant_wishes(served.business.checks.catalog, served.business.sql.entitlements, [wish], now_ms)
+    await served.business.settle()
+    answer = (await served.gateway.get("/v1/accounts/acme/entitlements")).json()
+
+    plan, override = answer["features"]["tokens"]["gives"]
+    assert ("plan", None, None, None) == tuple(plan[name] for name in ("source", "by", "reason", "granted_at"))
+    assert {"by": "ann", "reason": "ticket 1", "granted_at": _text(now_ms), "value": "500"}.items() <= override.items()
 
 
 async def test_a_quantity_is_held_until_it_is_used_or_given_back(served: Served) -> None:

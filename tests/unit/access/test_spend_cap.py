@@ -81,6 +81,26 @@ async def test_without_a_cap_the_cost_is_shown_and_refuses_nothing() -> None:
     assert answer.decision.spending == Spending(Money(4_000, "usd", 2), None)
 
 
+@pytest.mark.parametrize(
+    ("currencies", "spending"),
+    [
+        pytest.param("usd", Spending(Money(0, "usd", 2), None), id="sold in one currency"),
+        pytest.param("usd jpy", None, id="sold in two, and nobody has asked yet"),
+    ],
+)
+async def test_usage_within_what_is_included_costs_nothing_in_a_known_currency(
+    currencies: str, spending: Spending | None
+) -> None:
+    text = PRICED.replace('    spend_cap: {tokens: {usd: "2.00"}}\n', "")
+    if currencies == "usd":
+        text = text.replace(", jpy: 1500}", "}").replace(", jpy: 0}}", "}}").replace(', jpy: "0.0006"}', "}")
+    business = await opened(text)
+    business.used = Decimal(4_000)
+    decision = (await business.checks.check("acme", "tokens", Decimal(1))).decision
+
+    assert (decision.reason, decision.spending) == (Reason.INCLUDED, spending)
+
+
 @pytest.mark.parametrize("is_capped", [True, False])
 async def test_who_pays_in_which_currency_is_asked_for_only_if_it_decides(
     is_capped: bool, monkeypatch: pytest.MonkeyPatch

@@ -4,22 +4,27 @@ from __future__ import annotations
 
 import json
 from datetime import UTC, datetime
+from decimal import Decimal
 from typing import Any
 
 import pytest
 
 from aggregators.binding_timeline import timeline
+from aggregators.entitlement_codec import encode
 from aggregators.instants import format_instant_ms
 from pipeline.cli import main
 from pipeline.cli.operate import binding_of
+from pipeline.commands import access
 from pipeline.commands.accounts import binding_plan, check_unlinked, closing_plan
 from pipeline.logs.bindings import AccountLog, Plan, Standing, append_plan, standing
 from pipeline.logs.control_records import append_control
 from schemas.control import BindingRecord
+from schemas.entitlements import EntitlementVersion, Grant, Operation, Override, Resolved, Segment, SourceKind
 from schemas.errors import InvalidInput, Transient
 from schemas.meters import MeterSet
 from schemas.periods import AccountState, Billing, Binding, Customer
 from sinks.sql.fake import FakeSideTables
+from tests.unit.cli.command_lines import run
 from tests.worlds.deployment import SECRET, World
 from tests.worlds.reconciler import METER_SET, START_MS
 
@@ -442,3 +447,51 @@ async def test_an_account_that_stripe_binds_is_refused(links: list[tuple[int, st
         await check_unlinked(tables, ACME, START_MS)
     await tables.unlink(ACME, "tester", "", START_MS)
     await check_unlinked(tables, ACME, START_MS)
+
+
+GIVEN = Segment(
+    0,
+    {
+        "api_calls": Resolved(
+            Decimal(55_000),
+            (
+                Grant("api_calls", SourceKind.PLAN, "team@1", Operation.SET, Decimal(50_000), 0),
+                Grant("api_calls", SourceKind.OVERRIDE, "override 1f", Operation.ADD, Decimal(5_000), 0, 86_400_000,
+                      cause="ann", reason="ticket 1"),
+            ),
+        ),
+        "included:calls": Resolved(Decimal(1), ()),
+    },
+)  # fmt: skip
+
+
+def test_what_an_account_was_allowed_names_who_made_it_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def entitlements(_settings: Any, account: str, at_ms: int) -> tuple[EntitlementVersion | None, int]:
+        version = EntitlementVersion(account, 3, 0, "", encode([GIVEN]), "evt_1")
+        return (version if account == "acme" else None), at_ms
+
+    monkeypatch.setenv("TIDEMARK_SECRET", "x" * 32)
+    monkeypatch.setattr(access, "entitlements", entitlements)
+    words = ["account", "entitlements", "acme", "--at", "1970-01-01T00:00:01Z"]
+
+    assert (0, 2) == tuple(run([*words[:2], name, *words[3:]]).code for name in ("acme", "other"))
+    assert run(words).out.splitlines() == [
+        "1970-01-01T00:00:01Z, by version 3 of 1970-01-01T00:00:00Z: evt_1",
+        "api_calls: 55000",
+        "  plan team@1: set 50000",
+        "  override 1f: add 5000 until 1970-01-02T00:00:00Z, by ann on 1970-01-01T00:00:00Z: ticket 1",
+    ]
+    assert "ann" == json.loads(run([*words, "--json"]).out)["features"]["api_calls"]["gives"][1]["by"]
+
+
+def test_what_a_person_granted_has_its_id_and_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def overrides(_settings: Any, account: str) -> list[Override]:
+        return [Override(account, 1, GIVEN.features["api_calls"].gives[1], "ann", 1_000)]
+
+    monkeypatch.setenv("TIDEMARK_SECRET", "x" * 32)
+    monkeypatch.setattr(access, "overrides", overrides)
+
+    assert run(["account", "overrides", "acme"]).out == (
+        "1: override 1f, api_calls add 5000 until 1970-01-02T00:00:00Z, by ann on 1970-01-01T00:00:01Z: ticket 1\n"
+    )
+    assert "override 1f" == json.loads(run(["account", "overrides", "acme", "--json"]).out)[0]["id"]

@@ -9,7 +9,7 @@ import pytest
 from aggregators.catalog import read_catalog
 from aggregators.catalog_plan import World, plan_catalog
 from pipeline.commands import catalog as commands
-from pipeline.commands.catalog import Checked, save_plan
+from pipeline.commands.catalog import Checked, Users, save_plan, users_text
 from pipeline.open import read_bytes
 from pipeline.settings import Settings
 from schemas.catalog_changes import AtStripe, CatalogPlan, Standing
@@ -56,6 +56,28 @@ def test_a_catalog_file_is_planned_shown_and_asked_about(applied: list[CatalogPl
     assert all("+ price tm.team.v1.seat.month.usd" in each.out for each in (nobody, no, yes))
     assert "catalog version 1 is active" in yes.out
     assert [PLAN.sha256] == [plan.sha256 for plan in applied]
+
+
+def test_what_is_not_asked_about_is_printed_once(applied: list[CatalogPlan], tmp_path: Path) -> None:
+    """Each step is printed when it is done, and what it gives and warns of is said nowhere else."""
+    result = run([*APPLY, written(tmp_path, SMALL), *WHY, "--yes"])
+
+    assert (0, 1) == (result.code, len(applied))
+    assert "+ price" not in result.out
+    assert "team@1 gives:\n  seats: as many as are paid\n" in result.out
+    assert "warning: catalog.yaml:33: addons.boost.price: customers of team who pay in jpy by the month" in result.out
+
+
+@pytest.mark.parametrize(
+    ("rows", "words"),
+    [
+        pytest.param((1, 0), "1 subscription", id="had"),
+        pytest.param((0, 1), "1 scheduled", id="scheduled"),
+        pytest.param((12, 3), "12 subscriptions, 3 scheduled", id="both"),
+    ],
+)
+def test_who_has_a_version_and_who_gets_it_are_counted_apart(rows: tuple[int, int], words: str) -> None:
+    assert words == users_text(Users(*rows))
 
 
 def test_a_saved_plan_asks_nobody(applied: list[CatalogPlan], tmp_path: Path) -> None:

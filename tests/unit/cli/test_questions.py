@@ -109,6 +109,7 @@ EXAMPLES = {
     ("account", "link"): ["acme", "--customer", "cus_1"], ("billing", "audit"): ["acme"],
     ("account", "link-all"): ["/dev/null"],
     ("account", "override"): ["acme", "api_calls", "--add", "5", "--reason", "a gift"],
+    ("account", "entitlements"): ["acme", "--at", "2026-11-03T14:03:00Z"],
     ("account", "overrides"): ["acme"], ("account", "revoke"): ["acme", "1", "--reason", "a mistake"],
     ("change", "preview"): ["acme", "pro"], ("change", "accept"): ["acme", "qt_1"], ("change", "undo"): ["acme"],
     ("check",): ["acme", "api_calls"], ("notices", "retry"): ["--all-dead"],
