@@ -1,4 +1,7 @@
-"""Deliberate defects of the fold: versions of cells, and what its ledger keeps for too long."""
+"""Deliberate defects of the fold: versions of cells, and what its ledger keeps for too long.
+
+No run is known to catch most of them; `tests/unit/aggregators/test_cuts.py` sees all.
+"""
 
 from __future__ import annotations
 
@@ -59,9 +62,10 @@ def _text_made_once(original: Any) -> Any:
     return totals_and_rankings
 
 
+SEEN_IN_RUNS: Final = (Mutant("fold: the text of a total is made once", _Sums, "totals_and_rankings", _text_made_once),)
 FOLD: Final = (
     Mutant("fold: a cell's version is not of its last event", _Sums, "_merge", _odd_positions),
     Mutant("fold: the ledger is kept after an error", RollupProcessor, "_flush", _kept_after_an_error),
     Mutant("fold: a target is kept over a change of the meter set", Ledger, "turn", _turned_by_buckets_only),
-    Mutant("fold: the text of a total is made once", _Sums, "totals_and_rankings", _text_made_once),
+    *SEEN_IN_RUNS,
 )

@@ -45,6 +45,7 @@ from tests.simulation.billing_mutants import BILLING
 from tests.simulation.binding_mutants import BINDINGS
 from tests.simulation.closing_mutants import CLOSING
 from tests.simulation.flush_mutants import FLUSHES
+from tests.simulation.fold_mutants import SEEN_IN_RUNS
 from tests.simulation.late_binding_mutants import LATE_BINDINGS
 from tests.simulation.mirror_mutants import MIRROR
 from tests.simulation.mutant import RUNS_MAX, Method, Mutant, inner, runs_to_catch
@@ -351,6 +352,7 @@ MUTANTS: Final = (
     Mutant("count what a meter must skip", CompiledMeterSet, "contributions", _counts_what_it_cannot_use),
     Mutant("the ledger survives its checkpoint", RollupProcessor, "start_offset", _ledger_survives),
     Mutant("a lost quarantine entry", _ROLLUP, "quarantine", _quarantine_may_fail),
+    *SEEN_IN_RUNS,
     *BILLING,
     *BINDINGS,
     *LATE_BINDINGS,
