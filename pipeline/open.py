@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import secrets
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple
 
@@ -257,6 +259,23 @@ async def open_side_tables(base: Base, *, migrate: bool = True, timeout_s: float
         return tables
     await tables.close()
     return opened(timeout_s)
+
+
+@contextlib.asynccontextmanager
+async def side_tables_of(settings: Settings) -> AsyncIterator[tuple[Base, PostgresSideTables]]:
+    """The side tables of a deployment that exists, for one command. Creates and migrates nothing.
+
+    Raises what `open_base` and `open_side_tables` raise. Closes the tables and the log.
+    """
+    base = await open_base(settings, create=False)
+    try:
+        tables = await open_side_tables(base, migrate=False)
+        try:
+            yield base, tables
+        finally:
+            await tables.close()
+    finally:
+        await base.log.close()
 
 
 def read_meter_set(path: Path | None) -> MeterSet:

@@ -79,7 +79,7 @@ def _line(listed: ListedCase) -> str:
     if case.outcome is DunningOutcome.CHURNED and listed.invoices:
         # A proration would credit a time that nobody paid.
         said += f": cancel the subscription at Stripe without proration, then void {', '.join(listed.invoices)}"
-        said += " or mark it uncollectible"
+        said += " or mark them uncollectible"
     if listed.unbilled:
         said += f": {listed.unbilled} at Stripe, which bills nothing: {_BILLS_NOTHING[listed.unbilled]} there"
     return printable(said)

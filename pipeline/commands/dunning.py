@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from pipeline.access.dunning import month_starts
-from pipeline.open import Base, open_base, open_side_tables
+from pipeline.open import side_tables_of
 from pipeline.settings import Settings
-from schemas.dunning import DunningCase, DunningStore, ListedCase, Recovery
+from schemas.dunning import DunningCase, ListedCase, Recovery
 
 
 class Dunned(NamedTuple):
@@ -21,26 +20,13 @@ class Dunned(NamedTuple):
 
 async def listed(settings: Settings, account: str, is_open: bool | None, limit: int, months: int) -> Dunned:
     """The newest cases, and the recoveries by month. Raises `Transient`."""
-    async with _opened(settings) as (base, store):
-        cases = await store.listed(account=account, is_open=is_open, limit=limit)
+    async with side_tables_of(settings) as (base, tables):
+        cases = await tables.dunning.listed(account=account, is_open=is_open, limit=limit)
         starts_ms = month_starts(base.clock.now_ms(), months)
-        return Dunned(cases, await store.recoveries(starts_ms))
+        return Dunned(cases, await tables.dunning.recoveries(starts_ms))
 
 
 async def write_off(settings: Settings, case: str, actor: str, reason: str) -> DunningCase:
     """Close a case. Raises `InvalidInput` or `Transient`; repeatable."""
-    async with _opened(settings) as (base, store):
-        return await store.write_off(case, actor, reason, base.clock.now_ms())
-
-
-@contextlib.asynccontextmanager
-async def _opened(settings: Settings) -> AsyncIterator[tuple[Base, DunningStore]]:
-    base = await open_base(settings, create=False)
-    try:
-        tables = await open_side_tables(base, migrate=False)
-        try:
-            yield base, tables.dunning
-        finally:
-            await tables.close()
-    finally:
-        await base.log.close()
+    async with side_tables_of(settings) as (base, tables):
+        return await tables.dunning.write_off(case, actor, reason, base.clock.now_ms())

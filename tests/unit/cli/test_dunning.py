@@ -52,7 +52,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[object]:
 
 
 def test_list_says_how_far_each_case_is_and_how_many_recover(asked: list[object]) -> None:
-    proposal = ": cancel the subscription at Stripe without proration, then void in_2, in_3 or mark it uncollectible"
+    proposal = ": cancel the subscription at Stripe without proration, then void in_2, in_3 or mark them uncollectible"
     lines = run(["dunning", "list", "--state", "open", "--account", "acme"]).out.splitlines()
 
     assert asked == [("acme", True, 20, 6)]
