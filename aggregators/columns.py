@@ -22,7 +22,7 @@ from aggregators.quantities import POWERS, minor_of
 from aggregators.signing import distinct_member, marks_of
 from schemas.clock import HOUR_MS, HOUR_US, MILLISECOND_US
 from schemas.events import EventStruct
-from schemas.log import position
+from schemas.log import Record, position
 from schemas.meters import QUANTITY_MINOR_MAX, Meter, path_keys
 
 # Entries of each cache of a maker; a full cache is emptied.
@@ -133,9 +133,9 @@ class Segment(NamedTuple):
 class ColumnMaker(Protocol):
     """Makes the columns of a ledger's partition under one meter set.
 
-    The order of calls: for each record `go_to`, `unknown`, then `take`; at the end of a segment `taken`. Whoever takes
-    an event that was left out appends to `columns` too. A maker looks at `Ledger.entered` (and empties it) and at
-    `Ledger.epoch` before it uses what it has kept of accounts and targets.
+    The order of calls: for each record `go_to`, then `take`; at the end of a segment `taken`. Whoever takes an event
+    that was left out appends to `columns` too. A maker looks at `Ledger.entered` (and empties it) and at `Ledger.epoch`
+    before it uses what it has kept of accounts and targets.
     """
 
     columns: Columns
@@ -144,18 +144,22 @@ class ColumnMaker(Protocol):
         """Go to a stream time, and to the rules there."""
         ...
 
-    def unknown(self, offset: int, value: bytes) -> set[str]:
-        """The accounts of a record's events that are not in the ledger; some may belong to another partition. Changes
-        nothing. May be called ahead of the records before."""
+    def unknown(self, records: Sequence[Record]) -> set[str]:
+        """The accounts of the events of records that are not in the ledger; some may belong to another partition. Call
+        this ahead of `take`, for many records at once. Drains."""
         ...
 
-    def take(self, offset: int, value: bytes, leave: Leave) -> int:
-        """Put the plain events of a record into the columns, and call `leave` for all others. Returns how many events
-        the record has."""
+    def take(self, record: Record, leave: Leave) -> int:
+        """Put the plain events of a record into the columns, and call `leave` for all others, in log order. Returns how
+        many events the record has. May put off both until `drain`."""
+        ...
+
+    def drain(self) -> None:
+        """Take what `take` has put off."""
         ...
 
     def taken(self) -> Segment:
-        """What was taken since the last call, every list in the order of positions."""
+        """Drain; then what was taken since the last call, every list in the order of positions."""
         ...
 
 
@@ -214,17 +218,19 @@ class PythonColumns:
         self._earliest_us = max(rules.earliest_us, far_late_us(self._compiled.meter_set.policy, stream_time_ms))
         self._latest_us = rules.latest_us
 
-    def unknown(self, offset: int, value: bytes) -> set[str]:
+    def unknown(self, records: Sequence[Record]) -> set[str]:
         """See `ColumnMaker`."""
-        decoded = self._ahead.get(offset)
-        if decoded is None:
-            decoded = self._ahead[offset] = decode(value, self._event_bytes_max)
-        accounts = self._ledger.accounts
-        return {event.subject for _, event in decoded.events if event.subject not in accounts}
+        accounts, unknown = self._ledger.accounts, set[str]()
+        for record in records:
+            decoded = self._ahead.get(record.offset)
+            if decoded is None:
+                decoded = self._ahead[record.offset] = decode(record.value, self._event_bytes_max)
+            unknown.update(event.subject for _, event in decoded.events if event.subject not in accounts)
+        return unknown
 
-    def take(self, offset: int, value: bytes, leave: Leave) -> int:
+    def take(self, record: Record, leave: Leave) -> int:
         """See `ColumnMaker`."""
-        decoded = self._ahead.pop(offset, None) or decode(value, self._event_bytes_max)
+        decoded = self._ahead.pop(record.offset, None) or decode(record.value, self._event_bytes_max)
         self._look()
         for rejected in decoded.rejected:
             leave(rejected.place, rejected)
@@ -233,7 +239,7 @@ class PythonColumns:
         closed_us = now_us - self._grace_us
         minutes_us, seconds_us, fractions_us = self._minutes_us, SECONDS_US, _FRACTIONS_US
         accounts, feeds, columns = self._ledger.accounts, self._feeds, self.columns
-        base, unmetered_append = position(offset), columns.unmetered.append
+        base, unmetered_append = position(record.offset), columns.unmetered.append
         digest_append, position_append = columns.digests.append, columns.positions.append
         for place, event in decoded.events:
             # None is no text, and goes the same way as any other form of a time.
@@ -267,6 +273,9 @@ class PythonColumns:
             digest_append(marker.digest())
             position_append(at)
         return decoded.received
+
+    def drain(self) -> None:
+        """See `ColumnMaker`."""
 
     def taken(self) -> Segment:
         """See `ColumnMaker`."""

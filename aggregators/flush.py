@@ -27,6 +27,8 @@ from schemas.meters import Policy
 from schemas.periods import AccountState
 from schemas.rollup import BucketField, Checkpoint, Deferred, MarkKey, MarkSlice, ReadRequest, UniqueKey, View
 
+# The maker looks at so much at once. Small records are then taken together, while they are in the processor's cache.
+LOOK_BYTES_MAX: Final = 64 * 1024
 # An unknown account costs a read of the store, so the accounts of the records behind are asked for at the same time.
 AHEAD_BYTES_MAX: Final = 4 * 1024 * 1024
 
@@ -56,6 +58,8 @@ class Flush:
         self._compiled = self.log.compiled
         self._maker = books.maker(self._compiled)
         self._now: Now | None = None
+        # The maker has looked at the records before this one.
+        self._looked_at = 0
         self.exceptions = Exceptions(self.ledger)
         self.parts: list[Part] = []
         self.values: dict[int, bytes] = {}
@@ -98,7 +102,10 @@ class Flush:
             if self.log.is_control(record):
                 yield from self._controls(records, number)
             else:
-                yield from self._events(record, records, number)
+                now = self._go_to_stream_time()
+                if number >= self._looked_at:
+                    yield from self._look_at(records, number)
+                self._events(record, now)
             self.moments.append(Moment(record.offset, self.log.stream_time_ms, self.received - before))
             self.next_offset = record.next_offset
             if alone:
@@ -112,33 +119,28 @@ class Flush:
 
     # Events
 
-    def _events(self, record: Record, records: Sequence[Record], number: int) -> Iterator[ReadRequest]:
-        """Take `records[number]`, which has events."""
-        now = self._go_to_stream_time()
-        maker, offset, value = self._maker, record.offset, record.value or b""
-        unknown = self._at_home(maker.unknown(offset, value))
+    def _events(self, record: Record, now: Now) -> None:
+        """Take a record that has events."""
+        maker, base = self._maker, position(record.offset)
+        self.values[record.offset] = value = record.value or b""
+        raws, columns, take = Raws(value), maker.columns, self.exceptions.take
+        self.received += maker.take(record, lambda place, event: take(base | place, event, raws, now, columns))
+
+    def _look_at(self, records: Sequence[Record], number: int) -> Iterator[ReadRequest]:
+        """Ask for the unknown accounts of `records[number]` and of some records behind."""
+        ahead = [records[number], *_up_to(records, number + 1, LOOK_BYTES_MAX)]
+        self._looked_at = number + len(ahead)
+        unknown = self._at_home(self._maker.unknown([each for each in ahead if not has_control_header(each)]))
         if unknown:
-            yield ReadRequest(accounts=sorted(unknown | self._unknown_behind(records, number)))
-        self.values[offset] = value
-        raws, base = Raws(value), position(offset)
-        self.received += maker.take(
-            offset,
-            value,
-            lambda place, event: self.exceptions.take(base | place, event, raws, now, maker.columns),
-        )
+            yield ReadRequest(accounts=sorted(unknown | self._unknown_behind(records, self._looked_at)))
 
     def _unknown_behind(self, records: Sequence[Record], number: int) -> set[str]:
-        """The accounts of the records behind `records[number]` that are not in the ledger."""
-        unknown: set[str] = set()
-        size = 0
-        for record in islice(records, number + 1, None):
-            size += len(record.value or b"")
-            if size > AHEAD_BYTES_MAX:
-                break
+        """The accounts of `records[number]` and the records behind that are not in the ledger."""
+        behind = list(_up_to(records, number, AHEAD_BYTES_MAX))
+        unknown = self._maker.unknown([record for record in behind if not has_control_header(record)])
+        for record in behind:
             if has_control_header(record):
                 unknown |= accounts_of_control(record) - self.ledger.accounts.keys()
-            else:
-                unknown |= self._maker.unknown(record.offset, record.value or b"")
         return self._at_home(unknown)
 
     def _at_home(self, accounts: set[str]) -> set[str]:
@@ -176,12 +178,14 @@ class Flush:
             self.ledger.turn()
             self._compiled = log.compiled
             self._maker = self._books.maker(log.compiled)
+            self._looked_at = number + 1
         if not steps:
             return
         self._go_to_stream_time()
+        self._maker.drain()
         needed = self._needed(steps)
         if needed.accounts:
-            needed = needed._replace(accounts=sorted({*needed.accounts, *self._unknown_behind(records, number)}))
+            needed = needed._replace(accounts=sorted({*needed.accounts, *self._unknown_behind(records, number + 1)}))
         if needed.accounts or needed.deferred:
             yield needed
         for step in steps:
@@ -253,3 +257,13 @@ class Flush:
                     for number, member in zip(column.numbers, column.minors, strict=True):
                         members.setdefault(ledger.total_of[number], set()).add(member)
         return {ledger.unique_key(total): list(found) for total, found in members.items()}
+
+
+def _up_to(records: Sequence[Record], number: int, bytes_max: int) -> Iterator[Record]:
+    """The records from `records[number]` on, of together at most so many bytes."""
+    size = 0
+    for record in islice(records, number, None):
+        size += len(record.value or b"")
+        if size > bytes_max:
+            return
+        yield record

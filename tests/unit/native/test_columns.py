@@ -9,6 +9,7 @@ from typing import Any, Final
 import pytest
 
 from schemas.clock import DAY_MS, HOUR_MS, MINUTE_MS
+from schemas.log import EVENTS_TOPIC, Record
 from tests.fuzz import fuzz
 from tests.traffic.odd_records import METER_SET, NOW_MS
 from tests.worlds.native import BothMakers, Share
@@ -149,9 +150,9 @@ def test_sums_beyond_64_bits_stay_exact(library: ctypes.CDLL) -> None:
     makers = BothMakers(library, METER_SET)
     makers.go_to(NOW_MS)
     largest = quantity("999999999999999999")
-    record = b"[" + b",".join([largest] * 1_000) + b"]"
-    makers.enter(makers.native.unknown(0, record))
-    makers.native.take(0, record, lambda _place, item: pytest.fail(str(item)))
+    record = Record(EVENTS_TOPIC, 0, 0, NOW_MS, None, b"[" + b",".join([largest] * 1_000) + b"]")
+    makers.enter(makers.native.unknown([record]))
+    makers.native.take(record, lambda _place, item: pytest.fail(str(item)))
 
     (column,) = makers.native.taken().columns
 
