@@ -9,14 +9,19 @@ There are two makers: `PythonColumns`, which runs everywhere, and one in C. Both
 
 from __future__ import annotations
 
+from array import array
+from bisect import bisect_left
 from collections.abc import Callable, Sequence
-from typing import Any, Final, NamedTuple, Protocol
+from collections.abc import Set as AbstractSet
+from itertools import chain
+from typing import Any, Final, NamedTuple, Protocol, TypeVar
 
 from aggregators.decode import Decoded, Rejected, decode
 from aggregators.deferred import far_late_us
 from aggregators.instants import SECONDS_US, parse_instant_us
 from aggregators.judge import Rules
 from aggregators.ledger import Account, Ledger, Place
+from aggregators.marks import by_bucket, repeats
 from aggregators.meters import CompiledMeterSet, Contribution, Failure, filter_of
 from aggregators.quantities import POWERS, minor_of
 from aggregators.signing import distinct_member, marks_of
@@ -24,7 +29,9 @@ from schemas.clock import HOUR_MS, HOUR_US, MILLISECOND_US
 from schemas.events import EventStruct
 from schemas.log import Record, position
 from schemas.meters import QUANTITY_MINOR_MAX, Meter, path_keys
+from schemas.rollup import MarkKey, MarkSlice
 
+Numbers = TypeVar("Numbers", "list[int]", "array[int]", Any)
 # Entries of each cache of a maker; a full cache is emptied.
 TEXTS_MAX: Final = 65_536
 
@@ -77,11 +84,9 @@ class Column:
 
     def without(self, out: set[int]) -> Column:
         """The contributions of the events at other positions."""
-        rest = Column(self.meter)
-        kept = [index for index, at in enumerate(self.positions) if at not in out]
+        rest, places = Column(self.meter), places_of(out, self.positions)
         for name in ("numbers", "positions", "minors", "times_us"):
-            values = getattr(self, name)
-            setattr(rest, name, [values[index] for index in kept] if values else [])
+            setattr(rest, name, without_places(getattr(self, name), places))
         return rest
 
 
@@ -160,6 +165,16 @@ class ColumnMaker(Protocol):
 
     def taken(self) -> Segment:
         """Drain; then what was taken since the last call, every list in the order of positions."""
+        ...
+
+    def repeats(self, segments: Sequence[Segment], present: AbstractSet[int]) -> set[int]:
+        """The positions of the marks in these segments whose members are among `present`, or came before."""
+        ...
+
+    def marks(
+        self, segments: Sequence[Segment], mark_slice: MarkSlice, unmarked: AbstractSet[int] = frozenset()
+    ) -> dict[MarkKey, Sequence[int]]:
+        """The members of the marks in these segments by set of a slice, without those at the positions `unmarked`."""
         ...
 
 
@@ -280,6 +295,29 @@ class PythonColumns:
     def taken(self) -> Segment:
         """See `ColumnMaker`."""
         return self.columns.taken()
+
+    def repeats(self, segments: Sequence[Segment], present: AbstractSet[int]) -> set[int]:
+        """See `ColumnMaker`."""
+        members = set[int]().union(*(segment.members for segment in segments))
+        if len(members) == sum(len(each.members) for each in segments) and members.isdisjoint(present):
+            return set()
+        pairs = (zip(segment.positions, segment.members, strict=True) for segment in segments)
+        return repeats(chain.from_iterable(pairs), present)
+
+    def marks(
+        self, segments: Sequence[Segment], mark_slice: MarkSlice, unmarked: AbstractSet[int] = frozenset()
+    ) -> dict[MarkKey, Sequence[int]]:
+        """See `ColumnMaker`."""
+        if not unmarked:
+            pairs = (zip(segment.buckets, segment.members, strict=True) for segment in segments)
+            return dict(by_bucket(mark_slice, chain.from_iterable(pairs)))
+        marks = (
+            (bucket, member)
+            for segment in segments
+            for at, bucket, member in zip(segment.positions, segment.buckets, segment.members, strict=True)
+            if at not in unmarked
+        )
+        return dict(by_bucket(mark_slice, marks))
 
     def _look(self) -> None:
         ledger = self._ledger
@@ -418,6 +456,22 @@ class _Feeder:
             return TAKEN
 
         return feed
+
+
+def places_of(some: AbstractSet[int], positions: Sequence[int]) -> list[int]:
+    """Where some positions are in a list of positions that is in order, if they are there; in order."""
+    places = ((at, bisect_left(positions, at)) for at in sorted(some))
+    return [place for at, place in places if place < len(positions) and positions[place] == at]
+
+
+def without_places(values: Numbers, places: Sequence[int]) -> Numbers:
+    """The values without those at some places, which are in order. Costs little for a few places."""
+    rest, first = values[:0], 0
+    for place in places:
+        rest += values[first:place]
+        first = place + 1
+    rest += values[first:]
+    return rest
 
 
 def _first_keys(meter: Meter) -> frozenset[str]:

@@ -7,7 +7,8 @@ bucket begins. Within a segment, the order of events matters to dedup and to dis
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from itertools import chain, islice
+from collections.abc import Set as AbstractSet
+from itertools import islice
 from typing import Final, NamedTuple
 
 from aggregators.bindings import apply, report_start_ms
@@ -17,7 +18,7 @@ from aggregators.decode import Raws
 from aggregators.exceptions import Exceptions, Now
 from aggregators.expiry import Moment, Passed
 from aggregators.judge import rules_at
-from aggregators.marks import by_bucket, current_slice, live_slices, unchanged_until_ms
+from aggregators.marks import current_slice, live_slices, unchanged_until_ms
 from aggregators.partitioning import partition_of
 from aggregators.scan import LogFollower, LogState, accounts_of_control, has_control_header, is_restatement
 from aggregators.steps import AccountControl, Arrival, DedupDecisionStep
@@ -75,7 +76,7 @@ class Flush:
         self.next_offset = checkpoint.next_offset
         # After `request`: the slices that may have marks, and the marks of all events by set of the last slice.
         self.slices: tuple[MarkSlice, ...] = ()
-        self.marks: dict[MarkKey, list[int]] = {}
+        self.marks: dict[MarkKey, Sequence[int]] = {}
 
     @property
     def passed(self) -> Passed:
@@ -237,16 +238,20 @@ class Flush:
         slices = live_slices(checkpoint.slices, stream_time_ms, window_ms)
         current = current_slice(checkpoint.slices, stream_time_ms, window_ms)
         self.slices = slices if slices and slices[-1].start_ms == current.start_ms else (*slices, current)
-        self.marks = by_bucket(current, self._marks())
+        self.marks = self.marks_in(current)
         marks = dict(self.marks) if current.members else {}
         for mark_slice in slices:
             if mark_slice.members and mark_slice.start_ms != current.start_ms:
-                marks.update(by_bucket(mark_slice, self._marks()))
+                marks.update(self.marks_in(mark_slice))
         return self.ledger.request()._replace(marks=marks, uniques=self._distinct())
 
-    def _marks(self) -> Iterator[tuple[int, int]]:
-        segments = [part.segment for part in self.parts]
-        return chain.from_iterable(zip(segment.buckets, segment.members, strict=True) for segment in segments)
+    def marks_in(self, mark_slice: MarkSlice, unmarked: AbstractSet[int] = frozenset()) -> dict[MarkKey, Sequence[int]]:
+        """The members of the marks by set of a slice, without those at the positions `unmarked`."""
+        return self._maker.marks([part.segment for part in self.parts], mark_slice, unmarked)
+
+    def repeats(self, present: AbstractSet[int]) -> set[int]:
+        """The positions of the marks that came before, in the flush or as one of the members `present`."""
+        return self._maker.repeats([part.segment for part in self.parts], present)
 
     def _distinct(self) -> dict[UniqueKey, list[int]]:
         ledger = self.ledger

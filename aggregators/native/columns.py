@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import ctypes
+from array import array
 from bisect import bisect_left
 from collections.abc import Iterable, Sequence
+from collections.abc import Set as AbstractSet
 from ctypes import byref, c_int32, c_int64
 from struct import Struct
 from typing import Final, Literal
 
-from aggregators.columns import Column, Columns, Leave, Segment
+from aggregators.columns import Column, Columns, Leave, Numbers, Segment
 from aggregators.decode import Decoded, decode, is_batch
 from aggregators.deferred import far_late_us
 from aggregators.judge import Rules
 from aggregators.ledger import Account, Ledger, Place
 from aggregators.meters import NO_DIMENSIONS, CompiledMeterSet, dimensions_text
+from aggregators.native import marks
 from aggregators.native.interface import Core, LeftOut, Moment, Read, Told, ToTake
 from schemas.clock import HOUR_MS, MILLISECOND_US
 from schemas.log import Record, position
 from schemas.meters import Meter
+from schemas.rollup import MarkKey, MarkSlice
 
 _CELL: Final = Struct("<qqi")
 _LENGTH: Final = Struct("<i")
@@ -51,14 +55,14 @@ class _ColumnCore(Core):
     def forget_cells(self) -> None:
         self._library.tm_forget_cells(self._handle)
 
-    def column(self, meter: int, kind: int) -> list[int]:
-        """A list of what was taken: of all events if `meter` is -1, else of that meter."""
+    def column(self, meter: int, kind: int) -> array[int]:
+        """What was taken: of all events if `meter` is -1, else of that meter."""
         size = c_int64()
         start = self._library.tm_column(self._handle, meter, kind, byref(size))
-        if not size.value:
-            return []
-        form = _OF_EVENTS[kind] if meter < 0 else _OF_A_METER[kind]
-        return memoryview((ctypes.c_char * size.value).from_address(start)).cast("B").cast(form).tolist()
+        column = array(_OF_EVENTS[kind] if meter < 0 else _OF_A_METER[kind])
+        if size.value:
+            column.frombytes(ctypes.string_at(start, size.value))
+        return column
 
     def clear(self) -> None:
         self._library.tm_clear_columns(self._handle)
@@ -69,6 +73,7 @@ class NativeColumns:
 
     def __init__(self, library: ctypes.CDLL, ledger: Ledger, compiled: CompiledMeterSet) -> None:
         meter_set = compiled.meter_set
+        self._library = library
         self._ledger = ledger
         self._policy = meter_set.policy
         self._core = _ColumnCore(library, ledger.hash_key, meter_set, for_rows=False)
@@ -167,11 +172,21 @@ class NativeColumns:
             [column for column in columns if column.numbers],
         )
 
+    def repeats(self, segments: Sequence[Segment], present: AbstractSet[int]) -> set[int]:
+        """See `ColumnMaker`."""
+        return marks.repeats(self._library, segments, present)
+
+    def marks(
+        self, segments: Sequence[Segment], mark_slice: MarkSlice, unmarked: AbstractSet[int] = frozenset()
+    ) -> dict[MarkKey, Sequence[int]]:
+        """See `ColumnMaker`."""
+        return marks.marks(self._library, segments, mark_slice, unmarked)
+
     def _column(self, meter: Meter, odd: Column | None) -> Column:
         index, made = self._index[meter.slug], Column(meter)
-        made.numbers = self._core.column(index, 0)
-        if made.numbers:
-            made.positions, made.minors, made.times_us = (self._core.column(index, kind) for kind in (1, 2, 3))
+        made.numbers, made.positions, made.minors, made.times_us = (
+            self._core.column(index, kind).tolist() for kind in range(4)
+        )
         if odd is not None:
             cuts = _cuts(made.positions, odd.positions)
             made.numbers = _merged(made.numbers, odd.numbers, cuts)
@@ -245,11 +260,11 @@ def _cuts(positions: Sequence[int], others: Sequence[int]) -> list[int]:
     return [bisect_left(positions, other) for other in others]
 
 
-def _merged(values: list[int], others: Sequence[int], cuts: Sequence[int]) -> list[int]:
+def _merged(values: Numbers, others: Sequence[int], cuts: Sequence[int]) -> Numbers:
     """The values with each of the others at its cut. Both are in order, and so are the cuts."""
     if not others:
         return values
-    merged, last = list[int](), 0
+    merged, last = values[:0], 0
     for cut, other in zip(cuts, others, strict=True):
         merged += values[last:cut]
         merged.append(other)

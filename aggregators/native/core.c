@@ -6,6 +6,7 @@
    What the core takes, Python would have taken with the same values. Every table and buffer has a bound. */
 
 #include "columns.h"
+#include "marks.h"
 #include "rows.h"
 #include "tape.h"
 

@@ -4,8 +4,20 @@ from __future__ import annotations
 
 import ctypes
 import weakref
-from collections.abc import Sequence, Set
-from ctypes import POINTER, Structure, byref, c_char_p, c_int32, c_int64, c_uint8, c_uint16, c_uint64, c_void_p, string_at
+from collections.abc import Sequence
+from collections.abc import Set as AbstractSet
+from ctypes import (
+    POINTER,
+    Structure,
+    byref,
+    c_char_p,
+    c_int32,
+    c_int64,
+    c_uint8,
+    c_uint16,
+    c_uint64,
+    c_void_p,
+)
 from hashlib import blake2b
 from itertools import chain
 from struct import Struct
@@ -63,7 +75,7 @@ class Read(NamedTuple):
 
     events: int
     at: int
-    accounts: Set[str] = frozenset()
+    accounts: AbstractSet[str] = frozenset()
     odd: Sequence[LeftOut] = ()
 
 
@@ -85,7 +97,8 @@ _FUNCTIONS: Final[dict[str, tuple[Any, list[Any]]]] = {
     ),
     "tm_free": (None, [_CORE]),
     "tm_read": (
-        c_int32, [_CORE, POINTER(c_char_p), POINTER(c_int64), c_int32, c_int64, POINTER(c_int64), POINTER(c_int64)]
+        c_int32,
+        [_CORE, POINTER(c_char_p), POINTER(c_int64), c_int32, c_int64, POINTER(c_int64), POINTER(c_int64)],
     ),
     "tm_take": (
         c_int32,
@@ -103,6 +116,8 @@ _FUNCTIONS: Final[dict[str, tuple[Any, list[Any]]]] = {
     "tm_forget_cells": (None, [_CORE]),
     "tm_column": (c_void_p, [_CORE, c_int32, c_int32, POINTER(c_int64)]),
     "tm_clear_columns": (None, [_CORE]),
+    "tm_repeats": (c_int64, [c_void_p, c_int64, c_void_p, c_int64, c_void_p]),
+    "tm_by_set": (None, [c_void_p, c_void_p, c_int64, c_int64, c_void_p, c_void_p, c_void_p, c_void_p]),
     "tm_row": (c_int32, [_CORE, Text * 5, c_int64, c_int64, c_int64, c_uint8]),
     "tm_rows": (c_int64, [_CORE]),
     "tm_block_bytes": (c_int64, [_CORE]),
@@ -180,7 +195,7 @@ class Core:
         first = self._library.tm_places(self._handle, byref(count))
         if not count.value:
             return []
-        return list(_PLACE.iter_unpack(string_at(first, count.value * _PLACE.size)))
+        return list(_PLACE.iter_unpack(ctypes.string_at(first, count.value * _PLACE.size)))
 
     @property
     def tape_is_full(self) -> bool:

@@ -10,6 +10,7 @@ from aggregators.columns import ColumnMaker, PythonColumns, Segment
 from aggregators.decode import Rejected
 from aggregators.judge import Home, rules_at
 from aggregators.ledger import Ledger
+from aggregators.marks import Members
 from aggregators.meters import compiled
 from aggregators.native.columns import NativeColumns
 from aggregators.native.interface import bind
@@ -24,11 +25,13 @@ from schemas.events import EventStruct
 from schemas.log import EVENTS_TOPIC, Record, position
 from schemas.meters import MeterSet
 from schemas.periods import AccountState
+from schemas.rollup import MarkSlice
 from sinks.clickhouse.fake_native import rows_of
 from tests.worlds.deployment import SECRET
 
 HASH_KEY: Final = hash_key(SECRET)
 Left = EventStruct | Rejected
+SLICE: Final = MarkSlice(0, 1, 64)
 
 
 def native_library(path: str = "") -> ctypes.CDLL:
@@ -100,14 +103,30 @@ class BothMakers:
         assert {at: item for at, item in ours.items() if at in theirs} == theirs, run
         assert all(isinstance(item, EventStruct) for at, item in ours.items() if at not in theirs), run
         assert _plain(native) == _without(python, ours), run
+        self.compare_marks([native, python], frozenset(ours))
         return Share(sum(received), sum(received) - len(ours))
+
+    def compare_marks(self, segments: Sequence[Segment], some: frozenset[int], mark_slice: MarkSlice = SLICE) -> None:
+        """Assert that both say the same of the marks of segments, with and without the positions `some`."""
+        present = frozenset(segments[0].members[::3])
+        assert self.native.repeats(segments, present) == self.python.repeats(segments, present)
+        assert self.native.repeats(segments[:1], frozenset()) == self.python.repeats(segments[:1], frozenset())
+        for unmarked in (frozenset[int](), some):
+            sets = self.native.marks(segments, mark_slice, unmarked)
+            assert sets == self.python.marks(segments, mark_slice, unmarked)
+            for members in sets.values():
+                assert not isinstance(members, Members) or members.bulk == b"".join(map(_bulk, members))
 
     def _taken(self, maker: ColumnMaker, run: Sequence[Record]) -> tuple[list[int], dict[int, Left], Segment]:
         received, left = list[int](), dict[int, Left]()
         for record in run:
             self.go_to(record.timestamp_ms)
             base = position(record.offset)
-            received.append(maker.take(record, lambda place, item, base=base: left.update({base | place: item})))
+
+            def leave(place: int, item: Left, base: int = base) -> None:
+                left[base | place] = item
+
+            received.append(maker.take(record, leave))
         self.go_to(run[0].timestamp_ms)
         segment = maker.taken()
         valid = [at for at, item in left.items() if isinstance(item, EventStruct)]
@@ -131,6 +150,10 @@ class BothRows:
         native = [row for block in self._blocks.blocks() for row in rows_of(block)]
         assert sorted(native, key=lambda row: row.position) == python, (offset, value)
         return len(python)
+
+
+def _bulk(member: int) -> bytes:
+    return b"$%d\r\n%d\r\n" % (len(str(member)), member)
 
 
 def _plain(segment: Segment) -> dict[str, Any]:
