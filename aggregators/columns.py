@@ -145,6 +145,12 @@ class ColumnMaker(Protocol):
 
     columns: Columns
 
+    @property
+    def size(self) -> int:
+        """How many accounts and targets the maker keeps, beside the ledger. What it has read ahead does not count:
+        `flush.AHEAD_BYTES_MAX` limits that."""
+        ...
+
     def go_to(self, stream_time_ms: int, rules: Rules) -> None:
         """Go to a stream time, and to the rules there."""
         ...
@@ -189,6 +195,11 @@ class Books:
         self._maker_of = maker_of
         self._made: tuple[CompiledMeterSet, ColumnMaker] | None = None
 
+    @property
+    def size(self) -> int:
+        """The entries of the ledger and of the maker."""
+        return self.ledger.size + (self._made[1].size if self._made else 0)
+
     def maker(self, compiled: CompiledMeterSet) -> ColumnMaker:
         """The maker of columns under a meter set; the one of before if the meter set is the same."""
         if self._made is None or self._made[0] is not compiled:
@@ -226,6 +237,11 @@ class PythonColumns:
         for feeder in self._feeders.values():
             by_type.setdefault(feeder.column.meter.event_type, []).append(feeder)
         self._feeds = {name: _all_of(feeders) for name, feeders in by_type.items()}
+
+    @property
+    def size(self) -> int:
+        """See `ColumnMaker`."""
+        return sum(len(feeder.known) for feeder in self._feeders.values())
 
     def go_to(self, stream_time_ms: int, rules: Rules) -> None:
         """See `ColumnMaker`."""

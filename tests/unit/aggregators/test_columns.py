@@ -355,3 +355,18 @@ async def test_a_full_ledger_is_dropped_and_read_again(entries_max: int, reads: 
 
     assert len(state.read_accounts) == reads
     assert set(totals(world).values()) == {6}
+
+
+@pytest.mark.parametrize(("entries_max", "reads"), [(150, 3), (250, 1)], ids=["full", "with room"])
+async def test_targets_that_a_maker_keeps_count_as_entries(entries_max: int, reads: int) -> None:
+    """The ledger has 50 targets of one account here, and twice 50 look-ups lead to them."""
+    world, state = await watched(lambda _number: "a")
+    hows = [f"how-{number}" for number in range(50)]
+    for _ in range(3):
+        await world.log.append(EVENTS_TOPIC, 0, batch(*(event("call", world.clock.ms, how=how) for how in hows)))
+    worker = world.rollup(RollupSettings(flush_events_max=1, cache_entries_max=entries_max))
+    await worker.start_offset(0)
+
+    await worker.step(0, await world.records(0))
+
+    assert len(state.read_accounts) == reads
