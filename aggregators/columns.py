@@ -32,8 +32,10 @@ from schemas.meters import QUANTITY_MINOR_MAX, Meter, path_keys
 from schemas.rollup import MarkKey, MarkSlice
 
 Numbers = TypeVar("Numbers", "list[int]", "array[int]", Any)
-# Entries of each cache of a maker; a full cache is emptied.
+Key = TypeVar("Key")
+# Entries of each cache of a maker, and of the look-ups of a meter's targets; what is full is emptied.
 TEXTS_MAX: Final = 65_536
+KNOWN_MAX: Final = 524_288
 
 # An event that is no column: its place in the record, and the event, or why it could not be decoded.
 LeftOut = tuple[int, EventStruct | Rejected]
@@ -145,12 +147,6 @@ class ColumnMaker(Protocol):
 
     columns: Columns
 
-    @property
-    def size(self) -> int:
-        """How many accounts and targets the maker keeps, beside the ledger. What it has read ahead does not count:
-        `flush.AHEAD_BYTES_MAX` limits that."""
-        ...
-
     def go_to(self, stream_time_ms: int, rules: Rules) -> None:
         """Go to a stream time, and to the rules there."""
         ...
@@ -195,11 +191,6 @@ class Books:
         self._maker_of = maker_of
         self._made: tuple[CompiledMeterSet, ColumnMaker] | None = None
 
-    @property
-    def size(self) -> int:
-        """The entries of the ledger and of the maker."""
-        return self.ledger.size + (self._made[1].size if self._made else 0)
-
     def maker(self, compiled: CompiledMeterSet) -> ColumnMaker:
         """The maker of columns under a meter set; the one of before if the meter set is the same."""
         if self._made is None or self._made[0] is not compiled:
@@ -237,11 +228,6 @@ class PythonColumns:
         for feeder in self._feeders.values():
             by_type.setdefault(feeder.column.meter.event_type, []).append(feeder)
         self._feeds = {name: _all_of(feeders) for name, feeders in by_type.items()}
-
-    @property
-    def size(self) -> int:
-        """See `ColumnMaker`."""
-        return sum(len(feeder.known) for feeder in self._feeders.values())
 
     def go_to(self, stream_time_ms: int, rules: Rules) -> None:
         """See `ColumnMaker`."""
@@ -409,7 +395,7 @@ class _Feeder:
         """Keep the target of events like this one."""
         values = [data.get(path) for path in self._paths]
         if self._is_shallow and all(value is None or type(value) is str for value in values):
-            self.known[account, hour, *values] = number
+            _bounded(self.known, KNOWN_MAX)[account, hour, *values] = number
 
     def minor(self, contribution: Contribution) -> int:
         """What a contribution puts into the column."""
@@ -494,8 +480,8 @@ def _first_keys(meter: Meter) -> frozenset[str]:
     return frozenset(path_keys(each.path)[0] for each in meter.filters)
 
 
-def _bounded(cache: dict[str, int]) -> dict[str, int]:
-    if len(cache) >= TEXTS_MAX:
+def _bounded(cache: dict[Key, int], entries_max: int = TEXTS_MAX) -> dict[Key, int]:
+    if len(cache) >= entries_max:
         cache.clear()
     return cache
 

@@ -92,11 +92,6 @@ class NativeColumns:
         self._many = False
         self.columns = Columns({meter.slug: Column(meter) for meter in meter_set.meters})
 
-    @property
-    def size(self) -> int:
-        """See `ColumnMaker`."""
-        return len(self._serials) + len(self._accounts)
-
     def go_to(self, stream_time_ms: int, rules: Rules) -> None:
         """See `ColumnMaker`."""
         self._moment = Moment(

@@ -159,7 +159,7 @@ class RollupProcessor:
         if due:
             books.ledger.due_ms = expired.next_due_ms
         books.ledger.commit(changes)
-        if books.size <= self._settings.cache_entries_max:
+        if books.ledger.size <= self._settings.cache_entries_max:
             self._books[partition] = books
 
     async def _restate(self, partition: int, flush: Flush, step: AccountControl) -> None:
