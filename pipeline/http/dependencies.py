@@ -16,6 +16,7 @@ from pipeline.http.api_keys import ApiKey, Keys, Role
 from pipeline.http.errors import ApiError
 from pipeline.settings import Settings
 from schemas.analytics import HourlyStore, UsageReader
+from schemas.catalog_changes import CatalogStore
 from schemas.clock import Clock
 from schemas.control import Genesis
 from schemas.dunning import DunningStore
@@ -70,8 +71,8 @@ class GatewayDependencies:
     `usage` the gateway does not answer usage over time. Without `hourly`, `complete_up_to` is null.
     Without `accounts` the gateway links no accounts and lists no intents. Without `access` it answers no checks; while
     `access` returns None, SQL has not answered yet. `notices` and `dunning` are alike: without them the gateway lists
-    no notices, and no dunning cases and banners. Without `changes` it changes no plans; the call may raise `Transient`
-    and `OperatorNeeded`.
+    no notices, and no dunning cases and banners. Without `changes` it changes no plans, and without `catalog` it lists
+    none; both calls may raise `Transient` and `OperatorNeeded`.
     """
 
     log: Log
@@ -89,6 +90,7 @@ class GatewayDependencies:
     notices: Callable[[], NoticeOutbox | None] | None = None
     dunning: Callable[[], DunningStore | None] | None = None
     changes: Callable[[], Awaitable[ChangeParts]] | None = None
+    catalog: Callable[[], Awaitable[CatalogStore]] | None = None
 
 
 def authorized(dependencies: GatewayDependencies, request: Request, *roles: Role, account: str | None = None) -> ApiKey:

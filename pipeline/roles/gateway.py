@@ -136,6 +136,7 @@ async def run_gateway(settings: Settings) -> None:
                 notices=access.notices if access is not None else None,
                 dunning=access.dunning if access is not None else None,
                 changes=accounts.changes if accounts is not None else None,
+                catalog=accounts.catalog if accounts is not None else None,
             ),
             metrics,
         )
