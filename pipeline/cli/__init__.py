@@ -25,6 +25,7 @@ from pipeline.cli.notices import notices
 from pipeline.cli.operate import account, billing, close_period, doctor, meters, quarantine
 from pipeline.cli.rebuild import rebuild
 from pipeline.cli.reconcile import reconcile
+from pipeline.cli.revenue import revenue
 from pipeline.cli.roles import archive, auditor, gateway, mirror, notifier, router, sink, worker
 from schemas.errors import InvalidInput, OperatorNeeded, TidemarkError
 
@@ -51,7 +52,7 @@ def cli() -> None:
 
 for command in (
     dev, stripe_simulator, emit, usage, periods, top, key, reconcile, billing, webhooks, quarantine, meters, account,
-    catalog, change, check, hold, notices, dunning,
+    catalog, change, check, hold, notices, dunning, revenue,
     close_period, doctor, rebuild,
     worker, archive, router, gateway, sink, mirror, auditor, notifier,
 ):  # fmt: skip

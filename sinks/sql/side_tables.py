@@ -46,6 +46,7 @@ from sinks.sql.payers import SqlPayers
 from sinks.sql.plan_changes import SqlPlanChanges
 from sinks.sql.plan_moves import SqlPlanMoves
 from sinks.sql.queries import links_of, mirror_row, mirror_rows, next_offset, rows_where
+from sinks.sql.revenue import SqlRevenue
 from sinks.sql.tables import account_bindings, audit, cursors, customer_column, mirror, processed_events
 
 Answer = TypeVar("Answer")
@@ -112,6 +113,11 @@ class SqlSideTables(ABC):
     def dunning(self) -> SqlDunning:
         """Dunning cases, in the same database."""
         return SqlDunning(self._run)
+
+    @property
+    def revenue(self) -> SqlRevenue:
+        """The audit as revenue reads it."""
+        return SqlRevenue(self._run)
 
     @property
     def notices(self) -> SqlNotices:
