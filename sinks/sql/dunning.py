@@ -266,9 +266,7 @@ def _write(
 
 
 def _write_off(connection: Connection, name: str, actor: str, reason: str, now_ms: int) -> DunningCase:
-    for field, value in (("actor", actor), ("reason", reason)):
-        if not value.strip() or "\0" in value:
-            raise InvalidInput(field, "must not be empty or have a NUL: the audit keeps who did it, and why")
+    audit.check_said(("actor", actor), ("reason", reason))
     wanted = select(dunning_cases).where(dunning_cases.c.id == name.replace("\0", ""))
     row = connection.execute(wanted).mappings().first()
     if row is None:
