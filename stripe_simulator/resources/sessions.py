@@ -27,7 +27,7 @@ INDEXED = {KIND: ("customer", "payment_intent", "subscription")}
 CREATE: Final = (
     "automatic_tax[enabled]", "cancel_url", "client_reference_id", "currency", "customer", "customer_email",
     "customer_update[address]", "customer_update[name]", "discounts", "expires_at", "line_items", "metadata", "mode",
-    "payment_method_collection", "subscription_data[billing_mode][type]", "subscription_data[description]",
+    "payment_method_collection", "subscription_data[billing_mode]", "subscription_data[description]",
     "subscription_data[metadata]", "subscription_data[trial_end]", "subscription_data[trial_period_days]",
     "subscription_data[trial_settings]", "success_url", "tax_id_collection[enabled]",
 )  # fmt: skip
@@ -112,7 +112,8 @@ def _create(mode: Mode, call: Call) -> Object:
         "custom_text": dict.fromkeys(("after_submit", "shipping_address", "submit", "terms_of_service_acceptance")),
         "expires_at": _expiry(params, body["created"]), "mode": kind,
         "payment_method_collection": params.get("payment_method_collection", "always"),
-        "tax_id_collection": {"enabled": False, "required": "never"} | params.get("tax_id_collection", {}), "payment_method_types": ["card"],
+        "tax_id_collection": {"enabled": False, "required": "never"} | params.get("tax_id_collection", {}),
+        "payment_method_types": ["card"],
         "payment_status": "unpaid", "shipping_options": [], "status": "open", "ui_mode": "hosted_page",
         "url": f"{mode.settings.pages_url}/_simulator/checkout/{body['id']}",
     }  # fmt: skip
@@ -263,7 +264,11 @@ def _create_portal(mode: Mode, call: Call) -> Object:
         parts = dict.fromkeys(_FLOWS) | {"type": flow["type"]}
         ends = {"hosted_confirmation": None, "redirect": None, "type": "portal_homepage"}
         body["flow"] = parts | {"after_completion": ends}
-    body |= {"configuration": configuration or "bpc_simulator", "customer": customer["id"], "return_url": call.params.get("return_url")}
+    body |= {
+        "configuration": configuration or "bpc_simulator",
+        "customer": customer["id"],
+        "return_url": call.params.get("return_url"),
+    }
     return mode.store.put({**body, "url": f"{mode.settings.pages_url}/_simulator/portal/{body['id']}"})
 
 
