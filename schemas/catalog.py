@@ -245,12 +245,15 @@ class EarlyDiscount(_Value):
 
 
 class Trial(_Value):
-    """A trial of a plan, once for each key of `once_per` in a family of plans. `grants` are added while it runs."""
+    """A trial of a plan, once for each key of `once_per` in a family of plans. `grants` are added while it runs.
+
+    A card is known only after the checkout. `repeated_card`: a trial whose card had one before ends, or is shown."""
 
     family: Slug
     days: Annotated[int, Field(ge=1, le=730)]
     card: Literal["optional", "required"] = "optional"
     once_per: tuple[Literal["account", "customer", "email", "card", "domain"], ...] = ("account", "email", "card")
+    repeated_card: Literal["end", "flag"] = "end"
     ends: TrialEnds = TrialEnds()
     remind_days: tuple[Annotated[int, Field(ge=1, le=365)], ...] = (7, 1)
     grants: Grants = Field(default_factory=dict)
