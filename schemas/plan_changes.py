@@ -129,8 +129,9 @@ class Wanted(NamedTuple):
 
 class CallKind(StrEnum):
     """What Stripe is called for. `PHASES` are those of the subscription's schedule, which `SCHEDULE` makes. `INVOICE`:
-    the customer pays the open invoice. `PAY`: the card pays the open invoices, oldest first. `PROMOTION` makes the code
-    of a discount for this customer alone. `FLUSH` is no call of Stripe: the usage until now is reported first."""
+    the customer pays the open invoice. `PAY`: the card pays the open invoices, oldest first. `GIVE_UP` closes invoices
+    that nobody pays. `PROMOTION` makes the code of a discount for this customer alone. `FLUSH` is no call of Stripe:
+    the usage until now is reported first."""
 
     EXPIRE_CHECKOUT = "expire_checkout"
     CHECKOUT = "checkout"
@@ -143,6 +144,7 @@ class CallKind(StrEnum):
     RELEASE = "release"
     INVOICE = "invoice"
     PAY = "pay"
+    GIVE_UP = "give_up"
     PROMOTION = "promotion"
     FLUSH = "flush"
 
@@ -474,6 +476,10 @@ class StripeChanges(StripeSchedules, StripeSessions, StripeTrials, Protocol):
 
     async def pay(self, invoice: str, key: str) -> str | None:
         """Charge an open invoice to the customer's card. Raises `InvalidInput` if the card does not pay."""
+        ...
+
+    async def close_invoice(self, invoice: str, how: str, key: str) -> str | None:
+        """Close an open invoice without a payment: `how` is `void` or `mark_uncollectible`."""
         ...
 
     async def open_invoices(self, subscription: str) -> Sequence[str]:

@@ -37,10 +37,13 @@ KEY_LASTS_MS: Final = 23 * HOUR_MS
 # An operation that nobody touched for so long has lost its process.
 PATIENCE_MS: Final = MINUTE_MS
 AT_ONCE: Final = 100
-# What is looked at before it is asked for needs no key.
 # Nobody has more or less by these.
 _UNFELT: Final = frozenset({CallKind.EXPIRE_CHECKOUT, CallKind.PROMOTION})
-LOOKED_AT: Final = frozenset({CallKind.RELEASE, CallKind.CANCEL, CallKind.EXPIRE_CHECKOUT, CallKind.PAY})
+# What is looked at before it is asked for needs no key.
+LOOKED_AT: Final = frozenset(
+    {CallKind.RELEASE, CallKind.CANCEL, CallKind.EXPIRE_CHECKOUT, CallKind.PAY, CallKind.GIVE_UP}
+)
+_OF_INVOICES: Final = frozenset({CallKind.PAY, CallKind.GIVE_UP, CallKind.RESUME})
 
 _log: Final = logging.getLogger(__name__)
 
@@ -192,12 +195,8 @@ async def _made(parts: Parts, quote: Quote, operation: Operation, call: Call, ke
         return subscription if await stripe.update(subscription, params, key) else None
     if call.kind is CallKind.PROMOTION:
         return subscription if await promoted(parts, quote, operation, call.params, key) else None
-    if call.kind is CallKind.PAY:
-        for invoice in await stripe.open_invoices(subscription):
-            await stripe.pay(invoice, f"{key} {invoice}")
-        return subscription
-    if call.kind is CallKind.RESUME:
-        return subscription if await stripe.resume(subscription, call.params, key) else None
+    if call.kind in _OF_INVOICES:
+        return subscription if await _collected(parts, subscription, call, key) else None
     now = await stripe.subscription(subscription)
     if call.kind is CallKind.CANCEL:
         if now.status not in ("canceled", "incomplete_expired"):
@@ -213,6 +212,22 @@ async def _made(parts: Parts, quote: Quote, operation: Operation, call: Call, ke
     elif call.kind is CallKind.PHASES:
         await _plan(parts, operation, now, call, key)
     return subscription
+
+
+async def _collected(parts: Parts, subscription: str, call: Call, key: str) -> bool:
+    """Have a subscription's invoices paid or closed, or its pause ended. False if Stripe stored a failure of its own.
+    Invoices are looked at before, so a call for one of them need not be made twice."""
+    stripe = parts.stripe
+    if call.kind is CallKind.RESUME:
+        return await stripe.resume(subscription, call.params, key) is not None
+    if call.kind is CallKind.PAY:
+        for invoice in await stripe.open_invoices(subscription):
+            await stripe.pay(invoice, f"{key} {invoice}")
+        return True
+    for invoice in call.params["invoices"]:
+        if (await stripe.invoice(invoice)).status == "open":
+            await stripe.close_invoice(invoice, call.params["how"], f"{key} {invoice}")
+    return True
 
 
 async def _plan(parts: Parts, operation: Operation, now: Subscribed, call: Call, key: str) -> None:

@@ -81,6 +81,10 @@ class StripeClientChanges(StripeClientTrials):
         """See `StripeChanges`. Costs one call."""
         return await self._write(f"/v1/invoices/{quote(invoice, safe='')}/pay", {}, key)
 
+    async def close_invoice(self, invoice: str, how: str, key: str) -> str | None:
+        """See `StripeChanges`. Costs one call."""
+        return await self._write(f"/v1/invoices/{quote(invoice, safe='')}/{how}", {}, key)
+
     async def open_invoices(self, subscription: str) -> Sequence[str]:
         """See `StripeChanges`. Costs one call for 100 invoices."""
         wanted = {"subscription": subscription, "status": "open"}
