@@ -26,8 +26,9 @@ from pipeline.http.access import CHECK_PATH, AccessEndpoints
 from pipeline.http.accounts import AccountsEndpoint
 from pipeline.http.api_keys import Role
 from pipeline.http.appender import Appender
-from pipeline.http.change_models import PlansAnswer, QuoteAnswer
+from pipeline.http.change_models import CheckoutAnswer, PlansAnswer, PortalAnswer, QuoteAnswer
 from pipeline.http.changes import ChangeEndpoints
+from pipeline.http.checkout import CheckoutEndpoints
 from pipeline.http.dependencies import AnyKey, GatewayDependencies
 from pipeline.http.dunning import BannersAnswer, CasesAnswer, DunningEndpoints
 from pipeline.http.errors import Handler, answering, http_exception, json_answer
@@ -139,6 +140,7 @@ def create_gateway(dependencies: GatewayDependencies, metrics: Metrics | None = 
     _add_flush(app, dependencies)
     _add_access(app, dependencies)
     _add_changes(app, ChangeEndpoints(dependencies))
+    _add_pages(app, CheckoutEndpoints(dependencies))
     _add_accounts(app, dependencies)
     app.state.openapi = document(app)
     for route in app.routes:
@@ -262,6 +264,19 @@ def _add_changes(app: FastAPI, changes: ChangeEndpoints) -> None:
     more |= {"response_model": PlansAnswer, "response_description": PlansAnswer.__doc__}
     more["responses"] = {status: REFUSALS[status] for status in (401, 403, 501, 503, "default")}
     app.add_api_route("/v1/plans", changes.plans, summary="The plans that are sold", **more)
+
+
+def _add_pages(app: FastAPI, pages: CheckoutEndpoints) -> None:
+    """Add the paths that make pages of Stripe."""
+    statuses = (400, 401, 403, 404, 408, 409, 413, 501, 503)
+    more: dict[str, Any] = {"methods": ["POST"], "status_code": 201}
+    more |= {"responses": {status: REFUSALS[status] for status in (*statuses, "default")}}
+    for name, run, model, summary in (
+        ("checkout", pages.checkout, CheckoutAnswer, "Have a customer pay at Stripe's page"),
+        ("portal", pages.portal, PortalAnswer, "Have a customer replace the card"),
+    ):
+        more |= {"response_model": model, "response_description": model.__doc__, "summary": summary}
+        app.add_api_route(f"/v1/accounts/{{account:name}}/{name}", run, **more)
 
 
 def _meaning(model: Any, summary: str) -> str:

@@ -11,7 +11,7 @@ from pydantic import BaseModel
 
 from pipeline.access.holds import KEY_CHARACTERS_MAX
 from pipeline.http.body import BATCH, LINES, PLAIN, SINGLE
-from pipeline.http.change_models import AcceptWish, QuoteWish
+from pipeline.http.change_models import AcceptWish, CheckoutWish, PortalWish, QuoteWish
 from pipeline.http.models import (
     AccessAnswer,
     AccessCheck,
@@ -66,6 +66,8 @@ _BODIES: Final[Mapping[tuple[str, str], type[BaseModel]]] = {
     (f"{HOLD_PATH}/use", "post"): HoldUse,
     (f"{ACCOUNT}/quotes", "post"): QuoteWish,
     (ACCEPT, "post"): AcceptWish,
+    (f"{ACCOUNT}/checkout", "post"): CheckoutWish,
+    (f"{ACCOUNT}/portal", "post"): PortalWish,
 }
 _TARGETS: Final = {
     "/v1/usage": f"/v1/usage?meter=tokens&account=acme&window=day&group_by=model&{_MONTH}",
@@ -105,6 +107,12 @@ EXAMPLES: Final[Mapping[str, str]] = {
   -d '{{"plan": "professional", "used": {{"locations": "1"}}}}'""",
     ACCEPT: f"""curl -X POST "$GATEWAY/v1/accounts/acme/quotes/qt_5d41402abc4b2a76b9719d91/accept" \\
   {_KEY}""",
+    f"{ACCOUNT}/checkout": f"""curl "$GATEWAY/v1/accounts/acme/checkout" \\
+  {_KEY} \\
+  -d '{{"plan": "professional", "return_url": "https://app.example/billing"}}'""",
+    f"{ACCOUNT}/portal": f"""curl "$GATEWAY/v1/accounts/acme/portal" \\
+  {_KEY} \\
+  -d '{{"return_url": "https://app.example/billing", "only_card": true}}'""",
     f"{ACCOUNT}/changes/pending": f"""curl -X DELETE "$GATEWAY/v1/accounts/acme/changes/pending" \\
   {_KEY}""",
     f"{HOLD_PATH}/use": f"""curl "$GATEWAY/v1/access/holds/hold_5d41402abc4b2a76b9719d911017c592/use" \\

@@ -8,6 +8,7 @@ from typing import Final
 
 from pipeline.access.dunning import DunningGauges
 from pipeline.access.renewal import Renewal
+from pipeline.changes import collecting
 from pipeline.changes.operating import turn
 from pipeline.clock import SystemClock
 from pipeline.metrics import MetricName, Metrics
@@ -113,6 +114,12 @@ async def run_mirror(settings: Settings) -> None:
                 relaying(owned, lambda _: dunned.count(), COUNT_INTERVAL_S),
                 relaying(owned, lambda _: renewal.turn(), RENEWAL_INTERVAL_S, on_failure=not_renewed),
                 relaying(owned, lambda _: turn(changes), CHANGES_INTERVAL_S, on_failure=not_changed),
+                relaying(
+                    owned,
+                    lambda _: collecting.turn(changes, tables.dunning),
+                    CHANGES_INTERVAL_S,
+                    on_failure=not_changed,
+                ),
                 relaying(owned, lambda _: tables.holds.sweep(base.clock.now_ms(), SWEPT_MAX), SWEEP_INTERVAL_S),
                 recovery.run(),
             )
