@@ -11,6 +11,8 @@ from typing import Final
 
 from starlette.responses import Response
 
+# Elements that have no content and no end.
+_VOID: Final = frozenset({"input", "br", "hr", "img", "meta", "link"})
 STYLESHEET: Final = Path(__file__).parent / "style.css"
 
 
@@ -27,7 +29,8 @@ def h(tag: str, /, *children: object, **attributes: object) -> Html:
         for name, value in attributes.items()
         if value is not False
     )
-    return Html(f"<{tag}{names}>{join(*children)}</{tag}>")
+    end = "" if tag in _VOID else f"</{tag}>"
+    return Html(f"<{tag}{names}>{join(*children)}{end}")
 
 
 def join(*children: object) -> Html:

@@ -28,6 +28,7 @@ from pipeline.http.api_keys import Role
 from pipeline.http.appender import Appender
 from pipeline.http.change_models import PlansAnswer, QuoteAnswer
 from pipeline.http.changes import ChangeEndpoints
+from pipeline.http.customer_page import GatewayBusiness
 from pipeline.http.dependencies import AnyKey, GatewayDependencies
 from pipeline.http.dunning import BannersAnswer, CasesAnswer, DunningEndpoints
 from pipeline.http.errors import Handler, answering, http_exception, json_answer
@@ -40,6 +41,7 @@ from pipeline.http.notices import NoticesEndpoint
 from pipeline.http.openapi import DESCRIPTION, HOLD_PATH, NO_TOP, NOT_READY, REFUSALS, document
 from pipeline.http.override_models import OverridesAnswer
 from pipeline.http.overrides import OverrideEndpoints
+from pipeline.http.page_links import PageAnswer, PageLinkEndpoint, PageSecrets
 from pipeline.http.pages import Pages
 from pipeline.http.periods import PeriodsEndpoint
 from pipeline.http.queries import Parameters
@@ -47,6 +49,8 @@ from pipeline.http.top import TopEndpoints
 from pipeline.http.usage import UsageEndpoints
 from pipeline.http.webhooks import WEBHOOK_PATH, WebhookEndpoint
 from pipeline.metrics import Metrics
+from portal.router import Served
+from portal.router import routes as page_routes
 from schemas.meters import Meter
 
 
@@ -133,6 +137,7 @@ def create_gateway(dependencies: GatewayDependencies, metrics: Metrics | None = 
     _add_flush(app, dependencies)
     _add_access(app, dependencies)
     _add_changes(app, ChangeEndpoints(dependencies))
+    _add_page(app, dependencies, counted)
     # The last of the accounts' paths, because a name in a path may contain slashes.
     _add_accounts(app, dependencies)
     app.state.openapi = document(app)
@@ -257,6 +262,30 @@ def _add_changes(app: FastAPI, changes: ChangeEndpoints) -> None:
     more |= {"response_model": PlansAnswer, "response_description": PlansAnswer.__doc__}
     more["responses"] = {status: REFUSALS[status] for status in (401, 403, 501, 503, "default")}
     app.add_api_route("/v1/plans", changes.plans, summary="The plans that are sold", **more)
+
+
+def _add_page(app: FastAPI, dependencies: GatewayDependencies, metrics: Metrics) -> None:
+    """Add the customer's page, and the path that makes links to it."""
+    secrets, settings = PageSecrets(dependencies.settings), dependencies.settings
+    statuses = (400, 401, 403, 408, 413, 501)
+    app.add_api_route(
+        "/v1/accounts/{account:name}/page",
+        PageLinkEndpoint(dependencies, secrets).make,
+        methods=["POST"],
+        status_code=201,
+        summary="Make a link to an account's page",
+        response_model=PageAnswer,
+        response_description=_meaning(PageAnswer, ""),
+        responses={status: REFUSALS[status] for status in (*statuses, "default")},
+    )
+
+    def noted(route: str, status: int, seconds: float) -> None:
+        metrics.add("tidemark_gateway_requests_total", route=route, status=str(status))
+        metrics.observe("tidemark_gateway_request_seconds", seconds, route=route)
+
+    business = GatewayBusiness(dependencies)
+    served = Served(business, dependencies.clock, secrets, settings.page_frames, settings.page_theme, noted)
+    app.router.routes += page_routes(served)
 
 
 def _meaning(model: Any, summary: str) -> str:

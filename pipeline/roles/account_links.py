@@ -12,6 +12,7 @@ from pipeline.changes.parts import Parts
 from pipeline.clock import SystemClock
 from pipeline.open import Base, change_parts, open_side_tables, open_stripe_changes, open_stripe_objects
 from pipeline.webhooks.linking import Linking, Wish, link_customers
+from schemas.account_records import AccountRecords
 from schemas.billing_events import StripeObjects
 from schemas.errors import InvalidInput, OperatorNeeded, Refused, TidemarkError
 from schemas.intent_ledger import IntentState, LedgerIntent
@@ -69,6 +70,10 @@ class OpenedAccountLinks:
                     self._stripe = await open_stripe_changes(self._base)
                 self._stack.push_async_callback(self._stripe.close)
         return change_parts(self._base, tables, self._stripe)
+
+    async def records(self) -> AccountRecords:
+        """What SQL has of an account. Raises `Transient` and `OperatorNeeded`."""
+        return (await self._opened_tables()).account_records
 
     async def close(self) -> None:
         """Close what was opened. Safe to call twice."""
