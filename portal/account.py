@@ -9,11 +9,11 @@ from typing import NamedTuple, Protocol
 from aggregators.plan_offer import Shop
 from schemas.account_records import InvoiceRecord
 from schemas.dunning import ListedCase
-from schemas.entitlements import Resolved
+from schemas.entitlements import Override, Resolved
 from schemas.meters import Meter
 from schemas.periods import Period
 from schemas.plan_changes import ChangeRequest, InvoicePreview, Operation, Quote, Refusal
-from schemas.side_tables import Row
+from schemas.side_tables import AuditRow, Row
 
 
 class Used(NamedTuple):
@@ -36,6 +36,7 @@ class Facts(NamedTuple):
     """One account at one instant. `mirror`: see `AccountRecords.mirrored_of`. `features`: what the account may do.
 
     `used` None: the live view does not answer. `preview` None: there is no next invoice, or Stripe does not answer.
+    `overrides`: what people granted. `audit`: the last rows, the newest first.
     `days`: the usage by meter and by the start of each day in UTC, in units; without a meter whose usage nobody knows.
     """
 
@@ -50,6 +51,8 @@ class Facts(NamedTuple):
     preview: Previewed | None = None
     days: Mapping[str, Mapping[int, Decimal]] = {}
     invoices: Sequence[Row] = ()
+    overrides: Sequence[Override] = ()
+    audit: Sequence[AuditRow] = ()
 
 
 class Hour(NamedTuple):

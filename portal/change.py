@@ -8,13 +8,12 @@ from typing import Final, NamedTuple
 
 from aggregators.billed import INTERVALS
 from aggregators.catalog_prices import prices_of
-from aggregators.catalog_words import amounts_text
 from aggregators.upgrade_words import date_text
 from portal.account import Facts
 from portal.markup import Html, h, join, link, notice, table
 from portal.render import card, frame, hidden_form
 from portal.subscribed import Seen, seen_of
-from portal.words import minute_text, signed_money
+from portal.words import minute_text, price_text, signed_money
 from schemas.catalog import OverLimit, Plan, PlanId
 from schemas.errors import InvalidInput
 from schemas.periods import Interval
@@ -72,9 +71,11 @@ def _offer(facts: Facts, seen: Seen, name: str, plan: Plan, currency: str) -> Of
     prices: dict[str, list[str]] = {}
     for price in prices_of(shop.commerce.catalog, identifier, sold):
         if price.terms.currency == currency:
-            prices.setdefault(str(price.terms.interval), []).append(f"{price.component}: {amounts_text(price)}")
+            prices.setdefault(str(price.terms.interval), []).append(price_text(price))
     held = {item.component: item.quantity or 1 for item in view.items}
-    seats = {line.quantity: max(held.get(line.component, 0), 1) for line in plan.prices if line.quantity}
+    seats = {
+        line.quantity: max(held.get(line.component, 0), line.included or 0, 1) for line in plan.prices if line.quantity
+    }
     asked = [
         feature for feature, policy in plan.over_limit.items()
         if policy is OverLimit.BLOCK_DOWNGRADE and not is_current and plan.rank < view.rank
@@ -101,7 +102,12 @@ def plans_page(offers: tuple[Offer, ...], problem: str = "") -> Html:
 def _offered(offer: Offer) -> Html:
     intervals = [each for each in INTERVALS if each in offer.prices]
     chosen = offer.interval if offer.interval in offer.prices else "month" if "month" in offer.prices else ""
-    prices = join(*(h("li", each) for interval in intervals for each in offer.prices[interval]))
+    prices = join(
+        *(
+            join(h("dt", f"By the {interval}"), *(h("dd", each) for each in offer.prices[interval]))
+            for interval in intervals
+        )
+    )
     fields: list[object] = [h("input", type="hidden", name="kind", value="plan")]
     fields.append(h("input", type="hidden", name="plan", value=offer.plan))
     options = (h("option", f"by the {each}", value=each, selected=each == chosen) for each in intervals)
@@ -109,9 +115,15 @@ def _offered(offer: Offer) -> Html:
     fields += (_number(f"How many {name}", f"{_PAID}{name}", count) for name, count in offer.seats.items())
     fields += (_number(f"How many {name} you use", f"{_USED}{name}", offer.seats.get(name, 1)) for name in offer.asked)
     current = h("p", h("span", "your plan", class_="badge is-active")) if offer.is_current else ""
-    label = "See what other numbers cost" if offer.is_current else f"See what {offer.name} costs"
+    label = "See what this costs" if offer.is_current else f"See what {offer.name} costs"
     form = h("form", *fields, h("button", label), method="post", action="quotes", class_="fields")
-    return card(offer.name, current, h("p", offer.description) if offer.description else "", h("ul", prices), form)
+    return card(
+        offer.name,
+        current,
+        h("p", offer.description) if offer.description else "",
+        h("dl", prices, class_="prices"),
+        form,
+    )
 
 
 def _number(label: str, name: str, value: int) -> Html:

@@ -12,8 +12,6 @@ from portal.words import number_text
 HEIGHT: Final = 120
 STEP: Final = 20
 _GAP: Final = 4
-# Room for the day under the first and the last bar.
-_FOOT: Final = 18
 
 
 def chart(view: ChartView) -> Html:
@@ -28,12 +26,12 @@ def chart(view: ChartView) -> Html:
         bars.append(h("rect", title, class_="bar", **place))
     first, last = view.days[0][0], view.days[-1][0]
     words = f"{view.name} by day from {first} to {last}; at most {number_text(top)} {view.unit} a day"
-    foot = HEIGHT + _FOOT - 3
-    ends = h("text", first, x=0, y=foot), h("text", last, x=width - _GAP, y=foot, text_anchor="end")
-    box = f"0 0 {width} {HEIGHT + _FOOT}"
-    drawn = h("svg", h("title", words), *bars, *ends, viewBox=box, role="img", aria_label=words)
+    line = h("line", x1=0, y1=HEIGHT, x2=width - _GAP, y2=HEIGHT)
+    box = f"0 0 {width - _GAP} {HEIGHT + 1}"
+    drawn = h("svg", h("title", words), *bars, line, viewBox=box, role="img", aria_label=words)
+    axis = h("p", h("span", first), h("span", last), class_="soft axis", aria_hidden="true")
     rows = [(day, number_text(units)) for day, units in reversed(view.days) if units]
     numbers = table(("Day", view.unit.capitalize()), rows, "", numbers=(view.unit.capitalize(),))
     peak = h("p", f"Most on one day: {number_text(top)} {view.unit}", class_="soft")
     more = h("details", h("summary", "The numbers"), numbers)
-    return h("figure", h("figcaption", view.name), drawn, peak, more, class_="chart")
+    return h("figure", h("figcaption", view.name, " by day"), drawn, axis, peak, more, class_="chart")

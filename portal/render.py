@@ -22,11 +22,12 @@ def frame(title: str, root: str, *children: object) -> Html:
 
 def overview(view: PageView, changed: str = "", problem: str = "") -> Html:
     """The account's page. `changed` and `problem`: what became of a change, in words."""
-    sections = [
-        _plan(view),
-        _usage(view),
+    first = [_plan(view), _usage(view)]
+    second = [
         *([_projected(view.projected)] if view.projected else []),
+        _happenings("What comes next", view.coming, "Nothing is due."),
         _invoices(view.invoices),
+        *([_happenings("What happened", view.happened, "")] if view.happened else []),
     ]
     return frame(
         f"{view.plan.name}: your plan and usage",
@@ -35,7 +36,7 @@ def overview(view: PageView, changed: str = "", problem: str = "") -> Html:
         notice(problem),
         notice(changed, "good"),
         *map(_banner, view.banners),
-        h("div", *sections, class_="cards"),
+        h("div", h("div", *first), h("div", *second), class_="columns"),
     )
 
 
@@ -44,11 +45,11 @@ def _banner(banner: Banner) -> Html:
     return h("p", banner.text, action, class_=f"notice {banner.kind}", role="status")
 
 
-def card(title: str, *children: object, wide: bool = False) -> Html:
+def card(title: str, *children: object) -> Html:
     """A part of the page under a heading."""
     identifier = title.lower().replace(" ", "-")
-    kind = "card wide" if wide else "card"
-    return h("section", h("h2", title, id=identifier), *children, class_=kind, aria_labelledby=identifier)
+    named = h("h2", title, id=identifier)
+    return h("section", named, *children, class_="card", aria_labelledby=identifier)
 
 
 def hidden_form(target: str, label: str, *, quiet: bool = False, **fields: str) -> Html:
@@ -59,14 +60,14 @@ def hidden_form(target: str, label: str, *, quiet: bool = False, **fields: str) 
 
 def _plan(view: PageView) -> Html:
     plan = view.plan
-    actions = [link("Change plan", "plans")]
+    actions = [h("a", "Change plan", href="plans", class_="button")]
     if plan.may_undo:
         actions.append(hidden_form("quotes", "Keep my plan as it is", quiet=True, kind="undo"))
     if plan.may_cancel:
-        actions.append(hidden_form("quotes", "Cancel", quiet=True, kind="cancel"))
+        actions.append(hidden_form("quotes", "Cancel plan", quiet=True, kind="cancel"))
     return card(
         "Plan",
-        h("p", h("strong", plan.name), " ", badge(plan.state), class_="total"),
+        h("p", h("strong", plan.name), " ", badge(plan.state) if plan.state else "", class_="total"),
         h("p", plan.description) if plan.description else "",
         h("ul", *(h("li", each) for each in plan.prices), class_="plain") if plan.prices else "",
         h("p", plan.next) if plan.next else "",
@@ -113,8 +114,8 @@ def _meter(meter: MeterView) -> Html:
 def _projected(projected: Projected) -> Html:
     rows = [
         ("Paid ahead", projected.base),
-        ("With the usage so far", projected.so_far),
-        ("If usage goes on like this", projected.at_pace),
+        *([("With the usage so far", projected.so_far)] if projected.so_far else []),
+        *([("If usage goes on like this", projected.at_pace)] if projected.at_pace else []),
     ]
     if projected.stripe and projected.stripe_at_ms is not None:
         rows.append((f"Stripe's preview of {minute_text(projected.stripe_at_ms)}", projected.stripe))
@@ -126,8 +127,13 @@ def _projected(projected: Projected) -> Html:
     )
 
 
+def _happenings(title: str, told: tuple[tuple[str, str], ...], empty: str) -> Html:
+    items = (h("li", h("span", day, class_="soft day"), " ", text) for day, text in told)
+    return card(title, h("ul", *items, class_="plain told") if told else h("p", empty, class_="soft"))
+
+
 def _invoices(invoices: tuple[InvoiceView, ...]) -> Html:
-    return card("Invoices", invoice_table(invoices), link("All invoices", "invoices") if invoices else "", wide=True)
+    return card("Invoices", invoice_table(invoices), h("p", link("All invoices", "invoices")) if invoices else "")
 
 
 def invoice_table(invoices: tuple[InvoiceView, ...], root: str = "") -> Html:

@@ -107,3 +107,17 @@ def renews_ms(seen: Seen, now_ms: int) -> int | None:
     """The first end of a period that is still to come."""
     ends = [item.end_ms for item in seen.view.items if item.end_ms > now_ms]
     return min(ends, default=None)
+
+
+def method_of(facts: Facts) -> Row | None:
+    """The payment method that pays: that of the subscription, or else that of the customer."""
+    wanted = [row["default_payment_method"] for row in facts.mirror.get("subscriptions", ()) if not row["ended_ms"]]
+    wanted += [row["default_payment_method"] for row in facts.mirror.get("stripe_customers", ())]
+    methods = {row["id"]: row for row in facts.mirror.get("payment_methods", ())}
+    return next((methods[each] for each in wanted if each in methods), None)
+
+
+def card_expires_ms(facts: Facts) -> int | None:
+    """When the payment method that pays expires; None if it does not, or nobody knows."""
+    method = method_of(facts)
+    return None if method is None or method["expires_ms"] is None else int(method["expires_ms"])

@@ -13,7 +13,8 @@ from aggregators.price_list import Terms
 from aggregators.rating import amount_of, rounded
 from aggregators.upgrade_words import date_text, money_text
 from portal.account import Facts
-from portal.subscribed import Seen, renews_ms, seen_of
+from portal.subscribed import Seen, card_expires_ms, method_of, renews_ms, seen_of
+from portal.timeline import future, is_told, past
 from portal.words import number_text, paid_for, plan_name, price_words, signed_money, terms_of
 from schemas.catalog import Plan
 from schemas.clock import DAY_MS
@@ -24,8 +25,11 @@ from schemas.upgrades import Money
 
 # Days before its end at which a trial and a card are spoken of.
 NOTICE_DAYS: Final = 30
+# How much of the timeline is shown, and how far ahead.
+TOLD_MAX: Final = 6
+TOLD_MS: Final = 366 * DAY_MS
 _STATES: Final = {
-    "": "free", "active": "active", "trialing": "trial", "past_due": "payment failed", "unpaid": "payment failed",
+    "": "", "active": "active", "trialing": "trial", "past_due": "payment failed", "unpaid": "payment failed",
     "paused": "paused", "incomplete": "first payment open", "canceled": "ended", "incomplete_expired": "ended",
 }  # fmt: skip
 
@@ -57,8 +61,8 @@ class MeterView(NamedTuple):
 
 
 class Projected(NamedTuple):
-    """The next invoice: what is paid ahead, with the usage so far, and with usage that goes on at the present pace.
-    `stripe`: Stripe's own preview, "" without one."""
+    """The next invoice: what is paid ahead, with the usage so far, and with usage that goes on at the present pace; the
+    last two are "" if no usage is billed. `stripe`: Stripe's own preview, "" without one."""
 
     day: str
     base: str
@@ -97,7 +101,8 @@ class ChartView(NamedTuple):
 
 
 class PageView(NamedTuple):
-    """The whole page. `complete_up_to_ms` None: the usage is not known at the moment."""
+    """The whole page. `complete_up_to_ms` None: the usage is not known at the moment. `coming` and `happened`: days
+    with what happens then, in words; the next first, and the last first."""
 
     account: str
     now_ms: int
@@ -109,6 +114,8 @@ class PageView(NamedTuple):
     charts: tuple[ChartView, ...]
     invoices: tuple[InvoiceView, ...]
     card: str
+    coming: tuple[tuple[str, str], ...] = ()
+    happened: tuple[tuple[str, str], ...] = ()
 
 
 def page_view(facts: Facts) -> PageView:
@@ -127,6 +134,8 @@ def page_view(facts: Facts) -> PageView:
         tuple(_charts(facts, meters)),
         tuple(invoice_view(row, facts.now_ms) for row in facts.invoices),
         _card(facts),
+        tuple(_coming(facts))[:TOLD_MAX],
+        tuple(dict.fromkeys(_happened(facts)))[:TOLD_MAX],
     )
 
 
@@ -175,7 +184,8 @@ def _meters(facts: Facts, seen: Seen) -> Iterator[MeterView]:
     for meter in facts.meters:
         limit, included = _limit(facts, meter), _included(facts, meter)
         used = facts.used.units.get(meter.slug) if facts.used else None
-        if limit is None and included is None and not used:
+        is_given = included is not None or (limit is not None and limit.value != 0)
+        if not (is_given or used):
             continue
         bound = limit.value if limit and isinstance(limit.value, Decimal) else included
         percent = None if not bound or used is None else int(used * 100 / bound)
@@ -242,6 +252,7 @@ def _projected(facts: Facts, seen: Seen) -> Projected | None:
         paid_for(shop, price, quantity, view.currency).minor for price, quantity in bought if quantity is not None
     )
     so_far, at_pace, notes = 0, 0, []
+    is_metered = any(item.quantity is None for item in due)
     for item in due:
         found = terms_of(shop, item.price, view.currency) if item.quantity is None else None
         if found is None or seen.trial_end_ms is not None:
@@ -258,8 +269,8 @@ def _projected(facts: Facts, seen: Seen) -> Projected | None:
     return Projected(
         date_text(at_ms, now_ms),
         money_text(zero._replace(minor=base)),
-        money_text(zero._replace(minor=base + so_far)),
-        money_text(zero._replace(minor=base + at_pace)),
+        money_text(zero._replace(minor=base + so_far)) if is_metered else "",
+        money_text(zero._replace(minor=base + at_pace)) if is_metered else "",
         stripe,
         preview.at_ms if preview else None,
         ("Before tax.", *notes),
@@ -290,28 +301,29 @@ def _banners(facts: Facts, seen: Seen, meters: Sequence[MeterView]) -> Iterator[
             of = "your limit" if each.limit not in ("", "unlimited") else "what is included"
             kind = "bad" if each.percent >= 100 else "wait"
             yield Banner(kind, f"You have used {each.percent} % of {of} of {each.name} in this period.")
-    expires_ms = _card_expires_ms(facts)
+    expires_ms = card_expires_ms(facts)
     if expires_ms is not None and expires_ms - facts.now_ms <= NOTICE_DAYS * DAY_MS and seen.view.id:
         has = "has expired" if expires_ms <= facts.now_ms else f"expires on {date_text(expires_ms, facts.now_ms)}"
         yield Banner("wait", f"Your card {has}. Please store another one.")
 
 
-def _method(facts: Facts) -> Row | None:
-    """The payment method that pays: that of the subscription, or else that of the customer."""
-    wanted = [row["default_payment_method"] for row in facts.mirror.get("subscriptions", ()) if not row["ended_ms"]]
-    wanted += [row["default_payment_method"] for row in facts.mirror.get("stripe_customers", ())]
-    methods = {row["id"]: row for row in facts.mirror.get("payment_methods", ())}
-    return next((methods[each] for each in wanted if each in methods), None)
+def _coming(facts: Facts) -> Iterator[tuple[str, str]]:
+    """What will happen within a year, the next first."""
+    for each in future(facts, facts.overrides):
+        if each.at_ms <= facts.now_ms + TOLD_MS:
+            yield date_text(each.at_ms, facts.now_ms), each.text
 
 
-def _card_expires_ms(facts: Facts) -> int | None:
-    method = _method(facts)
-    return None if method is None or method["expires_ms"] is None else int(method["expires_ms"])
+def _happened(facts: Facts) -> Iterator[tuple[str, str]]:
+    """What a customer cares about of the past, the last first."""
+    for row in facts.audit:
+        if is_told(row):
+            yield date_text(row.at_ms, facts.now_ms), past(row).text
 
 
 def _card(facts: Facts) -> str:
     """The payment method in words; "" without one."""
-    method, expires_ms = _method(facts), _card_expires_ms(facts)
+    method, expires_ms = method_of(facts), card_expires_ms(facts)
     if method is None:
         return ""
     kind = str(method["type"] or "card").replace("_", " ").capitalize()

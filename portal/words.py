@@ -11,7 +11,7 @@ from aggregators.plan_offer import Shop, interval_of
 from aggregators.price_list import Sale, Terms
 from aggregators.rating import exact_amount, rounded
 from aggregators.upgrade_words import money_text
-from schemas.catalog import AddOn, PlanId
+from schemas.catalog import AddOn, PlanId, Price
 from schemas.clock import MINUTE_MS
 from schemas.periods import Interval
 from schemas.upgrades import Money
@@ -93,3 +93,32 @@ def paid_for(shop: Shop, price: str, quantity: int, currency: str) -> Money:
     if found is None or found.terms.is_metered:
         return Money(0, currency, shop.commerce.catalog.currencies.get(currency, 2))
     return Money(rounded(exact_amount(found.terms.rating, quantity)), currency, found.terms.exponent)
+
+
+def price_text(price: Price) -> str:
+    """What one component of a plan costs, such as `member: 5 included, then $12.00 each`."""
+    terms = price.terms
+    is_each = price.feature or price.meter
+    what = price.component.replace("_", " ")
+    if not terms.tiers:
+        package = f" for each {number_text(Decimal(terms.package))}" if terms.package > 1 else ""
+        each = f" for each {what}" if is_each and not package else ""
+        return f"{f'{what}: ' if package else ''}{_exact(terms.unit_minor or '0', price)}{package or each}"
+    parts = []
+    for tier in terms.tiers:
+        up_to = "" if tier.up_to is None else number_text(Decimal(tier.up_to))
+        flat = f"{_exact(tier.flat_minor, price)} and " if Decimal(tier.flat_minor) else ""
+        if not flat and Decimal(tier.unit_minor) == 0:
+            parts.append(f"{up_to or 'all'} included")
+        else:
+            parts.append(f"{flat}{_exact(tier.unit_minor, price)} each{f' up to {up_to}' if up_to else ''}")
+    return f"{what}: {', then '.join(parts)}"
+
+
+def _exact(minor: str, price: Price) -> str:
+    """An amount of minor units with all its decimals."""
+    exact = Decimal(minor)
+    if exact == exact.to_integral_value():
+        return money_text(Money(int(exact), price.terms.currency, price.exponent))
+    places = max(0, -int(exact.normalize().as_tuple().exponent))
+    return money_text(Money(int(exact.scaleb(places)), price.terms.currency, price.exponent + places))

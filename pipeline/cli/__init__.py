@@ -23,7 +23,7 @@ from pipeline.cli.develop import dev, emit, key, periods, stripe_simulator, top,
 from pipeline.cli.dunning import dunning
 from pipeline.cli.notices import notices
 from pipeline.cli.operate import account, billing, close_period, doctor, meters, quarantine
-from pipeline.cli.page import account_page
+from pipeline.cli.page import account_page, account_timeline
 from pipeline.cli.rebuild import rebuild
 from pipeline.cli.reconcile import reconcile
 from pipeline.cli.roles import archive, auditor, gateway, mirror, notifier, router, sink, worker
@@ -58,6 +58,7 @@ for command in (
 ):  # fmt: skip
     cli.add_command(command)
 account.add_command(account_page)
+account.add_command(account_timeline)
 
 
 def main(command: click.Command = cli) -> None:

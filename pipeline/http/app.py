@@ -45,6 +45,7 @@ from pipeline.http.page_links import PageAnswer, PageLinkEndpoint, PageSecrets
 from pipeline.http.pages import Pages
 from pipeline.http.periods import PeriodsEndpoint
 from pipeline.http.queries import Parameters
+from pipeline.http.timeline import TimelineAnswer, TimelineEndpoint
 from pipeline.http.top import TopEndpoints
 from pipeline.http.usage import UsageEndpoints
 from pipeline.http.webhooks import WEBHOOK_PATH, WebhookEndpoint
@@ -179,6 +180,9 @@ def _add_reads(app: FastAPI, dependencies: GatewayDependencies, exposition: Call
     get("/v1/dunning/cases", dunning.listed, "Dunning cases", CasesAnswer, *refused)
     banners = "/v1/accounts/{account:name}/banners"
     get(banners, dunning.banners, "What an account's users should be told", BannersAnswer, *refused)
+    timeline = TimelineEndpoint(dependencies).listed
+    path = "/v1/accounts/{account:name}/timeline"
+    get(path, timeline, "The past and the future of an account", TimelineAnswer, *refused)
     get("/v1/meters", meters, "The meters of the meter set", models.MetersAnswer, 401)
     get("/healthz", health.alive, "Whether the process answers", models.Alive)
     get("/readyz", health.ready, "Whether the gateway takes events", models.Readiness, responses=NOT_READY)

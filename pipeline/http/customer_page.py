@@ -36,6 +36,7 @@ from schemas.usage_evidence import UsageEvidence
 ACTOR: Final = "the customer's page"
 CASES_MAX: Final = 20
 INVOICES_SHOWN: Final = 6
+AUDIT_MAX: Final = 50
 INVOICES_MAX: Final = 50
 DAYS: Final = 30
 CHARTS_MAX: Final = 4
@@ -65,11 +66,13 @@ class GatewayBusiness:
         """See `Business`."""
         parts, records, now_ms = await self._parts(), await self._records(), self._dependencies.clock.now_ms()
         shop = await shop_of(parts.catalog)
-        mirror, features, invoices, cases = await asyncio.gather(
+        mirror, features, invoices, cases, overrides, audit = await asyncio.gather(
             records.mirrored_of(account, now_ms),
             gives_of(parts, account),
             records.invoices(account, INVOICES_SHOWN),
             self._cases(account),
+            parts.entitlements.overrides(account),
+            records.audit_before(account, AUDIT_MAX),
         )
         meter_set = await _known(self._dependencies.meter_set())
         meters = meter_set.meters if meter_set else ()
@@ -77,7 +80,7 @@ class GatewayBusiness:
         shown = [meter for meter in meters if used and used.units.get(meter.slug)][:CHARTS_MAX]
         return Facts(
             account, now_ms, shop, mirror, features or _default_features(shop), meters, used, cases, preview,
-            await self._days(account, shown, now_ms), invoices,
+            await self._days(account, shown, now_ms), invoices, overrides, audit,
         )  # fmt: skip
 
     async def quote(self, account: str, request: ChangeRequest) -> Quote | Refusal:
