@@ -95,6 +95,8 @@ EXITS_WITH_1: Final = {
     "account unlink": _UNANSWERED,
     "archive": _ROLE,
     "auditor": _ROLE,
+    "billing backup": _UNANSWERED,
+    "billing restore": f"{_UNANSWERED}, and nothing is restored",
     "billing audit": _UNANSWERED,
     "billing bills": _UNANSWERED,
     "billing list": _UNANSWERED,

@@ -43,6 +43,7 @@ from pipeline.http.override_models import OverridesAnswer
 from pipeline.http.overrides import OverrideEndpoints
 from pipeline.http.page_links import PageAnswer, PageLinkEndpoint, PageSecrets
 from pipeline.http.pages import Pages
+from pipeline.http.percent import SLASH, routed
 from pipeline.http.periods import PeriodsEndpoint
 from pipeline.http.queries import Parameters
 from pipeline.http.timeline import TimelineAnswer, TimelineEndpoint
@@ -56,12 +57,12 @@ from schemas.meters import Meter
 
 
 class _Name(Convertor[str]):
-    """A name in a path. It may contain everything, also slashes and line feeds."""
+    """A name in a path. It may contain everything, also line feeds, and slashes that are encoded."""
 
-    regex = r"[\s\S]*"
+    regex = r"[^/]*"
 
     def convert(self, value: str) -> str:
-        return value
+        return value.replace(SLASH, "/")
 
     def to_string(self, value: str) -> str:
         return value
@@ -80,7 +81,12 @@ class _Gateway(FastAPI):
         self._posts = posts
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        post = self._posts.get(scope["path"]) if scope["type"] == "http" and scope["method"] == "POST" else None
+        post = None
+        if scope["type"] == "http":
+            post = self._posts.get(scope["path"]) if scope["method"] == "POST" else None
+            path = routed(scope["raw_path"]) if b"%" in scope["raw_path"] else None
+            # The server keeps its own scope, which it logs.
+            scope = scope if path is None else {**scope, "path": path}
         if post is not None:
             response = await post(Request(scope, receive))
             await response(scope, receive, send)
@@ -139,7 +145,6 @@ def create_gateway(dependencies: GatewayDependencies, metrics: Metrics | None = 
     _add_access(app, dependencies)
     _add_changes(app, ChangeEndpoints(dependencies))
     _add_page(app, dependencies, counted)
-    # The last of the accounts' paths, because a name in a path may contain slashes.
     _add_accounts(app, dependencies)
     app.state.openapi = document(app)
     for route in app.routes:
@@ -227,13 +232,13 @@ def _add_access(app: FastAPI, dependencies: GatewayDependencies) -> None:
         response_description=_meaning(models.EntitlementsAnswer, ""),
         responses={status: REFUSALS[status] for status in (*statuses, "default")},
     )
-    holds = HoldEndpoints(dependencies)
+    holds, hold = HoldEndpoints(dependencies), HOLD_PATH.replace("{hold}", "{hold:name}")
     ends = (400, 401, 403, 404, 409, 501, 503)
     more: dict[str, Any] = {"methods": ["POST"], "response_model": models.HoldAnswer}
     more |= {"response_description": models.HoldAnswer.__doc__}
     more |= {"responses": {status: REFUSALS[status] for status in (*ends, "default")}}
-    app.add_api_route(f"{HOLD_PATH}/use", holds.use, summary="Say how much of a hold was used", **more)
-    app.add_api_route(f"{HOLD_PATH}/release", holds.release, summary="Give a hold back", **more)
+    app.add_api_route(f"{hold}/use", holds.use, summary="Say how much of a hold was used", **more)
+    app.add_api_route(f"{hold}/release", holds.release, summary="Give a hold back", **more)
     _add_overrides(app, OverrideEndpoints(dependencies))
 
 
@@ -242,7 +247,7 @@ def _add_overrides(app: FastAPI, overrides: OverrideEndpoints) -> None:
     more: dict[str, Any] = {"response_model": OverridesAnswer}
     more |= {"response_description": OverridesAnswer.__doc__}
     refusals = {status: REFUSALS[status] for status in (400, 401, 403, 501, 503, "default")}
-    all_, one = "/v1/accounts/{account:name}/overrides", "/v1/accounts/{account:name}/overrides/{feature}"
+    all_, one = "/v1/accounts/{account:name}/overrides", "/v1/accounts/{account:name}/overrides/{feature:name}"
     app.add_api_route(all_, overrides.listed, summary="What people granted", responses=refusals, **more)
     app.add_api_route(
         one, overrides.delete, methods=["DELETE"], summary="Take overrides back", responses=refusals, **more
@@ -258,7 +263,7 @@ def _add_changes(app: FastAPI, changes: ChangeEndpoints) -> None:
     statuses = (400, 401, 403, 404, 408, 409, 413, 501, 503)
     more: dict[str, Any] = {"response_model": QuoteAnswer, "response_description": QuoteAnswer.__doc__}
     more |= {"responses": {status: REFUSALS[status] for status in (*statuses, "default")}}
-    quotes, one = "/v1/accounts/{account:name}/quotes", "/v1/accounts/{account:name}/quotes/{quote}/accept"
+    quotes, one = "/v1/accounts/{account:name}/quotes", "/v1/accounts/{account:name}/quotes/{quote:name}/accept"
     app.add_api_route(quotes, changes.quote, methods=["POST"], status_code=201, summary="Quote a change", **more)
     app.add_api_route(one, changes.accept, methods=["POST"], summary="Accept a quote", **more)
     pending = "/v1/accounts/{account:name}/changes/pending"

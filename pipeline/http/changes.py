@@ -100,7 +100,10 @@ class ChangeEndpoints:
 
     async def plans(self, _key: PlanReader) -> Response:
         """The plans that are sold, with their prices."""
-        catalog = (await (await self._parts()).catalog.standing()).catalog
+        opened = self._dependencies.catalog
+        if opened is None:
+            raise _not_configured()
+        catalog = (await (await opened()).standing()).catalog
         sold = [] if catalog is None else sorted(catalog.plans.items(), key=lambda each: (each[1].rank, each[0]))
         return json_answer(models.PlansAnswer(plans=[_plan(catalog, name, plan) for name, plan in sold if catalog]))
 
@@ -116,9 +119,13 @@ class ChangeEndpoints:
     async def _parts(self) -> Parts:
         changes = self._dependencies.changes
         if changes is None:
-            message = "this gateway changes no plans: set TIDEMARK_SQL_URL and TIDEMARK_STRIPE_API_KEY"
-            raise ApiError(501, "not_configured", message)
+            raise _not_configured()
         return await changes()
+
+
+def _not_configured() -> ApiError:
+    message = "this gateway changes no plans: set TIDEMARK_SQL_URL and TIDEMARK_STRIPE_API_KEY"
+    return ApiError(501, "not_configured", message)
 
 
 def _requested(wanted: QuoteBody, key: ApiKey) -> ChangeRequest:

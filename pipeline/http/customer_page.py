@@ -10,10 +10,13 @@ from decimal import Decimal
 from typing import Final, TypeVar
 
 from aggregators.deferred import complete_up_to_ms
+from aggregators.entitlement_codec import decode
+from aggregators.entitlements import segment_at
 from aggregators.plan_offer import Shop
 from pipeline.changes.operating import accept
-from pipeline.changes.parts import Parts, gives_of, shop_of
+from pipeline.changes.parts import Parts, shop_of
 from pipeline.changes.quoting import make_quote
+from pipeline.http.access import opened_access
 from pipeline.http.dependencies import GatewayDependencies
 from pipeline.http.errors import ApiError
 from pipeline.http.usage import UsageEndpoints, live_value
@@ -28,7 +31,7 @@ from schemas.entitlements import Resolved
 from schemas.errors import InvalidInput, OperatorNeeded, Refused, TidemarkError
 from schemas.meters import Meter
 from schemas.periods import Period
-from schemas.plan_changes import ChangeRequest, Operation, Quote, Refusal
+from schemas.plan_changes import ChangeRequest, InvoicePreview, Operation, Quote, Refusal
 from schemas.side_tables import Row
 from schemas.usage_evidence import UsageEvidence
 
@@ -64,22 +67,25 @@ class GatewayBusiness:
 
     async def facts(self, account: str) -> Facts:
         """See `Business`."""
-        parts, records, now_ms = await self._parts(), await self._records(), self._dependencies.clock.now_ms()
-        shop = await shop_of(parts.catalog)
-        mirror, features, invoices, cases, overrides, audit = await asyncio.gather(
+        records, (_, entitlements) = await self._records(), opened_access(self._dependencies)
+        now_ms = self._dependencies.clock.now_ms()
+        shop, mirror, latest, invoices, cases, overrides, audit = await asyncio.gather(
+            self._shop(),
             records.mirrored_of(account, now_ms),
-            gives_of(parts, account),
+            entitlements.latest([account]),
             records.invoices(account, INVOICES_SHOWN),
             self._cases(account),
-            parts.entitlements.overrides(account),
+            entitlements.overrides(account),
             records.audit_before(account, AUDIT_MAX),
         )
+        version = latest.get(account)
+        features = segment_at(decode(version.segments), now_ms).features if version else _default_features(shop)
         meter_set = await _known(self._dependencies.meter_set())
         meters = meter_set.meters if meter_set else ()
-        used, preview = await asyncio.gather(self._used(account, meters), self._preview(parts, shop, account, mirror))
+        used, preview = await asyncio.gather(self._used(account, meters), self._preview(shop, account, mirror, now_ms))
         shown = [meter for meter in meters if used and used.units.get(meter.slug)][:CHARTS_MAX]
         return Facts(
-            account, now_ms, shop, mirror, features or _default_features(shop), meters, used, cases, preview,
+            account, now_ms, shop, mirror, features, meters, used, cases, preview,
             await self._days(account, shown, now_ms), invoices, overrides, audit,
         )  # fmt: skip
 
@@ -120,7 +126,7 @@ class GatewayBusiness:
         if found is None:
             return None
         meter_set = await self._dependencies.meter_set()
-        return found, await shop_of((await self._parts()).catalog), meter_set.meters if meter_set else ()
+        return found, await self._shop(), meter_set.meters if meter_set else ()
 
     async def hours(self, account: str, meter: Meter, span: Period, after_ms: int, limit: int) -> Sequence[Hour]:
         """See `Business`."""
@@ -145,21 +151,24 @@ class GatewayBusiness:
         return Used(counted.period, units, complete_up_to_ms(counted.before, counted.waiting, counted.checkpoint))
 
     async def _preview(
-        self, parts: Parts, shop: Shop, account: str, mirror: Mapping[str, Sequence[Row]]
+        self, shop: Shop, account: str, mirror: Mapping[str, Sequence[Row]], now_ms: int
     ) -> Previewed | None:
         """Stripe's preview of the next invoice, at most a minute old. None if there is none, or Stripe does not say."""
-        followed, now_ms = subscription_of(shop, mirror), parts.clock.now_ms()
+        followed = subscription_of(shop, mirror)
         if followed is None:
             return None
         key = repr((account, followed))
         asked_ms, found = self._previews.get(key, (-PREVIEW_AGE_MS_MAX, None))
         if now_ms >= asked_ms + PREVIEW_AGE_MS_MAX:
-            invoice = await _known(parts.stripe.preview({"subscription": followed.id}))
+            invoice = await _known(self._asked_stripe(followed.id))
             found = None if invoice is None else Previewed(invoice, now_ms)
             self._previews[key] = now_ms, found
             if len(self._previews) > PREVIEWS_MAX:
                 self._previews.popitem(last=False)
         return found
+
+    async def _asked_stripe(self, subscription: str) -> InvoicePreview:
+        return await (await self._parts()).stripe.preview({"subscription": subscription})
 
     async def _days(self, account: str, meters: Sequence[Meter], now_ms: int) -> Mapping[str, Mapping[int, Decimal]]:
         reader = self._dependencies.usage
@@ -172,6 +181,11 @@ class GatewayBusiness:
         if self._dependencies.changes is None:
             raise OperatorNeeded("the customer's page needs TIDEMARK_SQL_URL and TIDEMARK_STRIPE_API_KEY")
         return await self._dependencies.changes()
+
+    async def _shop(self) -> Shop:
+        if self._dependencies.catalog is None:
+            raise OperatorNeeded("the customer's page needs TIDEMARK_SQL_URL")
+        return await shop_of(await self._dependencies.catalog())
 
     async def _records(self) -> AccountRecords:
         if self._dependencies.records is None:

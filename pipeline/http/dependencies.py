@@ -17,6 +17,7 @@ from pipeline.http.errors import ApiError
 from pipeline.settings import Settings
 from schemas.account_records import AccountRecords
 from schemas.analytics import HourlyStore, UsageReader
+from schemas.catalog_changes import CatalogStore
 from schemas.clock import Clock
 from schemas.control import Genesis
 from schemas.dunning import DunningStore
@@ -72,9 +73,9 @@ class GatewayDependencies:
     `usage` the gateway does not answer usage over time. Without `hourly`, `complete_up_to` is null.
     Without `accounts` the gateway links no accounts and lists no intents. Without `access` it answers no checks; while
     `access` returns None, SQL has not answered yet. `notices` and `dunning` are alike: without them the gateway lists
-    no notices, and no dunning cases and banners. Without `changes` it changes no plans, and without `records` it shows
-    no account's page and timeline; both calls may raise `Transient` and `OperatorNeeded`. Without `evidence` the page
-    shows no hours and events.
+    no notices, and no dunning cases and banners. Without `changes` it changes no plans, without `catalog` it lists
+    none, and without `records` it shows no account's page and timeline; these calls may raise `Transient` and
+    `OperatorNeeded`. Without `evidence` the page shows no hours and events.
     """
 
     log: Log
@@ -92,6 +93,7 @@ class GatewayDependencies:
     notices: Callable[[], NoticeOutbox | None] | None = None
     dunning: Callable[[], DunningStore | None] | None = None
     changes: Callable[[], Awaitable[ChangeParts]] | None = None
+    catalog: Callable[[], Awaitable[CatalogStore]] | None = None
     records: Callable[[], Awaitable[AccountRecords]] | None = None
     evidence: UsageEvidence | None = None
 

@@ -137,6 +137,7 @@ async def run_gateway(settings: Settings) -> None:
                 notices=access.notices if access is not None else None,
                 dunning=access.dunning if access is not None else None,
                 changes=accounts.changes if accounts is not None else None,
+                catalog=accounts.catalog if accounts is not None else None,
                 records=accounts.records if accounts is not None else None,
                 evidence=ClickHouseEvidence(clickhouse),
             ),

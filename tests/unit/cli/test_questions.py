@@ -108,6 +108,7 @@ EXAMPLES = {
     ("account", "bind"): ["acme", "--free"], ("account", "show"): ["acme"],
     ("account", "link"): ["acme", "--customer", "cus_1"], ("billing", "audit"): ["acme"],
     ("account", "link-all"): ["/dev/null"],
+    ("billing", "backup"): ["/dev/null/backup"], ("billing", "restore"): ["/dev/null/backup"],
     ("account", "override"): ["acme", "api_calls", "--add", "5", "--reason", "a gift"],
     ("account", "entitlements"): ["acme", "--at", "2026-11-03T14:03:00Z"],
     ("account", "overrides"): ["acme"], ("account", "revoke"): ["acme", "1", "--reason", "a mistake"],
