@@ -79,6 +79,7 @@ def routes(served: Served) -> list[Route]:
         Route("/page/{token}", lambda request: RedirectResponse(f"{quote(request.path_params['token'])}/", 307)),
         *(_route(served, f"/page/{{token}}/{path}", run, "GET") for path, run in gets.items()),
         *(_route(served, f"/page/{{token}}/{path}", run, "POST") for path, run in posts.items()),
+        _route(served, "/page/{token}/{rest:path}", pages.nothing, "GET"),
     ]
 
 
@@ -166,6 +167,10 @@ class _Pages:
         changed, problem = change.outcome_words(*kept, self._served.clock.now_ms()) if kept else ("", "")
         view = page_view(await self._business.facts(asked.account))
         return self._page(overview(view, changed, problem))
+
+    async def nothing(self, _asked: _Asked) -> Response:
+        """No page."""
+        raise _NotThere
 
     async def plans(self, asked: _Asked) -> Response:
         """What is sold."""

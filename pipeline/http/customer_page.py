@@ -69,12 +69,11 @@ class GatewayBusiness:
         """See `Business`."""
         records, (_, entitlements) = await self._records(), opened_access(self._dependencies)
         now_ms = self._dependencies.clock.now_ms()
-        shop, mirror, latest, invoices, cases, overrides, audit = await asyncio.gather(
-            self._shop(),
+        shop, cases = await asyncio.gather(self._shop(), self._cases(account))
+        mirror, latest, invoices, overrides, audit = await asyncio.gather(
             records.mirrored_of(account, now_ms),
             entitlements.latest([account]),
             records.invoices(account, INVOICES_SHOWN),
-            self._cases(account),
             entitlements.overrides(account),
             records.audit_before(account, AUDIT_MAX),
         )
@@ -85,9 +84,20 @@ class GatewayBusiness:
         used, preview = await asyncio.gather(self._used(account, meters), self._preview(shop, account, mirror, now_ms))
         shown = [meter for meter in meters if used and used.units.get(meter.slug)][:CHARTS_MAX]
         return Facts(
-            account, now_ms, shop, mirror, features, meters, used, cases, preview,
-            await self._days(account, shown, now_ms), invoices, overrides, audit,
-        )  # fmt: skip
+            account=account,
+            now_ms=now_ms,
+            shop=shop,
+            mirror=mirror,
+            features=features,
+            meters=meters,
+            used=used,
+            cases=cases,
+            preview=preview,
+            days=await self._days(account, shown, now_ms),
+            invoices=invoices,
+            overrides=overrides,
+            audit=audit,
+        )
 
     async def quote(self, account: str, request: ChangeRequest) -> Quote | Refusal:
         """See `Business`."""
