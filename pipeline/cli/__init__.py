@@ -23,6 +23,7 @@ from pipeline.cli.develop import dev, emit, key, periods, stripe_simulator, top,
 from pipeline.cli.dunning import dunning
 from pipeline.cli.notices import notices
 from pipeline.cli.operate import account, billing, close_period, doctor, meters, quarantine
+from pipeline.cli.page import account_page, account_timeline
 from pipeline.cli.rebuild import rebuild
 from pipeline.cli.reconcile import reconcile
 from pipeline.cli.revenue import revenue
@@ -57,6 +58,8 @@ for command in (
     worker, archive, router, gateway, sink, mirror, auditor, notifier,
 ):  # fmt: skip
     cli.add_command(command)
+account.add_command(account_page)
+account.add_command(account_timeline)
 
 
 def main(command: click.Command = cli) -> None:

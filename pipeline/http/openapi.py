@@ -22,6 +22,7 @@ from pipeline.http.models import (
     Readiness,
 )
 from pipeline.http.override_models import ContractWish, OverrideWish
+from pipeline.http.page_links import PageWish
 from schemas.events import UsageEvent
 
 DESCRIPTION: Final = (
@@ -68,6 +69,7 @@ _BODIES: Final[Mapping[tuple[str, str], type[BaseModel]]] = {
     (ACCEPT, "post"): AcceptWish,
     (f"{ACCOUNT}/checkout", "post"): CheckoutWish,
     (f"{ACCOUNT}/portal", "post"): PortalWish,
+    (f"{ACCOUNT}/page", "post"): PageWish,
 }
 _TARGETS: Final = {
     "/v1/usage": f"/v1/usage?meter=tokens&account=acme&window=day&group_by=model&{_MONTH}",

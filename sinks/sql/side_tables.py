@@ -34,6 +34,7 @@ from schemas.side_tables import (
     Unstorable,
 )
 from sinks.sql import links, step
+from sinks.sql.account_records import SqlAccountRecords
 from sinks.sql.bills import SqlBills
 from sinks.sql.bindings import Planner, binding_of, overlaps_now
 from sinks.sql.catalog import SqlCatalog
@@ -80,6 +81,11 @@ class SqlSideTables(ABC):
         """`timeline` derives bindings; see `schemas.side_tables.Timeline`. Its `mirror` has no invoices and no lines:
         an account may have years of them, and they decide no binding. `sent` is in the order of the numbers."""
         self._planner = Planner(timeline, overlaps)
+
+    @property
+    def account_records(self) -> SqlAccountRecords:
+        """What there is of one account, in the same database."""
+        return SqlAccountRecords(self._run)
 
     @property
     def bills(self) -> SqlBills:
