@@ -46,6 +46,7 @@ from sinks.sql.payers import SqlPayers
 from sinks.sql.plan_changes import SqlPlanChanges
 from sinks.sql.plan_moves import SqlPlanMoves
 from sinks.sql.queries import links_of, mirror_row, mirror_rows, next_offset, rows_where
+from sinks.sql.seats import SqlSeats
 from sinks.sql.tables import account_bindings, audit, cursors, customer_column, mirror, processed_events
 
 Answer = TypeVar("Answer")
@@ -127,6 +128,11 @@ class SqlSideTables(ABC):
     def plan_changes(self) -> SqlPlanChanges:
         """Quotes and operations of plan changes, in the same database."""
         return SqlPlanChanges(self._run)
+
+    @property
+    def seats(self) -> SqlSeats:
+        """Seats and who holds them, in the same database."""
+        return SqlSeats(self._run)
 
     @abstractmethod
     async def _run(self, body: Callable[[Connection], Answer]) -> Answer:
