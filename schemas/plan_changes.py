@@ -36,17 +36,28 @@ class Owner(StrEnum):
     OTHER = "other"
 
 
+class WantedItem(NamedTuple):
+    """An item after a change; see `HeldItem`."""
+
+    component: str
+    price: str
+    quantity: int | None
+
+
 class Pending(NamedTuple):
-    """The open schedule of a subscription. `ends`: the schedule cancels the subscription when the schedule is over."""
+    """The open schedule of a subscription. `ends`: the schedule cancels the subscription when the schedule is over.
+    `later`: the items of the one phase after the present period; none if there is no such phase, or another one."""
 
     schedule: str
     owner: Owner
     ends: bool = False
+    later: tuple[WantedItem, ...] = ()
 
 
 class HeldItem(NamedTuple):
     """An item of a subscription. `component`: that of the plan; `addon NAME`; the price, if no catalog made the price.
-    `quantity` None: usage is billed."""
+    `quantity` None: usage is billed. `paid`: how many are billed for the present period, which are more than `quantity`
+    after some were given back without a credit; None if that was not read."""
 
     id: str
     component: str
@@ -55,14 +66,7 @@ class HeldItem(NamedTuple):
     interval: str
     start_ms: int
     end_ms: int
-
-
-class WantedItem(NamedTuple):
-    """An item after a change; see `HeldItem`."""
-
-    component: str
-    price: str
-    quantity: int | None
+    paid: int | None = None
 
 
 class SubscriptionView(NamedTuple):
@@ -107,7 +111,8 @@ class Excess(NamedTuple):
 
 
 class Wanted(NamedTuple):
-    """What somebody wants. For a plan, `items` are all items after the change."""
+    """What somebody wants. For a plan, `items` are all items after the change, and `later` those of the later phase of
+    a pending schedule."""
 
     kind: ChangeKind
     plan: PlanId | None = None
@@ -119,6 +124,7 @@ class Wanted(NamedTuple):
     excess: tuple[Excess, ...] = ()
     trial_days: int = 0
     by_operator: bool = False
+    later: tuple[WantedItem, ...] = ()
 
 
 class CallKind(StrEnum):
@@ -140,7 +146,8 @@ class CallKind(StrEnum):
 
 class Call(NamedTuple):
     """One call with its parameters. Those of `PHASES` are `items`, the items of the last phase, or None for no phase
-    after the present one, and `end_behavior`."""
+    after the present one, and `end_behavior`. If the present phase changes too, they are also its items as `now`, the
+    same as a change of the subscription as `changes`, and `proration_behavior`."""
 
     kind: CallKind
     params: Mapping[str, Any] = {}
@@ -197,7 +204,8 @@ class Refusal(NamedTuple):
 
 class ChangeRequest(NamedTuple):
     """A wanted change in the words of the catalog. `plan` is a name, with or without a version. `interval` and
-    `currency` None or "": those that the account has. `quantities` are paid and `used` are in use, by seat feature."""
+    `currency` None or "": those that the account has. `quantities` are paid and `used` are in use, by seat feature.
+    `held`: how many seats are held, of the features whose holders are kept here."""
 
     kind: ChangeKind
     plan: str = ""
@@ -206,6 +214,7 @@ class ChangeRequest(NamedTuple):
     quantities: Mapping[str, int] = {}
     used: Mapping[str, Decimal] = {}
     by_operator: bool = False
+    held: Mapping[str, int] = {}
 
 
 class PreviewLine(NamedTuple):
@@ -389,6 +398,14 @@ class StripeSubscription(NamedTuple):
     ends: bool = False
 
 
+class Charge(NamedTuple):
+    """That so many of a subscription's item are billed until an instant."""
+
+    item: str
+    quantity: int
+    end_ms: int
+
+
 class StripeInvoice(NamedTuple):
     """An invoice at Stripe. `pay_url`: where it is paid, "" if it is not open."""
 
@@ -415,6 +432,11 @@ class StripeChanges(StripeSchedules, Protocol):
 
     async def invoice(self, identifier: str) -> StripeInvoice:
         """An invoice."""
+        ...
+
+    async def charges(self, customer: str, subscription: str, since_ms: int) -> Sequence[Charge]:
+        """What the invoices of a subscription that were made since an instant, and what its next invoice will bill of
+        changes until now, oldest first. Credits are none, and neither are void invoices."""
         ...
 
     async def preview(self, params: Mapping[str, Any]) -> InvoicePreview:

@@ -135,7 +135,7 @@ def changing_parts(
 
     sql = business.sql
     changes, client = ending(sql.plan_changes), ending(stripe)
-    return Parts(business.clock, sql.catalog, sql.entitlements, sql.links, changes, client, "test:acct_1")
+    return Parts(business.clock, sql.catalog, sql.entitlements, sql.links, changes, client, "test:acct_1", sql.seats)
 
 
 class Changing(Business):
