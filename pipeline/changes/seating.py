@@ -12,17 +12,32 @@ from aggregators.seats import allowed_now, can_grow, feature_named, room_of
 from aggregators.upgrade import Denied, upgrade_of
 from pipeline.changes.parts import Parts, shop_of
 from schemas.catalog import FeatureType
-from schemas.clock import HOUR_MS
-from schemas.entitlements import UNLIMITED, EntitlementVersion, Resolved, Value
+from schemas.catalog_changes import CatalogStore
+from schemas.clock import HOUR_MS, Clock
+from schemas.entitlements import UNLIMITED, Entitlements, EntitlementVersion, Resolved, Value
 from schemas.errors import InvalidInput
 from schemas.events import check_account
-from schemas.seats import Holders, Seat, SeatState
+from schemas.seats import Holders, Seat, Seats, SeatState
 from schemas.upgrades import Billed, Upgrade
 
 SEAT_PREFIX: Final = "seat_"
 HOLDER_CHARACTERS_MAX: Final = 256
 # An invitation reserves a seat for a week, if the feature does not say how long.
 RESERVE_H: Final = 168
+
+
+class SeatParts(NamedTuple):
+    """The stores that seats need; none of them is Stripe."""
+
+    clock: Clock
+    catalog: CatalogStore
+    entitlements: Entitlements
+    seats: Seats
+
+
+def seat_parts(parts: Parts) -> SeatParts:
+    """Those of the stores of plan changes."""
+    return SeatParts(parts.clock, parts.catalog, parts.entitlements, parts.seats)
 
 
 class SeatWish(NamedTuple):
@@ -56,7 +71,7 @@ class Standing(NamedTuple):
     can_grow: bool
 
 
-async def take_seat(parts: Parts, wish: SeatWish, by: str) -> tuple[Seat, bool] | SeatsFull:
+async def take_seat(parts: SeatParts, wish: SeatWish, by: str) -> tuple[Seat, bool] | SeatsFull:
     """Give a holder a seat; returns it, and whether it is new. A holder who has one keeps it.
 
     Raises `InvalidInput` with the field for a feature that is no seat, a holder without a name and a key that named
@@ -79,7 +94,7 @@ async def take_seat(parts: Parts, wish: SeatWish, by: str) -> tuple[Seat, bool] 
     return _full(shop, wish.feature, taken.held, *seen[-1], now_ms)
 
 
-async def standings(parts: Parts, account: str) -> Sequence[Standing]:
+async def standings(parts: SeatParts, account: str) -> Sequence[Standing]:
     """The seats of an account by feature, in the catalog's order. Reads SQL alone; raises `Transient`."""
     check_account(account)
     shop, now_ms = await shop_of(parts.catalog), parts.clock.now_ms()

@@ -26,6 +26,7 @@ from pipeline.cli.operate import account, billing, close_period, doctor, meters,
 from pipeline.cli.rebuild import rebuild
 from pipeline.cli.reconcile import reconcile
 from pipeline.cli.roles import archive, auditor, gateway, mirror, notifier, router, sink, worker
+from pipeline.cli.seats import seats
 from schemas.errors import InvalidInput, OperatorNeeded, TidemarkError
 
 LINE_MAX: Final = 1_000
@@ -51,7 +52,7 @@ def cli() -> None:
 
 for command in (
     dev, stripe_simulator, emit, usage, periods, top, key, reconcile, billing, webhooks, quarantine, meters, account,
-    catalog, change, check, hold, notices, dunning,
+    catalog, change, check, hold, notices, dunning, seats,
     close_period, doctor, rebuild,
     worker, archive, router, gateway, sink, mirror, auditor, notifier,
 ):  # fmt: skip

@@ -70,13 +70,15 @@ class ChangeEndpoints:
         the same quote; without one, so does the same request within a quote's life."""
         check_account(account)
         async with self._bodies.read(request) as body:
-            wanted = _decoded(
+            wanted = decoded(
                 body, QuoteBody, '{"plan": "pro", "quantities": {"locations": 2}}, or {"cancel": "period_end"}'
             )
         name = request.headers.get("idempotency-key", "")
         if len(name) > KEY_CHARACTERS_MAX:
             raise InvalidInput("Idempotency-Key", f"must have at most {KEY_CHARACTERS_MAX} characters")
-        found = await make_quote(await self._parts(), account, _requested(wanted, key), _actor(wanted.by, key), name)
+        found = await make_quote(
+            await parts_of(self._dependencies), account, _requested(wanted, key), actor_of(wanted.by, key), name
+        )
         if isinstance(found, Refusal):
             raise _refused(found)
         return json_answer(quote_answer(found, None), 201)
@@ -86,13 +88,13 @@ class ChangeEndpoints:
         how far the change is. One quote is one change, so its id is the Idempotency-Key."""
         check_account(account)
         async with self._bodies.read(request) as body:
-            wanted = _decoded(body, AcceptBody, '{"by": "ann"}, or nothing') if body.strip() else AcceptBody()
-        return await self._accepted(await self._parts(), account, quote, _actor(wanted.by, key))
+            wanted = decoded(body, AcceptBody, '{"by": "ann"}, or nothing') if body.strip() else AcceptBody()
+        return await self._accepted(await parts_of(self._dependencies), account, quote, actor_of(wanted.by, key))
 
     async def undo(self, account: AccountInPath, key: Billing) -> Response:
         """Takes a pending change or a coming end back: quotes that and accepts the quote."""
         check_account(account)
-        parts, actor = await self._parts(), _actor("", key)
+        parts, actor = await parts_of(self._dependencies), actor_of("", key)
         found = await make_quote(parts, account, ChangeRequest(ChangeKind.UNDO, by_operator=_is_operator(key)), actor)
         if isinstance(found, Refusal):
             raise _refused(found)
@@ -100,7 +102,7 @@ class ChangeEndpoints:
 
     async def plans(self, _key: PlanReader) -> Response:
         """The plans that are sold, with their prices."""
-        catalog = (await (await self._parts()).catalog.standing()).catalog
+        catalog = (await (await parts_of(self._dependencies)).catalog.standing()).catalog
         sold = [] if catalog is None else sorted(catalog.plans.items(), key=lambda each: (each[1].rank, each[0]))
         return json_answer(models.PlansAnswer(plans=[_plan(catalog, name, plan) for name, plan in sold if catalog]))
 
@@ -113,12 +115,13 @@ class ChangeEndpoints:
             raise ApiError(409, "change_failed", f"{operation.detail}; nothing more is tried: ask for a new quote")
         return json_answer(quote_answer(quote, operation), 200 if operation.state is OperationState.DONE else 202)
 
-    async def _parts(self) -> Parts:
-        changes = self._dependencies.changes
-        if changes is None:
-            message = "this gateway changes no plans: set TIDEMARK_SQL_URL and TIDEMARK_STRIPE_API_KEY"
-            raise ApiError(501, "not_configured", message)
-        return await changes()
+
+async def parts_of(dependencies: GatewayDependencies) -> Parts:
+    """What plan changes and seats need. Raises `ApiError` if the gateway has no stores for them, and `Transient`."""
+    if dependencies.changes is None:
+        message = "this gateway changes no plans and seats: set TIDEMARK_SQL_URL and TIDEMARK_STRIPE_API_KEY"
+        raise ApiError(501, "not_configured", message)
+    return await dependencies.changes()
 
 
 def _requested(wanted: QuoteBody, key: ApiKey) -> ChangeRequest:
@@ -143,7 +146,8 @@ def _is_operator(key: ApiKey) -> bool:
     return key.may(Role.OPERATOR) and key.account is None
 
 
-def _actor(by: str, key: ApiKey) -> str:
+def actor_of(by: str, key: ApiKey) -> str:
+    """Who asks, for the audit."""
     return f"{by} (key {key.id})" if by else f"key {key.id}"
 
 
@@ -221,7 +225,7 @@ def _plan(catalog: Catalog, name: str, plan: Plan) -> models.PlanAnswer:
     )
 
 
-def _decoded(body: bytes, kind: type[Body], shape: str) -> Body:
+def decoded(body: bytes, kind: type[Body], shape: str) -> Body:
     """The body of a request. Raises `ApiError`."""
     try:
         return msgspec.json.decode(body, type=kind)

@@ -7,7 +7,7 @@ from decimal import Decimal
 
 from pipeline.changes.following import follow
 from pipeline.changes.parts import Parts
-from pipeline.changes.seating import SeatsFull, SeatWish, take_seat
+from pipeline.changes.seating import SeatsFull, SeatWish, seat_parts, take_seat
 from schemas.clock import DAY_MS
 from schemas.seats import QUIET_MS, Seat, SeatState
 from tests.worlds.changing import Changing
@@ -89,7 +89,7 @@ class Seated(Changing):
     async def asked(self, holder: str, *, is_reserved: bool = False) -> Seat | SeatsFull:
         """Ask for a seat."""
         wish = SeatWish(self.account, "seats", holder, is_reserved)
-        found = await take_seat(self.parts(), wish, "ann")
+        found = await take_seat(seat_parts(self.parts()), wish, "ann")
         return found if isinstance(found, SeatsFull) else found[0]
 
     async def release(self, holder: str) -> None:
