@@ -24,7 +24,7 @@ from schemas.periods import Interval, Period
 from schemas.plan_changes import (
     ChangeKind,
     ChangeRequest,
-    Charge,
+    Charges,
     Excess,
     HeldItem,
     Owner,
@@ -145,10 +145,11 @@ def _pending(shop: Shop, found: StripeSubscription) -> Pending | None:
     )
 
 
-def with_paid(view: SubscriptionView, charges: Sequence[Charge]) -> SubscriptionView:
+def with_paid(view: SubscriptionView, charges: Charges) -> SubscriptionView:
     """A view that knows how many of each item are billed for the present period: as many as the last charge says."""
-    paid = {(each.item, each.end_ms): each.quantity for each in charges}
-    return view._replace(items=tuple(item._replace(paid=paid.get((item.id, item.end_ms))) for item in view.items))
+    paid = {(each.item, each.end_ms): each.quantity for each in charges.items}
+    items = tuple(item._replace(paid=paid.get((item.id, item.end_ms))) for item in view.items)
+    return view._replace(items=items, pending_minor=charges.pending_minor)
 
 
 def _component(shop: Shop, price: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from decimal import Decimal
+from typing import Final
 
 from aggregators.account_grants import features_of, granted
 from aggregators.entitlement_codec import decode
@@ -28,10 +29,11 @@ from schemas.seats import Holders
 from schemas.upgrades import Billed
 
 # Seats are paid by a plan that is sold by their number. Who owes something pays that first.
-_GROWING = frozenset({"active", "trialing"})
-_BESIDE_PLANS = frozenset({SourceKind.CONTRACT, SourceKind.OVERRIDE})
-SOURCE = "seats"
-PAID_UNTIL_THEN = "paid until the period ends"
+_GROWING: Final = frozenset({"active", "trialing"})
+_BESIDE_PLANS: Final = frozenset({SourceKind.CONTRACT, SourceKind.OVERRIDE})
+# Who changes what is paid, for the audit.
+ACTOR: Final = "seats"
+PAID_UNTIL_THEN: Final = "paid until the period ends"
 
 
 def feature_named(shop: Shop, name: str) -> Feature:
@@ -116,8 +118,9 @@ def kept_until(
     value = max(Decimal(paid), bought) if isinstance(bought, Decimal) else Decimal(paid)
     end_ms = max(item.end_ms for item in items)
     return Grant(
-        feature.name, SourceKind.PROMOTION, SOURCE, Operation.AT_LEAST, value, now_ms, end_ms, reason=PAID_UNTIL_THEN
-    )
+        feature.name, SourceKind.PROMOTION, ACTOR, Operation.AT_LEAST, value, now_ms, end_ms, cause=ACTOR,
+        reason=PAID_UNTIL_THEN,
+    )  # fmt: skip
 
 
 def _is_of_plan(shop: Shop, view: SubscriptionView, item: HeldItem) -> bool:

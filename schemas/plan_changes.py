@@ -74,7 +74,8 @@ class SubscriptionView(NamedTuple):
 
     `family`: that of the plan's trial. `is_contract`: a person granted terms of a contract. `pay_url`: where the open
     invoice is paid, "" if none is known. `anchor_ms`: from when the periods are counted.
-    `ends_with_period`: the cancellation follows the period, and is at no instant of its own.
+    `ends_with_period`: the cancellation follows the period, and is at no instant of its own. `pending_minor`: what
+    waits for the next invoice.
     """
 
     customer: str = ""
@@ -99,6 +100,7 @@ class SubscriptionView(NamedTuple):
     has_item_discounts: bool = False
     is_taxed: bool = False
     latest_invoice: str = ""
+    pending_minor: int = 0
 
 
 class Excess(NamedTuple):
@@ -406,6 +408,14 @@ class Charge(NamedTuple):
     end_ms: int
 
 
+class Charges(NamedTuple):
+    """What a subscription's items are billed, oldest first. `pending_minor`: the sum of what waits for the next
+    invoice, which may be the one of a change."""
+
+    items: tuple[Charge, ...]
+    pending_minor: int
+
+
 class StripeInvoice(NamedTuple):
     """An invoice at Stripe. `pay_url`: where it is paid, "" if it is not open."""
 
@@ -434,9 +444,9 @@ class StripeChanges(StripeSchedules, Protocol):
         """An invoice."""
         ...
 
-    async def charges(self, customer: str, subscription: str, since_ms: int) -> Sequence[Charge]:
-        """What the invoices of a subscription that were made since an instant, and what its next invoice will bill of
-        changes until now, oldest first. Credits are none, and neither are void invoices."""
+    async def charges(self, customer: str, subscription: str, since_ms: int) -> Charges:
+        """What the invoices of a subscription that were made since an instant bill, and what waits for its next one.
+        Credits are no charges, and neither are void invoices."""
         ...
 
     async def preview(self, params: Mapping[str, Any]) -> InvoicePreview:

@@ -13,7 +13,7 @@ from typing import Final
 
 from aggregators.plan_change import ENDED
 from aggregators.plan_offer import Shop
-from aggregators.seats import feature_named, kept_until, paid_now, quantities_for, quantity_now
+from aggregators.seats import ACTOR, feature_named, kept_until, paid_now, quantities_for, quantity_now
 from pipeline.changes.operating import accept
 from pipeline.changes.parts import Parts, gives_of, seen, shop_of
 from pipeline.changes.quoting import make_quote
@@ -23,7 +23,6 @@ from schemas.plan_changes import ChangeKind, ChangeRequest, OperationState, Quot
 from schemas.seats import Unpaid
 
 AT_ONCE: Final = 50
-ACTOR: Final = "seats"
 # The first wait after a vain try; each further one is twice as long, up to a day. A payment that failed is tried again
 # so rarely that nobody is charged more than once a day in vain.
 FIRST_WAIT_MS: Final = 5 * SECOND_MS

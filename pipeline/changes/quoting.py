@@ -70,7 +70,7 @@ async def make_quote(parts: Parts, account: str, request: ChangeRequest, by: str
     view = await seen(parts, shop, account)
     if isinstance(view, Refusal):
         return view
-    if request.kind is ChangeKind.PLAN and view.plan is not None and view.plan.name == request.plan.partition("@")[0]:
+    if request.kind is ChangeKind.PLAN and view.plan is not None and view.status not in ENDED:
         view = await paid_in(parts, view)
     asked = await with_holders(parts, account, request)
     wanted = wanted_of(shop, view, asked, await gives_of(parts, account))
@@ -128,7 +128,8 @@ async def _priced(
             preview = await parts.stripe.preview(params)
             restarts = made.kind is CallKind.CREATE or bool(made.params.keys() & {"billing_cycle_anchor", "trial_end"})
     following, following_ms = None, None
-    if wanted.kind not in (ChangeKind.CANCEL, ChangeKind.CANCEL_NOW):
+    is_ending = view.cancel_at_ms is not None and wanted.kind is ChangeKind.PLAN
+    if wanted.kind not in (ChangeKind.CANCEL, ChangeKind.CANCEL_NOW) and not is_ending:
         following = await parts.stripe.preview(_following(view, wanted, decided))
         following_ms = max((item.end_ms for item in view.items), default=now_ms)
         if restarts and wanted.interval is not None:
@@ -236,7 +237,8 @@ def _ours(shop: Shop, view: SubscriptionView, wanted: Wanted, priced: _Priced, n
     # Stripe credits what was billed, also after some of it was given back.
     billed = tuple(item._replace(quantity=item.paid or item.quantity) for item in view.items)
     before = view._replace(items=(), currency=wanted.currency) if is_new else view._replace(items=billed)
-    return our_lines(shop, before, wanted.items, now_ms - now_ms % SECOND_MS, restarts=priced.restarts)
+    ours = our_lines(shop, before, wanted.items, now_ms - now_ms % SECOND_MS, restarts=priced.restarts)
+    return ours if ours is None or is_new else ours + view.pending_minor
 
 
 def _said(shop: Shop, view: SubscriptionView, wanted: Wanted, priced: _Priced, zero: Money) -> Said:

@@ -11,7 +11,15 @@ import stripe
 from schemas.billing_events import ObjectKind, ObjectName
 from schemas.clock import HOUR_MS, SECOND_MS
 from schemas.errors import Transient
-from schemas.plan_changes import Charge, InvoicePreview, PreviewLine, StripeInvoice, StripeItem, StripeSubscription
+from schemas.plan_changes import (
+    Charge,
+    Charges,
+    InvoicePreview,
+    PreviewLine,
+    StripeInvoice,
+    StripeItem,
+    StripeSubscription,
+)
 from sinks.stripe.connection import SHAPE_ERRORS, is_stored_failure, json_of, read, stored
 from sinks.stripe.objects import PART_PAGES_MAX
 from sinks.stripe.schedules import StripeClientSchedules
@@ -55,7 +63,7 @@ class StripeClientChanges(StripeClientSchedules):
         path = f"/v1/invoices/{quote(identifier, safe='')}"
         return await read(lambda: self._stripe.raw_request_async("get", path), lambda found: _invoice(json_of(found)))
 
-    async def charges(self, customer: str, subscription: str, since_ms: int) -> Sequence[Charge]:
+    async def charges(self, customer: str, subscription: str, since_ms: int) -> Charges:
         """See `StripeChanges`. Costs two calls, one more per 100 rows of a list beyond the first 100, and one per 100
         lines of an invoice beyond the first ten."""
         options = {"subscription": subscription, "created": {"gte": since_ms // SECOND_MS}}
@@ -68,11 +76,12 @@ class StripeClientChanges(StripeClientSchedules):
                 if body["status"] != "void":
                     whole = await self._with_parts(ObjectName(ObjectKind.INVOICE, str(body["id"])), body)
                     found += _charges(whole["lines"]["data"])
-            for row in items[::-1]:
+            waiting = [row for row in items if _details(row["parent"]).get("subscription") in (None, subscription)]
+            for row in waiting[::-1]:
                 found += _charges([row])
+            return Charges(tuple(found), sum(int(row["amount"]) for row in waiting))
         except SHAPE_ERRORS as error:
             raise Transient(f"not an answer of Stripe: {error}") from error
-        return found
 
     async def preview(self, params: Mapping[str, Any]) -> InvoicePreview:
         """See `StripeChanges`. Costs one call, and one more per 100 lines beyond the first ten."""

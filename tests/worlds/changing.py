@@ -29,7 +29,10 @@ from tests.worlds.ending import Ending
 from tests.worlds.sold import parsed
 
 ACME = "acme"
-WRITING = ("intend", "sent", "stepped", "doubt", "settle", "update", "subscribe", "cancel", "create", "plan", "release")
+WRITING = (
+    "intend", "sent", "stepped", "doubt", "settle", "update", "subscribe", "cancel", "create", "plan", "release",
+    "add_quote", "grant", "followed", "postpone",
+)  # fmt: skip
 CATALOG = """\
 version: 1
 meters:
@@ -135,7 +138,8 @@ def changing_parts(
 
     sql = business.sql
     changes, client = ending(sql.plan_changes), ending(stripe)
-    return Parts(business.clock, sql.catalog, sql.entitlements, sql.links, changes, client, "test:acct_1", sql.seats)
+    entitlements, seats = ending(sql.entitlements), ending(sql.seats)
+    return Parts(business.clock, sql.catalog, entitlements, sql.links, changes, client, "test:acct_1", seats)
 
 
 class Changing(Business):
@@ -183,7 +187,15 @@ class Changing(Business):
         recurring = {"interval": terms.interval}
         recurring |= {"usage_type": "metered", "meter": meter} if terms.event_name else {}
         body: dict[str, Any] = {"currency": terms.currency, "product_data": {"name": price.plan.name}}
-        body |= {"recurring": recurring, "lookup_key": key, "unit_amount_decimal": terms.unit_minor}
+        body |= {"recurring": recurring, "lookup_key": key}
+        if terms.tiers:
+            tiers = [
+                {"up_to": tier.up_to or "inf", "unit_amount_decimal": tier.unit_minor, "flat_amount_decimal": "0"}
+                for tier in terms.tiers
+            ]
+            body |= {"billing_scheme": "tiered", "tiers_mode": terms.mode, "tiers": tiers}
+        else:
+            body["unit_amount_decimal"] = terms.unit_minor
         return str(self.stripe.call("POST /v1/prices", body)["id"])
 
     async def join(self, account: str, card: str = "pm_card_visa") -> None:

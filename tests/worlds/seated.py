@@ -47,6 +47,13 @@ plans:
     prices:
       - {{component: seat, quantity: seats, month: {{usd: "5.00"}}}}
     grants: {{seats: quantity}}
+  base:
+    version: 1
+    name: Base
+    rank: 30
+    prices:
+      - {{component: seat, quantity: seats, included: 10, month: {{usd: "15.00"}}}}
+    grants: {{seats: quantity}}
   team:
     version: 1
     name: Team
@@ -79,6 +86,10 @@ class Seated(Changing):
         for each in range(number):
             await self.take(f"holder {each}")
         await self.paid()
+
+    def about(self, account: str, customer: str, subscription: str) -> None:
+        """All words are about another account from now on."""
+        self.account, self.customer, self.subscription = account, customer, subscription
 
     async def take(self, holder: str, *, is_reserved: bool = False) -> Seat:
         """A seat that must be given."""
