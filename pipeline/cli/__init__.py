@@ -28,6 +28,7 @@ from pipeline.cli.rebuild import rebuild
 from pipeline.cli.reconcile import reconcile
 from pipeline.cli.revenue import revenue
 from pipeline.cli.roles import archive, auditor, gateway, mirror, notifier, router, sink, worker
+from pipeline.cli.seats import seats
 from schemas.errors import InvalidInput, OperatorNeeded, TidemarkError
 
 LINE_MAX: Final = 1_000
@@ -53,7 +54,7 @@ def cli() -> None:
 
 for command in (
     dev, stripe_simulator, emit, usage, periods, top, key, reconcile, billing, webhooks, quarantine, meters, account,
-    catalog, change, check, hold, notices, dunning, revenue,
+    catalog, change, check, hold, notices, dunning, revenue, seats,
     close_period, doctor, rebuild,
     worker, archive, router, gateway, sink, mirror, auditor, notifier,
 ):  # fmt: skip

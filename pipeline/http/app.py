@@ -47,6 +47,8 @@ from pipeline.http.pages import Pages
 from pipeline.http.percent import SLASH, routed
 from pipeline.http.periods import PeriodsEndpoint
 from pipeline.http.queries import Parameters
+from pipeline.http.seat_models import SeatAnswer, SeatsAnswer
+from pipeline.http.seats import SeatEndpoints
 from pipeline.http.timeline import TimelineAnswer, TimelineEndpoint
 from pipeline.http.top import TopEndpoints
 from pipeline.http.usage import UsageEndpoints
@@ -147,6 +149,8 @@ def create_gateway(dependencies: GatewayDependencies, metrics: Metrics | None = 
     _add_changes(app, ChangeEndpoints(dependencies))
     _add_pages(app, CheckoutEndpoints(dependencies))
     _add_page(app, dependencies, counted)
+    _add_seats(app, SeatEndpoints(dependencies))
+    # The last of the accounts' paths, because a name in a path may contain slashes.
     _add_accounts(app, dependencies)
     app.state.openapi = document(app)
     for route in app.routes:
@@ -310,6 +314,20 @@ def _add_page(app: FastAPI, dependencies: GatewayDependencies, metrics: Metrics)
     business = GatewayBusiness(dependencies)
     served = Served(business, dependencies.clock, secrets, settings.page_frames, settings.page_theme, noted)
     app.router.routes += page_routes(served)
+
+
+def _add_seats(app: FastAPI, seats: SeatEndpoints) -> None:
+    """Add the paths that give seats and take them back."""
+    statuses = (400, 401, 403, 404, 408, 409, 413, 501, 503)
+    all_, one = "/v1/accounts/{account:name}/seats", "/v1/accounts/{account:name}/seats/{seat}"
+    more: dict[str, Any] = {"response_model": SeatsAnswer, "response_description": SeatsAnswer.__doc__}
+    more |= {"responses": {status: REFUSALS[status] for status in (400, 401, 403, 501, 503, "default")}}
+    app.add_api_route(all_, seats.listed, summary="The seats of an account", **more)
+    more |= {"methods": ["POST"], "response_model": SeatAnswer, "response_description": SeatAnswer.__doc__}
+    more |= {"responses": {status: REFUSALS[status] for status in (*statuses, "default")}}
+    app.add_api_route(all_, seats.post, status_code=201, summary="Give or reserve a seat", **more)
+    app.add_api_route(f"{one}/activate", seats.activate, summary="Accept a reserved seat", **more)
+    app.add_api_route(f"{one}/release", seats.release, summary="Release a seat", **more)
 
 
 def _meaning(model: Any, summary: str) -> str:

@@ -49,6 +49,7 @@ from sinks.sql.plan_changes import SqlPlanChanges
 from sinks.sql.plan_moves import SqlPlanMoves
 from sinks.sql.queries import links_of, mirror_row, mirror_rows, next_offset, rows_where
 from sinks.sql.revenue import SqlRevenue
+from sinks.sql.seats import SqlSeats
 from sinks.sql.tables import account_bindings, audit, cursors, customer_column, mirror, processed_events
 from sinks.sql.trials import SqlTrials
 
@@ -151,6 +152,11 @@ class SqlSideTables(ABC):
     def duplicates(self) -> SqlDuplicates:
         """Subscriptions that are one too many, in the same database."""
         return SqlDuplicates(self._run)
+
+    @property
+    def seats(self) -> SqlSeats:
+        """Seats and who holds them, in the same database."""
+        return SqlSeats(self._run)
 
     @abstractmethod
     async def _run(self, body: Callable[[Connection], Answer]) -> Answer:

@@ -113,6 +113,8 @@ EXAMPLES = {
     ("account", "entitlements"): ["acme", "--at", "2026-11-03T14:03:00Z"],
     ("account", "overrides"): ["acme"], ("account", "revoke"): ["acme", "1", "--reason", "a mistake"],
     ("change", "preview"): ["acme", "pro"], ("change", "accept"): ["acme", "qt_1"], ("change", "undo"): ["acme"],
+    ("seats", "list"): ["acme"], ("seats", "add"): ["acme", "members", "user_1"],
+    ("seats", "activate"): ["acme", "seat_1"], ("seats", "release"): ["acme", "seat_1"],
     ("check",): ["acme", "api_calls"], ("notices", "retry"): ["--all-dead"],
     ("dunning", "write-off"): ["dun_1", "--reason", "goodwill"],
     ("hold", "use"): ["hold_1"], ("hold", "release"): ["hold_1"],
