@@ -128,6 +128,10 @@ class TrialStore(Protocol):
         """The newest trials, of all accounts or of one."""
         ...
 
+    async def flagged(self) -> int:
+        """How many running trials have a card that had one before."""
+        ...
+
     async def counts(self) -> Mapping[TrialState, int]:
         """How many trials there are in each state."""
         ...
@@ -146,7 +150,7 @@ class StripeTrials(Protocol):
         ...
 
     async def promotion(self, code: str) -> str | None:
-        """The id of the active promotion code of a text."""
+        """The id of the promotion code of a text, also of one that was redeemed; None if there is none."""
         ...
 
     async def email_and_card(self, customer: str) -> tuple[str, str]:

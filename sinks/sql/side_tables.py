@@ -52,6 +52,7 @@ from sinks.sql.revenue import SqlRevenue
 from sinks.sql.seats import SqlSeats
 from sinks.sql.tables import account_bindings, audit, cursors, customer_column, mirror, processed_events
 from sinks.sql.trials import SqlTrials
+from sinks.sql.unfinalized import SqlUnfinalized
 
 Answer = TypeVar("Answer")
 
@@ -157,6 +158,11 @@ class SqlSideTables(ABC):
     def seats(self) -> SqlSeats:
         """Seats and who holds them, in the same database."""
         return SqlSeats(self._run)
+
+    @property
+    def unfinalized(self) -> SqlUnfinalized:
+        """Invoices that cannot become final, in the same database."""
+        return SqlUnfinalized(self._run)
 
     @abstractmethod
     async def _run(self, body: Callable[[Connection], Answer]) -> Answer:

@@ -66,6 +66,10 @@ class SqlTrials:
             wanted = wanted.where(trials.c.account == account)
         return await self._run(lambda connection: [_trial(row) for row in connection.execute(wanted).mappings()])
 
+    async def flagged(self) -> int:
+        wanted = select(func.count()).where(trials.c.is_flagged == 1, trials.c.state == TrialState.RUNNING)
+        return await self._run(lambda connection: connection.execute(wanted).scalar_one())
+
     async def counts(self) -> Mapping[TrialState, int]:
         wanted = select(trials.c.state, func.count()).group_by(trials.c.state)
         return await self._run(
