@@ -78,6 +78,7 @@ _TARGETS: Final = {
     "/v1/notices": "/v1/notices?state=dead",
     "/v1/dunning/cases": "/v1/dunning/cases?state=open",
     "/v1/accounts/{account}/banners": "/v1/accounts/acme/banners",
+    f"{ACCOUNT}/timeline": "/v1/accounts/acme/timeline?limit=20",
     "/v1/meters": "/v1/meters",
     "/v1/plans": "/v1/plans",
     "/v1/meters/{meter}/top": "/v1/meters/tokens/top",
@@ -107,6 +108,7 @@ EXAMPLES: Final[Mapping[str, str]] = {
   -d '{{"plan": "professional", "used": {{"locations": "1"}}}}'""",
     ACCEPT: f"""curl -X POST "$GATEWAY/v1/accounts/acme/quotes/qt_5d41402abc4b2a76b9719d91/accept" \\
   {_KEY}""",
+    f"{ACCOUNT}/page": f'curl "$GATEWAY/v1/accounts/acme/page" \\\n  {_KEY} \\\n  -d \'{{"expires_in_s": 3600}}\'',
     f"{ACCOUNT}/changes/pending": f"""curl -X DELETE "$GATEWAY/v1/accounts/acme/changes/pending" \\
   {_KEY}""",
     f"{HOLD_PATH}/use": f"""curl "$GATEWAY/v1/access/holds/hold_5d41402abc4b2a76b9719d911017c592/use" \\
@@ -182,7 +184,7 @@ def document(app: FastAPI) -> dict[str, Any]:
     # The handler reads the body itself, because FastAPI would read one of any size.
     for (path, method), model in _BODIES.items():
         openapi["paths"][path][method]["requestBody"] = {
-            "required": model not in (HoldUse, AcceptWish),
+            "required": model not in (HoldUse, AcceptWish, PageWish),
             "content": {PLAIN: {"schema": _schema(model, schemas)}},
         }
     for path, command in EXAMPLES.items():
