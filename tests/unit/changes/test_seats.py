@@ -6,11 +6,13 @@ from decimal import Decimal
 
 import pytest
 
+from aggregators.plan_moves import phases_of
 from pipeline.changes.seating import SeatsFull
 from schemas.clock import HOUR_MS
 from schemas.entitlements import Grant, Operation, SourceKind
 from schemas.errors import InvalidInput
 from schemas.plan_changes import ChangeKind, Refusal, RefusalCode
+from schemas.plan_moves import SubscribedItem
 from schemas.seats import QUIET_MS, SeatState
 from tests.worlds.seated import SEATS, YEARLY_SEATS, Seated, day_ms, seats_catalog
 
@@ -271,3 +273,19 @@ async def test_what_stays_paid_is_a_grant_that_anybody_can_see() -> None:
     await business.release("holder 1")
     await business.paid()
     assert len(await business.sql.entitlements.overrides("acme")) == 1
+
+
+async def test_seats_change_while_a_newer_version_is_scheduled() -> None:
+    """The schedule of a migration keeps its mark, and both of its phases have the new quantity."""
+    business = await begun("keep_paid", 2)
+    schedule = await business.client.create(business.subscription, "k1")
+    items = [SubscribedItem(business.prices["tm.small.v1.seat.month.usd"], 2)]
+    await business.client.plan(schedule.id, phases_of(schedule.phases, items), f"{business.subscription}.1", "k2")
+    await business.until("2027-03-11")
+    await business.take("ann")
+    await business.paid()
+    after = await business.client.schedule(schedule.id)
+
+    assert after.mark == f"{business.subscription}.1"
+    assert [phase["items"][0]["quantity"] for phase in after.phases] == [3, 3]
+    assert (business.quantity(), business.invoices()) == (3, [2000, 677])
