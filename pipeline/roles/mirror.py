@@ -44,6 +44,8 @@ COUNT_INTERVAL_S: Final = 15.0
 RENEWAL_INTERVAL_S: Final = 0.2
 SWEEP_INTERVAL_S: Final = 10.0
 CHANGES_INTERVAL_S: Final = 10.0
+# Every subscription is looked at.
+DUPLICATES_INTERVAL_S: Final = 60.0
 # A quote that differs from its invoice is shown for so long.
 DIFFERING_MS: Final = 7 * DAY_MS
 SWEPT_MAX: Final = 10_000
@@ -119,7 +121,9 @@ async def run_mirror(settings: Settings) -> None:
                 relaying(owned, lambda _: renewal.turn(), RENEWAL_INTERVAL_S, on_failure=not_renewed),
                 relaying(owned, lambda _: turn(changes), CHANGES_INTERVAL_S, on_failure=not_changed),
                 relaying(owned, lambda _: follow(changes, tables.trials), CHANGES_INTERVAL_S, on_failure=not_changed),
-                relaying(owned, lambda _: heal(changes, tables.duplicates), CHANGES_INTERVAL_S, on_failure=not_changed),
+                relaying(
+                    owned, lambda _: heal(changes, tables.duplicates), DUPLICATES_INTERVAL_S, on_failure=not_changed
+                ),
                 relaying(owned, lambda _: tables.holds.sweep(base.clock.now_ms(), SWEPT_MAX), SWEEP_INTERVAL_S),
                 recovery.run(),
             )
