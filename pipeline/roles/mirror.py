@@ -45,7 +45,7 @@ RENEWAL_INTERVAL_S: Final = 0.2
 SWEEP_INTERVAL_S: Final = 10.0
 CHANGES_INTERVAL_S: Final = 10.0
 # Every subscription is looked at.
-DUPLICATES_INTERVAL_S: Final = 60.0
+HEAL_INTERVAL_S: Final = 60.0
 # A quote that differs from its invoice is shown for so long.
 DIFFERING_MS: Final = 7 * DAY_MS
 SWEPT_MAX: Final = 10_000

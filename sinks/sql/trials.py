@@ -135,7 +135,8 @@ def _begin(connection: Connection, trial: Trial, begun: Begun, keys: Mapping[str
     if before.state is not TrialState.RESERVED:
         return before
     # All are taken, also if one of them has a trial already.
-    is_new = all([_take(connection, before, kind, value, now_ms) for kind, value in sorted(keys.items())])
+    taken = [_take(connection, before, kind, value, now_ms) for kind, value in sorted(keys.items())]
+    is_new = all(taken)
     ends = not is_new and before.terms.repeated_card == "end" and begun.status == _IN_TRIAL
     after = before._replace(
         state=TrialState.ENDING if ends else TrialState.RUNNING, subscription=begun.subscription, look_ms=None,

@@ -225,7 +225,8 @@ async def test_a_mailbox_that_is_known_only_after_the_checkout_counts_too() -> N
 async def test_scenario_15_reminders_go_out_on_days_23_and_29_and_only_while_they_are_true() -> None:
     business = await opened()
     await begun(business)
-    outbox, reminded = business.sql.notices, {}
+    outbox = business.sql.notices
+    reminded: dict[str, tuple[int, int]] = {}
     for day in range(1, 31):
         business.clock.ms = START_MS + day * DAY_MS
         for fact in await outbox.facts(NoticeKind.TRIAL_ENDS, business.clock.ms):
