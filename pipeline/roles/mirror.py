@@ -121,9 +121,7 @@ async def run_mirror(settings: Settings) -> None:
                 relaying(owned, lambda _: renewal.turn(), RENEWAL_INTERVAL_S, on_failure=not_renewed),
                 relaying(owned, lambda _: turn(changes), CHANGES_INTERVAL_S, on_failure=not_changed),
                 relaying(owned, lambda _: follow(changes, tables.trials), CHANGES_INTERVAL_S, on_failure=not_changed),
-                relaying(
-                    owned, lambda _: heal(changes, tables.duplicates), DUPLICATES_INTERVAL_S, on_failure=not_changed
-                ),
+                relaying(owned, lambda _: heal(changes, tables.duplicates), HEAL_INTERVAL_S, on_failure=not_changed),
                 relaying(owned, lambda _: tables.holds.sweep(base.clock.now_ms(), SWEPT_MAX), SWEEP_INTERVAL_S),
                 recovery.run(),
             )
