@@ -27,7 +27,7 @@ AT_ONCE: Final = 500
 _log: Final = logging.getLogger(__name__)
 
 
-async def turn(parts: Parts, dunning: DunningStore) -> int:
+async def collect(parts: Parts, dunning: DunningStore) -> int:
     """Look at all cases about which Stripe may be to be called. Returns how many operations were begun. A failure of
     one case keeps no other. Raises `Transient` if SQL does not answer; repeatable."""
     found, begun = await dunning.collecting("", AT_ONCE), 0

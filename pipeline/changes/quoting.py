@@ -184,7 +184,7 @@ def _following(view: SubscriptionView, wanted: Wanted, decided: Calls) -> Mappin
     would come into a preview of the subscription, the items are previewed as those of a new one."""
     items = wanted.items if wanted.kind is not ChangeKind.UNDO else None
     is_simple = view.id and not view.pending and decided.when is When.NOW and items is not None
-    if is_simple and view.status not in ENDED and len({item.interval for item in view.items}) == 1:
+    if is_simple and view.status not in (*ENDED, "paused") and len({item.interval for item in view.items}) == 1:
         details = {"items": item_changes(view.items, wanted.items)}
         return {"subscription": view.id, "subscription_details": details, "preview_mode": "recurring"}
     found = items if items is not None else view.items
@@ -245,13 +245,15 @@ def _ours(shop: Shop, view: SubscriptionView, wanted: Wanted, priced: _Priced, n
     is_other = (
         view.is_discounted
         or priced.decided.trial
+        # What a pause credited, and what an end credits, waits at Stripe.
         or wanted.kind is ChangeKind.CANCEL_NOW
+        or view.status == "paused"
         or len(priced.now.lines) > _LINES_MAX
         or (metered and priced.restarts)
     )
     if len(charging) != 1 or is_other or charging[0].params.get("proration_behavior") == "none":
         return None
-    is_new = charging[0].kind in (CallKind.CREATE, CallKind.CHECKOUT, CallKind.RESUME) or view.status == "trialing"
+    is_new = charging[0].kind in (CallKind.CREATE, CallKind.CHECKOUT) or view.status == "trialing"
     before = view._replace(items=(), currency=wanted.currency) if is_new else view
     return our_lines(shop, before, wanted.items, now_ms - now_ms % SECOND_MS, restarts=priced.restarts)
 

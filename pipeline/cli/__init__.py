@@ -16,6 +16,7 @@ import click
 
 from pipeline.cli.access import check, hold
 from pipeline.cli.billing import webhooks
+from pipeline.cli.bought import trials
 from pipeline.cli.catalog import catalog
 from pipeline.cli.change import change
 from pipeline.cli.context import EXIT_FAILURE, EXIT_INPUT, EXIT_INTERRUPTED, EXIT_OPERATOR
@@ -51,7 +52,7 @@ def cli() -> None:
 
 for command in (
     dev, stripe_simulator, emit, usage, periods, top, key, reconcile, billing, webhooks, quarantine, meters, account,
-    catalog, change, check, hold, notices, dunning,
+    catalog, change, check, hold, notices, dunning, trials,
     close_period, doctor, rebuild,
     worker, archive, router, gateway, sink, mirror, auditor, notifier,
 ):  # fmt: skip

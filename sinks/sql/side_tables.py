@@ -49,6 +49,7 @@ from sinks.sql.plan_moves import SqlPlanMoves
 from sinks.sql.queries import links_of, mirror_row, mirror_rows, next_offset, rows_where
 from sinks.sql.tables import account_bindings, audit, cursors, customer_column, mirror, processed_events
 from sinks.sql.trials import SqlTrials
+from sinks.sql.unfinalized import SqlUnfinalized
 
 Answer = TypeVar("Answer")
 
@@ -139,6 +140,11 @@ class SqlSideTables(ABC):
     def duplicates(self) -> SqlDuplicates:
         """Subscriptions that are one too many, in the same database."""
         return SqlDuplicates(self._run)
+
+    @property
+    def unfinalized(self) -> SqlUnfinalized:
+        """Invoices that cannot become final, in the same database."""
+        return SqlUnfinalized(self._run)
 
     @abstractmethod
     async def _run(self, body: Callable[[Connection], Answer]) -> Answer:

@@ -65,7 +65,7 @@ plans:
     prices:
       - {component: location, quantity: locations, month: {usd: "149.00"}, year: {usd: "1548.00"}}
     grants: {locations: quantity, pos: true}
-    trial: {family: paid, days: 30, early_discount: {max_percent: "50"}}
+    trial: {family: paid, days: 30, once_per: [account, email], early_discount: {max_percent: "50"}}
   metered:
     version: 1
     name: Metered
@@ -200,6 +200,10 @@ class Changing(Business):
         await self.link(account, self.customer)
         if card:
             self.use_card(card)
+
+    async def name_customer(self, email: str) -> None:
+        """Give the customer an e-mail address."""
+        self.stripe.call("POST /v1/customers/{customer}", {"email": email}, self.customer)
 
     def use_card(self, card: str) -> None:
         """Pay with another card from now on."""
