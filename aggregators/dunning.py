@@ -94,7 +94,7 @@ def wish_of(found: Collecting, policy: Dunning, now_ms: int) -> Wish | None:
     # A proration would credit a time that nobody paid.
     end = Call(CallKind.CANCEL, {"prorate": False, "invoice_now": False})
     how = {"void": "void", "uncollectible": "mark_uncollectible"}[policy.give_up]
-    calls = () if found.has_ended else (end,)
+    calls: tuple[Call, ...] = () if found.has_ended else (end,)
     if found.invoices:
         calls += (Call(CallKind.GIVE_UP, {"invoices": list(found.invoices), "how": how}),)
     words = f"Nobody paid: the subscription ends without a credit, and its open invoices are {policy.give_up}."

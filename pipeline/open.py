@@ -198,6 +198,7 @@ def change_parts(base: Base, tables: PostgresSideTables, stripe: StripeChanges) 
     """The stores of quotes and operations."""
     return ChangeParts(
         base.clock, tables.catalog, tables.entitlements, tables.links, tables.plan_changes, stripe, scope_of(base),
+        tables.seats,
         base.settings.secret_bytes(),
     )  # fmt: skip
 

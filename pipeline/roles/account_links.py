@@ -13,6 +13,7 @@ from pipeline.clock import SystemClock
 from pipeline.open import Base, change_parts, open_side_tables, open_stripe_changes, open_stripe_objects
 from pipeline.roles.opened_access import READ_TIMEOUT_S
 from pipeline.webhooks.linking import Linking, Wish, link_customers
+from schemas.account_records import AccountRecords
 from schemas.catalog_changes import CatalogStore
 from schemas.errors import InvalidInput, OperatorNeeded, Refused, TidemarkError, Transient
 from schemas.intent_ledger import IntentState, LedgerIntent
@@ -99,6 +100,10 @@ class OpenedAccountLinks:
     async def catalog(self) -> CatalogStore:
         """The catalog, for which Stripe need not answer. Raises `Transient` and `OperatorNeeded`."""
         return (await self._tables(READ_TIMEOUT_S)).catalog
+
+    async def records(self) -> AccountRecords:
+        """What SQL has of an account. Raises `Transient` and `OperatorNeeded`."""
+        return (await self._tables(READ_TIMEOUT_S)).account_records
 
     async def close(self) -> None:
         """Close what was opened. Safe to call twice."""

@@ -21,6 +21,7 @@ from schemas.errors import InvalidInput, TidemarkError, Transient
 from schemas.live_view import CheckpointedState
 from schemas.meters import MeterSet
 from sinks.clickhouse.client import open_clickhouse
+from sinks.clickhouse.evidence import ClickHouseEvidence
 from sinks.clickhouse.reader import ClickHouseReader
 from sinks.clickhouse.writer import ClickHouseStore
 
@@ -137,6 +138,8 @@ async def run_gateway(settings: Settings) -> None:
                 dunning=access.dunning if access is not None else None,
                 changes=accounts.changes if accounts is not None else None,
                 catalog=accounts.catalog if accounts is not None else None,
+                records=accounts.records if accounts is not None else None,
+                evidence=ClickHouseEvidence(clickhouse),
             ),
             metrics,
         )

@@ -151,7 +151,7 @@ def advance(connection: Connection, head: Head, look: Look, subscriptions: Seque
         new = [debt for debt in debts[subscription] if debt.invoice not in joined]
         if before is not None and before.outcome is DunningOutcome.RECOVERED and new:
             # Another payment failed: that is another case.
-            before, debts[subscription] = None, new
+            before, debts = None, {**debts, subscription: new}
         if before is None and (row["status"] in _NEVER_BEGAN or row["collection_method"] not in (None, _AUTOMATIC)):
             continue
         # A customer may belong to another account by now.

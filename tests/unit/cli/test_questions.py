@@ -113,6 +113,8 @@ EXAMPLES = {
     ("account", "entitlements"): ["acme", "--at", "2026-11-03T14:03:00Z"],
     ("account", "overrides"): ["acme"], ("account", "revoke"): ["acme", "1", "--reason", "a mistake"],
     ("change", "preview"): ["acme", "pro"], ("change", "accept"): ["acme", "qt_1"], ("change", "undo"): ["acme"],
+    ("seats", "list"): ["acme"], ("seats", "add"): ["acme", "members", "user_1"],
+    ("seats", "activate"): ["acme", "seat_1"], ("seats", "release"): ["acme", "seat_1"],
     ("change", "checkout"): ["acme", "pro", "--return-url", "https://app.example"],
     ("change", "portal"): ["acme", "--return-url", "https://app.example"],
     ("billing", "settle"): ["sub_1", "--reason", "refunded"],
