@@ -131,7 +131,7 @@ async def run_mirror(settings: Settings) -> None:
                 relaying(owned, lambda _: turn(changes), CHANGES_INTERVAL_S, on_failure=not_changed),
                 relaying(
                     owned,
-                    lambda _: collecting.turn(changes, tables.dunning),
+                    lambda _: collecting.collect(changes, tables.dunning),
                     CHANGES_INTERVAL_S,
                     on_failure=not_changed,
                 ),
