@@ -25,16 +25,15 @@ from schemas.periods import Interval, Period
 from schemas.plan_changes import (
     ChangeKind,
     ChangeRequest,
-    Charges,
     Excess,
     HeldItem,
     Owner,
     Pending,
-    StripeSubscription,
     SubscriptionView,
     Wanted,
     WantedItem,
 )
+from schemas.stripe_changes import Charges, StripeSubscription
 
 # The mark of a schedule that an operation made begins so.
 OPERATION_PREFIX: Final = "op_"
