@@ -260,7 +260,7 @@ def _check_held(request: ChangeRequest) -> None:
     for feature, quantity in request.quantities.items():
         held = request.held.get(feature, 0)
         if quantity < held:
-            message = f"{held} {feature} are held, so no fewer can be paid: release some first"
+            message = f"{held} {feature} are held and to be paid, so no fewer can be: release some first"
             raise InvalidInput("quantities", message)
 
 

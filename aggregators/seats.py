@@ -84,14 +84,25 @@ def _value(found: Resolved | None) -> Value:
     return found.value
 
 
-def quantities_for(shop: Shop, view: SubscriptionView, holders: Mapping[str, Holders]) -> Mapping[str, int]:
+def payable(holders: Mapping[str, Holders], gives: Mapping[str, Resolved]) -> Mapping[str, int]:
+    """How many holders by feature the plan's quantity has to cover: all but as many as add-ons and people added."""
+    return {feature: max(0, each.held - _added(gives.get(feature))) for feature, each in holders.items()}
+
+
+def _added(found: Resolved | None) -> int:
+    gives = () if found is None else found.gives
+    added = [grant.value for grant in gives if grant.operation is Operation.ADD]
+    return sum(int(value) for value in added if isinstance(value, Decimal))
+
+
+def quantities_for(shop: Shop, view: SubscriptionView, held: Mapping[str, int]) -> Mapping[str, int]:
     """The quantities to be paid by feature, of those that the account's plan is paid by and whose holders are kept: one
-    for each holder, at least one, and at least as many as the price includes."""
+    for each holder in `held`, at least one, and at least as many as the price includes."""
     wanted = {}
     for item in view.items:
         feature = seat_feature(shop, item.price)
-        if item.quantity is not None and feature in holders and _is_of_plan(shop, view, item):
-            wanted[feature] = max(1, _included(shop, view, item), holders[feature].held)
+        if item.quantity is not None and feature in held and _is_of_plan(shop, view, item):
+            wanted[feature] = max(1, _included(shop, view, item), held[feature])
     return wanted
 
 

@@ -229,7 +229,7 @@ class ChangeRequest(NamedTuple):
     """A wanted change in the words of the catalog. `plan` is a name, with or without a version. `interval` and
     `currency` None or "": those that the account has. `quantities` are paid and `used` are in use, by seat feature.
     `by_page`: a first invoice is paid at Stripe's page also if there is a card, which the bank may ask about.
-    `held`: how many seats are held, of the features whose holders are kept here."""
+    `held`: how many holders the quantity has to cover, of the features whose holders are kept here."""
 
     kind: ChangeKind
     plan: str = ""

@@ -13,7 +13,7 @@ from typing import Final
 
 from aggregators.plan_change import ENDED
 from aggregators.plan_offer import Shop
-from aggregators.seats import ACTOR, feature_named, kept_until, paid_now, quantities_for, quantity_now
+from aggregators.seats import ACTOR, feature_named, kept_until, paid_now, payable, quantities_for, quantity_now
 from pipeline.changes.operating import accept
 from pipeline.changes.parts import Parts, gives_of, seen, shop_of
 from pipeline.changes.quoting import make_quote
@@ -74,7 +74,8 @@ async def _followed(parts: Parts, account: str) -> str:
         return ""
     if view.is_update_pending:
         return f"an earlier change waits for its payment: {view.pay_url}"
-    wanted = quantities_for(shop, view, await parts.seats.holders(account, parts.clock.now_ms()))
+    holders = await parts.seats.holders(account, parts.clock.now_ms())
+    wanted = quantities_for(shop, view, payable(holders, await gives_of(parts, account)))
     wanted = {feature: number for feature, number in wanted.items() if number != quantity_now(shop, view, feature)}
     if not wanted:
         return ""

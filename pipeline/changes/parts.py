@@ -12,6 +12,7 @@ from aggregators.entitlements import segment_at
 from aggregators.plan_change import ENDED
 from aggregators.plan_offer import Shop, followed, price_ids, view_of, with_paid
 from aggregators.price_list import price_list
+from aggregators.seats import payable
 from schemas.catalog_changes import CatalogStore
 from schemas.clock import Clock
 from schemas.entitlements import Entitlements, Resolved, SourceKind
@@ -100,14 +101,15 @@ async def paid_in(parts: Parts, view: SubscriptionView) -> SubscriptionView:
     return with_paid(view, await parts.stripe.charges(view.customer, view.id, min(starts)))
 
 
-async def with_holders(parts: Parts, account: str, request: ChangeRequest) -> ChangeRequest:
+async def with_holders(
+    parts: Parts, account: str, request: ChangeRequest, gives: Mapping[str, Resolved]
+) -> ChangeRequest:
     """A request that says how many seats are held and in use, of the features whose holders are kept here."""
     if request.kind not in (ChangeKind.PLAN, ChangeKind.TRIAL):
         return request
     found = await parts.seats.holders(account, parts.clock.now_ms())
-    held = {feature: each.held for feature, each in found.items()}
-    used = {**request.used, **{feature: Decimal(number) for feature, number in held.items()}}
-    return request._replace(used=used, held=held)
+    used = {**request.used, **{feature: Decimal(each.held) for feature, each in found.items()}}
+    return request._replace(used=used, held=payable(found, gives))
 
 
 async def gives_of(parts: Parts, account: str) -> Mapping[str, Resolved]:

@@ -72,8 +72,8 @@ async def make_quote(parts: Parts, account: str, request: ChangeRequest, by: str
         return view
     if request.kind is ChangeKind.PLAN and view.plan is not None and view.status not in ENDED:
         view = await paid_in(parts, view)
-    asked = await with_holders(parts, account, request)
-    wanted = wanted_of(shop, view, asked, await gives_of(parts, account))
+    gives = await gives_of(parts, account)
+    wanted = wanted_of(shop, view, await with_holders(parts, account, request, gives), gives)
     decided = decide(view, wanted, shop.commerce.catalog.changes)
     if isinstance(decided, Refusal):
         return decided

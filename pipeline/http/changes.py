@@ -161,7 +161,9 @@ def _is_operator(key: ApiKey) -> bool:
 
 
 def actor(by: str, key: ApiKey) -> str:
-    """Who asks, for the audit."""
+    """Who asks, for the audit. Raises `InvalidInput` for what PostgreSQL cannot keep."""
+    if "\0" in by:
+        raise InvalidInput("by", "must not have a NUL")
     return f"{by} (key {key.id})" if by else f"key {key.id}"
 
 

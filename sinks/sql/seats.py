@@ -51,6 +51,9 @@ class SqlSeats(Seats):
         return await self._run(lambda connection: _move(connection, account, seat, SeatState.RELEASED, actor, now_ms))
 
     async def listed(self, account: str, feature: str, now_ms: int, limit: int, after: str = "") -> Sequence[Seat]:
+        if "\0" in feature + after:
+            # PostgreSQL refuses the whole statement.
+            return []
         wanted = select(seats).where(seats.c.account == account, seats.c.id > after, _is_held(now_ms))
         if feature:
             wanted = wanted.where(seats.c.feature == feature)

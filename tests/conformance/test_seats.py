@@ -157,6 +157,7 @@ async def test_seats_are_listed_in_pages(seats: Seats) -> None:
     assert first == made[:2]
     assert await seats.listed("acme", "members", NOW_MS, 2, first[-1].id) == made[2:]
     assert len(await seats.listed("acme", "", NOW_MS, 10)) == 4
+    assert [await seats.listed("acme", *wrong) for wrong in (("\0", NOW_MS, 9), ("", NOW_MS, 9, "\0"))] == [[], []]
 
 
 async def test_a_change_is_due_after_a_quiet_time(seats: Seats) -> None:

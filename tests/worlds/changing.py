@@ -232,7 +232,8 @@ class Changing(Business):
     async def subscribed(self, *keys: str, quantity: int = 1, **params: Any) -> str:
         """Acme subscribes at Stripe to prices, by their lookup keys without `tm.`."""
         items = [
-            {"price": self.prices[f"tm.{key}"]} | ({} if ".calls." in key else {"quantity": quantity}) for key in keys
+            {"price": self.prices[f"tm.{key}"]} | ({} if ".calls." in key or ".fee." in key else {"quantity": quantity})
+            for key in keys
         ]
         made = self.stripe.call("POST /v1/subscriptions", {"customer": self.customer, "items": items, **params})
         self.subscription = str(made["id"])

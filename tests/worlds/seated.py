@@ -52,6 +52,7 @@ plans:
     name: Base
     rank: 30
     prices:
+      - {{component: fee, month: {{usd: "200.00"}}}}
       - {{component: seat, quantity: seats, included: 10, month: {{usd: "15.00"}}}}
     grants: {{seats: quantity}}
   team:
@@ -61,6 +62,12 @@ plans:
     prices:
       - {{component: seat, quantity: seats, month: {{usd: "10.00"}}, year: {{usd: "1548.00"}}}}
     grants: {{seats: quantity}}
+addons:
+  more_seats:
+    version: 1
+    for: [team]
+    price: {{month: {{usd: "15.00"}}}}
+    grants: {{seats: {{add: 2}}}}
 changes: {{seats_down: {seats_down}}}
 dunning: {{fallback_plan: free}}
 """
@@ -78,10 +85,10 @@ class Seated(Changing):
         super().__init__(day_ms(begins))
         self.clock.ms -= QUIET_MS
 
-    async def holding(self, number: int, *, key: str = SEATS) -> None:
+    async def holding(self, number: int, *keys: str) -> None:
         """Acme subscribes to so many seats, which holders have."""
         self.clock.ms += QUIET_MS
-        await self.subscribed(key, quantity=number)
+        await self.subscribed(*keys, quantity=number)
         await self.settle()
         for each in range(number):
             await self.take(f"holder {each}")
@@ -131,7 +138,9 @@ class Seated(Changing):
 
     def quantity(self) -> int:
         """The quantity of seats at Stripe."""
-        return int(self.at_stripe()["items"]["data"][0]["quantity"])
+        (found,) = [quantity for key, quantity in self.bought() if ".seat." in key]
+        assert found is not None
+        return found
 
     async def allowed(self, account: str = "") -> int:
         """How many seats the account is allowed now, by its checks."""

@@ -6,19 +6,21 @@ from decimal import Decimal
 
 import pytest
 
+from aggregators.plan_moves import phases_of
 from pipeline.changes.seating import SeatsFull
 from schemas.clock import HOUR_MS
 from schemas.entitlements import Grant, Operation, SourceKind
 from schemas.errors import InvalidInput
 from schemas.plan_changes import ChangeKind, Refusal, RefusalCode
+from schemas.plan_moves import SubscribedItem
 from schemas.seats import QUIET_MS, SeatState
 from tests.worlds.seated import SEATS, YEARLY_SEATS, Seated, day_ms, seats_catalog
 
 
-async def begun(seats_down: str, holders: int = 5, begins: str = "2027-03-01", key: str = "") -> Seated:
+async def begun(seats_down: str, holders: int = 5, begins: str = "2027-03-01", *keys: str) -> Seated:
     business = Seated(begins)
     await business.begin(seats_catalog(seats_down))
-    await business.holding(holders, **({"key": key} if key else {}))
+    await business.holding(holders, *(keys or [SEATS]))
     return business
 
 
@@ -99,13 +101,13 @@ async def test_12_a_location_in_a_year() -> None:
 
 
 async def test_24_seats_beyond_what_the_price_includes() -> None:
-    """Ten seats cost nothing, thirteen 4500; the next month costs the same without any event."""
-    business = await begun("keep_paid", 10, key="base.v1.seat.month.usd")
+    """Ten seats cost nothing, thirteen 4500 beside the fee; the next month costs the same without any event."""
+    business = await begun("keep_paid", 10, "2027-03-01", "base.v1.fee.month.usd", "base.v1.seat.month.usd")
     for name in ("ann", "bob", "cid"):
         await business.take(name)
     await business.paid()
     await business.until("2027-05-01T02:00:00")
-    assert business.invoices()[-2:] == [4500, 4500]
+    assert business.invoices()[-2:] == [20000 + 4500, 20000 + 4500]
     for number in range(10):
         await business.release(f"holder {number}")
     await business.paid()
@@ -114,7 +116,7 @@ async def test_24_seats_beyond_what_the_price_includes() -> None:
 
 async def test_a_quote_cannot_be_for_fewer_seats_than_are_held() -> None:
     business = await begun("keep_paid", 3)
-    with pytest.raises(InvalidInput, match="3 seats are held, so no fewer can be paid: release some first") as error:
+    with pytest.raises(InvalidInput, match="3 seats are held and to be paid, so no fewer can be: release") as error:
         await business.ask("team", quantities={"seats": 2})
     assert error.value.field == "quantities"
     await business.changed("team", quantities={"seats": 4})
@@ -157,7 +159,7 @@ async def test_an_invitation_holds_its_seat() -> None:
     full = await business.asked("dan")
     assert isinstance(full, SeatsFull)
     assert full.upgrade is not None
-    assert (full.held, full.upgrade.offer.name, full.upgrade.quantity) == (3, "base", 10)
+    assert (full.held, full.upgrade.offer.name, full.upgrade.quantity) == (3, "small", 4)
     for seat in seats:
         active = await business.sql.seats.activate("globex", seat.id, "ann", business.clock.ms)
         assert active is not None
@@ -271,3 +273,44 @@ async def test_what_stays_paid_is_a_grant_that_anybody_can_see() -> None:
     await business.release("holder 1")
     await business.paid()
     assert len(await business.sql.entitlements.overrides("acme")) == 1
+
+
+async def test_seats_change_while_a_newer_version_is_scheduled() -> None:
+    """The schedule of a migration keeps its mark, and both of its phases have the new quantity."""
+    business = await begun("keep_paid", 2)
+    schedule = await business.client.create(business.subscription, "k1")
+    items = [SubscribedItem(business.prices["tm.small.v1.seat.month.usd"], 2)]
+    await business.client.plan(schedule.id, phases_of(schedule.phases, items), f"{business.subscription}.1", "k2")
+    await business.until("2027-03-11")
+    await business.take("ann")
+    await business.paid()
+    after = await business.client.schedule(schedule.id)
+
+    assert after.mark == f"{business.subscription}.1"
+    assert [phase["items"][0]["quantity"] for phase in after.phases] == [3, 3]
+    assert (business.quantity(), business.invoices()) == (3, [2000, 677])
+
+
+async def test_seats_that_an_add_on_or_a_person_gives_are_not_paid_again() -> None:
+    """An add-on of two seats and a gift of one: of seven holders, the plan pays for four."""
+    business = await begun("keep_paid", 2)
+    item = {"price": business.prices["tm.more_seats.v1.addon.month.usd"], "subscription": business.subscription}
+    business.stripe.call("POST /v1/subscription_items", {**item, "proration_behavior": "none"})
+    gift = Grant("seats", SourceKind.OVERRIDE, "gift", Operation.ADD, Decimal(1), business.clock.ms, reason="a gift")
+    await business.sql.entitlements.grant("acme", [gift], "ann", business.clock.ms)
+    await business.settle()
+    assert await business.allowed() == 5
+    for name in ("ann", "bob", "cid"):
+        await business.take(name)
+    await business.paid()
+    assert (business.bought(), business.invoices()) == (
+        {("team.v1.seat.month.usd", 2), ("more_seats.v1.addon.month.usd", 1)}, [2000],
+    )  # fmt: skip
+    await business.until("2027-03-11")
+    for name in ("dan", "eve"):
+        await business.take(name)
+    await business.paid()
+    assert (await business.allowed(), business.invoices()) == (7, [2000, 1355])
+    assert ("team.v1.seat.month.usd", 4) in business.bought()
+    with pytest.raises(InvalidInput, match="4 seats are held and to be paid"):
+        await business.ask("team", quantities={"seats": 3})

@@ -131,6 +131,10 @@ async def test_bad_requests_name_the_field_and_the_remedy(served: Served) -> Non
     shapes: list[Any] = [{"feature": "seats"}, {"feature": "seats", "holder": "a", "x": 1}, [], {"holder": "a" * 257}]
     for wrong in shapes:
         assert (await served.code("POST", body=wrong))[:2] == (400, "invalid_input")
+    assert await served.code("POST", body={"feature": "seats", "holder": "a", "by": "\0"}) == (
+        400, "invalid_input", "by",
+    )  # fmt: skip
+    assert (await served.send("GET", f"{PATH}?feature=%00"))[1]["seats"] == []
     for verb in ("activate", "release"):
         assert await served.code("POST", f"{PATH}/seat_1/{verb}") == (404, "no_seat", "seat")
         assert (await served.code("POST", f"{PATH}/seat_1/{verb}", {"who": 1}))[0] == 400
