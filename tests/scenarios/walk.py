@@ -45,7 +45,7 @@ class Person:
     done: list[str] = field(default_factory=list)
     asked: tuple[Quote, Wish, int, int, object] | None = None
     repair: int = 0
-    is_checked: int = 0
+    is_watched: int = 0
 
 
 class Different(AssertionError):
@@ -112,7 +112,7 @@ class Walk:
         world.clock.ms = now_ms
         world.stripe.simulator.catch_up()
         touched = self._touched() | {number for number, what in due if what != "before"}
-        if touched or due:
+        if touched:
             await world.settle()
         for number, _ in (each for each in due if each[1] == "before"):
             await self._check_access(self.people[number], now_ms)
@@ -353,7 +353,7 @@ class Walk:
 
     async def _check(self, number: int) -> None:
         person, at = self.people[number], self._now()
-        rows = await self.world.mirrored(person.name)
+        rows = await self.world.rows_of(person.name)
         subs = sorted(rows["subscriptions"], key=lambda row: (row["start_ms"], row["id"]))
         oracle = person.oracle
         self._same(person, "status", [row["status"] for row in subs], [sub.status for sub in oracle.subscriptions])
@@ -386,11 +386,11 @@ class Walk:
         self._watch(number)
 
     def _watch(self, number: int) -> None:
-        """Look again when something is to happen by itself, and a millisecond before."""
+        """Look again when something is to happen without an event, and a millisecond before."""
         person, at = self.people[number], self._now()
-        due = min((each for each in person.oracle.instants() if each > at), default=0)
-        if due and due != person.is_checked:
-            person.is_checked = due
+        due = min((each for each in person.oracle.edges() if each > at), default=0)
+        if due and due != person.is_watched:
+            person.is_watched = due
             self._plan(due * 1_000 - 1, number, "before")
             self._plan(due * 1_000, number, "watch")
 

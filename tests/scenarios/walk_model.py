@@ -461,10 +461,11 @@ class Account:
             if sub.update:
                 yield sub.update.expires, 0, "expiry", None
 
-    def instants(self) -> Iterator[int]:
-        """The seconds after now at which something changes by itself."""
-        yield from (due[0] for due in self._dues())
+    def edges(self) -> Iterator[int]:
+        """The seconds at which the account may lose or get something without an event of Stripe."""
         for sub in self.subscriptions[-1:]:
+            if sub.pending and sub.status != "canceled":
+                yield sub.end
             if sub.case and not sub.case.outcome:
                 yield from (at for at, _ in sub.case.steps())
 

@@ -14,7 +14,6 @@ from pipeline.changes.operating import accept
 from pipeline.changes.quoting import make_quote
 from schemas.entitlements import UNLIMITED
 from schemas.plan_changes import ChangeRequest, Operation, Quote, Refusal
-from schemas.side_tables import Row
 from sinks.sql.tables import mirror
 from stripe_simulator.engine.collection import RetryPolicy
 from tests.scenarios import walk_model as model
@@ -158,12 +157,12 @@ class WalkWorld(Changing):
         places = model.UNLIMITED if seats.limit is UNLIMITED else int(seats.limit)
         return Access(flag.allowed, REASONS[flag.reason], int(limit.limit), REASONS[limit.reason], places)
 
-    async def mirrored(self, account: str) -> dict[str, list[Row]]:  # type: ignore[override]
-        """The mirror's subscriptions, items and invoices of an account, in the order in which they were made."""
+    async def rows_of(self, account: str) -> dict[str, list[dict[str, Any]]]:
+        """The mirror's subscriptions, items and invoices of an account, in any order."""
         customer = self.customers[account]
 
-        def body(connection: Connection) -> dict[str, list[Row]]:
-            rows: dict[str, list[Row]] = {}
+        def body(connection: Connection) -> dict[str, list[dict[str, Any]]]:
+            rows: dict[str, list[dict[str, Any]]] = {}
             for name in ("subscriptions", "invoices"):
                 found = connection.execute(select(mirror[name]).where(mirror[name].c.customer_id == customer))
                 rows[name] = [dict(row) for row in found.mappings()]

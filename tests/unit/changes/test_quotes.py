@@ -248,7 +248,7 @@ async def test_a_change_that_has_happened_is_pending_no_more() -> None:
 
     assert isinstance(undo, Refusal)
     assert undo.code is RefusalCode.NOTHING_PENDING
-    assert (more.decided.row, more.charged_minor, business.bought()) == (24, 6881, {(ESSENTIAL, 2)})
+    assert (more.decided.row, more.charged_minor, business.bought()) == (24, 6880, {(ESSENTIAL, 2)})
     assert business.schedules() == [("released", 2)]
 
 
@@ -262,7 +262,7 @@ async def test_after_a_downgrade_the_next_one_and_the_end_are_possible(wanted: d
 
     totals = business.invoices()
     assert (business.at_stripe()["status"], totals) == (
-        ("active", [14900, 2000, 7900]) if "plan" in wanted else ("canceled", [14900, 2000])
+        ("active", [14900, 2000, 7900]) if "plan" in wanted else ("canceled", [14900, 2000, 0])
     )
 
 
