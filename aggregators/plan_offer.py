@@ -158,6 +158,7 @@ def _pending(shop: Shop, found: StripeSubscription) -> Pending | None:
         owner,
         found.ends,
         tuple(WantedItem(_component(shop, price), price, quantity) for price, quantity in prices),
+        is_over=not later and not found.ends,
     )
 
 

@@ -46,12 +46,14 @@ class WantedItem(NamedTuple):
 
 class Pending(NamedTuple):
     """The open schedule of a subscription. `ends`: the schedule cancels the subscription when the schedule is over.
-    `later`: the items of the one phase after the present period; none if there is no such phase, or another one."""
+    `later`: the items of the one phase after the present period; none if there is no such phase, or another one.
+    `is_over`: nothing is to come, and the schedule is open only until its last phase ends."""
 
     schedule: str
     owner: Owner
     ends: bool = False
     later: tuple[WantedItem, ...] = ()
+    is_over: bool = False
 
 
 class HeldItem(NamedTuple):
