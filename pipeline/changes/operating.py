@@ -39,8 +39,10 @@ PATIENCE_MS: Final = MINUTE_MS
 AT_ONCE: Final = 100
 # What is looked at before it is asked for needs no key.
 # Nobody has more or less by these.
-_UNFELT: Final = frozenset({CallKind.EXPIRE_CHECKOUT, CallKind.PROMOTION})
-LOOKED_AT: Final = frozenset({CallKind.RELEASE, CallKind.CANCEL, CallKind.EXPIRE_CHECKOUT, CallKind.PAY})
+_UNFELT: Final = frozenset({CallKind.EXPIRE_CHECKOUT, CallKind.PROMOTION, CallKind.FLUSH})
+LOOKED_AT: Final = frozenset(
+    {CallKind.RELEASE, CallKind.CANCEL, CallKind.EXPIRE_CHECKOUT, CallKind.PAY, CallKind.FLUSH}
+)
 
 _log: Final = logging.getLogger(__name__)
 
@@ -182,37 +184,48 @@ async def _made(parts: Parts, quote: Quote, operation: Operation, call: Call, ke
     Raises `Transient`, `InvalidInput` if Stripe refuses the call, and `CannotMove`.
     """
     stripe, subscription = parts.stripe, operation.subscription
-    if call.kind is CallKind.EXPIRE_CHECKOUT:
-        await expire_pages(parts, quote)
+    if call.kind in LOOKED_AT:
+        await _ensured(parts, quote, operation, call, key)
         return subscription
     if call.kind is CallKind.CREATE:
         return await stripe.subscribe({**call.params, "metadata": marks(operation)}, key)
+    is_made = True
     if call.kind is CallKind.UPDATE:
-        params = await with_code(parts, operation, call.params)
-        return subscription if await stripe.update(subscription, params, key) else None
-    if call.kind is CallKind.PROMOTION:
-        return subscription if await promoted(parts, quote, operation, call.params, key) else None
-    if call.kind is CallKind.PAY:
+        is_made = bool(await stripe.update(subscription, await with_code(parts, operation, call.params), key))
+    elif call.kind is CallKind.PROMOTION:
+        is_made = await promoted(parts, quote, operation, call.params, key)
+    elif call.kind is CallKind.RESUME:
+        is_made = bool(await stripe.resume(subscription, call.params, key))
+    else:
+        now = await stripe.subscription(subscription)
+        if call.kind is CallKind.SCHEDULE:
+            made = await stripe.create(subscription, key)
+            if now.schedule not in ("", made.id):
+                raise CannotMove(f"has the schedule {now.schedule} of somebody else: ask for a new quote")
+        elif call.kind is CallKind.PHASES:
+            await _plan(parts, operation, now, call, key)
+    return subscription if is_made else None
+
+
+async def _ensured(parts: Parts, quote: Quote, operation: Operation, call: Call, key: str) -> None:
+    """Have something be so that is looked at first, and so may be asked for again at any time."""
+    stripe, subscription = parts.stripe, operation.subscription
+    if call.kind is CallKind.EXPIRE_CHECKOUT:
+        await expire_pages(parts, quote)
+    elif call.kind is CallKind.FLUSH:
+        if parts.flush is None:
+            raise InvalidInput("cancel", "the usage cannot be reported from here: use `tidemark change accept`")
+        await parts.flush(operation.account)
+    elif call.kind is CallKind.PAY:
         for invoice in await stripe.open_invoices(subscription):
             await stripe.pay(invoice, f"{key} {invoice}")
-        return subscription
-    if call.kind is CallKind.RESUME:
-        return subscription if await stripe.resume(subscription, call.params, key) else None
-    now = await stripe.subscription(subscription)
-    if call.kind is CallKind.CANCEL:
-        if now.status not in ("canceled", "incomplete_expired"):
+    elif call.kind is CallKind.CANCEL:
+        if (await stripe.subscription(subscription)).status not in ("canceled", "incomplete_expired"):
             await stripe.cancel(subscription, call.params)
     elif call.kind is CallKind.RELEASE:
-        pending = quote.base.pending
+        now, pending = await stripe.subscription(subscription), quote.base.pending
         if pending is not None and now.schedule == pending.schedule:
             await stripe.release(now.schedule)
-    elif call.kind is CallKind.SCHEDULE:
-        made = await stripe.create(subscription, key)
-        if now.schedule not in ("", made.id):
-            raise CannotMove(f"has the schedule {now.schedule} of somebody else: ask for a new quote")
-    elif call.kind is CallKind.PHASES:
-        await _plan(parts, operation, now, call, key)
-    return subscription
 
 
 async def _plan(parts: Parts, operation: Operation, now: Subscribed, call: Call, key: str) -> None:

@@ -23,7 +23,8 @@ _OWING: Final = frozenset({"past_due", "unpaid", "paused", "incomplete"})
 
 class Parts(NamedTuple):
     """The stores. `links` lists the links of an account. `scope` keeps the keys of two Stripe accounts apart;
-    `secret` is what the keys of trials are hashed with."""
+    `secret` is what the keys of trials are hashed with. `flush` has an account's usage until now reported to Stripe; it
+    raises `Transient` as long as that is not settled."""
 
     clock: Clock
     catalog: CatalogStore
@@ -33,6 +34,7 @@ class Parts(NamedTuple):
     stripe: StripeChanges
     scope: str
     secret: bytes = b""
+    flush: Callable[[str], Awaitable[None]] | None = None
 
 
 async def shop_of(catalog: CatalogStore) -> Shop:

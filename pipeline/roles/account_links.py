@@ -19,6 +19,7 @@ from schemas.plan_changes import StripeChanges
 from schemas.side_tables import Link
 
 if TYPE_CHECKING:
+    from sinks.redis.view import RedisLiveView
     from sinks.sql.store import PostgresSideTables
 
 
@@ -35,8 +36,9 @@ class OpenedAccountLinks:
     """Implements `pipeline.http.dependencies.AccountLinks`. PostgreSQL and Stripe are opened by the first request that
     needs them, so that a gateway starts and takes events without them."""
 
-    def __init__(self, base: Base) -> None:
+    def __init__(self, base: Base, view: RedisLiveView) -> None:
         self._base = base
+        self._view = view
         self._tables: PostgresSideTables | None = None
         self._objects: StripeObjects | None = None
         self._stripe: StripeChanges | None = None
@@ -68,7 +70,7 @@ class OpenedAccountLinks:
                 with _operators_matter(Refused, InvalidInput):
                     self._stripe = await open_stripe_changes(self._base)
                 self._stack.push_async_callback(self._stripe.close)
-        return change_parts(self._base, tables, self._stripe)
+        return change_parts(self._base, tables, self._stripe, self._view)
 
     async def close(self) -> None:
         """Close what was opened. Safe to call twice."""
