@@ -173,7 +173,7 @@ def _running(now: SubscriptionView, wanted: Wanted, policy: Changes) -> Calls | 
         return _blocked(14, wanted) or _cancel(now)
     if wanted.currency != now.currency:
         return _other_currency(now, wanted)
-    if _is_ending(now):
+    if _is_ending(now) and not _is_seats_until_the_end(now, wanted):
         message = "the subscription is about to end: take the cancellation back first"
         return _refused(15, RefusalCode.CANCEL_PENDING, "account", message)
     if now.status == "trialing":
@@ -188,6 +188,12 @@ def _running(now: SubscriptionView, wanted: Wanted, policy: Changes) -> Calls | 
 
 def _is_ending(now: SubscriptionView) -> bool:
     return now.cancel_at_ms is not None or bool(now.pending and now.pending.ends)
+
+
+def _is_seats_until_the_end(now: SubscriptionView, wanted: Wanted) -> bool:
+    """Whether only quantities change, which a cancellation without a schedule leaves possible."""
+    is_same = (now.plan, now.interval) == (wanted.plan, wanted.interval) and not now.pending
+    return is_same and bool(item_changes(now.items, wanted.items))
 
 
 def _undo(now: SubscriptionView) -> Calls | Refusal:
@@ -248,7 +254,7 @@ def _in_trial(now: SubscriptionView, wanted: Wanted) -> Calls | Refusal:
     if over := _blocked(5, wanted):
         return over
     params = {"items": changes, "proration_behavior": "none"}
-    if now.plan is not None and wanted.family == now.family != "":
+    if now.plan is not None and (wanted.plan == now.plan or wanted.family == now.family != ""):
         return Calls(5, When.NOW, (*release, Call(CallKind.UPDATE, params)), wanted.excess)
     if wanted.kind is ChangeKind.TRIAL:
         message = "another trial runs: take the plan itself, which ends the trial"
@@ -282,7 +288,7 @@ def _changed(now: SubscriptionView, wanted: Wanted, policy: Changes) -> Calls | 
     if is_more and now.status in _OWING:
         return _refused(17, RefusalCode.PAY_FIRST, "account", f"pay the open invoice first{_at(now)}")
     if is_same:
-        return _quantities(now, wanted, is_more=is_more)
+        return _quantities(now, wanted, policy)
     if length > 0 and policy.interval_longer == "now":
         params = {"items": item_changes(now.items, wanted.items), "billing_cycle_anchor": {"type": "now"}}
         return _now(12, now, wanted, [params | {"proration_behavior": "always_invoice"}])
@@ -300,16 +306,51 @@ def _is_more(held: Iterable[HeldItem], wanted: Iterable[WantedItem]) -> bool:
     return any((item.quantity or 0) > before.get(item.component, 0) for item in wanted)
 
 
-def _quantities(now: SubscriptionView, wanted: Wanted, *, is_more: bool) -> Calls:
-    """Row 24. With a schedule, the quantities change in the present phase and in the later one."""
-    changes = item_changes(now.items, wanted.items)
+def _quantities(now: SubscriptionView, wanted: Wanted, policy: Changes) -> Calls | Refusal:
+    """Row 24. With a schedule, the quantities change in the present phase and in the later one.
+
+    Unless what is given back is credited, it stays paid until the period ends, and Stripe's next proration would credit
+    it. So a quantity first rises to what is paid, for nothing, and then beyond that.
+    """
+    if now.pending and not now.pending.later:
+        message = f"the schedule {now.pending.schedule} has other phases: release it at Stripe, or let it end"
+        return _refused(24, RefusalCode.NOT_OFFERED, "quantities", message)
+    steps: list[tuple[Sequence[WantedItem], str]] = [(wanted.items, "create_prorations")]
+    if policy.seats_down == "prorate":
+        if _is_more(now.items, wanted.items):
+            steps = [(wanted.items, "always_invoice")]
+    else:
+        steps = [(_paid_already(now.items, wanted.items), "none"), (wanted.items, "always_invoice")]
+    calls, held = [], now.items
+    for items, prorations in steps:
+        if changes := item_changes(held, items):
+            calls.append(_quantity_call(now, wanted, items, changes, prorations))
+            quantities = {item.component: item.quantity for item in items}
+            held = tuple(item._replace(quantity=quantities.get(item.component, item.quantity)) for item in held)
+    return Calls(24, When.NOW, tuple(calls), wanted.excess)
+
+
+def _paid_already(held: Iterable[HeldItem], wanted: Iterable[WantedItem]) -> list[WantedItem]:
+    """The wanted items in quantities that cost nothing more in the present period; without new items."""
+    paid = {item.component: max(item.quantity or 0, item.paid or 0) for item in held}
+    return [
+        item if item.quantity is None else item._replace(quantity=min(item.quantity, paid[item.component]))
+        for item in wanted
+        if item.component in paid
+    ]
+
+
+def _quantity_call(
+    now: SubscriptionView, wanted: Wanted, items: Sequence[WantedItem], changes: Sequence[Any], prorations: str
+) -> Call:
+    """A change of quantities. Only one that charges at once can fail for want of its payment."""
+    how: dict[str, Any] = {"proration_behavior": prorations}
     if now.pending:
-        items = [_priced(item) for item in wanted.items]
-        return Calls(24, When.NOW, (Call(CallKind.PHASES, {"now": items, "end_behavior": "release"}),), wanted.excess)
-    if is_more:
-        return _now(24, now, wanted, [{"items": changes, "proration_behavior": "always_invoice"}])
-    call = Call(CallKind.UPDATE, {"items": changes, "proration_behavior": "none"})
-    return Calls(24, When.NOW, (call,), wanted.excess)
+        later, present = ([_priced(each) for each in listed] for listed in (wanted.later, items))
+        how |= {"now": present, "items": later, "changes": changes, "end_behavior": "release"}
+        return Call(CallKind.PHASES, how)
+    paid = _TRUSTED if _is_trusted(now) else _WHEN_PAID
+    return Call(CallKind.UPDATE, {"items": changes, **how, **(paid if prorations == "always_invoice" else {})})
 
 
 def _upgraded(now: SubscriptionView, wanted: Wanted, policy: Changes) -> Calls:

@@ -77,6 +77,8 @@ MetricName = Literal[
     "tidemark_duplicate_subscriptions",
     "tidemark_unfinalized_invoices",
     "tidemark_changes_oldest_age_seconds",
+    "tidemark_seats_unpaid_accounts",
+    "tidemark_seats_oldest_age_seconds",
     "tidemark_notices_swept_seconds",
     "tidemark_notices_sweep_duration_seconds",
     "tidemark_notices_reached",
@@ -371,6 +373,14 @@ METRICS: Final[dict[MetricName, MetricSpec]] = {
         "gauge",
         "How old the oldest change of a plan is that is accepted and not carried out; 0 if none is. Grows: Stripe does "
         "not answer.",
+    ),
+    "tidemark_seats_unpaid_accounts": MetricSpec(
+        "gauge", "Accounts whose paid quantity does not follow their seats yet. Stays up: docs/runbook/plan-changes.md."
+    ),
+    "tidemark_seats_oldest_age_seconds": MetricSpec(
+        "gauge",
+        "Since when the oldest of these accounts waits; 0 if none does. Grows: Stripe does not answer, or a payment is "
+        "open.",
     ),
     "tidemark_notices_swept_seconds": MetricSpec(
         "gauge",

@@ -366,7 +366,9 @@ class Dunning(_Value):
     """When an unpaid account hears of it and loses access, in days; `fallback_plan` is what it has then.
 
     `urgent_days` and `final_days` count from the first failure, `downgrade_after_final_days` from the last warning,
-    `win_back_days` and `give_up_days` from the downgrade.
+    `win_back_days` and `give_up_days` from the downgrade. `give_up`: what is done at Stripe then. `void` and
+    `uncollectible` end the subscription without a credit and close its open invoices so; `propose` leaves that to a
+    person.
     """
 
     urgent_days: Days = 3
@@ -374,6 +376,7 @@ class Dunning(_Value):
     downgrade_after_final_days: Days = 3
     win_back_days: Days = 7
     give_up_days: Days = 30
+    give_up: Literal["propose", "void", "uncollectible"] = "propose"
     fallback_plan: Slug | None = None
     suspend_addons: bool = True
     card_expiry_days: tuple[Annotated[int, Field(ge=0, le=60)], ...] = Field(default=(30, 7), max_length=10)

@@ -38,17 +38,28 @@ class Owner(StrEnum):
     OTHER = "other"
 
 
+class WantedItem(NamedTuple):
+    """An item after a change; see `HeldItem`."""
+
+    component: str
+    price: str
+    quantity: int | None
+
+
 class Pending(NamedTuple):
-    """The open schedule of a subscription. `ends`: the schedule cancels the subscription when the schedule is over."""
+    """The open schedule of a subscription. `ends`: the schedule cancels the subscription when the schedule is over.
+    `later`: the items of the one phase after the present period; none if there is no such phase, or another one."""
 
     schedule: str
     owner: Owner
     ends: bool = False
+    later: tuple[WantedItem, ...] = ()
 
 
 class HeldItem(NamedTuple):
     """An item of a subscription. `component`: that of the plan; `addon NAME`; the price, if no catalog made the price.
-    `quantity` None: usage is billed."""
+    `quantity` None: usage is billed. `paid`: how many are billed for the present period, which are more than `quantity`
+    after some were given back without a credit; None if that was not read."""
 
     id: str
     component: str
@@ -57,14 +68,7 @@ class HeldItem(NamedTuple):
     interval: str
     start_ms: int
     end_ms: int
-
-
-class WantedItem(NamedTuple):
-    """An item after a change; see `HeldItem`."""
-
-    component: str
-    price: str
-    quantity: int | None
+    paid: int | None = None
 
 
 class SubscriptionView(NamedTuple):
@@ -74,6 +78,7 @@ class SubscriptionView(NamedTuple):
     invoice is paid, "" if none is known. `anchor_ms`: from when the periods are counted.
     `ends_with_period`: the cancellation follows the period, and is at no instant of its own. `early_percent`: what is
     taken off once if the trial ends now, as decimal text, or "". `discounts`: the ids of those it has.
+    `pending_minor`: what waits for the next invoice.
     """
 
     customer: str = ""
@@ -100,6 +105,7 @@ class SubscriptionView(NamedTuple):
     latest_invoice: str = ""
     early_percent: str = ""
     discounts: tuple[str, ...] = ()
+    pending_minor: int = 0
 
 
 class Excess(NamedTuple):
@@ -112,7 +118,8 @@ class Excess(NamedTuple):
 
 
 class Wanted(NamedTuple):
-    """What somebody wants. For a plan, `items` are all items after the change."""
+    """What somebody wants. For a plan, `items` are all items after the change, and `later` those of the later phase of
+    a pending schedule."""
 
     kind: ChangeKind
     plan: PlanId | None = None
@@ -125,12 +132,14 @@ class Wanted(NamedTuple):
     trial: TrialTerms | None = None
     by_operator: bool = False
     by_page: bool = False
+    later: tuple[WantedItem, ...] = ()
 
 
 class CallKind(StrEnum):
     """What Stripe is called for. `PHASES` are those of the subscription's schedule, which `SCHEDULE` makes. `INVOICE`:
-    the customer pays the open invoice. `PAY`: the card pays the open invoices, oldest first. `PROMOTION` makes the code
-    of a discount for this customer alone. `FLUSH` is no call of Stripe: the usage until now is reported first."""
+    the customer pays the open invoice. `PAY`: the card pays the open invoices, oldest first. `GIVE_UP` closes invoices
+    that nobody pays. `PROMOTION` makes the code of a discount for this customer alone. `FLUSH` is no call of Stripe:
+    the usage until now is reported first."""
 
     EXPIRE_CHECKOUT = "expire_checkout"
     CHECKOUT = "checkout"
@@ -143,13 +152,15 @@ class CallKind(StrEnum):
     RELEASE = "release"
     INVOICE = "invoice"
     PAY = "pay"
+    GIVE_UP = "give_up"
     PROMOTION = "promotion"
     FLUSH = "flush"
 
 
 class Call(NamedTuple):
     """One call with its parameters. Those of `PHASES` are `items`, the items of the last phase, or None for no phase
-    after the present one, and `end_behavior`."""
+    after the present one, and `end_behavior`. If the present phase changes too, they are also its items as `now`, the
+    same as a change of the subscription as `changes`, and `proration_behavior`."""
 
     kind: CallKind
     params: Mapping[str, Any] = {}
@@ -215,7 +226,8 @@ class Refusal(NamedTuple):
 class ChangeRequest(NamedTuple):
     """A wanted change in the words of the catalog. `plan` is a name, with or without a version. `interval` and
     `currency` None or "": those that the account has. `quantities` are paid and `used` are in use, by seat feature.
-    `by_page`: a first invoice is paid at Stripe's page also if there is a card, which the bank may ask about."""
+    `by_page`: a first invoice is paid at Stripe's page also if there is a card, which the bank may ask about.
+    `held`: how many holders the quantity has to cover, of the features whose holders are kept here."""
 
     kind: ChangeKind
     plan: str = ""
@@ -225,6 +237,7 @@ class ChangeRequest(NamedTuple):
     used: Mapping[str, Decimal] = {}
     by_operator: bool = False
     by_page: bool = False
+    held: Mapping[str, int] = {}
 
 
 class PreviewLine(NamedTuple):
@@ -424,6 +437,22 @@ class StripeSubscription(NamedTuple):
     start_ms: int = 0
 
 
+class Charge(NamedTuple):
+    """That so many of a subscription's item are billed until an instant."""
+
+    item: str
+    quantity: int
+    end_ms: int
+
+
+class Charges(NamedTuple):
+    """What a subscription's items are billed, oldest first. `pending_minor`: the sum of what waits for the next
+    invoice, which may be the one of a change."""
+
+    items: tuple[Charge, ...]
+    pending_minor: int
+
+
 class StripeInvoice(NamedTuple):
     """An invoice at Stripe. `pay_url`: where it is paid, "" if it is not open."""
 
@@ -452,6 +481,11 @@ class StripeChanges(StripeSchedules, StripeSessions, StripeTrials, Protocol):
         """An invoice."""
         ...
 
+    async def charges(self, customer: str, subscription: str, since_ms: int) -> Charges:
+        """What the invoices of a subscription that were made since an instant bill, and what waits for its next one.
+        Credits are no charges, and neither are void invoices."""
+        ...
+
     async def preview(self, params: Mapping[str, Any]) -> InvoicePreview:
         """An invoice to come. An answer that is not whole raises `Transient`: nothing is ever taken for 0."""
         ...
@@ -474,6 +508,10 @@ class StripeChanges(StripeSchedules, StripeSessions, StripeTrials, Protocol):
 
     async def pay(self, invoice: str, key: str) -> str | None:
         """Charge an open invoice to the customer's card. Raises `InvalidInput` if the card does not pay."""
+        ...
+
+    async def close_invoice(self, invoice: str, how: str, key: str) -> str | None:
+        """Close an open invoice without a payment: `how` is `void` or `mark_uncollectible`."""
         ...
 
     async def open_invoices(self, subscription: str) -> Sequence[str]:

@@ -29,7 +29,7 @@ from schemas.plan_changes import (
     RefusalCode,
     StripeSubscription,
 )
-from schemas.plan_moves import Subscribed, SubscribedItem
+from schemas.plan_moves import PhasesChange, Subscribed, SubscribedItem
 from schemas.trials import TrialTaken
 
 # Stripe keeps an Idempotency-Key for at least a day.
@@ -37,12 +37,14 @@ KEY_LASTS_MS: Final = 23 * HOUR_MS
 # An operation that nobody touched for so long has lost its process.
 PATIENCE_MS: Final = MINUTE_MS
 AT_ONCE: Final = 100
-# What is looked at before it is asked for needs no key.
 # Nobody has more or less by these.
 _UNFELT: Final = frozenset({CallKind.EXPIRE_CHECKOUT, CallKind.PROMOTION, CallKind.FLUSH})
+# What is looked at before it is asked for needs no key.
 LOOKED_AT: Final = frozenset(
-    {CallKind.RELEASE, CallKind.CANCEL, CallKind.EXPIRE_CHECKOUT, CallKind.PAY, CallKind.FLUSH}
-)
+    {
+        CallKind.RELEASE, CallKind.CANCEL, CallKind.EXPIRE_CHECKOUT, CallKind.PAY, CallKind.GIVE_UP, CallKind.FLUSH,
+    }
+)  # fmt: skip
 
 _log: Final = logging.getLogger(__name__)
 
@@ -219,6 +221,10 @@ async def _ensured(parts: Parts, quote: Quote, operation: Operation, call: Call,
     elif call.kind is CallKind.PAY:
         for invoice in await stripe.open_invoices(subscription):
             await stripe.pay(invoice, f"{key} {invoice}")
+    elif call.kind is CallKind.GIVE_UP:
+        for invoice in call.params["invoices"]:
+            if (await stripe.invoice(invoice)).status == "open":
+                await stripe.close_invoice(invoice, call.params["how"], f"{key} {invoice}")
     elif call.kind is CallKind.CANCEL:
         if (await stripe.subscription(subscription)).status not in ("canceled", "incomplete_expired"):
             await stripe.cancel(subscription, call.params)
@@ -233,7 +239,8 @@ async def _plan(parts: Parts, operation: Operation, now: Subscribed, call: Call,
     if not now.schedule:
         raise CannotMove("has no schedule any more: ask for a new quote")
     schedule = await parts.stripe.schedule(now.schedule)
-    if schedule.mark == operation.id:
+    change = PhasesChange(f"{operation.id}.{operation.step}", call.params.get("proration_behavior", "none"))
+    if (operation.id == schedule.mark and "now" not in call.params) or change.name == schedule.change:
         return
     second_s = parts.clock.now_ms() // SECOND_MS
     present = [each for each in schedule.phases if each["start_date"] <= second_s < each["end_date"]]
@@ -241,7 +248,13 @@ async def _plan(parts: Parts, operation: Operation, now: Subscribed, call: Call,
     after = [SubscribedItem(str(row["price"]), row.get("quantity")) for row in wanted or ()]
     phases = phases_of(present, after)
     shown = phases if wanted is not None else phases[:1]
-    await parts.stripe.plan(schedule.id, shown, operation.id, key, str(call.params["end_behavior"]))
+    end_behavior = str(call.params["end_behavior"])
+    if "now" in call.params:
+        # The schedule stays whose it was.
+        shown[0]["items"] = call.params["now"]
+        await parts.stripe.plan(schedule.id, shown, schedule.mark, key, end_behavior, change)
+        return
+    await parts.stripe.plan(schedule.id, shown, operation.id, key, end_behavior)
 
 
 async def _failed(parts: Parts, quote: Quote, operation: Operation, detail: str) -> Operation:

@@ -3,19 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from decimal import Decimal
 from typing import Final, NamedTuple
 
 from aggregators.account_grants import Commerce
 from aggregators.entitlement_codec import decode
 from aggregators.entitlements import segment_at
 from aggregators.plan_change import ENDED
-from aggregators.plan_offer import Shop, followed, price_ids, view_of
+from aggregators.plan_offer import Shop, followed, price_ids, view_of, with_paid
 from aggregators.price_list import price_list
+from aggregators.seats import payable
 from schemas.catalog_changes import CatalogStore
 from schemas.clock import Clock
 from schemas.entitlements import Entitlements, Resolved, SourceKind
 from schemas.errors import InvalidInput
-from schemas.plan_changes import PlanChanges, Refusal, RefusalCode, StripeChanges, SubscriptionView
+from schemas.plan_changes import (
+    ChangeKind,
+    ChangeRequest,
+    PlanChanges,
+    Refusal,
+    RefusalCode,
+    StripeChanges,
+    SubscriptionView,
+)
+from schemas.seats import Seats
 from schemas.side_tables import Link
 
 _OWING: Final = frozenset({"past_due", "unpaid", "paused", "incomplete"})
@@ -33,6 +44,7 @@ class Parts(NamedTuple):
     changes: PlanChanges
     stripe: StripeChanges
     scope: str
+    seats: Seats
     secret: bytes = b""
     flush: Callable[[str], Awaitable[None]] | None = None
 
@@ -80,6 +92,26 @@ async def customer_of(parts: Parts, account: str) -> str | Refusal:
         message = f"account {account} belongs to no Stripe customer: link it first (`tidemark account link`)"
         return Refusal(1, RefusalCode.NO_CUSTOMER, "account", message)
     return customers[-1]
+
+
+async def paid_in(parts: Parts, view: SubscriptionView) -> SubscriptionView:
+    """The view of a subscription with what is billed of its items for the present period. Costs two calls or more."""
+    starts = [item.start_ms for item in view.items if item.quantity is not None]
+    if not starts:
+        return view
+    # An invoice is made in the second in which its period begins, or later.
+    return with_paid(view, await parts.stripe.charges(view.customer, view.id, min(starts)))
+
+
+async def with_holders(
+    parts: Parts, account: str, request: ChangeRequest, gives: Mapping[str, Resolved]
+) -> ChangeRequest:
+    """A request that says how many seats are held and in use, of the features whose holders are kept here."""
+    if request.kind not in (ChangeKind.PLAN, ChangeKind.TRIAL):
+        return request
+    found = await parts.seats.holders(account, parts.clock.now_ms())
+    used = {**request.used, **{feature: Decimal(each.held) for feature, each in found.items()}}
+    return request._replace(used=used, held=payable(found, gives))
 
 
 async def gives_of(parts: Parts, account: str) -> Mapping[str, Resolved]:

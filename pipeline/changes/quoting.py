@@ -15,7 +15,7 @@ from aggregators.change_words import Said, change_words
 from aggregators.periods import anchored_period
 from aggregators.plan_change import ENDED, decide, item_changes
 from aggregators.plan_offer import Shop, amount_of, our_lines, wanted_of
-from pipeline.changes.parts import Parts, gives_of, seen, shop_of
+from pipeline.changes.parts import Parts, gives_of, paid_in, seen, shop_of, with_holders
 from schemas.catalog import Plan
 from schemas.clock import DAY_MS, MINUTE_MS, SECOND_MS
 from schemas.events import check_account
@@ -66,7 +66,10 @@ async def make_quote(parts: Parts, account: str, request: ChangeRequest, by: str
     view = await seen(parts, shop, account)
     if isinstance(view, Refusal):
         return view
-    wanted = wanted_of(shop, view, request, await gives_of(parts, account))
+    if request.kind is ChangeKind.PLAN and view.plan is not None and view.status not in ENDED:
+        view = await paid_in(parts, view)
+    gives = await gives_of(parts, account)
+    wanted = wanted_of(shop, view, await with_holders(parts, account, request, gives), gives)
     decided = decide(view, wanted, shop.commerce.catalog.changes)
     if isinstance(decided, Refusal):
         return decided
@@ -101,9 +104,7 @@ def _not_offered(decided: Calls, view: SubscriptionView) -> Refusal | None:
         message = f"the first invoice is open: pay it, {view.pay_url}"
         return Refusal(decided.row, RefusalCode.PAY_FIRST, "account", message)
     message = ""
-    if any("now" in call.params for call in decided.calls):
-        message = "a change is pending: take it back, then change the quantities"
-    elif view.has_item_discounts and CallKind.PHASES in kinds:
+    if view.has_item_discounts and CallKind.PHASES in kinds:
         message = "an item has a discount of its own, which a schedule would drop: change it in Stripe's dashboard"
     return Refusal(decided.row, RefusalCode.NOT_OFFERED, "plan", message) if message else None
 
@@ -124,7 +125,8 @@ async def _priced(
                 params = {**params, "discounts": [*rows, {"coupon": await parts.stripe.coupon(coupon)}]}
             preview = await parts.stripe.preview(params)
     following, following_ms = None, None
-    if wanted.kind not in (ChangeKind.CANCEL, ChangeKind.CANCEL_NOW):
+    is_ending = view.cancel_at_ms is not None and wanted.kind is ChangeKind.PLAN
+    if wanted.kind not in (ChangeKind.CANCEL, ChangeKind.CANCEL_NOW) and not is_ending:
         following = await parts.stripe.preview(_following(view, wanted, decided))
         following_ms = max((item.end_ms for item in view.items), default=now_ms)
         if restarts and wanted.interval is not None:
@@ -149,6 +151,8 @@ def _dated(call: Call, shop: Shop, now_ms: int) -> Call:
     if call.kind in (CallKind.CREATE, CallKind.CHECKOUT) and shop.commerce.catalog.defaults.automatic_tax:
         return call._replace(params={**call.params, "automatic_tax": {"enabled": True}})
     is_dated = call.params.get("proration_behavior") == "always_invoice" and "billing_cycle_anchor" not in call.params
+    # The phases of a schedule change at the instant of the call.
+    is_dated = is_dated and call.kind is CallKind.UPDATE
     return call._replace(params={**call.params, "proration_date": now_ms // SECOND_MS}) if is_dated else call
 
 
@@ -169,6 +173,9 @@ def _preview_of(call: Call, view: SubscriptionView, wanted: Wanted, now_ms: int)
         # Of usage, Stripe previews what was reported until now.
         return {"subscription": view.id, "subscription_details": {"cancel_now": True}}
     charges = call.params.get("proration_behavior") == "always_invoice" or "trial_end" in call.params
+    if call.kind is CallKind.PHASES and charges:
+        change = {"items": call.params["changes"], "proration_behavior": "always_invoice"}
+        return {"subscription": view.id, "subscription_details": change}
     if call.kind is not CallKind.UPDATE or not (charges or "billing_cycle_anchor" in call.params):
         return None
     details = {name: call.params[name] for name in _DETAILS if name in call.params}
@@ -183,6 +190,8 @@ def _following(view: SubscriptionView, wanted: Wanted, decided: Calls) -> Mappin
     if is_simple and view.status not in (*ENDED, "paused") and len({item.interval for item in view.items}) == 1:
         details = {"items": item_changes(view.items, wanted.items)}
         return {"subscription": view.id, "subscription_details": details, "preview_mode": "recurring"}
+    if wanted.later and any(call.kind is CallKind.PHASES for call in decided.calls) and decided.when is When.NOW:
+        items = wanted.later
     found = items if items is not None else view.items
     rows = [{"price": each.price} | ({} if each.quantity is None else {"quantity": each.quantity}) for each in found]
     is_taxed = view.is_taxed or any("automatic_tax" in call.params for call in decided.calls)
@@ -210,7 +219,7 @@ def _quote(shop: Shop, view: SubscriptionView, wanted: Wanted, priced: _Priced, 
         total=Money(preview.total_minor, currency, exponent),
         due_minor=preview.due_minor,
         tax_minor=preview.tax_minor,
-        drift_minor=_drift(shop, view, priced),
+        drift_minor=_drift(shop, view, wanted, priced),
         subtotal_minor=preview.subtotal_minor,
         ours_minor=_ours(shop, view, wanted, priced, now_ms),
         next_minor=following,
@@ -222,14 +231,17 @@ def _quote(shop: Shop, view: SubscriptionView, wanted: Wanted, priced: _Priced, 
     )
 
 
-def _drift(shop: Shop, view: SubscriptionView, priced: _Priced) -> int:
-    """How much less is credited at the end of the quote's life, if Stripe cannot be told the instant."""
-    if not (priced.restarts and any(line.is_proration for line in priced.now.lines)):
+def _drift(shop: Shop, view: SubscriptionView, wanted: Wanted, priced: _Priced) -> int:
+    """How much less is credited or charged at the end of the quote's life, if Stripe cannot be told the instant."""
+    is_dated = not (priced.restarts or any(call.kind is CallKind.PHASES for call in priced.decided.calls))
+    if is_dated or not any(line.is_proration for line in priced.now.lines):
         return 0
     life_ms = shop.commerce.catalog.changes.quote_minutes * MINUTE_MS
+    quantities = {item.component: item.quantity or 0 for item in wanted.items}
     found = Fraction(0)
     for item in view.items:
-        amount = amount_of(shop, item.price, item.quantity, view.currency) if item.quantity is not None else None
+        quantity = max(item.quantity or 0, 0 if priced.restarts else quantities.get(item.component, 0))
+        amount = amount_of(shop, item.price, quantity, view.currency) if item.quantity is not None else None
         found += 1 + (amount or 0) * Fraction(life_ms, item.end_ms - item.start_ms)
     return ceil(found)
 
@@ -250,8 +262,11 @@ def _ours(shop: Shop, view: SubscriptionView, wanted: Wanted, priced: _Priced, n
     if len(charging) != 1 or is_other or charging[0].params.get("proration_behavior") == "none":
         return None
     is_new = charging[0].kind in (CallKind.CREATE, CallKind.CHECKOUT) or view.status == "trialing"
-    before = view._replace(items=(), currency=wanted.currency) if is_new else view
-    return our_lines(shop, before, wanted.items, now_ms - now_ms % SECOND_MS, restarts=priced.restarts)
+    # Stripe credits what was billed, also after some of it was given back.
+    billed = tuple(item._replace(quantity=item.paid or item.quantity) for item in view.items)
+    before = view._replace(items=(), currency=wanted.currency) if is_new else view._replace(items=billed)
+    ours = our_lines(shop, before, wanted.items, now_ms - now_ms % SECOND_MS, restarts=priced.restarts)
+    return ours if ours is None or is_new else ours + view.pending_minor
 
 
 def _said(shop: Shop, view: SubscriptionView, wanted: Wanted, priced: _Priced, zero: Money) -> Said:

@@ -98,7 +98,10 @@ class ChangeEndpoints:
 
     async def plans(self, _key: PlanReader) -> Response:
         """The plans that are sold, with their prices."""
-        catalog = (await (await self._parts()).catalog.standing()).catalog
+        opened = self._dependencies.catalog
+        if opened is None:
+            raise _not_configured()
+        catalog = (await (await opened()).standing()).catalog
         sold = [] if catalog is None else sorted(catalog.plans.items(), key=lambda each: (each[1].rank, each[0]))
         return json_answer(models.PlansAnswer(plans=[_plan(catalog, name, plan) for name, plan in sold if catalog]))
 
@@ -118,9 +121,13 @@ class ChangeEndpoints:
 async def parts_of(dependencies: GatewayDependencies) -> Parts:
     """What plan changes need. Raises `ApiError` if this gateway changes none."""
     if dependencies.changes is None:
-        message = "this gateway changes no plans: set TIDEMARK_SQL_URL and TIDEMARK_STRIPE_API_KEY"
-        raise ApiError(501, "not_configured", message)
+        raise _not_configured()
     return await dependencies.changes()
+
+
+def _not_configured() -> ApiError:
+    message = "this gateway changes no plans: set TIDEMARK_SQL_URL and TIDEMARK_STRIPE_API_KEY"
+    return ApiError(501, "not_configured", message)
 
 
 def idempotency_key(request: Request) -> str:
@@ -154,7 +161,9 @@ def _is_operator(key: ApiKey) -> bool:
 
 
 def actor(by: str, key: ApiKey) -> str:
-    """Who asks, for the audit."""
+    """Who asks, for the audit. Raises `InvalidInput` for what PostgreSQL cannot keep."""
+    if "\0" in by:
+        raise InvalidInput("by", "must not have a NUL")
     return f"{by} (key {key.id})" if by else f"key {key.id}"
 
 

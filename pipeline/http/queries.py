@@ -21,7 +21,9 @@ INSTANT_LAST_MS: Final = 4_102_444_800_000  # 2100-01-01, within the range of Cl
 TOP_ACCOUNTS_MAX: Final = 1_000
 NOTICES_MAX: Final = 1_000
 CASES_MAX: Final = 1_000
+SEATS_MAX: Final = 1_000
 INTENTS_MAX: Final = 1_000
+ENTRIES_MAX: Final = 1_000
 
 # An error of this type has our own words; the library's words are replaced.
 _PLAIN: Final = "plain"
@@ -116,6 +118,14 @@ class NoticesParameters(Parameters):
     cursor: Annotated[str, Field(max_length=200, description="The `next_cursor` of the page before.")] = ""
 
 
+class SeatsParameters(Parameters):
+    """The parameters of `GET /v1/accounts/{account}/seats`."""
+
+    feature: Annotated[str, Field(max_length=200, description="One feature of type seat. Without it, all.")] = ""
+    limit: Annotated[int, Field(ge=1, le=SEATS_MAX, description="How many seats.")] = 100
+    cursor: Annotated[str, Field(max_length=200, description="The `next_cursor` of the page before.")] = ""
+
+
 class DunningParameters(Parameters):
     """The parameters of `GET /v1/dunning/cases`."""
 
@@ -125,6 +135,13 @@ class DunningParameters(Parameters):
     ] = None
     limit: Annotated[int, Field(ge=1, le=CASES_MAX, description="How many cases.")] = 100
     cursor: Annotated[str, Field(max_length=200, description="The `next_cursor` of the page before.")] = ""
+
+
+class TimelineParameters(Parameters):
+    """The parameters of `GET /v1/accounts/{account}/timeline`."""
+
+    limit: Annotated[int, Field(ge=1, le=ENTRIES_MAX, description="How many entries of the past.")] = 100
+    cursor: Annotated[int | None, Field(ge=0, le=10**15, description="The `next_cursor` of the page before.")] = None
 
 
 class TopOfMeterParameters(Parameters):

@@ -109,6 +109,7 @@ class SqlPlanChanges:
 
 
 def _add(connection: Connection, quote: Quote) -> Quote:
+    audit.check_said(("by", quote.made_by))
     insert_new(connection, quotes, [_quote_row(quote)])
     found = _quote(connection, quote.id)
     if found is None or (found.account, found.request) != (quote.account, quote.request):
@@ -117,13 +118,15 @@ def _add(connection: Connection, quote: Quote) -> Quote:
 
 
 def _quote(connection: Connection, identifier: str) -> Quote | None:
-    row = connection.execute(select(quotes).where(quotes.c.id == identifier)).mappings().first()
+    # No quote's id has a NUL, which PostgreSQL does not take.
+    row = connection.execute(select(quotes).where(quotes.c.id == identifier.replace("\0", ""))).mappings().first()
     return None if row is None else _read_quote(row)
 
 
 def _intend(
     connection: Connection, quote: Quote, by: str, now_ms: int, return_url: str, trial: TrialWish | None
 ) -> Operation:
+    audit.check_said(("by", by))
     new = {"account": quote.account, "created_ms": now_ms, "audit_seq": 0, "audit_hash": "", "binding_number": 0}
     insert_new(connection, accounts, [new])
     heads = lock_accounts(connection, {quote.account})

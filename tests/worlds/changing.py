@@ -33,7 +33,7 @@ ACME = "acme"
 BACK = "https://app.example/billing"
 WRITING = (
     "intend", "sent", "stepped", "doubt", "settle", "update", "subscribe", "cancel", "create", "plan", "release",
-    "open_checkout", "expire_session", "promote", "resume", "pay",
+    "open_checkout", "expire_session", "promote", "resume", "pay", "add_quote", "grant", "followed", "postpone",
 )  # fmt: skip
 CATALOG = """\
 version: 1
@@ -146,8 +146,17 @@ def changing_parts(
 
     sql = business.sql
     changes, client = ending(sql.plan_changes), ending(stripe)
+    entitlements, seats = ending(sql.entitlements), ending(sql.seats)
     return Parts(
-        business.clock, sql.catalog, sql.entitlements, sql.links, changes, client, "test:acct_1", b"a secret of a test"
+        business.clock,
+        sql.catalog,
+        entitlements,
+        sql.links,
+        changes,
+        client,
+        "test:acct_1",
+        seats,
+        b"a secret of a test",
     )
 
 
@@ -196,7 +205,15 @@ class Changing(Business):
         recurring = {"interval": terms.interval}
         recurring |= {"usage_type": "metered", "meter": meter} if terms.event_name else {}
         body: dict[str, Any] = {"currency": terms.currency, "product_data": {"name": price.plan.name}}
-        body |= {"recurring": recurring, "lookup_key": key, "unit_amount_decimal": terms.unit_minor}
+        body |= {"recurring": recurring, "lookup_key": key}
+        if terms.tiers:
+            tiers = [
+                {"up_to": tier.up_to or "inf", "unit_amount_decimal": tier.unit_minor, "flat_amount_decimal": "0"}
+                for tier in terms.tiers
+            ]
+            body |= {"billing_scheme": "tiered", "tiers_mode": terms.mode, "tiers": tiers}
+        else:
+            body["unit_amount_decimal"] = terms.unit_minor
         return str(self.stripe.call("POST /v1/prices", body)["id"])
 
     async def join(self, account: str, card: str = "pm_card_visa") -> None:
@@ -221,7 +238,8 @@ class Changing(Business):
     async def subscribed(self, *keys: str, quantity: int = 1, **params: Any) -> str:
         """Acme subscribes at Stripe to prices, by their lookup keys without `tm.`."""
         items = [
-            {"price": self.prices[f"tm.{key}"]} | ({} if ".calls." in key else {"quantity": quantity}) for key in keys
+            {"price": self.prices[f"tm.{key}"]} | ({} if ".calls." in key or ".fee." in key else {"quantity": quantity})
+            for key in keys
         ]
         made = self.stripe.call("POST /v1/subscriptions", {"customer": self.customer, "items": items, **params})
         self.subscription = str(made["id"])

@@ -75,6 +75,27 @@ def phases(*items: dict[str, Any]) -> tuple[str, dict[str, Any]]:
     return "phases", {"items": list(items), "end_behavior": "release"}
 
 
+LATER: Final = TO_BASIC_PENDING._replace(later=(WantedItem("base", "basic_m", 7),))
+PRORATE: Final = Changes(seats_down="prorate")
+
+
+def _changed(quantity: int) -> list[dict[str, Any]]:
+    return [{"id": "si_base", "price": "pro_m", "quantity": quantity}]
+
+
+def seats(quantity: int, prorations: str) -> tuple[str, dict[str, Any]]:
+    """The update of a quantity, which can fail for want of its payment only if that is at once."""
+    paid = {"payment_behavior": PAID} if prorations == ALWAYS else {}
+    return "update", {"items": _changed(quantity), "proration_behavior": prorations, **paid}
+
+
+def both_phases(quantity: int, prorations: str) -> tuple[str, dict[str, Any]]:
+    """The change of a quantity in the present phase of a schedule, beside its later phase."""
+    now, items = [{"price": "pro_m", "quantity": quantity}], [{"price": "basic_m", "quantity": 7}]
+    more = {"now": now, "items": items, "changes": _changed(quantity), "end_behavior": "release"}
+    return "phases", {"proration_behavior": prorations, **more}
+
+
 BASIC_PHASE: Final = phases({"price": "basic_m", "quantity": 1})
 RELEASE: Final[tuple[str, dict[str, Any]]] = ("release", {})
 SCHEDULE: Final[tuple[str, dict[str, Any]]] = ("schedule", {})
@@ -255,9 +276,34 @@ ROWS: Final = {
         has("pro", 20, held("base", "pro_m", 3)), TO_PRO, When.NOW,
         [("update", {"items": TO_PRO_ITEMS, "proration_behavior": "none"})],
     ),
-    "24 with a schedule": Row(
-        has("pro", 20, held("base", "pro_m", 3), pending=TO_BASIC_PENDING), TO_PRO, When.NOW,
-        [("phases", {"now": [{"price": "pro_m", "quantity": 1}], "end_behavior": "release"})],
+    "24 fewer with a credit": Row(
+        has("pro", 20, held("base", "pro_m", 3)), TO_PRO, When.NOW,
+        [("update", {"items": TO_PRO_ITEMS, "proration_behavior": "create_prorations"})], PRORATE,
+    ),
+    "24 more with a credit": Row(
+        has("pro", 20, held("base", "pro_m", 3)._replace(paid=5)), wants("pro", 20, WantedItem("base", "pro_m", 6)),
+        When.NOW, [seats(6, ALWAYS)], PRORATE,
+    ),
+    "24 up to what is paid": Row(
+        has("pro", 20, held("base", "pro_m", 3)._replace(paid=5)), wants("pro", 20, WantedItem("base", "pro_m", 5)),
+        When.NOW, [seats(5, "none")],
+    ),
+    "24 beyond what is paid": Row(
+        has("pro", 20, held("base", "pro_m", 3)._replace(paid=5)), wants("pro", 20, WantedItem("base", "pro_m", 6)),
+        When.NOW, [seats(5, "none"), seats(6, ALWAYS)],
+    ),
+    "24 until the end": Row(
+        PRO._replace(cancel_at_ms=END_MS), wants("pro", 20, WantedItem("base", "pro_m", 3)), When.NOW,
+        [seats(3, ALWAYS)],
+    ),
+    "24 fewer with a schedule": Row(
+        has("pro", 20, held("base", "pro_m", 3), pending=LATER), TO_PRO._replace(later=LATER.later), When.NOW,
+        [both_phases(1, "none")],
+    ),
+    "24 more with a schedule": Row(
+        has("pro", 20, held("base", "pro_m", 3)._replace(paid=5), pending=LATER),
+        wants("pro", 20, WantedItem("base", "pro_m", 6), later=LATER.later), When.NOW,
+        [both_phases(5, "none"), both_phases(6, ALWAYS)],
     ),
     "25": Row(
         PRO, wants("pro", 20, WantedItem("base", "pro2_m", 1))._replace(plan=PlanId("pro", 2)), When.PERIOD_END,
@@ -331,6 +377,10 @@ REFUSALS: Final[dict[str, tuple[SubscriptionView, Wanted, RefusalCode, str]]] = 
     ),
     "22": (BASIC._replace(is_contract=True), TO_PRO, RefusalCode.CONTRACT, "account"),
     "23": (BASIC, TO_PRO._replace(currency="eur"), RefusalCode.OTHER_CURRENCY, "currency"),
+    "24 a schedule of another form": (
+        PRO._replace(pending=TO_BASIC_PENDING), wants("pro", 20, WantedItem("base", "pro_m", 3)),
+        RefusalCode.NOT_OFFERED, "quantities",
+    ),
     "24 nothing": (PRO, TO_PRO, RefusalCode.NOTHING_CHANGES, "plan"),
     "26 somebody else's schedule": (PRO._replace(pending=OTHERS), TO_TOP, RefusalCode.OTHERS_SCHEDULE, "account"),
 }  # fmt: skip

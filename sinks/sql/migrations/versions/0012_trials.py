@@ -6,7 +6,7 @@ from __future__ import annotations
 from alembic import op
 
 revision = "0012"
-down_revision = "0010"
+down_revision = "0011"
 
 STATEMENTS = (
     "ALTER TABLE operations ADD COLUMN return_url TEXT NOT NULL DEFAULT ''",
