@@ -93,7 +93,7 @@ async def run_mirror(settings: Settings) -> None:
         stack.push_async_callback(tables.close)
         stripe = await open_stripe_changes(base)
         stack.push_async_callback(stripe.close)
-        changes = change_parts(base, tables, stripe)
+        changes = change_parts(base, tables, stripe, view)
 
         processor = BillingEventProcessor(base.log, tables, objects, base.clock, settings.canary_customer)
         outbox = BindingOutbox(tables, account_log(base), view)
