@@ -25,6 +25,7 @@ from schemas.plan_changes import (
     WantedItem,
     When,
 )
+from schemas.trials import TrialTerms
 
 ENDED: Final = frozenset({"", "canceled", "incomplete_expired"})
 _OWING: Final = frozenset({"past_due", "unpaid"})
@@ -34,6 +35,11 @@ _WHEN_PAID: Final = {"payment_behavior": "pending_if_incomplete"}
 _UNDONE: Final = {"payment_behavior": "error_if_incomplete"}
 _TRUSTED: Final = {"payment_behavior": "allow_incomplete"}
 _RELEASE: Final = Call(CallKind.RELEASE)
+_EXPIRE: Final = Call(CallKind.EXPIRE_CHECKOUT)
+_RESUME: Final = Call(
+    CallKind.RESUME,
+    {"billing_cycle_anchor": {"type": "now"}, "payment_behavior": "resume_on_payment_success"},
+)
 
 
 def decide(now: SubscriptionView, wanted: Wanted, policy: Changes) -> Calls | Refusal:
@@ -52,7 +58,7 @@ def decide(now: SubscriptionView, wanted: Wanted, policy: Changes) -> Calls | Re
     if now.status == "incomplete":
         return _incomplete(now, wanted)
     if now.status == "paused":
-        return _paused(now, wanted, policy)
+        return _paused(now, wanted)
     return _running(now, wanted, policy)
 
 
@@ -87,17 +93,29 @@ def _first(now: SubscriptionView, wanted: Wanted) -> Calls | Refusal:
         return _refused(1, RefusalCode.NO_SUBSCRIPTION, "account", message)
     if over := _blocked(2, wanted):
         return over
-    trial = {"trial_period_days": wanted.trial_days} if wanted.kind is ChangeKind.TRIAL else {}
     items = [_priced(item) for item in wanted.items]
-    if now.has_card:
+    trial, more = _trial(wanted.trial)
+    row = 3 if wanted.trial else 2
+    if now.has_card and not wanted.by_page:
         params = {"customer": now.customer, "items": items, "billing_mode": {"type": "flexible"}, **_UNDONE, **trial}
-        return Calls(3 if trial else 2, When.NOW, (Call(CallKind.CREATE, params),), wanted.excess)
+        if wanted.trial and wanted.trial.card == "cancel":
+            params["cancel_at_period_end"] = True
+        calls = (_EXPIRE, Call(CallKind.CREATE, params))
+        return Calls(row, When.NOW, calls, wanted.excess, wanted.trial)
     data = {"billing_mode": {"type": "flexible"}, **trial}
-    params = {"mode": "subscription", "line_items": items, "subscription_data": data, "tax_id_collection": True}
-    if now.customer:
-        params["customer"] = now.customer
-    calls = (Call(CallKind.EXPIRE_CHECKOUT), Call(CallKind.CHECKOUT, params))
-    return Calls(3 if trial else 1, When.NOW, calls, wanted.excess)
+    params = {"mode": "subscription", "customer": now.customer, "line_items": items, "subscription_data": data}
+    params |= {"tax_id_collection": {"enabled": True}, "customer_update": {"address": "auto", "name": "auto"}, **more}
+    calls = (_EXPIRE, Call(CallKind.CHECKOUT, params))
+    return Calls(3 if wanted.trial else 1, When.NOW, calls, wanted.excess, wanted.trial)
+
+
+def _trial(terms: TrialTerms | None) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The parameters of a trial: of the subscription, and of the page of checkout."""
+    if terms is None:
+        return {}, {}
+    ends = {"missing_payment_method": "pause" if terms.no_card == "pause" else "cancel"}
+    found = {"trial_period_days": terms.days, "trial_settings": {"end_behavior": ends}}
+    return found, {"payment_method_collection": "always" if terms.is_card_required else "if_required"}
 
 
 def _cancel_now(now: SubscriptionView, wanted: Wanted) -> Calls | Refusal:
@@ -125,17 +143,24 @@ def _incomplete(now: SubscriptionView, wanted: Wanted) -> Calls | Refusal:
     return Calls(19, When.NOW, (Call(CallKind.CANCEL), *again.calls), again.excess)
 
 
-def _paused(now: SubscriptionView, wanted: Wanted, policy: Changes) -> Calls | Refusal:
-    """Row 18: what is owed is paid first, then the subscription goes on, with a new period."""
-    if now.pay_url:
-        return _refused(18, RefusalCode.PAY_FIRST, "account", f"pay the open invoice first{_at(now)}")
-    resume = Call(CallKind.RESUME, {"billing_cycle_anchor": {"type": "now"}})
-    then = _running(now._replace(status="active"), wanted, policy)
-    if isinstance(then, Refusal):
-        if then.code is RefusalCode.NOTHING_CHANGES:
-            return Calls(18, When.NOW, (resume,))
-        return then
-    return Calls(18, then.when, (resume, *then.calls), then.excess)
+def _paused(now: SubscriptionView, wanted: Wanted) -> Calls | Refusal:
+    """Row 18: what is owed is paid first, then the subscription goes on, with a new period. Nothing of a period is
+    paid yet, so another plan follows at once, higher or lower: it is in the first invoice."""
+    if wanted.kind is ChangeKind.UNDO:
+        return _refused(18, RefusalCode.NOTHING_PENDING, "account", "no change is pending: nothing is to be taken back")
+    if wanted.kind is ChangeKind.CANCEL:
+        return Calls(18, When.NOW, (Call(CallKind.CANCEL),))
+    if wanted.currency != now.currency:
+        return _other_currency(now, wanted)
+    if over := _blocked(18, wanted):
+        return over
+    if not now.has_card:
+        message = "the subscription is paused, and no card can pay it: have one stored by the portal, then ask again"
+        return _refused(18, RefusalCode.PAY_FIRST, "account", f"{message}{_at(now)}")
+    pays = (Call(CallKind.PAY),) if now.pay_url else ()
+    changes = item_changes(now.items, wanted.items)
+    others = (Call(CallKind.UPDATE, {"items": changes, "proration_behavior": "none"}),) if changes else ()
+    return Calls(18, When.NOW, (*pays, *others, _RESUME), wanted.excess)
 
 
 def _running(now: SubscriptionView, wanted: Wanted, policy: Changes) -> Calls | Refusal:
@@ -148,11 +173,14 @@ def _running(now: SubscriptionView, wanted: Wanted, policy: Changes) -> Calls | 
         return _blocked(14, wanted) or _cancel(now)
     if wanted.currency != now.currency:
         return _other_currency(now, wanted)
-    if _is_ending(now):
+    if _is_ending(now) and not _is_seats_until_the_end(now, wanted):
         message = "the subscription is about to end: take the cancellation back first"
         return _refused(15, RefusalCode.CANCEL_PENDING, "account", message)
     if now.status == "trialing":
         return _in_trial(now, wanted)
+    if wanted.kind is ChangeKind.TRIAL:
+        message = "a trial is for an account without a subscription: ask for the plan itself"
+        return _refused(3, RefusalCode.TRIAL_USED, "trial", message)
     if over := _blocked(8, wanted):
         return over
     return _changed(now, wanted, policy)
@@ -160,6 +188,12 @@ def _running(now: SubscriptionView, wanted: Wanted, policy: Changes) -> Calls | 
 
 def _is_ending(now: SubscriptionView) -> bool:
     return now.cancel_at_ms is not None or bool(now.pending and now.pending.ends)
+
+
+def _is_seats_until_the_end(now: SubscriptionView, wanted: Wanted) -> bool:
+    """Whether only quantities change, which a cancellation without a schedule leaves possible."""
+    is_same = (now.plan, now.interval) == (wanted.plan, wanted.interval) and not now.pending
+    return is_same and bool(item_changes(now.items, wanted.items))
 
 
 def _undo(now: SubscriptionView) -> Calls | Refusal:
@@ -189,34 +223,43 @@ def _cancel(now: SubscriptionView) -> Calls | Refusal:
     return Calls(14, When.PERIOD_END, (Call(CallKind.UPDATE, {"cancel_at_period_end": True}),))
 
 
-def _other_currency(now: SubscriptionView, wanted: Wanted) -> Calls | Refusal:
-    """Row 23: a subscription keeps its currency, so another one follows."""
+def _other_currency(now: SubscriptionView, wanted: Wanted) -> Refusal:
+    """Row 23. Stripe bills a customer in one currency for as long as one subscription, schedule or invoice item of the
+    customer is open, so the next subscription cannot be made before this one has ended."""
     if not wanted.by_operator:
         message = f"the subscription is paid in {now.currency}: ask an operator for another currency, or use that one"
         return _refused(23, RefusalCode.OTHER_CURRENCY, "currency", message)
-    ended = _cancel(now)
-    if isinstance(ended, Refusal):
-        return ended._replace(row=23)
-    end_ms = max(item.end_ms for item in now.items)
-    params: dict[str, Any] = {"customer": now.customer, "items": [_priced(item) for item in wanted.items]}
-    params |= {"trial_end": end_ms // 1_000, "billing_mode": {"type": "flexible"}, **_UNDONE}
-    return Calls(23, When.PERIOD_END, (*ended.calls, Call(CallKind.CREATE, params)), wanted.excess)
+    message = (
+        f"Stripe makes no subscription in {wanted.currency} while one in {now.currency} is open: end it with its "
+        "period, and ask again when it has ended"
+    )
+    return _refused(23, RefusalCode.NOT_OFFERED, "currency", message)
 
 
 def _in_trial(now: SubscriptionView, wanted: Wanted) -> Calls | Refusal:
-    """Rows 4 and 5. An update that ends the trial is undone if the payment fails."""
+    """Rows 4 and 5. An update that ends the trial is undone if the payment fails, and so is its discount: the code
+    that gives it is redeemed by the same call."""
     changes = item_changes(now.items, wanted.items)
     release = (_RELEASE,) if now.pending else ()
     ends: dict[str, Any] = {"trial_end": "now", **_UNDONE}
+    promotion: tuple[Call, ...] = ()
+    if now.early_percent:
+        end_s = max(item.end_ms for item in now.items) // 1_000
+        promotion = (Call(CallKind.PROMOTION, {"percent": now.early_percent, "expires_at": end_s}),)
+        ends["discounts"] = [*({"discount": each} for each in now.discounts), {"promotion_code": ""}]
     if not changes:
         if wanted.kind is ChangeKind.TRIAL:
             return _refused(4, RefusalCode.NOTHING_CHANGES, "plan", "the trial of this plan runs already")
-        return Calls(4, When.NOW, (*release, Call(CallKind.UPDATE, ends)))
+        return Calls(4, When.NOW, (*release, *promotion, Call(CallKind.UPDATE, ends)))
     if over := _blocked(5, wanted):
         return over
-    is_kept = now.plan is not None and wanted.family == now.family != ""
-    params = {"items": changes, "proration_behavior": "none"} | ({} if is_kept else ends)
-    return Calls(5, When.NOW, (*release, Call(CallKind.UPDATE, params)), wanted.excess)
+    params = {"items": changes, "proration_behavior": "none"}
+    if now.plan is not None and (wanted.plan == now.plan or wanted.family == now.family != ""):
+        return Calls(5, When.NOW, (*release, Call(CallKind.UPDATE, params)), wanted.excess)
+    if wanted.kind is ChangeKind.TRIAL:
+        message = "another trial runs: take the plan itself, which ends the trial"
+        return _refused(5, RefusalCode.TRIAL_USED, "trial", message)
+    return Calls(5, When.NOW, (*release, *promotion, Call(CallKind.UPDATE, params | ends)), wanted.excess)
 
 
 def _blocked(row: int, wanted: Wanted) -> Refusal | None:
@@ -245,7 +288,7 @@ def _changed(now: SubscriptionView, wanted: Wanted, policy: Changes) -> Calls | 
     if is_more and now.status in _OWING:
         return _refused(17, RefusalCode.PAY_FIRST, "account", f"pay the open invoice first{_at(now)}")
     if is_same:
-        return _quantities(now, wanted, is_more=is_more)
+        return _quantities(now, wanted, policy)
     if length > 0 and policy.interval_longer == "now":
         params = {"items": item_changes(now.items, wanted.items), "billing_cycle_anchor": {"type": "now"}}
         return _now(12, now, wanted, [params | {"proration_behavior": "always_invoice"}])
@@ -263,16 +306,51 @@ def _is_more(held: Iterable[HeldItem], wanted: Iterable[WantedItem]) -> bool:
     return any((item.quantity or 0) > before.get(item.component, 0) for item in wanted)
 
 
-def _quantities(now: SubscriptionView, wanted: Wanted, *, is_more: bool) -> Calls:
-    """Row 24. With a schedule, the quantities change in the present phase and in the later one."""
-    changes = item_changes(now.items, wanted.items)
+def _quantities(now: SubscriptionView, wanted: Wanted, policy: Changes) -> Calls | Refusal:
+    """Row 24. With a schedule, the quantities change in the present phase and in the later one.
+
+    Unless what is given back is credited, it stays paid until the period ends, and Stripe's next proration would credit
+    it. So a quantity first rises to what is paid, for nothing, and then beyond that.
+    """
+    if now.pending and not now.pending.later:
+        message = f"the schedule {now.pending.schedule} has other phases: release it at Stripe, or let it end"
+        return _refused(24, RefusalCode.NOT_OFFERED, "quantities", message)
+    steps: list[tuple[Sequence[WantedItem], str]] = [(wanted.items, "create_prorations")]
+    if policy.seats_down == "prorate":
+        if _is_more(now.items, wanted.items):
+            steps = [(wanted.items, "always_invoice")]
+    else:
+        steps = [(_paid_already(now.items, wanted.items), "none"), (wanted.items, "always_invoice")]
+    calls, held = [], now.items
+    for items, prorations in steps:
+        if changes := item_changes(held, items):
+            calls.append(_quantity_call(now, wanted, items, changes, prorations))
+            quantities = {item.component: item.quantity for item in items}
+            held = tuple(item._replace(quantity=quantities.get(item.component, item.quantity)) for item in held)
+    return Calls(24, When.NOW, tuple(calls), wanted.excess)
+
+
+def _paid_already(held: Iterable[HeldItem], wanted: Iterable[WantedItem]) -> list[WantedItem]:
+    """The wanted items in quantities that cost nothing more in the present period; without new items."""
+    paid = {item.component: max(item.quantity or 0, item.paid or 0) for item in held}
+    return [
+        item if item.quantity is None else item._replace(quantity=min(item.quantity, paid[item.component]))
+        for item in wanted
+        if item.component in paid
+    ]
+
+
+def _quantity_call(
+    now: SubscriptionView, wanted: Wanted, items: Sequence[WantedItem], changes: Sequence[Any], prorations: str
+) -> Call:
+    """A change of quantities. Only one that charges at once can fail for want of its payment."""
+    how: dict[str, Any] = {"proration_behavior": prorations}
     if now.pending:
-        items = [_priced(item) for item in wanted.items]
-        return Calls(24, When.NOW, (Call(CallKind.PHASES, {"now": items, "end_behavior": "release"}),), wanted.excess)
-    if is_more:
-        return _now(24, now, wanted, [{"items": changes, "proration_behavior": "always_invoice"}])
-    call = Call(CallKind.UPDATE, {"items": changes, "proration_behavior": "none"})
-    return Calls(24, When.NOW, (call,), wanted.excess)
+        later, present = ([_priced(each) for each in listed] for listed in (wanted.later, items))
+        how |= {"now": present, "items": later, "changes": changes, "end_behavior": "release"}
+        return Call(CallKind.PHASES, how)
+    paid = _TRUSTED if _is_trusted(now) else _WHEN_PAID
+    return Call(CallKind.UPDATE, {"items": changes, **how, **(paid if prorations == "always_invoice" else {})})
 
 
 def _upgraded(now: SubscriptionView, wanted: Wanted, policy: Changes) -> Calls:

@@ -15,14 +15,17 @@ from aggregators.periods import anchored_period
 from aggregators.plan_change import ENDED
 from aggregators.price_list import PriceList, Sale, Terms
 from aggregators.proration import Licensed, prorated
+from aggregators.trials import early_percent, terms_of
 from schemas.catalog import AddOn, FeatureType, OverLimit, Plan, PlanId
 from schemas.catalog_changes import CatalogKind, Standing
+from schemas.clock import SECOND_MS
 from schemas.entitlements import UNLIMITED, Feature, Grant, Resolved, SourceKind, Span
 from schemas.errors import InvalidInput
 from schemas.periods import Interval, Period
 from schemas.plan_changes import (
     ChangeKind,
     ChangeRequest,
+    Charges,
     Excess,
     HeldItem,
     Owner,
@@ -86,9 +89,16 @@ def _plan_of(shop: Shop, found: StripeSubscription) -> PlanId | None:
 
 
 def view_of(
-    shop: Shop, customer: str, found: StripeSubscription | None, *, has_card: bool, is_contract: bool, pay_url: str = ""
+    shop: Shop,
+    customer: str,
+    found: StripeSubscription | None,
+    now_ms: int,
+    *,
+    has_card: bool,
+    is_contract: bool,
+    pay_url: str = "",
 ) -> SubscriptionView:
-    """What an account has."""
+    """What an account has at an instant."""
     view = SubscriptionView(customer, has_card, is_contract)
     if found is None:
         return view
@@ -113,7 +123,7 @@ def view_of(
         interval=Interval(licensed[0].interval) if licensed else None,
         family=sold.trial.family if isinstance(sold, Plan) and sold.trial else "",
         items=items,
-        pending=_pending(found),
+        pending=_pending(shop, found),
         cancel_at_ms=found.cancel_at_ms,
         ends_with_period=found.ends_with_period,
         is_update_pending=found.is_update_pending,
@@ -123,15 +133,40 @@ def view_of(
         has_item_discounts=found.has_item_discounts,
         is_taxed=found.is_taxed,
         latest_invoice=found.latest_invoice,
+        early_percent=_early_percent(sold, found, now_ms),
+        discounts=found.discounts,
     )
 
 
-def _pending(found: StripeSubscription) -> Pending | None:
+def _early_percent(sold: Plan | AddOn | None, found: StripeSubscription, now_ms: int) -> str:
+    if found.status != "trialing" or not isinstance(sold, Plan):
+        return ""
+    starts, ends = min(item.start_ms for item in found.items), max(item.end_ms for item in found.items)
+    return early_percent(sold, starts, ends, now_ms)
+
+
+def _pending(shop: Shop, found: StripeSubscription) -> Pending | None:
     if found.schedule is None:
         return None
     mark = found.schedule.mark
     owner = Owner.OPERATION if mark.startswith(OPERATION_PREFIX) else Owner.MOVE if mark else Owner.OTHER
-    return Pending(found.schedule.id, owner, found.ends)
+    end_s = min((item.end_ms for item in found.items), default=0) // SECOND_MS
+    later = [phase["items"] for phase in found.schedule.phases if phase["start_date"] >= end_s]
+    items = later[0] if len(later) == 1 else ()
+    prices = [(str(item["price"]), item.get("quantity")) for item in items]
+    return Pending(
+        found.schedule.id,
+        owner,
+        found.ends,
+        tuple(WantedItem(_component(shop, price), price, quantity) for price, quantity in prices),
+    )
+
+
+def with_paid(view: SubscriptionView, charges: Charges) -> SubscriptionView:
+    """A view that knows how many of each item are billed for the present period: as many as the last charge says."""
+    paid = {(each.item, each.end_ms): each.quantity for each in charges.items}
+    items = tuple(item._replace(paid=paid.get((item.id, item.end_ms))) for item in view.items)
+    return view._replace(items=items, pending_minor=charges.pending_minor)
 
 
 def _component(shop: Shop, price: str) -> str:
@@ -181,6 +216,7 @@ def wanted_of(shop: Shop, now: SubscriptionView, request: ChangeRequest, gives: 
     interval = request.interval or now.interval or _first_interval(shop, plan)
     currency = request.currency or now.currency or next(iter(shop.commerce.catalog.currencies))
     _check_quantities(sold, request)
+    _check_held(request)
     items = (
         *_bought(shop, now, request, Sale(plan, interval, currency)),
         *_staying(shop, now, plan, interval, currency),
@@ -196,9 +232,35 @@ def wanted_of(shop: Shop, now: SubscriptionView, request: ChangeRequest, gives: 
         sold.trial.family if sold.trial else "",
         items,
         tuple(_excess(shop, now, plan, sold, items, request, gives)),
-        sold.trial.days if sold.trial and request.kind is ChangeKind.TRIAL else 0,
+        terms_of(plan, sold) if request.kind is ChangeKind.TRIAL else None,
         request.by_operator,
+        request.by_page,
+        tuple(_later(shop, now, request)),
     )
+
+
+def _later(shop: Shop, now: SubscriptionView, request: ChangeRequest) -> Iterator[WantedItem]:
+    """The items of a pending change, with the quantities that are asked for."""
+    for item in now.pending.later if now.pending else ():
+        asked = request.quantities.get(seat_feature(shop, item.price))
+        yield item if asked is None or item.quantity is None else item._replace(quantity=asked)
+
+
+def seat_feature(shop: Shop, price: str) -> str:
+    """The seat feature whose number is paid by a price; "" without one."""
+    pin = shop.commerce.pins.get(price)
+    sold = shop.commerce.sold.get(pin.plan) if pin else None
+    lines = sold.prices if isinstance(sold, Plan) else ()
+    return next((line.quantity or "" for line in lines if pin and line.component == pin.component), "")
+
+
+def _check_held(request: ChangeRequest) -> None:
+    """Raise `InvalidInput` if fewer seats would be paid than are held."""
+    for feature, quantity in request.quantities.items():
+        held = request.held.get(feature, 0)
+        if quantity < held:
+            message = f"{held} {feature} are held and to be paid, so no fewer can be: release some first"
+            raise InvalidInput("quantities", message)
 
 
 def _sold(shop: Shop, now: SubscriptionView, text: str) -> tuple[PlanId, Plan]:
@@ -256,20 +318,17 @@ def _bought(shop: Shop, now: SubscriptionView, request: ChangeRequest, sale: Sal
         elif is_own and component in held:
             yield WantedItem(component, price, asked or held[component].quantity)
         else:
-            yield WantedItem(component, price, asked or _carried(shop, now, each))
+            yield WantedItem(component, price, asked or _carried(shop, now, each, request.held))
 
 
-def _carried(shop: Shop, now: SubscriptionView, terms: Terms) -> int:
-    """How many seats another plan begins with: those that are paid now, and at least what its price includes."""
+def _carried(shop: Shop, now: SubscriptionView, terms: Terms, held: Mapping[str, int]) -> int:
+    """How many seats another plan begins with: those that are held, and if nobody keeps the holders here, those that
+    are paid now; at least what its price includes."""
     if not terms.feature:
         return 1
-    paid = 0
-    for item in now.items:
-        pin = shop.commerce.pins.get(item.price)
-        sold = shop.commerce.sold.get(pin.plan) if pin else None
-        lines = sold.prices if isinstance(sold, Plan) else ()
-        if pin and any((line.component, line.quantity) == (pin.component, terms.feature) for line in lines):
-            paid += item.quantity or 0
+    if terms.feature in held:
+        return max(1, terms.included, held[terms.feature])
+    paid = sum(item.quantity or 0 for item in now.items if seat_feature(shop, item.price) == terms.feature)
     return max(1, terms.included, paid)
 
 

@@ -72,7 +72,13 @@ MetricName = Literal[
     "tidemark_dunning_judged_cases",
     "tidemark_dunning_recovered_ratio",
     "tidemark_changes_differing",
+    "tidemark_trials",
+    "tidemark_trials_flagged",
+    "tidemark_duplicate_subscriptions",
+    "tidemark_unfinalized_invoices",
     "tidemark_changes_oldest_age_seconds",
+    "tidemark_seats_unpaid_accounts",
+    "tidemark_seats_oldest_age_seconds",
     "tidemark_notices_swept_seconds",
     "tidemark_notices_sweep_duration_seconds",
     "tidemark_notices_reached",
@@ -343,6 +349,21 @@ METRICS: Final[dict[MetricName, MetricSpec]] = {
         "money (the currency). Below 0.3: mails do not arrive, or the page does not work.",
         ("of",),
     ),
+    "tidemark_trials": MetricSpec("gauge", "Trials by state (docs/trials.md).", ("state",)),
+    "tidemark_trials_flagged": MetricSpec(
+        "gauge", "Running trials whose card had a trial before, where the catalog lets them run."
+    ),
+    "tidemark_duplicate_subscriptions": MetricSpec(
+        "gauge",
+        "Second subscriptions of an account by state, until a person settles them. Above 0: "
+        "docs/runbook/duplicate-subscriptions.md.",
+        ("state",),
+    ),
+    "tidemark_unfinalized_invoices": MetricSpec(
+        "gauge",
+        "Drafts that Stripe could not make final, such as for want of an address for the tax: nobody pays them. Above "
+        "0: docs/runbook/unfinalized-invoices.md.",
+    ),
     "tidemark_changes_differing": MetricSpec(
         "gauge",
         "Changes of plans, accepted in the last seven days, whose invoice is not what the quote said. Above 0: "
@@ -352,6 +373,14 @@ METRICS: Final[dict[MetricName, MetricSpec]] = {
         "gauge",
         "How old the oldest change of a plan is that is accepted and not carried out; 0 if none is. Grows: Stripe does "
         "not answer.",
+    ),
+    "tidemark_seats_unpaid_accounts": MetricSpec(
+        "gauge", "Accounts whose paid quantity does not follow their seats yet. Stays up: docs/runbook/plan-changes.md."
+    ),
+    "tidemark_seats_oldest_age_seconds": MetricSpec(
+        "gauge",
+        "Since when the oldest of these accounts waits; 0 if none does. Grows: Stripe does not answer, or a payment is "
+        "open.",
     ),
     "tidemark_notices_swept_seconds": MetricSpec(
         "gauge",

@@ -197,8 +197,10 @@ async def open_stripe_changes(base: Base) -> StripeClientChanges:
 def change_parts(base: Base, tables: PostgresSideTables, stripe: StripeChanges) -> ChangeParts:
     """The stores of quotes and operations."""
     return ChangeParts(
-        base.clock, tables.catalog, tables.entitlements, tables.links, tables.plan_changes, stripe, scope_of(base)
-    )
+        base.clock, tables.catalog, tables.entitlements, tables.links, tables.plan_changes, stripe, scope_of(base),
+        tables.seats,
+        base.settings.secret_bytes(),
+    )  # fmt: skip
 
 
 async def _check_key(base: Base, without: str) -> None:

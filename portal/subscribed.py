@@ -90,7 +90,7 @@ def seen_of(facts: Facts) -> Seen:
     found = subscription_of(facts.shop, facts.mirror)
     if found is None:
         return Seen(SubscriptionView())
-    view = view_of(facts.shop, found.customer, found, has_card=False, is_contract=False)
+    view = view_of(facts.shop, found.customer, found, facts.now_ms, has_card=False, is_contract=False)
     row = next(row for row in facts.mirror["subscriptions"] if row["id"] == found.id)
     all_phases = found.schedule.phases if found.schedule else ()
     phases = tuple(

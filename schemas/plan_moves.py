@@ -68,11 +68,20 @@ class Move(NamedTuple):
 
 
 class StripeSchedule(NamedTuple):
-    """A schedule with its phases as Stripe's objects. `mark` is that of the move that made it, "" for another one."""
+    """A schedule with its phases as Stripe's objects. `mark` is that of the move that made it, "" for another one.
+    `change`: the last change of its present phase."""
 
     id: str
     mark: str
     phases: Sequence[Mapping[str, Any]]
+    change: str = ""
+
+
+class PhasesChange(NamedTuple):
+    """A change of the present phase of a schedule: its name, and what Stripe prorates, as `proration_behavior`."""
+
+    name: str
+    prorations: str
 
 
 class PlanMoves(Protocol):
@@ -116,10 +125,16 @@ class StripeSchedules(Protocol):
         ...
 
     async def plan(
-        self, schedule: str, phases: Sequence[Mapping[str, Any]], mark: str, key: str, end_behavior: str = "release"
+        self,
+        schedule: str,
+        phases: Sequence[Mapping[str, Any]],
+        mark: str,
+        key: str,
+        end_behavior: str = "release",
+        change: PhasesChange | None = None,
     ) -> None:
         """Give a schedule its phases and its mark. After the last phase the subscription goes on, or with
-        `end_behavior` "cancel" it ends."""
+        `end_behavior` "cancel" it ends. Without `change`, the present phase stays as it is."""
         ...
 
     async def release(self, schedule: str) -> None:

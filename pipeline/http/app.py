@@ -26,8 +26,9 @@ from pipeline.http.access import CHECK_PATH, AccessEndpoints
 from pipeline.http.accounts import AccountsEndpoint
 from pipeline.http.api_keys import Role
 from pipeline.http.appender import Appender
-from pipeline.http.change_models import PlansAnswer, QuoteAnswer
+from pipeline.http.change_models import CheckoutAnswer, PlansAnswer, PortalAnswer, QuoteAnswer
 from pipeline.http.changes import ChangeEndpoints
+from pipeline.http.checkout import CheckoutEndpoints
 from pipeline.http.customer_page import GatewayBusiness
 from pipeline.http.dependencies import AnyKey, GatewayDependencies
 from pipeline.http.dunning import BannersAnswer, CasesAnswer, DunningEndpoints
@@ -46,6 +47,8 @@ from pipeline.http.pages import Pages
 from pipeline.http.percent import SLASH, routed
 from pipeline.http.periods import PeriodsEndpoint
 from pipeline.http.queries import Parameters
+from pipeline.http.seat_models import SeatAnswer, SeatsAnswer
+from pipeline.http.seats import SeatEndpoints
 from pipeline.http.timeline import TimelineAnswer, TimelineEndpoint
 from pipeline.http.top import TopEndpoints
 from pipeline.http.usage import UsageEndpoints
@@ -144,7 +147,10 @@ def create_gateway(dependencies: GatewayDependencies, metrics: Metrics | None = 
     _add_flush(app, dependencies)
     _add_access(app, dependencies)
     _add_changes(app, ChangeEndpoints(dependencies))
+    _add_pages(app, CheckoutEndpoints(dependencies))
     _add_page(app, dependencies, counted)
+    _add_seats(app, SeatEndpoints(dependencies))
+    # The last of the accounts' paths, because a name in a path may contain slashes.
     _add_accounts(app, dependencies)
     app.state.openapi = document(app)
     for route in app.routes:
@@ -273,6 +279,19 @@ def _add_changes(app: FastAPI, changes: ChangeEndpoints) -> None:
     app.add_api_route("/v1/plans", changes.plans, summary="The plans that are sold", **more)
 
 
+def _add_pages(app: FastAPI, pages: CheckoutEndpoints) -> None:
+    """Add the paths that make pages of Stripe."""
+    statuses = (400, 401, 403, 404, 408, 409, 413, 501, 503)
+    more: dict[str, Any] = {"methods": ["POST"], "status_code": 201}
+    more |= {"responses": {status: REFUSALS[status] for status in (*statuses, "default")}}
+    for name, run, model, summary in (
+        ("checkout", pages.checkout, CheckoutAnswer, "Have a customer pay at Stripe's page"),
+        ("portal", pages.portal, PortalAnswer, "Have a customer replace the card"),
+    ):
+        more |= {"response_model": model, "response_description": model.__doc__, "summary": summary}
+        app.add_api_route(f"/v1/accounts/{{account:name}}/{name}", run, **more)
+
+
 def _add_page(app: FastAPI, dependencies: GatewayDependencies, metrics: Metrics) -> None:
     """Add the customer's page, and the path that makes links to it."""
     secrets, settings = PageSecrets(dependencies.settings), dependencies.settings
@@ -295,6 +314,20 @@ def _add_page(app: FastAPI, dependencies: GatewayDependencies, metrics: Metrics)
     business = GatewayBusiness(dependencies)
     served = Served(business, dependencies.clock, secrets, settings.page_frames, settings.page_theme, noted)
     app.router.routes += page_routes(served)
+
+
+def _add_seats(app: FastAPI, seats: SeatEndpoints) -> None:
+    """Add the paths that give seats and take them back."""
+    statuses = (400, 401, 403, 404, 408, 409, 413, 501, 503)
+    all_, one = "/v1/accounts/{account:name}/seats", "/v1/accounts/{account:name}/seats/{seat}"
+    more: dict[str, Any] = {"response_model": SeatsAnswer, "response_description": SeatsAnswer.__doc__}
+    more |= {"responses": {status: REFUSALS[status] for status in (400, 401, 403, 501, 503, "default")}}
+    app.add_api_route(all_, seats.listed, summary="The seats of an account", **more)
+    more |= {"methods": ["POST"], "response_model": SeatAnswer, "response_description": SeatAnswer.__doc__}
+    more |= {"responses": {status: REFUSALS[status] for status in (*statuses, "default")}}
+    app.add_api_route(all_, seats.post, status_code=201, summary="Give or reserve a seat", **more)
+    app.add_api_route(f"{one}/activate", seats.activate, summary="Accept a reserved seat", **more)
+    app.add_api_route(f"{one}/release", seats.release, summary="Release a seat", **more)
 
 
 def _meaning(model: Any, summary: str) -> str:

@@ -160,6 +160,11 @@ async def _plan_reader(request: Request, _scheme: _Scheme) -> ApiKey:
     return authorized(request.app.state.dependencies, request, Role.READ, Role.BILLING, Role.OPERATOR)
 
 
+async def _seat_reader(request: Request, _scheme: _Scheme) -> ApiKey:
+    account = request.path_params.get("account")
+    return authorized(request.app.state.dependencies, request, Role.READ, Role.BILLING, Role.OPERATOR, account=account)
+
+
 async def _checker(request: Request, _scheme: _Scheme) -> ApiKey:
     return authorized(request.app.state.dependencies, request, Role.CHECK)
 
@@ -190,6 +195,7 @@ Admin = Annotated[ApiKey, Depends(_admin)]
 Checker = Annotated[ApiKey, Depends(_checker)]
 Operator = Annotated[ApiKey, Depends(_operator)]
 Billing = Annotated[ApiKey, Depends(_billing)]
+SeatReader = Annotated[ApiKey, Depends(_seat_reader)]
 PlanReader = Annotated[ApiKey, Depends(_plan_reader)]
 OverrideReader = Annotated[ApiKey, Depends(_override_reader)]
 Live = Annotated[LiveUsage, Depends(_live)]

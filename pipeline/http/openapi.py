@@ -11,7 +11,7 @@ from pydantic import BaseModel
 
 from pipeline.access.holds import KEY_CHARACTERS_MAX
 from pipeline.http.body import BATCH, LINES, PLAIN, SINGLE
-from pipeline.http.change_models import AcceptWish, QuoteWish
+from pipeline.http.change_models import AcceptWish, CheckoutWish, PortalWish, QuoteWish
 from pipeline.http.models import (
     AccessAnswer,
     AccessCheck,
@@ -23,6 +23,7 @@ from pipeline.http.models import (
 )
 from pipeline.http.override_models import ContractWish, OverrideWish
 from pipeline.http.page_links import PageWish
+from pipeline.http.seat_models import SeatBodyWish, SeatMoveWish
 from schemas.events import UsageEvent
 
 DESCRIPTION: Final = (
@@ -34,9 +35,9 @@ _MEANINGS: Final[dict[int | str, str]] = {
     400: "A parameter, the path or the body is wrong: correct the request.",
     401: "The request has no valid key.",
     403: "The key may not do this.",
-    404: "There is no such meter, account or hold.",
+    404: "There is no such meter, account, hold or seat.",
     408: "The body took too long.",
-    409: "The hold ended before.",
+    409: "The hold or the seat ended before, or the change is refused.",
     413: "The body is too large, or has too many events.",
     415: "Another content type, charset or encoding is needed.",
     501: "This gateway was started without the store that answers.",
@@ -58,6 +59,8 @@ _MONTH: Final = "from=2026-11-01T00:00:00Z&to=2026-12-01T00:00:00Z"
 ACCOUNT: Final = "/v1/accounts/{account}"
 OVERRIDE: Final = f"{ACCOUNT}/overrides/{{feature}}"
 ACCEPT: Final = f"{ACCOUNT}/quotes/{{quote}}/accept"
+SEATS: Final = f"{ACCOUNT}/seats"
+SEAT: Final = f"{SEATS}/{{seat}}"
 HOLD_PATH: Final = "/v1/access/holds/{hold}"
 # The bodies that handlers read themselves.
 _BODIES: Final[Mapping[tuple[str, str], type[BaseModel]]] = {
@@ -67,7 +70,12 @@ _BODIES: Final[Mapping[tuple[str, str], type[BaseModel]]] = {
     (f"{HOLD_PATH}/use", "post"): HoldUse,
     (f"{ACCOUNT}/quotes", "post"): QuoteWish,
     (ACCEPT, "post"): AcceptWish,
+    (f"{ACCOUNT}/checkout", "post"): CheckoutWish,
+    (f"{ACCOUNT}/portal", "post"): PortalWish,
     (f"{ACCOUNT}/page", "post"): PageWish,
+    (SEATS, "post"): SeatBodyWish,
+    (f"{SEAT}/activate", "post"): SeatMoveWish,
+    (f"{SEAT}/release", "post"): SeatMoveWish,
 }
 _TARGETS: Final = {
     "/v1/usage": f"/v1/usage?meter=tokens&account=acme&window=day&group_by=model&{_MONTH}",
@@ -108,9 +116,25 @@ EXAMPLES: Final[Mapping[str, str]] = {
   -d '{{"plan": "professional", "used": {{"locations": "1"}}}}'""",
     ACCEPT: f"""curl -X POST "$GATEWAY/v1/accounts/acme/quotes/qt_5d41402abc4b2a76b9719d91/accept" \\
   {_KEY}""",
+    f"{ACCOUNT}/checkout": f"""curl "$GATEWAY/v1/accounts/acme/checkout" \\
+  {_KEY} \\
+  -d '{{"plan": "professional", "return_url": "https://app.example/billing"}}'""",
+    f"{ACCOUNT}/portal": f"""curl "$GATEWAY/v1/accounts/acme/portal" \\
+  {_KEY} \\
+  -d '{{"return_url": "https://app.example/billing", "only_card": true}}'""",
     f"{ACCOUNT}/page": f'curl "$GATEWAY/v1/accounts/acme/page" \\\n  {_KEY} \\\n  -d \'{{"expires_in_s": 3600}}\'',
     f"{ACCOUNT}/changes/pending": f"""curl -X DELETE "$GATEWAY/v1/accounts/acme/changes/pending" \\
   {_KEY}""",
+    SEATS: f"""curl "$GATEWAY/v1/accounts/acme/seats" \\
+  {_KEY} \\
+  -d '{{"feature": "members", "holder": "user_17", "reserve": true}}'""",
+    **{
+        f"{SEAT}/{verb}": f'curl -X POST "$GATEWAY/v1/accounts/acme/seats/{seat}/{verb}" \\\n  {_KEY}'
+        for verb, seat in (
+            ("activate", "seat_01a1fb6d7c405d41402abc4b2a76"),
+            ("release", "seat_01a1fb6d7c407d793037a0760186"),
+        )
+    },
     f"{HOLD_PATH}/use": f"""curl "$GATEWAY/v1/access/holds/hold_5d41402abc4b2a76b9719d911017c592/use" \\
   {_KEY} \\
   -d '{{"quantity": "40"}}'""",
@@ -122,6 +146,7 @@ EXAMPLES: Final[Mapping[str, str]] = {
 REVOKE_EXAMPLE: Final = (
     f'curl -X DELETE "$GATEWAY/v1/accounts/acme/overrides/api_calls?by=ann&reason=mistake" \\\n  {_KEY}'
 )
+SEATS_EXAMPLE: Final = f'curl "$GATEWAY/v1/accounts/acme/seats?feature=members" \\\n  {_KEY}'
 LINK_EXAMPLE: Final = f"""curl -X PUT "$GATEWAY/v1/accounts/acme" \\
   {_KEY} \\
   -H "Content-Type: application/json" \\
@@ -184,13 +209,14 @@ def document(app: FastAPI) -> dict[str, Any]:
     # The handler reads the body itself, because FastAPI would read one of any size.
     for (path, method), model in _BODIES.items():
         openapi["paths"][path][method]["requestBody"] = {
-            "required": model not in (HoldUse, AcceptWish, PageWish),
+            "required": model not in (HoldUse, AcceptWish, SeatMoveWish, PageWish),
             "content": {PLAIN: {"schema": _schema(model, schemas)}},
         }
     for path, command in EXAMPLES.items():
         for operation in openapi["paths"][path].values():
             operation["x-codeSamples"] = [{"lang": "Shell", "source": command}]
     openapi["paths"][OVERRIDE]["delete"]["x-codeSamples"] = [{"lang": "Shell", "source": REVOKE_EXAMPLE}]
+    openapi["paths"][SEATS]["get"]["x-codeSamples"] = [{"lang": "Shell", "source": SEATS_EXAMPLE}]
     openapi["paths"][ACCOUNT]["put"]["x-codeSamples"] = [{"lang": "Shell", "source": LINK_EXAMPLE}]
     openapi["paths"] = {path: openapi["paths"][path] for path in sorted(openapi["paths"], key=_reading_order)}
     return openapi

@@ -44,7 +44,7 @@ class OverrideAnswer(Answer):
     """What a person granted to an account, or took from it."""
 
     number: int
-    kind: Literal["contract", "override"]
+    kind: Literal["contract", "override", "promotion"]
     feature: str
     does: Literal["set", "add", "at_least", "at_most", "deny"]
     value: str

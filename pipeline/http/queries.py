@@ -21,6 +21,7 @@ INSTANT_LAST_MS: Final = 4_102_444_800_000  # 2100-01-01, within the range of Cl
 TOP_ACCOUNTS_MAX: Final = 1_000
 NOTICES_MAX: Final = 1_000
 CASES_MAX: Final = 1_000
+SEATS_MAX: Final = 1_000
 INTENTS_MAX: Final = 1_000
 ENTRIES_MAX: Final = 1_000
 
@@ -114,6 +115,14 @@ class NoticesParameters(Parameters):
         Account | None, Field(description="One account. Without it, all; a key of one account gets its own.")
     ] = None
     limit: Annotated[int, Field(ge=1, le=NOTICES_MAX, description="How many deliveries.")] = 100
+    cursor: Annotated[str, Field(max_length=200, description="The `next_cursor` of the page before.")] = ""
+
+
+class SeatsParameters(Parameters):
+    """The parameters of `GET /v1/accounts/{account}/seats`."""
+
+    feature: Annotated[str, Field(max_length=200, description="One feature of type seat. Without it, all.")] = ""
+    limit: Annotated[int, Field(ge=1, le=SEATS_MAX, description="How many seats.")] = 100
     cursor: Annotated[str, Field(max_length=200, description="The `next_cursor` of the page before.")] = ""
 
 

@@ -8,6 +8,9 @@ from typing import Final
 
 from pipeline.access.dunning import DunningGauges
 from pipeline.access.renewal import Renewal
+from pipeline.changes import collecting, following, trials
+from pipeline.changes.duplicates import heal
+from pipeline.changes.gauges import BoughtGauges
 from pipeline.changes.operating import turn
 from pipeline.clock import SystemClock
 from pipeline.metrics import MetricName, Metrics
@@ -31,6 +34,7 @@ from pipeline.webhooks.walker import Canary, Walker
 from schemas.clock import DAY_MS, SECOND_MS, Clock
 from schemas.log import BILLING_EVENTS_TOPIC
 from schemas.plan_changes import PlanChanges
+from schemas.seats import Seats, Waiting
 from schemas.side_tables import SideTables
 
 # One transaction has the events of a read: small enough that its locks are short, large enough that the events of a
@@ -41,9 +45,12 @@ COUNT_INTERVAL_S: Final = 15.0
 RENEWAL_INTERVAL_S: Final = 0.2
 SWEEP_INTERVAL_S: Final = 10.0
 CHANGES_INTERVAL_S: Final = 10.0
+SEATS_INTERVAL_S: Final = 1.0
 # A quote that differs from its invoice is shown for so long.
 DIFFERING_MS: Final = 7 * DAY_MS
 SWEPT_MAX: Final = 10_000
+# Each one is an audit row, and its account is locked meanwhile.
+SEATS_SWEPT_MAX: Final = 500
 # The events of a sign-up come within a second or two, and share their fetches if they are read together. One event
 # alone does not wait so long: an account waits for what it bought.
 LINGER_S: Final = 1.5
@@ -61,6 +68,8 @@ OWNER_GAUGES: Final[tuple[MetricName, ...]] = (
     "tidemark_mirror_canary_silent",
     "tidemark_changes_differing",
     "tidemark_changes_oldest_age_seconds",
+    "tidemark_seats_unpaid_accounts",
+    "tidemark_seats_oldest_age_seconds",
 )
 
 
@@ -84,7 +93,8 @@ async def run_mirror(settings: Settings) -> None:
         outbox = BindingOutbox(tables, account_log(base), view)
         canary = Canary(settings.canary_customer, objects, tables, base.clock) if settings.canary_customer else None
         walker = Walker(base.log, objects, tables, base.clock, SystemClock())
-        metrics, counted = Metrics(), Counted(tables, tables.plan_changes, base.clock)
+        metrics, counted = Metrics(), Counted(tables, tables.plan_changes, tables.seats, base.clock)
+        bought = BoughtGauges(tables.trials, tables.duplicates, tables.unfinalized)
         renewal = Renewal(tables.catalog, tables.entitlements, base.clock)
         dunned = DunningGauges(tables.dunning, base.clock)
         recoveries: list[Recovery] = []
@@ -107,12 +117,31 @@ async def run_mirror(settings: Settings) -> None:
             def not_changed() -> None:
                 metrics.add("tidemark_relay_failures_total", view="changes")
 
+            def not_followed() -> None:
+                metrics.add("tidemark_relay_failures_total", view="seats")
+
             return (
                 relaying(owned, lambda _: outbox.relay(), settings.relay_interval_s, on_failure=failed),
                 relaying(owned, lambda _: counted.count(), COUNT_INTERVAL_S),
                 relaying(owned, lambda _: dunned.count(), COUNT_INTERVAL_S),
+                relaying(owned, lambda _: bought.count(), COUNT_INTERVAL_S),
                 relaying(owned, lambda _: renewal.turn(), RENEWAL_INTERVAL_S, on_failure=not_renewed),
                 relaying(owned, lambda _: turn(changes), CHANGES_INTERVAL_S, on_failure=not_changed),
+                relaying(
+                    owned,
+                    lambda _: collecting.turn(changes, tables.dunning),
+                    CHANGES_INTERVAL_S,
+                    on_failure=not_changed,
+                ),
+                relaying(owned, lambda _: following.follow(changes), SEATS_INTERVAL_S, on_failure=not_followed),
+                relaying(owned, lambda _: tables.seats.sweep(base.clock.now_ms(), SEATS_SWEPT_MAX), SWEEP_INTERVAL_S),
+                relaying(
+                    owned,
+                    lambda _: trials.follow(changes, tables.trials),
+                    CHANGES_INTERVAL_S,
+                    on_failure=not_changed,
+                ),
+                relaying(owned, lambda _: heal(changes, tables.duplicates), CHANGES_INTERVAL_S, on_failure=not_changed),
                 relaying(owned, lambda _: tables.holds.sweep(base.clock.now_ms(), SWEPT_MAX), SWEEP_INTERVAL_S),
                 recovery.run(),
             )
@@ -120,7 +149,9 @@ async def run_mirror(settings: Settings) -> None:
         def refresh() -> None:
             show(metrics, base.clock, processor.status(), outbox.status(), counted, recoveries)
             show_renewal(metrics, renewal)
-            dunned.show(metrics, is_owner=any(recovery.is_owner for recovery in recoveries))
+            is_owner = any(recovery.is_owner for recovery in recoveries)
+            dunned.show(metrics, is_owner=is_owner)
+            bought.show(metrics, is_owner=is_owner)
 
         runner = runner_settings(
             settings, BILLING_GROUP, flush_events_max=READ_EVENTS_MAX, linger_s=LINGER_S, quiet_s=QUIET_S
@@ -131,15 +162,17 @@ async def run_mirror(settings: Settings) -> None:
 class Counted:
     """What waits for a person, counted now and then because a scrape cannot wait for SQL; None before the first."""
 
-    def __init__(self, tables: SideTables, changes: PlanChanges, clock: Clock) -> None:
+    def __init__(self, tables: SideTables, changes: PlanChanges, seats: Seats, clock: Clock) -> None:
         self._tables = tables
         self._changes = changes
+        self._seats = seats
         self._clock = clock
         self.held: int | None = None
         self.aside: int | None = None
         self.overlaps: int | None = None
         self.differing: int | None = None
         self.oldest_change_ms: int | None = None
+        self.unpaid_seats = Waiting(0, None)
 
     async def count(self) -> None:
         self.held = len(await self._tables.held(limit=HELD_EVENTS_MAX))
@@ -147,6 +180,7 @@ class Counted:
         self.overlaps = len(await self._tables.overlaps(self._clock.now_ms()))
         self.differing = await self._changes.differing(self._clock.now_ms() - DIFFERING_MS)
         self.oldest_change_ms = await self._changes.oldest_open_ms()
+        self.unpaid_seats = await self._seats.waiting()
 
 
 def show(
@@ -188,6 +222,8 @@ def _waiting_gauges(metrics: Metrics, clock: Clock, due: OutboxStatus, counted: 
     _set_known(metrics, "tidemark_mirror_overlaps", counted.overlaps)
     _set_known(metrics, "tidemark_changes_differing", counted.differing)
     metrics.set("tidemark_changes_oldest_age_seconds", _age_s(clock, counted.oldest_change_ms) or 0)
+    metrics.set("tidemark_seats_unpaid_accounts", counted.unpaid_seats.accounts)
+    metrics.set("tidemark_seats_oldest_age_seconds", _age_s(clock, counted.unpaid_seats.oldest_ms) or 0)
 
 
 def _recovery_gauges(metrics: Metrics, recovery: Recovery) -> None:

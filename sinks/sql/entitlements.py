@@ -104,14 +104,10 @@ class SqlEntitlements:
         return await self._run(lambda connection: [Renewed(*row) for row in connection.execute(wanted)])
 
     async def billed(self, account: str, now_ms: int) -> Billed:
-        def body(connection: Connection) -> Billed:
-            links = links_of(connection, {account})[account]
-            return billed_of(links, _mirror(connection, links), now_ms)
-
-        return await self._run(body)
+        return await self._run(lambda connection: billed_now(connection, account, now_ms))
 
     async def version_at(self, account: str, instant_ms: int) -> EntitlementVersion | None:
-        return await self._run(lambda connection: _latest(connection, account, instant_ms))
+        return await self._run(lambda connection: newest_version(connection, account, instant_ms))
 
     async def override(self, account: str, grant: Grant, actor: str, now_ms: int) -> Override:
         return (await self._run(lambda connection: _granted(connection, account, [grant], actor, now_ms, _equal)))[0]
@@ -151,7 +147,7 @@ def _renew(
         save_heads(connection, heads)
     rows["dunning_cases"] = dunning.deciding(connection, {str(row["id"]) for row in rows["subscriptions"]})
     people = [made.grant for made in _overrides(connection, account) if made.revoked_ms is None]
-    before = _latest(connection, account)
+    before = newest_version(connection, account)
     computed = resolver(links, rows, people, _since_ms(now_ms))
     is_new = _is_new(before, computed)
     if before and before.inputs_sha256 == computed.inputs_sha256:
@@ -167,6 +163,12 @@ def _renew(
         connection.execute(insert(entitlement_versions), row)
     connection.execute(update(accounts).where(accounts.c.account == account).values(entitled_seq=head.audit_seq))
     return Recomputed(is_new, computed.unreadable)
+
+
+def billed_now(connection: Connection, account: str, now_ms: int) -> Billed:
+    """What an account pays now, by the mirror."""
+    links = links_of(connection, {account})[account]
+    return billed_of(links, _mirror(connection, links), now_ms)
 
 
 def _is_stale(connection: Connection, account: str) -> bool:
@@ -220,7 +222,8 @@ def _cause(connection: Connection, account: str) -> str:
     return str(cause)
 
 
-def _latest(connection: Connection, account: str, until_ms: int | None = None) -> EntitlementVersion | None:
+def newest_version(connection: Connection, account: str, until_ms: int | None = None) -> EntitlementVersion | None:
+    """The newest version of an account's entitlements, or the newest of an instant."""
     found = entitlement_versions.c
     wanted = select(entitlement_versions).where(found.account == account).order_by(found.version.desc()).limit(1)
     if until_ms is not None:
@@ -250,7 +253,7 @@ def _granted(
     replaces: bool = False,
 ) -> list[Override]:
     for grant in grants:
-        _check_said(("account", account), ("actor", actor), ("reason", grant.reason))
+        trail.check_said(("account", account), ("actor", actor), ("reason", grant.reason))
     new = {"account": account, "created_ms": now_ms, "audit_seq": 0, "audit_hash": "", "binding_number": 0}
     insert_new(connection, accounts, [new])
     heads = lock_accounts(connection, {account})
@@ -281,7 +284,7 @@ def _made(connection: Connection, heads: dict[str, Head], made: Override) -> Ove
 
 
 def _revoke(connection: Connection, account: str, number: int, actor: str, reason: str, now_ms: int) -> Override:
-    _check_said(("actor", actor), ("reason", reason))
+    trail.check_said(("actor", actor), ("reason", reason))
     heads = lock_accounts(connection, {account})
     found = [made for made in _overrides(connection, account) if made.number == number]
     if not found:
@@ -317,13 +320,6 @@ def _with_revokers(connection: Connection, account: str, made: Sequence[Override
         each._replace(revoked_by=said[0], revoked_reason=said[1]) if (said := by_number.get(str(each.number))) else each
         for each in made
     ]
-
-
-def _check_said(*said: tuple[str, str]) -> None:
-    """Raise `InvalidInput` for a text that the audit cannot keep."""
-    for field, value in said:
-        if not value.strip() or "\0" in value:
-            raise InvalidInput(field, "must not be empty or have a NUL: the audit keeps who did it, and why")
 
 
 def _audited(

@@ -39,6 +39,7 @@ from sinks.sql.bills import SqlBills
 from sinks.sql.bindings import Planner, binding_of, overlaps_now
 from sinks.sql.catalog import SqlCatalog
 from sinks.sql.dunning import SqlDunning
+from sinks.sql.duplicates import SqlDuplicates
 from sinks.sql.entitlements import SqlEntitlements
 from sinks.sql.holds import SqlHolds
 from sinks.sql.intents import SqlIntentLedger
@@ -47,7 +48,11 @@ from sinks.sql.payers import SqlPayers
 from sinks.sql.plan_changes import SqlPlanChanges
 from sinks.sql.plan_moves import SqlPlanMoves
 from sinks.sql.queries import links_of, mirror_row, mirror_rows, next_offset, rows_where
+from sinks.sql.revenue import SqlRevenue
+from sinks.sql.seats import SqlSeats
 from sinks.sql.tables import account_bindings, audit, cursors, customer_column, mirror, processed_events
+from sinks.sql.trials import SqlTrials
+from sinks.sql.unfinalized import SqlUnfinalized
 
 Answer = TypeVar("Answer")
 
@@ -120,6 +125,11 @@ class SqlSideTables(ABC):
         return SqlDunning(self._run)
 
     @property
+    def revenue(self) -> SqlRevenue:
+        """The audit as revenue reads it."""
+        return SqlRevenue(self._run)
+
+    @property
     def notices(self) -> SqlNotices:
         """The outbox of notices in the same database."""
         return SqlNotices(self._run)
@@ -133,6 +143,26 @@ class SqlSideTables(ABC):
     def plan_changes(self) -> SqlPlanChanges:
         """Quotes and operations of plan changes, in the same database."""
         return SqlPlanChanges(self._run)
+
+    @property
+    def trials(self) -> SqlTrials:
+        """Trials and their keys, in the same database."""
+        return SqlTrials(self._run)
+
+    @property
+    def duplicates(self) -> SqlDuplicates:
+        """Subscriptions that are one too many, in the same database."""
+        return SqlDuplicates(self._run)
+
+    @property
+    def seats(self) -> SqlSeats:
+        """Seats and who holds them, in the same database."""
+        return SqlSeats(self._run)
+
+    @property
+    def unfinalized(self) -> SqlUnfinalized:
+        """Invoices that cannot become final, in the same database."""
+        return SqlUnfinalized(self._run)
 
     @abstractmethod
     async def _run(self, body: Callable[[Connection], Answer]) -> Answer:

@@ -6,21 +6,29 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final
 from urllib.parse import quote
 
-import stripe
-
 from schemas.billing_events import ObjectKind, ObjectName
+from schemas.checkout import OPERATION_KEY
 from schemas.clock import HOUR_MS, SECOND_MS
-from schemas.plan_changes import InvoicePreview, PreviewLine, StripeInvoice, StripeItem, StripeSubscription
-from sinks.stripe.connection import is_stored_failure, json_of, read, stored
+from schemas.errors import Transient
+from schemas.plan_changes import (
+    Charge,
+    Charges,
+    InvoicePreview,
+    PreviewLine,
+    StripeInvoice,
+    StripeItem,
+    StripeSubscription,
+)
+from sinks.stripe.connection import SHAPE_ERRORS, json_of, read
 from sinks.stripe.objects import PART_PAGES_MAX
-from sinks.stripe.schedules import StripeClientSchedules
+from sinks.stripe.trials import StripeClientTrials
 
 _SUBSCRIPTIONS: Final = "/v1/subscriptions"
 _ENDED: Final = ("canceled", "incomplete_expired")
 _OPEN: Final = ("not_started", "active")
 
 
-class StripeClientChanges(StripeClientSchedules):
+class StripeClientChanges(StripeClientTrials):
     """Previews and changes subscriptions, with one API key. For use in one event loop."""
 
     async def subscriptions(self, customer: str) -> Sequence[StripeSubscription]:
@@ -54,6 +62,26 @@ class StripeClientChanges(StripeClientSchedules):
         path = f"/v1/invoices/{quote(identifier, safe='')}"
         return await read(lambda: self._stripe.raw_request_async("get", path), lambda found: _invoice(json_of(found)))
 
+    async def charges(self, customer: str, subscription: str, since_ms: int) -> Charges:
+        """See `StripeChanges`. Costs two calls, one more per 100 rows of a list beyond the first 100, and one per 100
+        lines of an invoice beyond the first ten."""
+        options = {"subscription": subscription, "created": {"gte": since_ms // SECOND_MS}}
+        bodies = [row async for row in self._rows("/v1/invoices", options, PART_PAGES_MAX)]
+        pending = {"customer": customer, "pending": True}
+        items = [row async for row in self._rows("/v1/invoiceitems", pending, PART_PAGES_MAX)]
+        found: list[Charge] = []
+        try:
+            for body in bodies[::-1]:
+                if body["status"] != "void":
+                    whole = await self._with_parts(ObjectName(ObjectKind.INVOICE, str(body["id"])), body)
+                    found += _charges(whole["lines"]["data"])
+            waiting = [row for row in items if _details(row["parent"]).get("subscription") in (None, subscription)]
+            for row in waiting[::-1]:
+                found += _charges([row])
+            return Charges(tuple(found), sum(int(row["amount"]) for row in waiting))
+        except SHAPE_ERRORS as error:
+            raise Transient(f"not an answer of Stripe: {error}") from error
+
     async def preview(self, params: Mapping[str, Any]) -> InvoicePreview:
         """See `StripeChanges`. Costs one call, and one more per 100 lines beyond the first ten."""
         path = "/v1/invoices/create_preview"
@@ -74,6 +102,24 @@ class StripeClientChanges(StripeClientSchedules):
         path = f"{_SUBSCRIPTIONS}/{quote(subscription, safe='')}"
         await read(lambda: self._stripe.raw_request_async("delete", path, **params), json_of)
 
+    async def resume(self, subscription: str, params: Mapping[str, Any], key: str) -> str | None:
+        """See `StripeChanges`. Costs one call."""
+        return await self._write(f"{_SUBSCRIPTIONS}/{quote(subscription, safe='')}/resume", params, key)
+
+    async def pay(self, invoice: str, key: str) -> str | None:
+        """See `StripeChanges`. Costs one call."""
+        return await self._write(f"/v1/invoices/{quote(invoice, safe='')}/pay", {}, key)
+
+    async def close_invoice(self, invoice: str, how: str, key: str) -> str | None:
+        """See `StripeChanges`. Costs one call."""
+        return await self._write(f"/v1/invoices/{quote(invoice, safe='')}/{how}", {}, key)
+
+    async def open_invoices(self, subscription: str) -> Sequence[str]:
+        """See `StripeChanges`. Costs one call for 100 invoices."""
+        wanted = {"subscription": subscription, "status": "open"}
+        rows = [row async for row in self._rows("/v1/invoices", wanted, PART_PAGES_MAX)]
+        return [str(row["id"]) for row in rows][::-1]
+
     async def carried_out(self, key: str, since_ms: int, until_ms: int) -> str | None:
         """See `StripeChanges`. Costs as many calls as `StripeObjects.events`."""
         # The machine's clock and Stripe's need not agree.
@@ -87,16 +133,8 @@ class StripeClientChanges(StripeClientSchedules):
 
     async def _write(self, path: str, params: Mapping[str, Any], key: str) -> str | None:
         """A call that changes something; None if Stripe has stored that it failed by itself."""
-
-        async def call() -> Any:
-            try:
-                return await stored(lambda: self._stripe.raw_request_async("post", path, **params, idempotency_key=key))
-            except stripe.StripeError as error:
-                if is_stored_failure(error):
-                    return None
-                raise
-
-        return await read(call, lambda found: None if found is None else str(json_of(found)["id"]))
+        found = await self._written("post", path, params, key)
+        return None if found is None else str(found["id"])
 
 
 def _subscription(body: Mapping[str, Any]) -> StripeSubscription:
@@ -123,6 +161,9 @@ def _subscription(body: Mapping[str, Any]) -> StripeSubscription:
             )
             for row in rows
         ),
+        discounts=tuple(_id(each) for each in body["discounts"]),
+        operation=str((body.get("metadata") or {}).get(OPERATION_KEY, "")),
+        start_ms=int(body["start_date"]) * SECOND_MS,
     )  # fmt: skip
 
 
@@ -145,9 +186,29 @@ def _preview(body: Mapping[str, Any]) -> InvoicePreview:
     return InvoicePreview(str(body["currency"]), *sums, tax, lines)
 
 
+def _charges(lines: Sequence[Mapping[str, Any]]) -> list[Charge]:
+    """What the lines of one invoice, or one pending item, charge; of several lines of an item the greatest quantity,
+    because a credit of 0 looks like a charge."""
+    found: dict[str, Charge] = {}
+    for line in lines:
+        details = _details(line["parent"])
+        item = str(details.get("subscription_item") or "")
+        if item and int(line["amount"]) >= 0 and line["quantity"] is not None:
+            charge = Charge(item, int(line["quantity"]), int(line["period"]["end"]) * SECOND_MS)
+            found[item] = max(charge, found.get(item, charge))
+    return list(found.values())
+
+
+def _details(parent: Mapping[str, Any] | None) -> Mapping[str, Any]:
+    """What a line or an invoice item says of where it comes from."""
+    for name in ("subscription_item_details", "invoice_item_details", "subscription_details"):
+        if found := (parent or {}).get(name):
+            return dict(found)
+    return {}
+
+
 def _is_proration(parent: Mapping[str, Any] | None) -> bool:
-    details = (parent or {}).get("subscription_item_details") or (parent or {}).get("invoice_item_details") or {}
-    return bool(details.get("proration"))
+    return bool(_details(parent).get("proration"))
 
 
 def _id(value: Any) -> str:

@@ -9,11 +9,12 @@ from urllib.parse import quote
 from schemas.billing_events import ObjectKind, ObjectName
 from schemas.clock import SECOND_MS
 from schemas.errors import InvalidInput, Transient
-from schemas.plan_moves import StripeSchedule, Subscribed, SubscribedItem
+from schemas.plan_moves import PhasesChange, StripeSchedule, Subscribed, SubscribedItem
 from sinks.stripe.connection import SHAPE_ERRORS, json_of, read, stored
 from sinks.stripe.objects import StripeClientObjects
 
 MARK_KEY: Final = "tidemark_move"
+CHANGE_KEY: Final = "tidemark_change"
 _SCHEDULES: Final = "/v1/subscription_schedules"
 
 
@@ -52,11 +53,19 @@ class StripeClientSchedules(StripeClientObjects):
         return await self._post("", {"from_subscription": subscription}, key)
 
     async def plan(
-        self, schedule: str, phases: Sequence[Mapping[str, Any]], mark: str, key: str, end_behavior: str = "release"
+        self,
+        schedule: str,
+        phases: Sequence[Mapping[str, Any]],
+        mark: str,
+        key: str,
+        end_behavior: str = "release",
+        change: PhasesChange | None = None,
     ) -> None:
         """See `StripeSchedules`."""
-        params = {"phases": phases, "end_behavior": end_behavior, "metadata": {MARK_KEY: mark}}
-        await self._post(f"/{quote(schedule, safe='')}", {**params, "proration_behavior": "none"}, key)
+        metadata = {MARK_KEY: mark} | ({CHANGE_KEY: change.name} if change else {})
+        params = {"phases": phases, "end_behavior": end_behavior, "metadata": metadata}
+        params["proration_behavior"] = change.prorations if change else "none"
+        await self._post(f"/{quote(schedule, safe='')}", params, key)
 
     async def release(self, schedule: str) -> None:
         """See `StripeSchedules`."""
@@ -71,7 +80,10 @@ class StripeClientSchedules(StripeClientObjects):
 
 
 def _schedule(body: Mapping[str, Any]) -> StripeSchedule:
-    return StripeSchedule(str(body["id"]), str((body["metadata"] or {}).get(MARK_KEY, "")), list(body["phases"]))
+    notes = body["metadata"] or {}
+    return StripeSchedule(
+        str(body["id"]), str(notes.get(MARK_KEY, "")), list(body["phases"]), str(notes.get(CHANGE_KEY, ""))
+    )
 
 
 def _id(value: Any) -> str:

@@ -22,6 +22,7 @@ from sinks.stripe.catalog import StripeClientCatalog
 from sinks.stripe.client import StripeClientMeters
 from sinks.stripe.plan_changes import StripeClientChanges
 from stripe_simulator import Simulator
+from stripe_simulator.resources import sessions
 from tests.services.stripe import TEST_KEY
 from tests.services.stripe_requests import application
 from tests.worlds.business import Business
@@ -29,7 +30,11 @@ from tests.worlds.ending import Ending
 from tests.worlds.sold import parsed
 
 ACME = "acme"
-WRITING = ("intend", "sent", "stepped", "doubt", "settle", "update", "subscribe", "cancel", "create", "plan", "release")
+BACK = "https://app.example/billing"
+WRITING = (
+    "intend", "sent", "stepped", "doubt", "settle", "update", "subscribe", "cancel", "create", "plan", "release",
+    "open_checkout", "expire_session", "promote", "resume", "pay", "add_quote", "grant", "followed", "postpone",
+)  # fmt: skip
 CATALOG = """\
 version: 1
 meters:
@@ -60,7 +65,7 @@ plans:
     prices:
       - {component: location, quantity: locations, month: {usd: "149.00"}, year: {usd: "1548.00"}}
     grants: {locations: quantity, pos: true}
-    trial: {family: paid, days: 30}
+    trial: {family: paid, days: 30, once_per: [account, email], early_discount: {max_percent: "50"}}
   metered:
     version: 1
     name: Metered
@@ -135,7 +140,18 @@ def changing_parts(
 
     sql = business.sql
     changes, client = ending(sql.plan_changes), ending(stripe)
-    return Parts(business.clock, sql.catalog, sql.entitlements, sql.links, changes, client, "test:acct_1")
+    entitlements, seats = ending(sql.entitlements), ending(sql.seats)
+    return Parts(
+        business.clock,
+        sql.catalog,
+        entitlements,
+        sql.links,
+        changes,
+        client,
+        "test:acct_1",
+        seats,
+        b"a secret of a test",
+    )
 
 
 class Changing(Business):
@@ -183,7 +199,15 @@ class Changing(Business):
         recurring = {"interval": terms.interval}
         recurring |= {"usage_type": "metered", "meter": meter} if terms.event_name else {}
         body: dict[str, Any] = {"currency": terms.currency, "product_data": {"name": price.plan.name}}
-        body |= {"recurring": recurring, "lookup_key": key, "unit_amount_decimal": terms.unit_minor}
+        body |= {"recurring": recurring, "lookup_key": key}
+        if terms.tiers:
+            tiers = [
+                {"up_to": tier.up_to or "inf", "unit_amount_decimal": tier.unit_minor, "flat_amount_decimal": "0"}
+                for tier in terms.tiers
+            ]
+            body |= {"billing_scheme": "tiered", "tiers_mode": terms.mode, "tiers": tiers}
+        else:
+            body["unit_amount_decimal"] = terms.unit_minor
         return str(self.stripe.call("POST /v1/prices", body)["id"])
 
     async def join(self, account: str, card: str = "pm_card_visa") -> None:
@@ -193,6 +217,10 @@ class Changing(Business):
         await self.link(account, self.customer)
         if card:
             self.use_card(card)
+
+    async def name_customer(self, email: str) -> None:
+        """Give the customer an e-mail address."""
+        self.stripe.call("POST /v1/customers/{customer}", {"email": email}, self.customer)
 
     def use_card(self, card: str) -> None:
         """Pay with another card from now on."""
@@ -204,7 +232,8 @@ class Changing(Business):
     async def subscribed(self, *keys: str, quantity: int = 1, **params: Any) -> str:
         """Acme subscribes at Stripe to prices, by their lookup keys without `tm.`."""
         items = [
-            {"price": self.prices[f"tm.{key}"]} | ({} if ".calls." in key else {"quantity": quantity}) for key in keys
+            {"price": self.prices[f"tm.{key}"]} | ({} if ".calls." in key or ".fee." in key else {"quantity": quantity})
+            for key in keys
         ]
         made = self.stripe.call("POST /v1/subscriptions", {"customer": self.customer, "items": items, **params})
         self.subscription = str(made["id"])
@@ -227,13 +256,36 @@ class Changing(Business):
 
     async def accepted(self, quote: Quote) -> tuple[Quote, Operation]:
         """Accept a quote, which must be accepted."""
-        found = await accept(self.parts(), self.account, quote.id, "ann")
+        found = await accept(self.parts(), self.account, quote.id, "ann", BACK)
         assert not isinstance(found, Refusal), found
         return found
 
     async def changed(self, plan: str = "", kind: ChangeKind = ChangeKind.PLAN, **more: Any) -> tuple[Quote, Operation]:
         """Quote and accept."""
         return await self.accepted(await self.quoted(plan, kind, **more))
+
+    async def page(self, plan: str, kind: ChangeKind = ChangeKind.PLAN, **more: Any) -> Operation:
+        """The operation that makes a page of checkout."""
+        operation = (await self.changed(plan, kind, by_page=True, **more))[1]
+        assert operation.url, operation
+        return operation
+
+    def pays(self, session: str, card: str = "4242424242424242") -> str:
+        """The customer completes a page; without a card if `card` is "". Returns the subscription."""
+        mode = self.stripe.simulator.test
+        method = None
+        if card:
+            body = {"type": "card", "card": {"number": card, "exp_month": 12, "exp_year": 2034}}
+            method = mode.fetch("payment_method", self.stripe.call("POST /v1/payment_methods", body)["id"])
+        with mode.journal.transaction():
+            done = sessions.complete(mode, mode.fetch(sessions.KIND, session), method, {})
+        self.subscription = str(done["subscription"])
+        return self.subscription
+
+    def subscriptions(self) -> list[dict[str, Any]]:
+        """All subscriptions of the customer, newest first."""
+        wanted = {"customer": self.customer, "status": "all"}
+        return list(self.stripe.pages("GET /v1/subscriptions", wanted))
 
     def at_stripe(self) -> dict[str, Any]:
         """The subscription as Stripe has it."""

@@ -38,7 +38,7 @@ async def test_a_process_that_lost_partition_0_shows_nothing_old() -> None:
     )
     await recovery.turn()
     counted, metrics, due = (
-        Counted(world.tables, world.tables.plan_changes, world.clock),
+        Counted(world.tables, world.tables.plan_changes, world.tables.seats, world.clock),
         Metrics(),
         OutboxStatus(1, START_MS, 0),
     )
@@ -74,7 +74,7 @@ async def test_a_gap_of_the_log_is_a_gauge() -> None:
         world.clock,
         processor.status(),
         OutboxStatus(0, None, 0),
-        Counted(world.tables, world.tables.plan_changes, world.clock),
+        Counted(world.tables, world.tables.plan_changes, world.tables.seats, world.clock),
         [],
     )
     assert shown(metrics)['tidemark_mirror_gaps{of="log"}'] == 1
