@@ -24,6 +24,7 @@ from schemas.clock import DAY_MS
 from schemas.entitlements import Entitlements
 from schemas.meters import Meter
 from schemas.periods import Period
+from schemas.seats import Seats
 from schemas.side_tables import Row
 from schemas.usage_evidence import EventUsage, HourUsage
 from tests.services.stripe_requests import application
@@ -147,12 +148,15 @@ class Paged(Changing):
             found: AccountRecords = self.records
             return found
 
+        async def seats() -> Seats:
+            return self.sql.seats
+
         def access() -> tuple[AccessChecks, Entitlements]:
             return self.checks, self.sql.entitlements
 
         given: dict[str, Any] = {"page_url": "http://gateway", "page_secrets": secrets, **settings}
         async with running(
-            folder, self, given, changes=changes, catalog=catalog, records=records, access=access,
+            folder, self, given, changes=changes, catalog=catalog, records=records, seats=seats, access=access,
             dunning=lambda: self.sql.dunning, notices=lambda: self.sql.notices, evidence=Archive(),
         ) as gateway:  # fmt: skip
             self.door = gateway
