@@ -110,8 +110,11 @@ def _offered(offer: Offer) -> Html:
         )
     )
     fields: list[object] = [h("input", type="hidden", name="plan", value=offer.plan)]
-    options = (h("option", f"by the {each}", value=each, selected=each == chosen) for each in intervals)
-    fields.append(h("label", "Paid", h("select", *options, name="interval")))
+    if len(intervals) > 1:
+        options = (h("option", f"by the {each}", value=each, selected=each == chosen) for each in intervals)
+        fields.append(h("label", "Paid", h("select", *options, name="interval")))
+    else:
+        fields.append(h("input", type="hidden", name="interval", value=chosen))
     fields += (_number(f"How many {name}", f"{_PAID}{name}", count) for name, count in offer.seats.items())
     fields += (_number(f"How many {name} you use", f"{_USED}{name}", offer.seats.get(name, 1)) for name in offer.asked)
     current = h("p", h("span", "your plan", class_="badge is-active")) if offer.is_current else ""
@@ -219,5 +222,5 @@ def outcome_words(quote: Quote, operation: Operation | None, now_ms: int) -> tup
         return "Your payment shows here as soon as Stripe has it, mostly within seconds.", ""
     if operation.state is OperationState.DONE:
         when = "" if quote.accepted_ms is None else f" on {date_text(quote.accepted_ms, now_ms)}"
-        return f"Confirmed{when}: {quote.words}", ""
+        return f"Confirmed{when}. The offer was: {quote.words}", ""
     return "The change is being made. Look again in a moment.", ""

@@ -331,7 +331,8 @@ def _seats(facts: Facts) -> Iterator[SeatView]:
         if not (holders or count.paid):
             continue
         allowed = "as many as you like" if count.allowed is UNLIMITED else f"{count.allowed}"
-        words = [f"{count.held} of {allowed} held" if allowed.isdigit() else f"{count.held} held, {allowed} allowed"]
+        held = f"{count.held} of {allowed} held" if allowed.isdigit() else f"{count.held} held, {allowed} allowed"
+        words = [held] if count.held else []
         words += [f"{count.reserved} of them by invitations"] if count.reserved else []
         words += [f"{count.paid} paid"] if count.paid else []
         yield SeatView(count.feature.replace("_", " "), ", ".join(words), holders, max(0, count.held - len(holders)))

@@ -67,9 +67,9 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Open]:
 class Customer:
     """Somebody at a browser, with a page of an account."""
 
-    def __init__(self, served: Open, visitor: Visitor, account: str, *, scripts: bool) -> None:
+    def __init__(self, served: Open, visitor: Visitor, account: str, *, scripts: bool, days: int = 1) -> None:
         self.served, self.visitor, self.scripts = served, visitor, scripts
-        self.url = served.link(account)
+        self.url = served.link(account, days)
         visitor.page.goto(self.url)
 
     def press(self, button: str) -> None:
@@ -92,78 +92,117 @@ class Customer:
         page.emulate_media(color_scheme="light")
 
 
-@pytest.fixture(params=[(1280, True), (390, False)], ids=["wide", "a phone without scripts"])
-def customer(request: pytest.FixtureRequest, browser: Browser, served: Open) -> Iterator[Customer]:
-    """A customer with a plan. Fails on an error of the console or a request to another host."""
-    width, scripts = request.param
-    account = f"shop-{next(_NUMBERS)}"
-
-    async def subscribe() -> None:
-        await served.business.join(account)
-        await served.business.subscribed("essential.v1.location.month.usd", quantity=2)
-        await served.business.settle()
-        await served.business.use(*(_call(account, number) for number in range(85)))
-
-    served.run(subscribe)
-    visitor = Visitor(browser, width, scripts=scripts)
-    yield Customer(served, visitor, account, scripts=scripts)
-    visitor.close()
-    # A refused change is a page with the status 409, which the console notes.
-    assert [error for error in visitor.errors if "409 (Conflict)" not in error] == []
-    assert visitor.hosts <= {served.url.removeprefix("http://")}
-
-
-def _call(account: str, number: int) -> dict[str, Any]:
+def _call(account: str, served: Open, number: int) -> dict[str, Any]:
+    at = datetime.fromtimestamp(served.business.clock.now_ms() / 1_000, UTC)
     return {
         "specversion": "1.0", "id": f"{account}-{number}", "source": "test", "type": "api.request", "subject": account,
-        "time": "2027-02-01T00:00:00Z", "data": {"method": "GET", "region": "eu", "user": "ann"},
+        "time": f"{at:%Y-%m-%dT%H:%M:%SZ}", "data": {"method": "GET", "region": "eu", "user": "ann"},
     }  # fmt: skip
 
 
-def test_a_customer_changes_the_plan_by_clicking_only(customer: Customer) -> None:
-    """Sees the account; upgrades, downgrades, takes that back, cancels, and takes that back too."""
-    assert "2 locations: $158.00 a month" in customer.visitor.text()
-    assert "You have used 85 % of your limit" in customer.visitor.text()
-    customer.look("account")
+CARD: Final = {"number": "4242 4242 4242 4242", "expiry": "12 / 34", "cvc": "123"}
+FAILING: Final = {**CARD, "number": "4000 0000 0000 0341"}
+
+
+@pytest.mark.parametrize(("width", "scripts"), [(1280, True), (390, False)], ids=["wide", "a phone without scripts"])
+def test_a_customer_of_the_first_hour_until_the_end(
+    browser: Browser, served: Open, width: int, *, scripts: bool
+) -> None:
+    """A trial without a card on file, a payment, another location, an upgrade, a card that fails and is repaired, a
+    downgrade, and the end: all by clicking, on our pages and Stripe's."""
+    account = f"shop-{next(_NUMBERS)}"
+    served.run(lambda: served.business.join(account, card=""))
+    visitor = Visitor(browser, width, scripts=scripts)
+    customer = Customer(served, visitor, account, scripts=scripts, days=200)
+    assert "You pay nothing" in visitor.text()
 
     customer.press("Change plan")
     customer.look("plans")
-    customer.press("See what Pro costs")
-    assert "You will be charged" in customer.visitor.text()
-    customer.look("quote")
-    assert "Confirmed on" in customer.confirm()
-    assert "2 locations: $298.00 a month" in customer.visitor.text()
+    customer.press("Try Pro for 30 days")
+    customer.look("trial-quote")
+    customer.press("Go on to payment")
+    customer.look("trial-pay")
+    customer.press("Go on to Stripe")
+    visitor.fill(**CARD)
+    if visitor.page.locator("[name=email]").count():
+        visitor.fill(email="owner@shop.example")
+    customer.press("Subscribe")
+    assert "Pro trial" in " ".join(visitor.text().split())
+    assert "Your trial ends on" in visitor.text()
+    customer.look("trial")
+
+    served.pass_month()
+    served.run(lambda: served.business.use(*(_call(account, served, number) for number in range(85))))
+    visitor.page.goto(customer.url)
+    assert "Pro active" in " ".join(visitor.text().split())
 
     customer.press("Change plan")
-    customer.press("See what Essential costs")
-    assert "Your plan changes to Essential on" in customer.confirm()
+    customer.press("See what this costs")
+    assert "This change cannot be made" in visitor.text()
+    customer.look("refused")
+    visitor.page.locator(".card", has_text="your plan").locator("[name='quantity.locations']").fill("2")
+    customer.press("See what this costs")
+    assert "Confirm and pay" in visitor.text()
+    customer.look("quote")
+    customer.confirm()
+    customer.look("account")
+    assert "2 locations: $298.00 a month" in visitor.text()
+
+    customer.press("Change plan")
+    customer.press("See what Scale costs")
+    customer.confirm()
+    assert "Scale: $200.00 a month" in visitor.text()
+
+    customer.press("Change the card")
+    visitor.fill(**FAILING)
+    customer.press("Save this card")
+    customer.press("Back")
+    served.pass_month()
+    visitor.page.goto(customer.url)
+    assert "A payment of $" in visitor.text()
+    assert "Scale payment failed" in " ".join(visitor.text().split())
+    customer.look("failed")
+
+    customer.press("Pay now")
+    visitor.fill(**CARD)
+    customer.press("Pay")
+    visitor.page.goto(customer.url)
+    customer.press("Change the card")
+    visitor.fill(**CARD)
+    customer.press("Save this card")
+    customer.press("Back")
+    assert "A payment of $" not in visitor.text()
+    assert "Scale active" in " ".join(visitor.text().split())
+
+    customer.press("Change plan")
+    customer.press("See what Pro costs")
+    assert "Your plan changes to Pro on" in customer.confirm()
     customer.look("pending")
     customer.press("Keep my plan as it is")
     assert "Renews on" in customer.confirm()
+    customer.press("Change plan")
+    customer.press("See what Pro costs")
+    customer.confirm()
+    served.pass_month()
+    visitor.page.goto(customer.url)
+    assert "Pro active" in " ".join(visitor.text().split())
 
     customer.press("Cancel plan")
-    customer.look("cancel")
     assert "Your plan ends on" in customer.confirm()
     customer.look("ends")
-    customer.press("Keep my plan as it is")
-    assert "Renews on" in customer.confirm()
-
     customer.press("All invoices")
     customer.look("invoices")
-    customer.visitor.page.locator("table a").first.click()
-    assert "Total" in customer.visitor.text()
+    visitor.page.locator("table a").first.click()
     customer.look("invoice")
-    customer.press("All invoices")
-    customer.press("Back to your plan")
-    assert customer.visitor.page.url == customer.url
-
-
-def test_a_form_that_cannot_be_done_says_why(customer: Customer) -> None:
-    """The customer stays on the page of the plans, and nothing changes."""
-    customer.press("Change plan")
-    customer.press("See what this costs")
-    assert "This change cannot be made" in customer.visitor.text()
-    customer.look("refused")
+    served.pass_month()
+    visitor.page.goto(customer.url)
+    assert "Free" in visitor.text()
+    assert "You pay nothing" in visitor.text()
+    customer.look("left")
+    visitor.close()
+    assert visitor.hosts <= {url.removeprefix("http://") for url in (served.url, served.stripe_url)}
+    # A refused change is a page with the status 409, which the console notes.
+    assert [error for error in visitor.errors if "409 (Conflict)" not in error] == []
 
 
 def test_a_link_that_has_ended_shows_a_page(browser: Browser, served: Open) -> None:

@@ -181,12 +181,24 @@ class Open(NamedTuple):
 
     business: Paged
     url: str
+    stripe_url: str
     run: Callable[[Callable[[], Awaitable[Any]]], Any]
 
-    def link(self, account: str = "acme") -> str:
-        """A link to the page of an account, for a day."""
-        token = signed(account, self.business.clock.now_ms() + DAY_MS, SECRET)
+    def link(self, account: str = "acme", days: int = 1) -> str:
+        """A link to the page of an account."""
+        token = signed(account, self.business.clock.now_ms() + days * DAY_MS, SECRET)
         return f"{self.url}/page/{token}/"
+
+    def pass_month(self) -> None:
+        """Let 32 days pass, some at a time, with all that happens at Stripe meanwhile."""
+
+        async def passed() -> None:
+            for _ in range(4):
+                self.business.clock.ms += 8 * DAY_MS
+                self.business.stripe.simulator.catch_up()
+                await self.business.settle()
+
+        self.run(passed)
 
 
 @contextlib.contextmanager
@@ -215,7 +227,7 @@ def open_to_browsers(folder: Path, now_ms: int, begin: Callable[[Paged], Awaitab
 
                         return asyncio.run_coroutine_threadsafe(whole(), loop).result(30)
 
-                    ready.set_result(Open(business, urls[0], run))
+                    ready.set_result(Open(business, urls[0], urls[1], run))
                     stops.append(lambda: loop.call_soon_threadsafe(stop.set))
                     await stop.wait()
 

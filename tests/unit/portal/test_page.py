@@ -160,7 +160,7 @@ async def test_a_change_is_quoted_in_words_and_cents_before_it_is_made(served: S
     assert "Total $47.50" in text
     assert "Confirm and pay $47.50" in text
     assert before == {("essential.v1.location.month.usd", 1)}
-    assert "Confirmed on February 10: You will be charged $47.50 today" in text_of(confirmed)
+    assert "Confirmed on February 10. The offer was: You will be charged $47.50 today" in text_of(confirmed)
     assert "Pro active" in after
     assert served.business.bought() == {("pro.v1.location.month.usd", 1)}
 
