@@ -312,7 +312,8 @@ def _add_page(app: FastAPI, dependencies: GatewayDependencies, metrics: Metrics)
         metrics.observe("tidemark_gateway_request_seconds", seconds, route=route)
 
     business = GatewayBusiness(dependencies)
-    served = Served(business, dependencies.clock, secrets, settings.page_frames, settings.page_theme, noted)
+    frames, theme = settings.page_frames, settings.page_theme
+    served = Served(business, dependencies.clock, secrets, settings.page_url, frames, theme, noted)
     app.router.routes += page_routes(served)
 
 
