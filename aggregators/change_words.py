@@ -55,10 +55,12 @@ def change_words(said: Said, now_ms: int) -> str:
 
 def _main(said: Said, now_ms: int) -> Sequence[str]:
     if said.kind is ChangeKind.CANCEL_NOW:
-        return "Your subscription ends today", "What is paid for the time after is credited to your account"
+        return "Your subscription ends today", _settled(said)
     today, following = _today(said, now_ms), _following(said, now_ms)
     if said.kind is ChangeKind.UNDO:
         return (today, f"Your plan stays {said.plan}{following}") if said.plan else (today,)
+    if said.from_ms is None and said.kind is ChangeKind.CANCEL:
+        return ("Your subscription ends today",)
     if said.from_ms is None:
         return (f"{today}{following}",)
     day = date_text(said.from_ms, now_ms)
@@ -69,6 +71,15 @@ def _main(said: Said, now_ms: int) -> Sequence[str]:
         amount = f", and your invoice on that day will be {_amount(said)}" if said.following else ""
         return today, f"Your plan changes to {said.plan} on {day}{amount}"
     return today, f"Your trial goes on until {day} with {said.plan}{following}"
+
+
+def _settled(said: Said) -> str:
+    """What an end inside a period credits or charges."""
+    if said.due.minor < 0:
+        return f"{money_text(said.due)} of what is paid is credited to your account"
+    if said.due.minor:
+        return f"You will be charged {money_text(said.due)} today for your usage"
+    return "Nothing is charged or credited"
 
 
 def _today(said: Said, now_ms: int) -> str:

@@ -9,22 +9,29 @@ There are two makers: `PythonColumns`, which runs everywhere, and one in C. Both
 
 from __future__ import annotations
 
+from array import array
+from bisect import bisect_left
 from collections.abc import Callable, Sequence
-from typing import Any, Final, NamedTuple, Protocol
+from collections.abc import Set as AbstractSet
+from itertools import chain
+from typing import Any, Final, NamedTuple, Protocol, TypeVar
 
 from aggregators.decode import Decoded, Rejected, decode
 from aggregators.deferred import far_late_us
 from aggregators.instants import SECONDS_US, parse_instant_us
 from aggregators.judge import Rules
 from aggregators.ledger import Account, Ledger, Place
+from aggregators.marks import by_bucket, repeats
 from aggregators.meters import CompiledMeterSet, Contribution, Failure, filter_of
 from aggregators.quantities import POWERS, minor_of
 from aggregators.signing import distinct_member, marks_of
 from schemas.clock import HOUR_MS, HOUR_US, MILLISECOND_US
 from schemas.events import EventStruct
-from schemas.log import position
+from schemas.log import Record, position
 from schemas.meters import QUANTITY_MINOR_MAX, Meter, path_keys
+from schemas.rollup import MarkKey, MarkSlice
 
+Numbers = TypeVar("Numbers", "list[int]", "array[int]", Any)
 # Entries of each cache of a maker; a full cache is emptied.
 TEXTS_MAX: Final = 65_536
 
@@ -77,11 +84,9 @@ class Column:
 
     def without(self, out: set[int]) -> Column:
         """The contributions of the events at other positions."""
-        rest = Column(self.meter)
-        kept = [index for index, at in enumerate(self.positions) if at not in out]
+        rest, places = Column(self.meter), places_of(out, self.positions)
         for name in ("numbers", "positions", "minors", "times_us"):
-            values = getattr(self, name)
-            setattr(rest, name, [values[index] for index in kept] if values else [])
+            setattr(rest, name, without_places(getattr(self, name), places))
         return rest
 
 
@@ -133,9 +138,9 @@ class Segment(NamedTuple):
 class ColumnMaker(Protocol):
     """Makes the columns of a ledger's partition under one meter set.
 
-    The order of calls: for each record `go_to`, `unknown`, then `take`; at the end of a segment `taken`. Whoever takes
-    an event that was left out appends to `columns` too. A maker looks at `Ledger.entered` (and empties it) and at
-    `Ledger.epoch` before it uses what it has kept of accounts and targets.
+    The order of calls: for each record `go_to`, then `take`; at the end of a segment `taken`. Whoever takes an event
+    that was left out appends to `columns` too. A maker looks at `Ledger.entered` (and empties it) and at `Ledger.epoch`
+    before it uses what it has kept of accounts and targets.
     """
 
     columns: Columns
@@ -144,18 +149,32 @@ class ColumnMaker(Protocol):
         """Go to a stream time, and to the rules there."""
         ...
 
-    def unknown(self, offset: int, value: bytes) -> set[str]:
-        """The accounts of a record's events that are not in the ledger; some may belong to another partition. Changes
-        nothing. May be called ahead of the records before."""
+    def unknown(self, records: Sequence[Record]) -> set[str]:
+        """The accounts of the events of records that are not in the ledger; some may belong to another partition. Call
+        this ahead of `take`, for many records at once. Drains."""
         ...
 
-    def take(self, offset: int, value: bytes, leave: Leave) -> int:
-        """Put the plain events of a record into the columns, and call `leave` for all others. Returns how many events
-        the record has."""
+    def take(self, record: Record, leave: Leave) -> int:
+        """Put the plain events of a record into the columns, and call `leave` for all others, in log order. Returns how
+        many events the record has. May put off both until `drain`."""
+        ...
+
+    def drain(self) -> None:
+        """Take what `take` has put off."""
         ...
 
     def taken(self) -> Segment:
-        """What was taken since the last call, every list in the order of positions."""
+        """Drain; then what was taken since the last call, every list in the order of positions."""
+        ...
+
+    def repeats(self, segments: Sequence[Segment], present: AbstractSet[int]) -> set[int]:
+        """The positions of the marks in these segments whose members are among `present`, or came before."""
+        ...
+
+    def marks(
+        self, segments: Sequence[Segment], mark_slice: MarkSlice, unmarked: AbstractSet[int] = frozenset()
+    ) -> dict[MarkKey, Sequence[int]]:
+        """The members of the marks in these segments by set of a slice, without those at the positions `unmarked`."""
         ...
 
 
@@ -214,17 +233,19 @@ class PythonColumns:
         self._earliest_us = max(rules.earliest_us, far_late_us(self._compiled.meter_set.policy, stream_time_ms))
         self._latest_us = rules.latest_us
 
-    def unknown(self, offset: int, value: bytes) -> set[str]:
+    def unknown(self, records: Sequence[Record]) -> set[str]:
         """See `ColumnMaker`."""
-        decoded = self._ahead.get(offset)
-        if decoded is None:
-            decoded = self._ahead[offset] = decode(value, self._event_bytes_max)
-        accounts = self._ledger.accounts
-        return {event.subject for _, event in decoded.events if event.subject not in accounts}
+        accounts, unknown = self._ledger.accounts, set[str]()
+        for record in records:
+            decoded = self._ahead.get(record.offset)
+            if decoded is None:
+                decoded = self._ahead[record.offset] = decode(record.value, self._event_bytes_max)
+            unknown.update(event.subject for _, event in decoded.events if event.subject not in accounts)
+        return unknown
 
-    def take(self, offset: int, value: bytes, leave: Leave) -> int:
+    def take(self, record: Record, leave: Leave) -> int:
         """See `ColumnMaker`."""
-        decoded = self._ahead.pop(offset, None) or decode(value, self._event_bytes_max)
+        decoded = self._ahead.pop(record.offset, None) or decode(record.value, self._event_bytes_max)
         self._look()
         for rejected in decoded.rejected:
             leave(rejected.place, rejected)
@@ -233,7 +254,7 @@ class PythonColumns:
         closed_us = now_us - self._grace_us
         minutes_us, seconds_us, fractions_us = self._minutes_us, SECONDS_US, _FRACTIONS_US
         accounts, feeds, columns = self._ledger.accounts, self._feeds, self.columns
-        base, unmetered_append = position(offset), columns.unmetered.append
+        base, unmetered_append = position(record.offset), columns.unmetered.append
         digest_append, position_append = columns.digests.append, columns.positions.append
         for place, event in decoded.events:
             # None is no text, and goes the same way as any other form of a time.
@@ -268,9 +289,35 @@ class PythonColumns:
             position_append(at)
         return decoded.received
 
+    def drain(self) -> None:
+        """See `ColumnMaker`."""
+
     def taken(self) -> Segment:
         """See `ColumnMaker`."""
         return self.columns.taken()
+
+    def repeats(self, segments: Sequence[Segment], present: AbstractSet[int]) -> set[int]:
+        """See `ColumnMaker`."""
+        members = set[int]().union(*(segment.members for segment in segments))
+        if len(members) == sum(len(each.members) for each in segments) and members.isdisjoint(present):
+            return set()
+        pairs = (zip(segment.positions, segment.members, strict=True) for segment in segments)
+        return repeats(chain.from_iterable(pairs), present)
+
+    def marks(
+        self, segments: Sequence[Segment], mark_slice: MarkSlice, unmarked: AbstractSet[int] = frozenset()
+    ) -> dict[MarkKey, Sequence[int]]:
+        """See `ColumnMaker`."""
+        if not unmarked:
+            pairs = (zip(segment.buckets, segment.members, strict=True) for segment in segments)
+            return dict(by_bucket(mark_slice, chain.from_iterable(pairs)))
+        marks = (
+            (bucket, member)
+            for segment in segments
+            for at, bucket, member in zip(segment.positions, segment.buckets, segment.members, strict=True)
+            if at not in unmarked
+        )
+        return dict(by_bucket(mark_slice, marks))
 
     def _look(self) -> None:
         ledger = self._ledger
@@ -409,6 +456,22 @@ class _Feeder:
             return TAKEN
 
         return feed
+
+
+def places_of(some: AbstractSet[int], positions: Sequence[int]) -> list[int]:
+    """Where some positions are in a list of positions that is in order, if they are there; in order."""
+    places = ((at, bisect_left(positions, at)) for at in sorted(some))
+    return [place for at, place in places if place < len(positions) and positions[place] == at]
+
+
+def without_places(values: Numbers, places: Sequence[int]) -> Numbers:
+    """The values without those at some places, which are in order. Costs little for a few places."""
+    rest, first = values[:0], 0
+    for place in places:
+        rest += values[first:place]
+        first = place + 1
+    rest += values[first:]
+    return rest
 
 
 def _first_keys(meter: Meter) -> frozenset[str]:

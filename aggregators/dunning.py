@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from hashlib import blake2b
-from typing import Final
+from typing import Final, NamedTuple
 
 import msgspec
 
 from schemas.catalog import Dunning
 from schemas.clock import DAY_MS
-from schemas.dunning import Debt, DunningCase, DunningOutcome, DunningState, Owing
+from schemas.dunning import Collecting, Debt, DunningCase, DunningOutcome, DunningState, Owing
+from schemas.plan_changes import Call, CallKind
 
 OPEN: Final = "open"
 # An invoice that Stripe or a person gave up. While the subscription is behind, it can still be paid and is still owed.
@@ -33,19 +34,24 @@ CANCELED_UNPAID: Final = "payment_failed"
 
 
 def advanced(case: DunningCase | None, owing: Owing, policy: Dunning, now_ms: int) -> DunningCase | None:
-    """What a subscription's case is now; `case` is its open one, or the churned one that still withholds the plan.
-    None: there is none, and none begins."""
+    """What a subscription's case is now; `case` is its open one, or a closed one that withholds the plan: one that was
+    given up, or one that was paid and that Stripe does not bill. None: there is none, and none begins."""
     owed = [debt for debt in owing.debts if _is_owed(debt, owing)]
     if case is None:
         if not any(debt.status == OPEN for debt in owed):
             return None
         case = _opened(owing, owed, policy, now_ms)
+    if case.outcome is DunningOutcome.RECOVERED:
+        return case if _bills_nothing(owing) else case._replace(downgrade_ms=None)
     if case.closed_ms is not None:
         # A late payment, or the end of the subscription, lifts what a churned case withholds.
         return case if owed and owing.ended_ms is None else case._replace(downgrade_ms=None)
     if not owed:
-        was_paid = any(debt.status == PAID for debt in owing.debts)
-        return closed(case, DunningOutcome.RECOVERED if was_paid else DunningOutcome.WRITTEN_OFF, now_ms)
+        if not any(debt.status == PAID for debt in owing.debts):
+            return closed(case, DunningOutcome.WRITTEN_OFF, now_ms)
+        # Nobody has a plan for ever that Stripe bills no more: a person has days to set that right.
+        ends_ms = now_ms + policy.downgrade_after_final_days * DAY_MS if _bills_nothing(owing) else None
+        return closed(case, DunningOutcome.RECOVERED, now_ms)._replace(downgrade_ms=ends_ms)
     case = case._replace(amount_minor=max(case.amount_minor, sum(debt.remaining_minor for debt in owed)))
     if owing.ended_ms is not None and owing.cancellation_reason != CANCELED_UNPAID:
         return closed(case._replace(downgrade_ms=None), DunningOutcome.CHURNED, now_ms)
@@ -60,12 +66,66 @@ def advanced(case: DunningCase | None, owing: Owing, policy: Dunning, now_ms: in
     return lost if lost.closed_ms is None or owing.ended_ms is None else lost._replace(downgrade_ms=None)
 
 
+class Wish(NamedTuple):
+    """Calls of Stripe that a case needs. `name` names them among all of the case: the same name is made once. `card`:
+    the new one, or ""."""
+
+    name: str
+    words: str
+    calls: tuple[Call, ...]
+    card: str = ""
+
+
+def wish_of(found: Collecting, policy: Dunning, now_ms: int) -> Wish | None:
+    """What is to be done at Stripe about a case now: a new card pays what is open, a case that was given up is cleared
+    away as the catalog says, and a pause ends once all is paid."""
+    case = found.case
+    if case.closed_ms is None:
+        return _paying(found)
+    # What Stripe refuses is tried again on another day.
+    day = now_ms // DAY_MS
+    if case.outcome is DunningOutcome.RECOVERED:
+        is_in_period = now_ms < found.paid_until_ms
+        anchor = {"billing_cycle_anchor": {"type": "unchanged" if is_in_period else "now"}}
+        call = Call(CallKind.RESUME, {**anchor, "payment_behavior": "resume_on_payment_success"})
+        return Wish(f"resume {day}", "All is paid: the pause ends.", (call,))
+    if policy.give_up == "propose":
+        return None
+    # A proration would credit a time that nobody paid.
+    end = Call(CallKind.CANCEL, {"prorate": False, "invoice_now": False})
+    how = {"void": "void", "uncollectible": "mark_uncollectible"}[policy.give_up]
+    calls: tuple[Call, ...] = () if found.has_ended else (end,)
+    if found.invoices:
+        calls += (Call(CallKind.GIVE_UP, {"invoices": list(found.invoices), "how": how}),)
+    words = f"Nobody paid: the subscription ends without a credit, and its open invoices are {policy.give_up}."
+    return Wish(f"give up {day}", words, calls)
+
+
+def _paying(found: Collecting) -> Wish | None:
+    """A new card that is set on the subscription itself comes before the customer's. Stripe goes on with the
+    subscription's own card, so a customer's new one replaces that."""
+    known = (found.case.cards or "").split()
+    new = [card for card in (found.own_card, found.customer_card) if card and card not in known]
+    if not new or not found.invoices:
+        return None
+    card, pay = new[0], (Call(CallKind.PAY),)
+    is_other = found.own_card not in ("", card)
+    set_card = (Call(CallKind.UPDATE, {"default_payment_method": card}),) if is_other else ()
+    return Wish(f"pay {card}", "The new payment method pays what is open.", set_card + pay, card)
+
+
 def closed(case: DunningCase, outcome: DunningOutcome, now_ms: int) -> DunningCase:
-    """A case that ends. Only a churned one goes on withholding the plan."""
+    """A case that ends. One that was given up goes on withholding the plan."""
     keeps_ms = case.downgrade_ms if outcome is DunningOutcome.CHURNED else None
     return case._replace(
         state=DunningState.CLOSED, downgrade_ms=keeps_ms, next_ms=None, closed_ms=now_ms, outcome=outcome
     )
+
+
+def _bills_nothing(owing: Owing) -> bool:
+    """Whether Stripe makes drafts, or nothing, until somebody asks for more."""
+    is_paused = owing.status == "paused" and owing.pause_reason == PAUSED_UNPAID
+    return owing.ended_ms is None and (owing.status == "unpaid" or is_paused)
 
 
 def _opened(owing: Owing, owed: Sequence[Debt], policy: Dunning, now_ms: int) -> DunningCase:

@@ -7,7 +7,8 @@ bucket begins. Within a segment, the order of events matters to dedup and to dis
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from itertools import chain, islice
+from collections.abc import Set as AbstractSet
+from itertools import islice
 from typing import Final, NamedTuple
 
 from aggregators.bindings import apply, report_start_ms
@@ -17,7 +18,7 @@ from aggregators.decode import Raws
 from aggregators.exceptions import Exceptions, Now
 from aggregators.expiry import Moment, Passed
 from aggregators.judge import rules_at
-from aggregators.marks import by_bucket, current_slice, live_slices, unchanged_until_ms
+from aggregators.marks import current_slice, live_slices, unchanged_until_ms
 from aggregators.partitioning import partition_of
 from aggregators.scan import LogFollower, LogState, accounts_of_control, has_control_header, is_restatement
 from aggregators.steps import AccountControl, Arrival, DedupDecisionStep
@@ -27,6 +28,8 @@ from schemas.meters import Policy
 from schemas.periods import AccountState
 from schemas.rollup import BucketField, Checkpoint, Deferred, MarkKey, MarkSlice, ReadRequest, UniqueKey, View
 
+# The maker looks at so much at once. Small records are then taken together, while they are in the processor's cache.
+LOOK_BYTES_MAX: Final = 64 * 1024
 # An unknown account costs a read of the store, so the accounts of the records behind are asked for at the same time.
 AHEAD_BYTES_MAX: Final = 4 * 1024 * 1024
 
@@ -56,6 +59,8 @@ class Flush:
         self._compiled = self.log.compiled
         self._maker = books.maker(self._compiled)
         self._now: Now | None = None
+        # The maker has looked at the records before this one.
+        self._looked_at = 0
         self.exceptions = Exceptions(self.ledger)
         self.parts: list[Part] = []
         self.values: dict[int, bytes] = {}
@@ -71,7 +76,7 @@ class Flush:
         self.next_offset = checkpoint.next_offset
         # After `request`: the slices that may have marks, and the marks of all events by set of the last slice.
         self.slices: tuple[MarkSlice, ...] = ()
-        self.marks: dict[MarkKey, list[int]] = {}
+        self.marks: dict[MarkKey, Sequence[int]] = {}
 
     @property
     def passed(self) -> Passed:
@@ -98,7 +103,10 @@ class Flush:
             if self.log.is_control(record):
                 yield from self._controls(records, number)
             else:
-                yield from self._events(record, records, number)
+                now = self._go_to_stream_time()
+                if number >= self._looked_at:
+                    yield from self._look_at(records, number)
+                self._events(record, now)
             self.moments.append(Moment(record.offset, self.log.stream_time_ms, self.received - before))
             self.next_offset = record.next_offset
             if alone:
@@ -112,33 +120,28 @@ class Flush:
 
     # Events
 
-    def _events(self, record: Record, records: Sequence[Record], number: int) -> Iterator[ReadRequest]:
-        """Take `records[number]`, which has events."""
-        now = self._go_to_stream_time()
-        maker, offset, value = self._maker, record.offset, record.value or b""
-        unknown = self._at_home(maker.unknown(offset, value))
+    def _events(self, record: Record, now: Now) -> None:
+        """Take a record that has events."""
+        maker, base = self._maker, position(record.offset)
+        self.values[record.offset] = value = record.value or b""
+        raws, columns, take = Raws(value), maker.columns, self.exceptions.take
+        self.received += maker.take(record, lambda place, event: take(base | place, event, raws, now, columns))
+
+    def _look_at(self, records: Sequence[Record], number: int) -> Iterator[ReadRequest]:
+        """Ask for the unknown accounts of `records[number]` and of some records behind."""
+        ahead = [records[number], *_up_to(records, number + 1, LOOK_BYTES_MAX)]
+        self._looked_at = number + len(ahead)
+        unknown = self._at_home(self._maker.unknown([each for each in ahead if not has_control_header(each)]))
         if unknown:
-            yield ReadRequest(accounts=sorted(unknown | self._unknown_behind(records, number)))
-        self.values[offset] = value
-        raws, base = Raws(value), position(offset)
-        self.received += maker.take(
-            offset,
-            value,
-            lambda place, event: self.exceptions.take(base | place, event, raws, now, maker.columns),
-        )
+            yield ReadRequest(accounts=sorted(unknown | self._unknown_behind(records, self._looked_at)))
 
     def _unknown_behind(self, records: Sequence[Record], number: int) -> set[str]:
-        """The accounts of the records behind `records[number]` that are not in the ledger."""
-        unknown: set[str] = set()
-        size = 0
-        for record in islice(records, number + 1, None):
-            size += len(record.value or b"")
-            if size > AHEAD_BYTES_MAX:
-                break
+        """The accounts of `records[number]` and the records behind that are not in the ledger."""
+        behind = list(_up_to(records, number, AHEAD_BYTES_MAX))
+        unknown = self._maker.unknown([record for record in behind if not has_control_header(record)])
+        for record in behind:
             if has_control_header(record):
                 unknown |= accounts_of_control(record) - self.ledger.accounts.keys()
-            else:
-                unknown |= self._maker.unknown(record.offset, record.value or b"")
         return self._at_home(unknown)
 
     def _at_home(self, accounts: set[str]) -> set[str]:
@@ -176,12 +179,14 @@ class Flush:
             self.ledger.turn()
             self._compiled = log.compiled
             self._maker = self._books.maker(log.compiled)
+            self._looked_at = number + 1
         if not steps:
             return
         self._go_to_stream_time()
+        self._maker.drain()
         needed = self._needed(steps)
         if needed.accounts:
-            needed = needed._replace(accounts=sorted({*needed.accounts, *self._unknown_behind(records, number)}))
+            needed = needed._replace(accounts=sorted({*needed.accounts, *self._unknown_behind(records, number + 1)}))
         if needed.accounts or needed.deferred:
             yield needed
         for step in steps:
@@ -233,16 +238,20 @@ class Flush:
         slices = live_slices(checkpoint.slices, stream_time_ms, window_ms)
         current = current_slice(checkpoint.slices, stream_time_ms, window_ms)
         self.slices = slices if slices and slices[-1].start_ms == current.start_ms else (*slices, current)
-        self.marks = by_bucket(current, self._marks())
+        self.marks = self.marks_in(current)
         marks = dict(self.marks) if current.members else {}
         for mark_slice in slices:
             if mark_slice.members and mark_slice.start_ms != current.start_ms:
-                marks.update(by_bucket(mark_slice, self._marks()))
+                marks.update(self.marks_in(mark_slice))
         return self.ledger.request()._replace(marks=marks, uniques=self._distinct())
 
-    def _marks(self) -> Iterator[tuple[int, int]]:
-        segments = [part.segment for part in self.parts]
-        return chain.from_iterable(zip(segment.buckets, segment.members, strict=True) for segment in segments)
+    def marks_in(self, mark_slice: MarkSlice, unmarked: AbstractSet[int] = frozenset()) -> dict[MarkKey, Sequence[int]]:
+        """The members of the marks by set of a slice, without those at the positions `unmarked`."""
+        return self._maker.marks([part.segment for part in self.parts], mark_slice, unmarked)
+
+    def repeats(self, present: AbstractSet[int]) -> set[int]:
+        """The positions of the marks that came before, in the flush or as one of the members `present`."""
+        return self._maker.repeats([part.segment for part in self.parts], present)
 
     def _distinct(self) -> dict[UniqueKey, list[int]]:
         ledger = self.ledger
@@ -253,3 +262,13 @@ class Flush:
                     for number, member in zip(column.numbers, column.minors, strict=True):
                         members.setdefault(ledger.total_of[number], set()).add(member)
         return {ledger.unique_key(total): list(found) for total, found in members.items()}
+
+
+def _up_to(records: Sequence[Record], number: int, bytes_max: int) -> Iterator[Record]:
+    """The records from `records[number]` on, of together at most so many bytes."""
+    size = 0
+    for record in islice(records, number, None):
+        size += len(record.value or b"")
+        if size > bytes_max:
+            return
+        yield record

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from collections.abc import Set as AbstractSet
 from operator import attrgetter
 from typing import Any, NamedTuple
@@ -17,7 +17,7 @@ from aggregators.exceptions import refused
 from aggregators.flush import Flush
 from aggregators.judge import event_time_us
 from aggregators.ledger import Ledger
-from aggregators.marks import by_bucket, expired_keys
+from aggregators.marks import expired_keys
 from aggregators.steps import Quarantined
 from schemas.log import index_of, offset_of
 from schemas.meters import Meter, Policy
@@ -70,10 +70,9 @@ class _Rulings:
 
     def _dedup(self, present: AbstractSet[int]) -> tuple[set[int], set[int]]:
         late = self._flush.exceptions.kept_out
+        if not late:
+            return self._flush.repeats(present), set()
         segments = [part.segment for part in self._flush.parts]
-        members = set[int]().union(*(segment.members for segment in segments))
-        if not late and len(members) == sum(len(each.members) for each in segments) and members.isdisjoint(present):
-            return set(), set()
         seen, again, kept_out = set(present), set[int](), set[int]()
         for segment in segments:
             for at, member in zip(segment.positions, segment.members, strict=True):
@@ -339,18 +338,11 @@ def _changes(flush: Flush, rulings: _Rulings, sums: _Sums, counters: Counters) -
     )
 
 
-def _marks(flush: Flush, unmarked: set[int]) -> dict[MarkKey, list[int]]:
+def _marks(flush: Flush, unmarked: set[int]) -> dict[MarkKey, Sequence[int]]:
     """The new marks, by set of the current slice."""
     if not unmarked:
         return flush.marks
-    segments = [part.segment for part in flush.parts]
-    marks = (
-        (bucket, member)
-        for segment in segments
-        for at, bucket, member in zip(segment.positions, segment.buckets, segment.members, strict=True)
-        if at not in unmarked
-    )
-    return by_bucket(flush.slices[-1], marks)
+    return flush.marks_in(flush.slices[-1], unmarked)
 
 
 def moved(flush: Flush, **fields: Any) -> Checkpoint:

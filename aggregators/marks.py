@@ -7,8 +7,9 @@ its end, so a mark is found for at least one window and at most one and a half.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
-from typing import Final
+from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Set as AbstractSet
+from typing import Any, Final
 
 from schemas.meters import Policy
 from schemas.rollup import Checkpoint, MarkKey, MarkSlice
@@ -16,6 +17,30 @@ from schemas.rollup import Checkpoint, MarkKey, MarkSlice
 BUCKETS_MIN: Final = 64
 BUCKETS_MAX: Final = 1 << 24
 BUCKET_MEMBERS_TARGET: Final = 16_384
+
+
+class Members(Sequence[int]):
+    """Members of one set, which are numbers; and `bulk`, the same numbers as Redis' protocol writes each of them."""
+
+    __slots__ = ("_numbers", "bulk")
+
+    def __init__(self, numbers: Sequence[int], bulk: bytes) -> None:
+        self._numbers = numbers
+        self.bulk = bulk
+
+    def __len__(self) -> int:
+        return len(self._numbers)
+
+    def __getitem__(self, index: Any) -> Any:
+        return self._numbers[index]
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self._numbers)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Sequence) and list(self) == list(other)
+
+    __hash__ = None  # type: ignore[assignment]  # as of a list
 
 
 def current_slice(slices: Sequence[MarkSlice], stream_time_ms: int, window_ms: int) -> MarkSlice:
@@ -56,6 +81,17 @@ def by_bucket(mark_slice: MarkSlice, marks: Iterable[tuple[int, int]]) -> dict[M
     for bucket_hash, member in marks:
         buckets[bucket_hash % count].append(member)
     return {MarkKey(mark_slice.start_ms, number): members for number, members in buckets.items()}
+
+
+def repeats(marks: Iterable[tuple[int, int]], present: AbstractSet[int]) -> set[int]:
+    """The positions of those (position, member) pairs whose member is among `present`, or came before."""
+    seen, again = set(present), set[int]()
+    for at, member in marks:
+        if member in seen:
+            again.add(at)
+        else:
+            seen.add(member)
+    return again
 
 
 def lookups(checkpoint: Checkpoint, marks: Sequence[tuple[int, int]]) -> dict[MarkKey, list[int]]:

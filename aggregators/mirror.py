@@ -311,7 +311,15 @@ def _invoice(fields: _Fields) -> _Read:
         "hosted_url": fields.maybe_text("hosted_invoice_url"),
         "deleted": 0,
         "decline_code": fields.maybe_text("last_payment_error.decline_code"),
+        "finalization_error": _finalization_error(fields),
     }, [_line(line, fields.text("id")) for line in fields.list_of("lines")]
+
+
+def _finalization_error(fields: _Fields) -> str | None:
+    """Why a draft cannot become final. Stripe keeps the last error of an invoice that has become so."""
+    if fields.text("status") != "draft":
+        return None
+    return fields.maybe_text("last_finalization_error.code") or fields.maybe_text("last_finalization_error.type")
 
 
 def _line(fields: _Fields, invoice: str) -> Row:

@@ -25,6 +25,7 @@ from schemas.plan_changes import (
     WantedItem,
     When,
 )
+from schemas.trials import TrialTerms
 
 ENDED: Final = frozenset({"", "canceled", "incomplete_expired"})
 _OWING: Final = frozenset({"past_due", "unpaid"})
@@ -34,6 +35,11 @@ _WHEN_PAID: Final = {"payment_behavior": "pending_if_incomplete"}
 _UNDONE: Final = {"payment_behavior": "error_if_incomplete"}
 _TRUSTED: Final = {"payment_behavior": "allow_incomplete"}
 _RELEASE: Final = Call(CallKind.RELEASE)
+_EXPIRE: Final = Call(CallKind.EXPIRE_CHECKOUT)
+_RESUME: Final = Call(
+    CallKind.RESUME,
+    {"billing_cycle_anchor": {"type": "now"}, "payment_behavior": "resume_on_payment_success"},
+)
 
 
 def decide(now: SubscriptionView, wanted: Wanted, policy: Changes) -> Calls | Refusal:
@@ -52,7 +58,7 @@ def decide(now: SubscriptionView, wanted: Wanted, policy: Changes) -> Calls | Re
     if now.status == "incomplete":
         return _incomplete(now, wanted)
     if now.status == "paused":
-        return _paused(now, wanted, policy)
+        return _paused(now, wanted)
     return _running(now, wanted, policy)
 
 
@@ -87,17 +93,29 @@ def _first(now: SubscriptionView, wanted: Wanted) -> Calls | Refusal:
         return _refused(1, RefusalCode.NO_SUBSCRIPTION, "account", message)
     if over := _blocked(2, wanted):
         return over
-    trial = {"trial_period_days": wanted.trial_days} if wanted.kind is ChangeKind.TRIAL else {}
     items = [_priced(item) for item in wanted.items]
-    if now.has_card:
+    trial, more = _trial(wanted.trial)
+    row = 3 if wanted.trial else 2
+    if now.has_card and not wanted.by_page:
         params = {"customer": now.customer, "items": items, "billing_mode": {"type": "flexible"}, **_UNDONE, **trial}
-        return Calls(3 if trial else 2, When.NOW, (Call(CallKind.CREATE, params),), wanted.excess)
+        if wanted.trial and wanted.trial.card == "cancel":
+            params["cancel_at_period_end"] = True
+        calls = (_EXPIRE, Call(CallKind.CREATE, params))
+        return Calls(row, When.NOW, calls, wanted.excess, wanted.trial)
     data = {"billing_mode": {"type": "flexible"}, **trial}
-    params = {"mode": "subscription", "line_items": items, "subscription_data": data, "tax_id_collection": True}
-    if now.customer:
-        params["customer"] = now.customer
-    calls = (Call(CallKind.EXPIRE_CHECKOUT), Call(CallKind.CHECKOUT, params))
-    return Calls(3 if trial else 1, When.NOW, calls, wanted.excess)
+    params = {"mode": "subscription", "customer": now.customer, "line_items": items, "subscription_data": data}
+    params |= {"tax_id_collection": {"enabled": True}, "customer_update": {"address": "auto", "name": "auto"}, **more}
+    calls = (_EXPIRE, Call(CallKind.CHECKOUT, params))
+    return Calls(3 if wanted.trial else 1, When.NOW, calls, wanted.excess, wanted.trial)
+
+
+def _trial(terms: TrialTerms | None) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The parameters of a trial: of the subscription, and of the page of checkout."""
+    if terms is None:
+        return {}, {}
+    ends = {"missing_payment_method": "pause" if terms.no_card == "pause" else "cancel"}
+    found = {"trial_period_days": terms.days, "trial_settings": {"end_behavior": ends}}
+    return found, {"payment_method_collection": "always" if terms.is_card_required else "if_required"}
 
 
 def _cancel_now(now: SubscriptionView, wanted: Wanted) -> Calls | Refusal:
@@ -125,17 +143,24 @@ def _incomplete(now: SubscriptionView, wanted: Wanted) -> Calls | Refusal:
     return Calls(19, When.NOW, (Call(CallKind.CANCEL), *again.calls), again.excess)
 
 
-def _paused(now: SubscriptionView, wanted: Wanted, policy: Changes) -> Calls | Refusal:
-    """Row 18: what is owed is paid first, then the subscription goes on, with a new period."""
-    if now.pay_url:
-        return _refused(18, RefusalCode.PAY_FIRST, "account", f"pay the open invoice first{_at(now)}")
-    resume = Call(CallKind.RESUME, {"billing_cycle_anchor": {"type": "now"}})
-    then = _running(now._replace(status="active"), wanted, policy)
-    if isinstance(then, Refusal):
-        if then.code is RefusalCode.NOTHING_CHANGES:
-            return Calls(18, When.NOW, (resume,))
-        return then
-    return Calls(18, then.when, (resume, *then.calls), then.excess)
+def _paused(now: SubscriptionView, wanted: Wanted) -> Calls | Refusal:
+    """Row 18: what is owed is paid first, then the subscription goes on, with a new period. Nothing of a period is
+    paid yet, so another plan follows at once, higher or lower: it is in the first invoice."""
+    if wanted.kind is ChangeKind.UNDO:
+        return _refused(18, RefusalCode.NOTHING_PENDING, "account", "no change is pending: nothing is to be taken back")
+    if wanted.kind is ChangeKind.CANCEL:
+        return Calls(18, When.NOW, (Call(CallKind.CANCEL),))
+    if wanted.currency != now.currency:
+        return _other_currency(now, wanted)
+    if over := _blocked(18, wanted):
+        return over
+    if not now.has_card:
+        message = "the subscription is paused, and no card can pay it: have one stored by the portal, then ask again"
+        return _refused(18, RefusalCode.PAY_FIRST, "account", f"{message}{_at(now)}")
+    pays = (Call(CallKind.PAY),) if now.pay_url else ()
+    changes = item_changes(now.items, wanted.items)
+    others = (Call(CallKind.UPDATE, {"items": changes, "proration_behavior": "none"}),) if changes else ()
+    return Calls(18, When.NOW, (*pays, *others, _RESUME), wanted.excess)
 
 
 def _running(now: SubscriptionView, wanted: Wanted, policy: Changes) -> Calls | Refusal:
@@ -153,6 +178,9 @@ def _running(now: SubscriptionView, wanted: Wanted, policy: Changes) -> Calls | 
         return _refused(15, RefusalCode.CANCEL_PENDING, "account", message)
     if now.status == "trialing":
         return _in_trial(now, wanted)
+    if wanted.kind is ChangeKind.TRIAL:
+        message = "a trial is for an account without a subscription: ask for the plan itself"
+        return _refused(3, RefusalCode.TRIAL_USED, "trial", message)
     if over := _blocked(8, wanted):
         return over
     return _changed(now, wanted, policy)
@@ -195,34 +223,43 @@ def _cancel(now: SubscriptionView) -> Calls | Refusal:
     return Calls(14, When.PERIOD_END, (Call(CallKind.UPDATE, {"cancel_at_period_end": True}),))
 
 
-def _other_currency(now: SubscriptionView, wanted: Wanted) -> Calls | Refusal:
-    """Row 23: a subscription keeps its currency, so another one follows."""
+def _other_currency(now: SubscriptionView, wanted: Wanted) -> Refusal:
+    """Row 23. Stripe bills a customer in one currency for as long as one subscription, schedule or invoice item of the
+    customer is open, so the next subscription cannot be made before this one has ended."""
     if not wanted.by_operator:
         message = f"the subscription is paid in {now.currency}: ask an operator for another currency, or use that one"
         return _refused(23, RefusalCode.OTHER_CURRENCY, "currency", message)
-    ended = _cancel(now)
-    if isinstance(ended, Refusal):
-        return ended._replace(row=23)
-    end_ms = max(item.end_ms for item in now.items)
-    params: dict[str, Any] = {"customer": now.customer, "items": [_priced(item) for item in wanted.items]}
-    params |= {"trial_end": end_ms // 1_000, "billing_mode": {"type": "flexible"}, **_UNDONE}
-    return Calls(23, When.PERIOD_END, (*ended.calls, Call(CallKind.CREATE, params)), wanted.excess)
+    message = (
+        f"Stripe makes no subscription in {wanted.currency} while one in {now.currency} is open: end it with its "
+        "period, and ask again when it has ended"
+    )
+    return _refused(23, RefusalCode.NOT_OFFERED, "currency", message)
 
 
 def _in_trial(now: SubscriptionView, wanted: Wanted) -> Calls | Refusal:
-    """Rows 4 and 5. An update that ends the trial is undone if the payment fails."""
+    """Rows 4 and 5. An update that ends the trial is undone if the payment fails, and so is its discount: the code
+    that gives it is redeemed by the same call."""
     changes = item_changes(now.items, wanted.items)
     release = (_RELEASE,) if now.pending else ()
     ends: dict[str, Any] = {"trial_end": "now", **_UNDONE}
+    promotion: tuple[Call, ...] = ()
+    if now.early_percent:
+        end_s = max(item.end_ms for item in now.items) // 1_000
+        promotion = (Call(CallKind.PROMOTION, {"percent": now.early_percent, "expires_at": end_s}),)
+        ends["discounts"] = [*({"discount": each} for each in now.discounts), {"promotion_code": ""}]
     if not changes:
         if wanted.kind is ChangeKind.TRIAL:
             return _refused(4, RefusalCode.NOTHING_CHANGES, "plan", "the trial of this plan runs already")
-        return Calls(4, When.NOW, (*release, Call(CallKind.UPDATE, ends)))
+        return Calls(4, When.NOW, (*release, *promotion, Call(CallKind.UPDATE, ends)))
     if over := _blocked(5, wanted):
         return over
-    is_kept = now.plan is not None and (wanted.plan == now.plan or wanted.family == now.family != "")
-    params = {"items": changes, "proration_behavior": "none"} | ({} if is_kept else ends)
-    return Calls(5, When.NOW, (*release, Call(CallKind.UPDATE, params)), wanted.excess)
+    params = {"items": changes, "proration_behavior": "none"}
+    if now.plan is not None and (wanted.plan == now.plan or wanted.family == now.family != ""):
+        return Calls(5, When.NOW, (*release, Call(CallKind.UPDATE, params)), wanted.excess)
+    if wanted.kind is ChangeKind.TRIAL:
+        message = "another trial runs: take the plan itself, which ends the trial"
+        return _refused(5, RefusalCode.TRIAL_USED, "trial", message)
+    return Calls(5, When.NOW, (*release, *promotion, Call(CallKind.UPDATE, params | ends)), wanted.excess)
 
 
 def _blocked(row: int, wanted: Wanted) -> Refusal | None:

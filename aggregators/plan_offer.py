@@ -15,6 +15,7 @@ from aggregators.periods import anchored_period
 from aggregators.plan_change import ENDED
 from aggregators.price_list import PriceList, Sale, Terms
 from aggregators.proration import Licensed, prorated
+from aggregators.trials import early_percent, terms_of
 from schemas.catalog import AddOn, FeatureType, OverLimit, Plan, PlanId
 from schemas.catalog_changes import CatalogKind, Standing
 from schemas.clock import SECOND_MS
@@ -88,9 +89,16 @@ def _plan_of(shop: Shop, found: StripeSubscription) -> PlanId | None:
 
 
 def view_of(
-    shop: Shop, customer: str, found: StripeSubscription | None, *, has_card: bool, is_contract: bool, pay_url: str = ""
+    shop: Shop,
+    customer: str,
+    found: StripeSubscription | None,
+    now_ms: int,
+    *,
+    has_card: bool,
+    is_contract: bool,
+    pay_url: str = "",
 ) -> SubscriptionView:
-    """What an account has."""
+    """What an account has at an instant."""
     view = SubscriptionView(customer, has_card, is_contract)
     if found is None:
         return view
@@ -125,7 +133,16 @@ def view_of(
         has_item_discounts=found.has_item_discounts,
         is_taxed=found.is_taxed,
         latest_invoice=found.latest_invoice,
+        early_percent=_early_percent(sold, found, now_ms),
+        discounts=found.discounts,
     )
+
+
+def _early_percent(sold: Plan | AddOn | None, found: StripeSubscription, now_ms: int) -> str:
+    if found.status != "trialing" or not isinstance(sold, Plan):
+        return ""
+    starts, ends = min(item.start_ms for item in found.items), max(item.end_ms for item in found.items)
+    return early_percent(sold, starts, ends, now_ms)
 
 
 def _pending(shop: Shop, found: StripeSubscription) -> Pending | None:
@@ -215,8 +232,9 @@ def wanted_of(shop: Shop, now: SubscriptionView, request: ChangeRequest, gives: 
         sold.trial.family if sold.trial else "",
         items,
         tuple(_excess(shop, now, plan, sold, items, request, gives)),
-        sold.trial.days if sold.trial and request.kind is ChangeKind.TRIAL else 0,
+        terms_of(plan, sold) if request.kind is ChangeKind.TRIAL else None,
         request.by_operator,
+        request.by_page,
         tuple(_later(shop, now, request)),
     )
 

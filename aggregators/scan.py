@@ -127,10 +127,9 @@ class LogFollower:
     def is_control(self, record: Record) -> bool:
         """Go to the stream time of a record. Returns whether it is a control record, and applies it if so."""
         self.stream_time_ms = max(self.stream_time_ms, record.timestamp_ms)
-        headers = dict(record.headers)
-        if CONTROL_HEADER not in headers:
+        if not has_control_header(record):
             return False
-        self._control(record, headers)
+        self._control(record, dict(record.headers))
         return True
 
     def _quarantine(self, event_position: int, reason: Reason, detail: str, raw: bytes) -> None:
@@ -231,7 +230,7 @@ _accounts: Final = msgspec.json.Decoder(_OfAccounts).decode
 
 def has_control_header(record: Record) -> bool:
     """Whether a record says that it is a control record."""
-    return any(name == CONTROL_HEADER for name, _ in record.headers)
+    return bool(record.headers) and any(name == CONTROL_HEADER for name, _ in record.headers)
 
 
 def accounts_of_control(record: Record) -> set[str]:

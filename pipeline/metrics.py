@@ -72,6 +72,10 @@ MetricName = Literal[
     "tidemark_dunning_judged_cases",
     "tidemark_dunning_recovered_ratio",
     "tidemark_changes_differing",
+    "tidemark_trials",
+    "tidemark_trials_flagged",
+    "tidemark_duplicate_subscriptions",
+    "tidemark_unfinalized_invoices",
     "tidemark_changes_oldest_age_seconds",
     "tidemark_seats_unpaid_accounts",
     "tidemark_seats_oldest_age_seconds",
@@ -344,6 +348,21 @@ METRICS: Final[dict[MetricName, MetricSpec]] = {
         "The part of the judged cases that was paid within 30 days of the first failure, by number (`cases`) and by "
         "money (the currency). Below 0.3: mails do not arrive, or the page does not work.",
         ("of",),
+    ),
+    "tidemark_trials": MetricSpec("gauge", "Trials by state (docs/trials.md).", ("state",)),
+    "tidemark_trials_flagged": MetricSpec(
+        "gauge", "Running trials whose card had a trial before, where the catalog lets them run."
+    ),
+    "tidemark_duplicate_subscriptions": MetricSpec(
+        "gauge",
+        "Second subscriptions of an account by state, until a person settles them. Above 0: "
+        "docs/runbook/duplicate-subscriptions.md.",
+        ("state",),
+    ),
+    "tidemark_unfinalized_invoices": MetricSpec(
+        "gauge",
+        "Drafts that Stripe could not make final, such as for want of an address for the tax: nobody pays them. Above "
+        "0: docs/runbook/unfinalized-invoices.md.",
     ),
     "tidemark_changes_differing": MetricSpec(
         "gauge",

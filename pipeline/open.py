@@ -199,6 +199,7 @@ def change_parts(base: Base, tables: PostgresSideTables, stripe: StripeChanges) 
     return ChangeParts(
         base.clock, tables.catalog, tables.entitlements, tables.links, tables.plan_changes, stripe, scope_of(base),
         tables.seats,
+        base.settings.secret_bytes(),
     )  # fmt: skip
 
 
@@ -232,6 +233,16 @@ def unchecked_stripe_objects(settings: Settings) -> StripeClientObjects:
     return StripeClientObjects(settings.stripe_api_key.get_secret_value(), settings.stripe_api_base or None)
 
 
+def served_sql_url(settings: Settings) -> str:
+    """The URL of PostgreSQL. Raises `InvalidInput` for `pgserver://`, which only `tidemark dev` can open."""
+    if settings.sql_url.startswith("pgserver://"):
+        raise InvalidInput(
+            "TIDEMARK_SQL_URL",
+            "pgserver:// is a server that `tidemark dev` starts and owns; run that, or name a postgresql:// server",
+        )
+    return settings.sql_url
+
+
 async def open_side_tables(base: Base, *, migrate: bool = True, timeout_s: float | None = None) -> PostgresSideTables:
     """The side tables, after the migration of the tables. Without `migrate` nothing is written, and tables of another
     version raise `OperatorNeeded`. `timeout_s` bounds each later call, if it is shorter than `store_timeout_s`.
@@ -239,16 +250,12 @@ async def open_side_tables(base: Base, *, migrate: bool = True, timeout_s: float
     Raises `InvalidInput` for `pgserver://`, which only `tidemark dev` can open, `OperatorNeeded` if the database
     belongs to another Stripe account or log, `Transient` if the database does not answer.
     """
-    if base.settings.sql_url.startswith("pgserver://"):
-        raise InvalidInput(
-            "TIDEMARK_SQL_URL",
-            "pgserver:// is a server that `tidemark dev` starts and owns; run that, or name a postgresql:// server",
-        )
+    url = served_sql_url(base.settings)
     from aggregators.binding_timeline import overlaps, timeline
     from sinks.sql.store import PostgresSideTables
 
     def opened(timeout_s: float) -> PostgresSideTables:
-        return PostgresSideTables(base.settings.sql_url, timeline, timeout_s, overlaps=overlaps)
+        return PostgresSideTables(url, timeline, timeout_s, overlaps=overlaps)
 
     tables = opened(base.settings.store_timeout_s)
     try:

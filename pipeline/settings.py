@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Final, Literal
 from urllib.parse import urlsplit
@@ -28,6 +29,7 @@ SCHEMES: Final = {
 MAIL_SCHEMES: Final = ("smtps://", "smtp+starttls://", "smtp://", "file:///")
 # docs.stripe.com/rate-limits: meter events in live mode, except those of the stream.
 CALLS_PER_S_MAX: Final = 1_000
+_ORIGIN: Final = re.compile(r"https?://[a-z0-9*][a-z0-9.*-]*(:[0-9]{1,5})?")
 # Schemes of an address with one host and one port.
 _NETWORK_SCHEMES: Final = ("redis", "rediss", "http", "https")
 
@@ -190,6 +192,25 @@ class Settings(BaseSettings):
         "file",
     )
 
+    page_url: str = Field(
+        default="",
+        description="The address at which customers reach the gateway, `https://…`; links to the customer's page begin "
+        "with it. No page if unset (docs/customer-page.md)",
+    )
+    page_secrets: Path | None = Field(
+        default=None,
+        description="File with the secrets that sign links to the customer's page, 32 characters or more, one on each "
+        "line: the first one signs, each one opens; a change needs no restart",
+    )
+    page_frames: str = Field(
+        default="",
+        description="Origins of the applications that may embed the customer's page, such as `https://app.example`, "
+        "separated by spaces; none if unset",
+    )
+    page_theme: Path | None = Field(
+        default=None, description="A stylesheet of yours that sets the colours of the customer's page"
+    )
+
     gateway_host: str = Field(default="127.0.0.1", description="Address of the gateway")
     gateway_port: int = Field(default=8080, ge=0, le=65535, description="Port of the gateway; 0 takes a free port")
     query_timeout_s: float = Field(
@@ -266,14 +287,30 @@ class Settings(BaseSettings):
             raise ValueError(f"must be off, or start with {', '.join(MAIL_SCHEMES)}")
         return value
 
-    @field_validator("stripe_api_base", "stripe_webhook_url", "notices_webhook_url")
+    @field_validator("stripe_api_base", "stripe_webhook_url", "notices_webhook_url", "page_url")
     @classmethod
     def _web_address(cls, value: str) -> str:
         if value and not value.startswith(("http://", "https://")):
             raise ValueError("must start with http:// or https://")
         return _address(value)
 
-    @field_validator("meters", "api_keys", "stripe_webhook_secrets", "notices_webhook_secrets", mode="before")
+    @field_validator("page_frames")
+    @classmethod
+    def _origins(cls, value: str) -> str:
+        for origin in value.split():
+            if not _ORIGIN.fullmatch(origin):
+                raise ValueError(f"{origin[:100]!r} is no origin: write https://app.example, without a path")
+        return value
+
+    @field_validator(
+        "meters",
+        "api_keys",
+        "stripe_webhook_secrets",
+        "notices_webhook_secrets",
+        "page_secrets",
+        "page_theme",
+        mode="before",
+    )
     @classmethod
     def _unset_if_empty(cls, value: object) -> object:
         return None if value == "" else value

@@ -245,12 +245,15 @@ class EarlyDiscount(_Value):
 
 
 class Trial(_Value):
-    """A trial of a plan, once for each key of `once_per` in a family of plans. `grants` are added while it runs."""
+    """A trial of a plan, once for each key of `once_per` in a family of plans. `grants` are added while it runs.
+
+    A card is known only after the checkout. `repeated_card`: a trial whose card had one before ends, or is shown."""
 
     family: Slug
     days: Annotated[int, Field(ge=1, le=730)]
     card: Literal["optional", "required"] = "optional"
     once_per: tuple[Literal["account", "customer", "email", "card", "domain"], ...] = ("account", "email", "card")
+    repeated_card: Literal["end", "flag"] = "end"
     ends: TrialEnds = TrialEnds()
     remind_days: tuple[Annotated[int, Field(ge=1, le=365)], ...] = (7, 1)
     grants: Grants = Field(default_factory=dict)
@@ -363,7 +366,9 @@ class Dunning(_Value):
     """When an unpaid account hears of it and loses access, in days; `fallback_plan` is what it has then.
 
     `urgent_days` and `final_days` count from the first failure, `downgrade_after_final_days` from the last warning,
-    `win_back_days` and `give_up_days` from the downgrade.
+    `win_back_days` and `give_up_days` from the downgrade. `give_up`: what is done at Stripe then. `void` and
+    `uncollectible` end the subscription without a credit and close its open invoices so; `propose` leaves that to a
+    person.
     """
 
     urgent_days: Days = 3
@@ -371,6 +376,7 @@ class Dunning(_Value):
     downgrade_after_final_days: Days = 3
     win_back_days: Days = 7
     give_up_days: Days = 30
+    give_up: Literal["propose", "void", "uncollectible"] = "propose"
     fallback_plan: Slug | None = None
     suspend_addons: bool = True
     card_expiry_days: tuple[Annotated[int, Field(ge=0, le=60)], ...] = Field(default=(30, 7), max_length=10)

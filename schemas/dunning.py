@@ -72,6 +72,9 @@ class DunningCase(NamedTuple):
     subscription gives the fallback plan only; None: it gives its plan. `next_ms`: when the case is looked at again if
     nothing happens before; None of an open case: its customer is not linked to the account now, and nobody is told.
 
+    `cards`: the payment methods that the subscription and its customer had at the first look, and those that were tried
+    since, separated by spaces; another one is new. None: nobody has looked yet.
+
     `amount_minor`: the most that was open at once. `state` is the last one that was reached; of a closed case, the one
     before it was closed is in the steps.
     """
@@ -89,6 +92,22 @@ class DunningCase(NamedTuple):
     next_ms: int | None = None
     closed_ms: int | None = None
     outcome: DunningOutcome | None = None
+    cards: str | None = None
+
+
+class Collecting(NamedTuple):
+    """A case about which Stripe may be to be called, with what the mirror says. `own_card`: the subscription's payment
+    method, which comes before the customer's default one, `customer_card`. `invoices`: its open ones, oldest first.
+    `paid_until_ms`: the end of the subscription's present period."""
+
+    case: DunningCase
+    customer: str
+    status: str
+    own_card: str
+    customer_card: str
+    paid_until_ms: int
+    has_ended: bool
+    invoices: tuple[str, ...]
 
 
 class ListedCase(NamedTuple):
@@ -143,6 +162,15 @@ class DunningStore(Protocol):
         """Close an open case: its invoices are asked for no more, and the subscription gives by its status. A case
         that is written off stays as it is. Raises `InvalidInput` for an unknown or a closed case, or without a
         reason."""
+        ...
+
+    async def collecting(self, after: str, limit: int) -> Sequence[Collecting]:
+        """One page of the cases that a new card may pay, that are given up and not cleared away, or whose subscription
+        is still paused after the payment; by id, behind the id `after`."""
+        ...
+
+    async def tried(self, case: str, card: str) -> None:
+        """Note that a payment method is new no more. The same again changes nothing."""
         ...
 
     async def steps(self, case: str) -> Mapping[DunningState, int]:

@@ -113,3 +113,30 @@ class StripeInvoices(Protocol):
     async def changed_since(self, since_ms: int) -> AbstractSet[str]:
         """The ids of the objects and of the customers that Stripe's events of the time since name."""
         ...
+
+
+class UnfinalizedInvoice(NamedTuple):
+    """A draft that Stripe tried to make final, and could not. `error`: Stripe's code, such as
+    `customer_tax_location_invalid`. `account` is "" for a customer without one."""
+
+    invoice: str
+    account: str
+    customer: str
+    subscription: str
+    error: str
+    created_ms: int
+    total_minor: int
+    currency: str
+    exponent: int
+
+
+class UnfinalizedInvoices(Protocol):
+    """Reads the mirror. Every call may raise `Transient`."""
+
+    async def count(self) -> int:
+        """How many there are."""
+        ...
+
+    async def listed(self, limit: int = 100) -> Sequence[UnfinalizedInvoice]:
+        """The oldest ones."""
+        ...

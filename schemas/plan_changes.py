@@ -11,8 +11,10 @@ from enum import StrEnum
 from typing import Any, NamedTuple, Protocol
 
 from schemas.catalog import OverLimit, PlanId
+from schemas.checkout import StripeSessions
 from schemas.periods import Interval
 from schemas.plan_moves import StripeSchedule, StripeSchedules
+from schemas.trials import StripeTrials, TrialTerms, TrialWish
 from schemas.upgrades import Money
 
 
@@ -74,8 +76,9 @@ class SubscriptionView(NamedTuple):
 
     `family`: that of the plan's trial. `is_contract`: a person granted terms of a contract. `pay_url`: where the open
     invoice is paid, "" if none is known. `anchor_ms`: from when the periods are counted.
-    `ends_with_period`: the cancellation follows the period, and is at no instant of its own. `pending_minor`: what
-    waits for the next invoice.
+    `ends_with_period`: the cancellation follows the period, and is at no instant of its own. `early_percent`: what is
+    taken off once if the trial ends now, as decimal text, or "". `discounts`: the ids of those it has.
+    `pending_minor`: what waits for the next invoice.
     """
 
     customer: str = ""
@@ -100,6 +103,8 @@ class SubscriptionView(NamedTuple):
     has_item_discounts: bool = False
     is_taxed: bool = False
     latest_invoice: str = ""
+    early_percent: str = ""
+    discounts: tuple[str, ...] = ()
     pending_minor: int = 0
 
 
@@ -124,14 +129,17 @@ class Wanted(NamedTuple):
     family: str = ""
     items: tuple[WantedItem, ...] = ()
     excess: tuple[Excess, ...] = ()
-    trial_days: int = 0
+    trial: TrialTerms | None = None
     by_operator: bool = False
+    by_page: bool = False
     later: tuple[WantedItem, ...] = ()
 
 
 class CallKind(StrEnum):
     """What Stripe is called for. `PHASES` are those of the subscription's schedule, which `SCHEDULE` makes. `INVOICE`:
-    the customer pays the open invoice. `FLUSH` is no call of Stripe: the usage until now is reported first."""
+    the customer pays the open invoice. `PAY`: the card pays the open invoices, oldest first. `GIVE_UP` closes invoices
+    that nobody pays. `PROMOTION` makes the code of a discount for this customer alone. `FLUSH` is no call of Stripe:
+    the usage until now is reported first."""
 
     EXPIRE_CHECKOUT = "expire_checkout"
     CHECKOUT = "checkout"
@@ -143,6 +151,9 @@ class CallKind(StrEnum):
     PHASES = "phases"
     RELEASE = "release"
     INVOICE = "invoice"
+    PAY = "pay"
+    GIVE_UP = "give_up"
+    PROMOTION = "promotion"
     FLUSH = "flush"
 
 
@@ -165,12 +176,18 @@ class When(StrEnum):
 
 class Calls(NamedTuple):
     """How a change is made: the calls in their order. `row`: of the table in docs/plan-changes.md. `excess`: what the
-    account has too much of when the change takes effect."""
+    account has too much of when the change takes effect. `trial`: the one that begins."""
 
     row: int
     when: When
     calls: tuple[Call, ...]
     excess: tuple[Excess, ...] = ()
+    trial: TrialTerms | None = None
+
+    @property
+    def opens_checkout(self) -> bool:
+        """Whether the customer goes on at a page of Stripe."""
+        return any(call.kind is CallKind.CHECKOUT for call in self.calls)
 
 
 class RefusalCode(StrEnum):
@@ -193,6 +210,8 @@ class RefusalCode(StrEnum):
     QUOTE_EXPIRED = "quote_expired"
     CHANGED = "changed"
     IN_FLIGHT = "in_flight"
+    CHECKOUT = "checkout"
+    TRIAL_USED = "trial_used"
 
 
 class Refusal(NamedTuple):
@@ -207,6 +226,7 @@ class Refusal(NamedTuple):
 class ChangeRequest(NamedTuple):
     """A wanted change in the words of the catalog. `plan` is a name, with or without a version. `interval` and
     `currency` None or "": those that the account has. `quantities` are paid and `used` are in use, by seat feature.
+    `by_page`: a first invoice is paid at Stripe's page also if there is a card, which the bank may ask about.
     `held`: how many holders the quantity has to cover, of the features whose holders are kept here."""
 
     kind: ChangeKind
@@ -216,6 +236,7 @@ class ChangeRequest(NamedTuple):
     quantities: Mapping[str, int] = {}
     used: Mapping[str, Decimal] = {}
     by_operator: bool = False
+    by_page: bool = False
     held: Mapping[str, int] = {}
 
 
@@ -299,7 +320,8 @@ class Operation(NamedTuple):
     """The carrying out of an accepted quote.
 
     `step`: the number of calls that are done. `sent_ms`: when Stripe was first asked for the next one. `subscription`:
-    the one that is changed, also one that the operation makes.
+    the one that is changed, also one that the operation makes. `return_url`: where the customer comes back to from the
+    page of checkout; `session` and `url` are that page's, "" before it is made.
     """
 
     id: str
@@ -313,6 +335,9 @@ class Operation(NamedTuple):
     sent_ms: int | None = None
     subscription: str = ""
     detail: str = ""
+    return_url: str = ""
+    session: str = ""
+    url: str = ""
 
 
 class PlanChanges(Protocol):
@@ -327,9 +352,14 @@ class PlanChanges(Protocol):
         """A quote of an account."""
         ...
 
-    async def intend(self, quote: Quote, by: str, now_ms: int) -> Operation:
-        """Accept a quote: note the operation that is to be carried out, with an audit row. Of the same quote again, the
-        operation is returned. If another one of the account is open, that one is."""
+    async def intend(
+        self, quote: Quote, by: str, now_ms: int, return_url: str = "", trial: TrialWish | None = None
+    ) -> Operation:
+        """Accept a quote: note the operation that is to be carried out, with an audit row, and reserve its trial. Of
+        the same quote again, the operation is returned. If another one of the account is open, that one is.
+
+        Raises `TrialTaken` if a key of the trial is another account's, or the account's own trial has begun: then
+        nothing is noted. A trial that the account reserved and did not begin goes over to this operation."""
         ...
 
     async def operation(self, quote: str) -> Operation | None:
@@ -340,8 +370,10 @@ class PlanChanges(Protocol):
         """Note that Stripe is being asked for the next call; the first instant stays."""
         ...
 
-    async def stepped(self, operation: Operation, subscription: str, now_ms: int) -> Operation:
-        """Note that the next call is done. The same again changes nothing."""
+    async def stepped(
+        self, operation: Operation, subscription: str, now_ms: int, session: str = "", url: str = ""
+    ) -> Operation:
+        """Note that the next call is done, and the page that it made. The same again changes nothing."""
         ...
 
     async def doubt(self, operation: Operation, now_ms: int) -> Operation:
@@ -351,7 +383,9 @@ class PlanChanges(Protocol):
     async def settle(
         self, operation: Operation, state: OperationState, detail: str, invoice: str, charged_minor: int | None, ms: int
     ) -> Operation:
-        """Note how an operation ended, and what its invoice is, with an audit row. The same again changes nothing."""
+        """Note how an operation ended, and what its invoice is, with an audit row. A reserved trial begins with the
+        operation's subscription, waits for its page, or is released if the operation failed. The same again changes
+        nothing."""
         ...
 
     async def open_before(self, touched_ms: int, limit: int) -> Sequence[Operation]:
@@ -398,6 +432,9 @@ class StripeSubscription(NamedTuple):
     items: tuple[StripeItem, ...]
     schedule: StripeSchedule | None = None
     ends: bool = False
+    discounts: tuple[str, ...] = ()
+    operation: str = ""
+    start_ms: int = 0
 
 
 class Charge(NamedTuple):
@@ -425,7 +462,7 @@ class StripeInvoice(NamedTuple):
     pay_url: str
 
 
-class StripeChanges(StripeSchedules, Protocol):
+class StripeChanges(StripeSchedules, StripeSessions, StripeTrials, Protocol):
     """What plan changes need of Stripe. Every call may raise `Transient`, `Refused` and `InvalidInput`.
 
     A call that writes has a key. Within 23 hours the same key gives the same answer, and nothing happens twice. It
@@ -463,6 +500,22 @@ class StripeChanges(StripeSchedules, Protocol):
 
     async def cancel(self, subscription: str, params: Mapping[str, Any]) -> None:
         """End a subscription now."""
+        ...
+
+    async def resume(self, subscription: str, params: Mapping[str, Any], key: str) -> str | None:
+        """End the pause of a subscription."""
+        ...
+
+    async def pay(self, invoice: str, key: str) -> str | None:
+        """Charge an open invoice to the customer's card. Raises `InvalidInput` if the card does not pay."""
+        ...
+
+    async def close_invoice(self, invoice: str, how: str, key: str) -> str | None:
+        """Close an open invoice without a payment: `how` is `void` or `mark_uncollectible`."""
+        ...
+
+    async def open_invoices(self, subscription: str) -> Sequence[str]:
+        """The ids of a subscription's open invoices, oldest first."""
         ...
 
     async def carried_out(self, key: str, since_ms: int, until_ms: int) -> str | None:

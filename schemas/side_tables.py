@@ -39,7 +39,7 @@ MIRROR_COLUMNS: Final[Mapping[str, tuple[str, ...]]] = {
     "invoices": (
         "id", "customer_id", "subscription_id", "status", "billing_reason", "currency", "exponent", "subtotal_minor",
         "tax_minor", "total_minor", "remaining_minor", "attempt_count", "next_attempt_ms", "created_ms", "finalizes_ms",
-        "finalized_ms", "paid_ms", "hosted_url", "deleted", "decline_code",
+        "finalized_ms", "paid_ms", "hosted_url", "deleted", "decline_code", "finalization_error",
     ),
     "invoice_lines": (
         "id", "invoice_id", "item_id", "price_id", "is_proration", "quantity", "amount_minor", "discount_minor",

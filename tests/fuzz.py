@@ -13,6 +13,8 @@ from tests.traffic.odd_records import METER_SET, NOW_MS, OddRecords
 from tests.worlds.native import BothMakers, BothRows, native_library
 
 RECORDS_OF_A_SEED = 200
+# From one to so many records are taken together.
+TAKEN_TOGETHER = 5
 
 
 def fuzz(seed: int, seconds: float, events_max: int, path: str = "") -> tuple[int, int, int]:
@@ -23,11 +25,13 @@ def fuzz(seed: int, seconds: float, events_max: int, path: str = "") -> tuple[in
         oddness, length = ((1.0, 6), (0.5, 12), (0.1, 60), (0.01, 120))[seed % 4]
         records, makers, rows = OddRecords(seed, oddness), BothMakers(library, METER_SET), BothRows(library, METER_SET)
         try:
-            for offset in range(RECORDS_OF_A_SEED):
-                now_ms, value = NOW_MS + offset // 50 * 31 * MINUTE_MS, records.record(length)
+            for offset in range(0, RECORDS_OF_A_SEED, TAKEN_TOGETHER):
+                now_ms = NOW_MS + offset // 50 * 31 * MINUTE_MS
+                run = [records.record(length) for _ in range(1 + offset // TAKEN_TOGETHER % TAKEN_TOGETHER)]
                 makers.go_to(now_ms)
-                share = makers.compare(offset, value, ahead=offset % 7 != 0)
-                rows.compare(offset, now_ms, value)
+                share = makers.compare(offset, *run, ahead=offset % 7 != 0)
+                for number, value in enumerate(run):
+                    rows.compare(offset + number, now_ms, value)
                 events, taken = events + share.events, taken + share.taken
         except BaseException:
             click.echo(f"seed {seed}, offset {offset}")

@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import ctypes
+from array import array
 from bisect import bisect_left
 from collections.abc import Iterable, Sequence
+from collections.abc import Set as AbstractSet
 from ctypes import byref, c_int32, c_int64
 from struct import Struct
 from typing import Final, Literal
 
-from aggregators.columns import Column, Columns, Leave, Segment
+from aggregators.columns import Column, Columns, Leave, Numbers, Segment
 from aggregators.decode import Decoded, decode, is_batch
 from aggregators.deferred import far_late_us
 from aggregators.judge import Rules
 from aggregators.ledger import Account, Ledger, Place
 from aggregators.meters import NO_DIMENSIONS, CompiledMeterSet, dimensions_text
-from aggregators.native.interface import Core, LeftOut, Moment, Read, Told
+from aggregators.native import marks
+from aggregators.native.interface import Core, LeftOut, Moment, Read, Told, ToTake
 from schemas.clock import HOUR_MS, MILLISECOND_US
-from schemas.log import position
+from schemas.log import Record, position
 from schemas.meters import Meter
+from schemas.rollup import MarkKey, MarkSlice
 
 _CELL: Final = Struct("<qqi")
 _LENGTH: Final = Struct("<i")
@@ -51,14 +55,14 @@ class _ColumnCore(Core):
     def forget_cells(self) -> None:
         self._library.tm_forget_cells(self._handle)
 
-    def column(self, meter: int, kind: int) -> list[int]:
-        """A list of what was taken: of all events if `meter` is -1, else of that meter."""
+    def column(self, meter: int, kind: int) -> array[int]:
+        """What was taken: of all events if `meter` is -1, else of that meter."""
         size = c_int64()
         start = self._library.tm_column(self._handle, meter, kind, byref(size))
-        if not size.value:
-            return []
-        form = _OF_EVENTS[kind] if meter < 0 else _OF_A_METER[kind]
-        return memoryview((ctypes.c_char * size.value).from_address(start)).cast("B").cast(form).tolist()
+        column = array(_OF_EVENTS[kind] if meter < 0 else _OF_A_METER[kind])
+        if size.value:
+            column.frombytes(ctypes.string_at(start, size.value))
+        return column
 
     def clear(self) -> None:
         self._library.tm_clear_columns(self._handle)
@@ -69,6 +73,7 @@ class NativeColumns:
 
     def __init__(self, library: ctypes.CDLL, ledger: Ledger, compiled: CompiledMeterSet) -> None:
         meter_set = compiled.meter_set
+        self._library = library
         self._ledger = ledger
         self._policy = meter_set.policy
         self._core = _ColumnCore(library, ledger.hash_key, meter_set, for_rows=False)
@@ -81,6 +86,8 @@ class NativeColumns:
         self._serials: dict[str, int] = {}
         self._accounts: dict[int, Account] = {}
         self._serial = 0
+        # Records that are read and wait for `drain`.
+        self._queue: list[tuple[ToTake, Leave]] = []
         self._settled = 0
         self._many = False
         self.columns = Columns({meter.slug: Column(meter) for meter in meter_set.meters})
@@ -94,47 +101,63 @@ class NativeColumns:
             (stream_time_ms - self._policy.grace_ms) * MILLISECOND_US,
         )
 
-    def unknown(self, offset: int, value: bytes) -> set[str]:
+    def unknown(self, records: Sequence[Record]) -> set[str]:
         """See `ColumnMaker`."""
-        read = self._ahead.get(offset)
-        if read is None:
-            if self._core.tape_is_full:
-                self._ahead.clear()
-                self._core.clear_tape()
-            read = self._ahead[offset] = self._read(value)
-        if isinstance(read, Decoded):
-            names = {event.subject for _, event in read.events}
-        else:
-            names = read.accounts
-            if read.odd:
-                names = names | {event.subject for _, event in self._decoded(value, read.odd).events}
-        return names - self._ledger.accounts.keys()
+        self.drain()
+        if self._core.tape_is_full:
+            self._ahead.clear()
+            self._core.clear_tape()
+        new = [record for record in records if record.offset not in self._ahead]
+        self._ahead.update(zip((record.offset for record in new), self._read(new), strict=True))
+        names = set[str]()
+        for record in records:
+            read = self._ahead[record.offset]
+            if isinstance(read, Decoded):
+                names.update(event.subject for _, event in read.events)
+            else:
+                names.update(read.accounts)
+                if read.odd:
+                    names.update(event.subject for _, event in self._decoded(record.value or b"", read.odd).events)
+        # A difference with the keys would look at every account of the ledger.
+        return {name for name in names if name not in self._ledger.accounts}
 
-    def take(self, offset: int, value: bytes, leave: Leave) -> int:
+    def take(self, record: Record, leave: Leave) -> int:
         """See `ColumnMaker`."""
-        self._look()
-        read = self._ahead.pop(offset, None) or self._read(value)
+        read = self._ahead.pop(record.offset, None) or self._read([record])[0]
         if isinstance(read, Decoded):
+            self.drain()
+            self._look()
             for rejected in read.rejected:
                 leave(rejected.place, rejected)
             for place, event in read.events:
                 leave(place, event)
             return read.received
-        left_out = self._core.take(value, read.at, position(offset), self._moment)
+        value = record.value or b""
+        self._queue.append((ToTake(value, read.at, position(record.offset), self._moment), leave))
+        return read.events
+
+    def drain(self) -> None:
+        """See `ColumnMaker`."""
+        if not self._queue:
+            return
+        queue, self._queue = self._queue, []
+        self._look()
+        left_out = self._core.take([record for record, _ in queue])
         self._settle()
         if not self._ahead:
             self._core.clear_tape()
-        if left_out:
-            decoded = self._decoded(value, left_out)
+        for number, events in left_out.items():
+            record, leave = queue[number]
+            decoded = self._decoded(record.value, events)
             for rejected in decoded.rejected:
-                place = left_out[rejected.place].place
+                place = events[rejected.place].place
                 leave(place, rejected._replace(place=place))
-            for number, event in decoded.events:
-                leave(left_out[number].place, event)
-        return read.events
+            for index, event in decoded.events:
+                leave(events[index].place, event)
 
     def taken(self) -> Segment:
         """See `ColumnMaker`."""
+        self.drain()
         core, odd = self._core, self.columns.taken()
         positions, buckets, members, unmetered = (core.column(-1, kind) for kind in range(4))
         odd_columns = {column.meter.slug: column for column in odd.columns}
@@ -149,11 +172,21 @@ class NativeColumns:
             [column for column in columns if column.numbers],
         )
 
+    def repeats(self, segments: Sequence[Segment], present: AbstractSet[int]) -> set[int]:
+        """See `ColumnMaker`."""
+        return marks.repeats(self._library, segments, present)
+
+    def marks(
+        self, segments: Sequence[Segment], mark_slice: MarkSlice, unmarked: AbstractSet[int] = frozenset()
+    ) -> dict[MarkKey, Sequence[int]]:
+        """See `ColumnMaker`."""
+        return marks.marks(self._library, segments, mark_slice, unmarked)
+
     def _column(self, meter: Meter, odd: Column | None) -> Column:
         index, made = self._index[meter.slug], Column(meter)
-        made.numbers = self._core.column(index, 0)
-        if made.numbers:
-            made.positions, made.minors, made.times_us = (self._core.column(index, kind) for kind in (1, 2, 3))
+        made.numbers, made.positions, made.minors, made.times_us = (
+            self._core.column(index, kind).tolist() for kind in range(4)
+        )
         if odd is not None:
             cuts = _cuts(made.positions, odd.positions)
             made.numbers = _merged(made.numbers, odd.numbers, cuts)
@@ -162,14 +195,15 @@ class NativeColumns:
             made.times_us = _merged(made.times_us, odd.times_us, cuts)
         return made
 
-    def _read(self, value: bytes) -> Read | Decoded:
+    def _read(self, records: Sequence[Record]) -> list[Read | Decoded]:
+        values = [record.value or b"" for record in records]
         # The core asks for an account that it was not told, at any stream time.
-        read = self._core.read(value, 0)
-        if read.events < 0:
-            return decode(value, self._policy.event_bytes_max)
-        known = [account for name in read.accounts if (account := self._ledger.accounts.get(name)) is not None]
-        self._tell(known)
-        return read
+        found, bytes_max = self._core.read(values, 0), self._policy.event_bytes_max
+        accounts = self._ledger.accounts
+        self._tell(accounts[name] for read in found for name in read.accounts if name in accounts)
+        return [
+            decode(value, bytes_max) if read.events < 0 else read for value, read in zip(values, found, strict=True)
+        ]
 
     def _decoded(self, value: bytes, events: Sequence[LeftOut]) -> Decoded:
         """Events of a record, as if they alone were in the record."""
@@ -226,11 +260,11 @@ def _cuts(positions: Sequence[int], others: Sequence[int]) -> list[int]:
     return [bisect_left(positions, other) for other in others]
 
 
-def _merged(values: list[int], others: Sequence[int], cuts: Sequence[int]) -> list[int]:
+def _merged(values: Numbers, others: Sequence[int], cuts: Sequence[int]) -> Numbers:
     """The values with each of the others at its cut. Both are in order, and so are the cuts."""
     if not others:
         return values
-    merged, last = list[int](), 0
+    merged, last = values[:0], 0
     for cut, other in zip(cuts, others, strict=True):
         merged += values[last:cut]
         merged.append(other)

@@ -6,6 +6,7 @@
    What the core takes, Python would have taken with the same values. Every table and buffer has a bound. */
 
 #include "columns.h"
+#include "marks.h"
 #include "rows.h"
 #include "tape.h"
 
@@ -32,9 +33,9 @@ typedef struct { int64_t from_us, until_us, ask_us, serial; } Account;
 /* What the events of a record are checked against. A period that ended at `closed_us` or before is closed. */
 typedef struct { int64_t stream_time_us, earliest_us, latest_us, closed_us; } Moment;
 
-/* An event, by its index in the record, and the place of its bytes in the record. `asks`: its account is not known, and
-   the place is that of the account's name. */
-typedef struct { int32_t index, start, end, asks; } Place;
+/* An event, by its record's place in the call and its index in the record, and the place of its bytes in the record.
+   `asks`: its account is not known, and the place is that of the account's name. */
+typedef struct { int32_t record, index, start, end, asks; } Place;
 
 typedef struct {
     const Type *types;
@@ -45,6 +46,7 @@ typedef struct {
     int64_t event_bytes_max;
     Table type_names, account_names;
     Buffer accounts, tape, places;
+    int32_t record; /* the place of the record in hand in its call */
     int64_t generation; /* of the numbers of accounts */
     Contribution *contributions;
     Columns columns;
@@ -53,7 +55,7 @@ typedef struct {
 
 static int put_place(Core *core, int32_t index, const uint8_t *start, const uint8_t *end, const uint8_t *record,
                      int asks) {
-    Place place = {index, (int32_t)(start - record), (int32_t)(end - record), asks};
+    Place place = {core->record, index, (int32_t)(start - record), (int32_t)(end - record), asks};
     return put(&core->places, &place, sizeof place);
 }
 
@@ -101,21 +103,36 @@ static int64_t read_all(Core *core, const uint8_t *record, const uint8_t *end, i
     }
 }
 
-/* Read a record on the tape, from `*at` on. Places are those of accounts that are not known, and of events that
-   Python must look at in any case. The number of events, or a negative answer: then the tape is as before. */
-int64_t tm_read(Core *core, const uint8_t *record, int64_t length, int64_t stream_time_us, int64_t *at) {
+/* Read a record on the tape, from `*at` on. The number of events, or a negative answer: then the tape is as before. */
+static int64_t read_record(Core *core, const uint8_t *record, int64_t length, int64_t stream_time_us, int64_t *at) {
     const uint8_t *end = record + length;
-    size_t start = core->tape.used;
+    size_t start = core->tape.used, places = core->places.used;
     TapeHead head = {length, REFUSED, core->generation};
-    core->places.used = 0;
     *at = (int64_t)start;
     if (length < 2 || length > RECORD_BYTES_MAX || (*record != '[' && *record != '{') || !is_utf8(record, end))
         return REFUSED;
     if (!put(&core->tape, &head, sizeof head)) return NO_MEMORY;
     head.events = read_all(core, record, end, stream_time_us);
-    if (head.events >= 0) memcpy(core->tape.at + start, &head, sizeof head);
-    else core->tape.used = start;
+    if (head.events >= 0) {
+        memcpy(core->tape.at + start, &head, sizeof head);
+    } else {
+        core->tape.used = start;
+        core->places.used = places;
+    }
     return head.events;
+}
+
+/* Read records on the tape. Of each: where on the tape, and the number of events or REFUSED. Places are those of
+   accounts that are not known, and of events that Python must look at in any case. 0: there is no memory. */
+int32_t tm_read(Core *core, const uint8_t *const *records, const int64_t *lengths, int32_t count, int64_t stream_time_us,
+                int64_t *at, int64_t *events) {
+    core->places.used = 0;
+    for (int32_t i = 0; i < count; i++) {
+        core->record = i;
+        events[i] = read_record(core, records[i], lengths[i], stream_time_us, at + i);
+        if (events[i] == NO_MEMORY) return 0;
+    }
+    return 1;
 }
 
 /* What a meter takes of an event. 1: it contributes, 0: the meter does not want it, -1: Python must look. */
@@ -191,15 +208,15 @@ static int take(Core *core, const Event *event, int32_t number, int64_t position
     return LEFT_OUT;
 }
 
-/* Take the events of the record that was read at `at` of the tape. Places are those of the events that are left out.
-   The number of events; REFUSED: another record was read there; NO_MEMORY: the core is of no use any more. */
-int64_t tm_take(Core *core, const uint8_t *record, int64_t length, int64_t at, int64_t base, const Moment *moment) {
+/* Take the events of the record that was read at `at` of the tape. 1: done, 0: there is no memory, or another record
+   was read there. */
+static int take_record(Core *core, const uint8_t *record, int64_t length, int64_t at, int64_t base,
+                       const Moment *moment) {
     TapeHead head;
     Event event;
-    core->places.used = 0;
-    if (at < 0 || (size_t)at + sizeof head > core->tape.used) return REFUSED;
+    if (at < 0 || (size_t)at + sizeof head > core->tape.used) return 0;
     memcpy(&head, core->tape.at + at, sizeof head);
-    if (head.length != length) return REFUSED;
+    if (head.length != length) return 0;
     const uint8_t *next = core->tape.at + at + sizeof head;
     for (int32_t index = 0; index < head.events; index++) {
         int left, taken = LEFT_OUT;
@@ -210,10 +227,21 @@ int64_t tm_take(Core *core, const uint8_t *record, int64_t length, int64_t at, i
                 account = table_find(&core->account_names, event.subject.at, (size_t)event.subject.len, &hash);
             taken = take(core, &event, account, base + index, moment);
         }
-        if (taken < 0 || (taken == LEFT_OUT && !put_place(core, index, event.start, event.end, record, 0)))
-            return NO_MEMORY;
+        if (taken < 0 || (taken == LEFT_OUT && !put_place(core, index, event.start, event.end, record, 0))) return 0;
     }
-    return head.events;
+    return 1;
+}
+
+/* Take the events of records that were read. Places are those of the events that are left out. 0: a record is not the
+   one that was read there, or there is no memory; then the core is of no use any more. */
+int32_t tm_take(Core *core, const uint8_t *const *records, const int64_t *lengths, const int64_t *at,
+                const int64_t *bases, const Moment *moments, int32_t count) {
+    core->places.used = 0;
+    for (int32_t i = 0; i < count; i++) {
+        core->record = i;
+        if (!take_record(core, records[i], lengths[i], at[i], bases[i], moments + i)) return 0;
+    }
+    return 1;
 }
 
 const Place *tm_places(const Core *core, int64_t *count) {

@@ -4,8 +4,23 @@ from __future__ import annotations
 
 import ctypes
 import weakref
-from ctypes import POINTER, Structure, byref, c_char_p, c_int32, c_int64, c_uint8, c_uint16, c_uint64, c_void_p
+from collections.abc import Sequence
+from collections.abc import Set as AbstractSet
+from ctypes import (
+    POINTER,
+    Structure,
+    byref,
+    c_char_p,
+    c_int32,
+    c_int64,
+    c_uint8,
+    c_uint16,
+    c_uint64,
+    c_void_p,
+)
 from hashlib import blake2b
+from itertools import chain
+from struct import Struct
 from typing import Any, Final, NamedTuple
 
 from aggregators.native.meter_table import CMeter, CType, Text, meter_table
@@ -14,23 +29,11 @@ from schemas.meters import MeterSet
 from schemas.periods import INSTANT_MAX_MS
 
 REFUSED: Final = -1
+# `Place` of core.c.
+_PLACE: Final = Struct("<5i")
 TIME_MAX_US: Final = INSTANT_MAX_MS * MILLISECOND_US
 # Records that are read ahead take up to this much; then all are read again when they are taken.
 TAPE_BYTES_MAX: Final = 64 * 1024 * 1024
-
-
-class CMoment(Structure):
-    """What the events of a record are checked against: see `Moment`."""
-
-    _fields_ = [
-        ("stream_time_us", c_int64), ("earliest_us", c_int64), ("latest_us", c_int64), ("closed_us", c_int64),
-    ]  # fmt: skip
-
-
-class CPlace(Structure):
-    """An event, and the place of its bytes in the record; or of its account's name, if `asks`."""
-
-    _fields_ = [("index", c_int32), ("start", c_int32), ("end", c_int32), ("asks", c_int32)]
 
 
 class CAccount(Structure):
@@ -72,8 +75,17 @@ class Read(NamedTuple):
 
     events: int
     at: int
-    accounts: set[str]
-    odd: list[LeftOut]
+    accounts: AbstractSet[str] = frozenset()
+    odd: Sequence[LeftOut] = ()
+
+
+class ToTake(NamedTuple):
+    """A record that was read: its bytes, its place on the tape, its first position, and its moment."""
+
+    value: bytes
+    at: int
+    base: int
+    moment: Moment
 
 
 _CORE: Final = c_void_p
@@ -84,9 +96,15 @@ _FUNCTIONS: Final[dict[str, tuple[Any, list[Any]]]] = {
         [c_uint64 * 2, c_char_p, c_uint16, c_int32, c_int64, POINTER(CType), c_int32, POINTER(CMeter), c_int32],
     ),
     "tm_free": (None, [_CORE]),
-    "tm_read": (c_int64, [_CORE, c_char_p, c_int64, c_int64, POINTER(c_int64)]),
-    "tm_take": (c_int64, [_CORE, c_char_p, c_int64, c_int64, c_int64, POINTER(CMoment)]),
-    "tm_places": (POINTER(CPlace), [_CORE, POINTER(c_int64)]),
+    "tm_read": (
+        c_int32,
+        [_CORE, POINTER(c_char_p), POINTER(c_int64), c_int32, c_int64, POINTER(c_int64), POINTER(c_int64)],
+    ),
+    "tm_take": (
+        c_int32,
+        [_CORE, POINTER(c_char_p), POINTER(c_int64), POINTER(c_int64), POINTER(c_int64), POINTER(c_int64), c_int32],
+    ),
+    "tm_places": (c_void_p, [_CORE, POINTER(c_int64)]),
     "tm_tape_bytes": (c_int64, [_CORE]),
     "tm_clear_tape": (None, [_CORE]),
     "tm_tell": (c_int32, [_CORE, c_char_p, POINTER(c_int32), POINTER(CAccount), c_int32]),
@@ -98,6 +116,8 @@ _FUNCTIONS: Final[dict[str, tuple[Any, list[Any]]]] = {
     "tm_forget_cells": (None, [_CORE]),
     "tm_column": (c_void_p, [_CORE, c_int32, c_int32, POINTER(c_int64)]),
     "tm_clear_columns": (None, [_CORE]),
+    "tm_repeats": (c_int64, [c_void_p, c_int64, c_void_p, c_int64, c_void_p]),
+    "tm_by_set": (None, [c_void_p, c_void_p, c_int64, c_int64, c_void_p, c_void_p, c_void_p, c_void_p]),
     "tm_row": (c_int32, [_CORE, Text * 5, c_int64, c_int64, c_int64, c_uint8]),
     "tm_rows": (c_int64, [_CORE]),
     "tm_block_bytes": (c_int64, [_CORE]),
@@ -133,35 +153,49 @@ class Core:
         self._handle: int = _good(handle)
         weakref.finalize(self, library.tm_free, handle)
 
-    def read(self, value: bytes, stream_time_us: int) -> Read:
-        """Read a record ahead of `take`. Clear the tape from time to time."""
-        at = c_int64()
+    def read(self, values: Sequence[bytes], stream_time_us: int) -> list[Read]:
+        """Read records ahead of `take`. Clear the tape from time to time."""
+        count = len(values)
         if not 0 <= stream_time_us <= TIME_MAX_US:
-            return Read(REFUSED, 0, set(), [])
-        events: int = self._library.tm_read(self._handle, value, len(value), stream_time_us, byref(at))
-        _good(events >= REFUSED)
-        accounts, odd = set[str](), list[LeftOut]()
-        if events > 0:
-            for index, start, end, asks in self._places():
-                if asks:
-                    accounts.add(value[start:end].decode())
-                else:
-                    odd.append(LeftOut(index, value[start:end]))
-        return Read(events, at.value, accounts, odd)
+            return [Read(REFUSED, 0)] * count
+        at, events = (c_int64 * count)(), (c_int64 * count)()
+        done = self._library.tm_read(
+            self._handle, (c_char_p * count)(*values), (c_int64 * count)(*map(len, values)), count, stream_time_us,
+            at, events,
+        )  # fmt: skip
+        _good(done)
+        found = list(map(Read, events, at))
+        accounts, odd = dict[int, set[str]](), dict[int, list[LeftOut]]()
+        for record, index, start, end, asks in self._places():
+            raw = values[record][start:end]
+            if asks:
+                accounts.setdefault(record, set()).add(raw.decode())
+            else:
+                odd.setdefault(record, []).append(LeftOut(index, raw))
+        for record in accounts.keys() | odd.keys():
+            found[record] = found[record]._replace(accounts=accounts.get(record, set()), odd=odd.get(record, ()))
+        return found
 
-    def take(self, value: bytes, at: int, base: int, moment: Moment) -> list[LeftOut]:
-        """Take the plain events of the record that was read at `at`, whose first position is `base`. Returns the others
-        in order."""
-        done = self._library.tm_take(self._handle, value, len(value), at, base, byref(CMoment(*moment)))
-        _good(done >= 0)
-        return [LeftOut(index, value[start:end]) for index, start, end, _ in self._places()]
+    def take(self, records: Sequence[ToTake]) -> dict[int, list[LeftOut]]:
+        """Take the plain events of records that were read. Returns the others by the record's place in the list."""
+        count = len(records)
+        values, at, bases, moments = zip(*records, strict=True)
+        done = self._library.tm_take(
+            self._handle, (c_char_p * count)(*values), (c_int64 * count)(*map(len, values)), (c_int64 * count)(*at),
+            (c_int64 * count)(*bases), (c_int64 * (4 * count))(*chain.from_iterable(moments)), count,
+        )  # fmt: skip
+        _good(done)
+        left_out = dict[int, list[LeftOut]]()
+        for record, index, start, end, _ in self._places():
+            left_out.setdefault(record, []).append(LeftOut(index, values[record][start:end]))
+        return left_out
 
-    def _places(self) -> list[tuple[int, int, int, int]]:
+    def _places(self) -> list[tuple[int, int, int, int, int]]:
         count = c_int64()
         first = self._library.tm_places(self._handle, byref(count))
         if not count.value:
             return []
-        return [(place.index, place.start, place.end, place.asks) for place in first[: count.value]]
+        return list(_PLACE.iter_unpack(ctypes.string_at(first, count.value * _PLACE.size)))
 
     @property
     def tape_is_full(self) -> bool:

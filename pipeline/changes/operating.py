@@ -13,7 +13,9 @@ from typing import Any, Final
 
 from aggregators.plan_moves import CannotMove, phases_of
 from aggregators.plan_offer import changed_field
+from pipeline.changes.pages import expire_pages, marks, open_page
 from pipeline.changes.parts import Parts, seen, shop_of
+from pipeline.changes.trials import promoted, used, wish_of, with_code
 from schemas.clock import HOUR_MS, MINUTE_MS, SECOND_MS
 from schemas.errors import InvalidInput, TidemarkError, Transient
 from schemas.plan_changes import (
@@ -28,30 +30,48 @@ from schemas.plan_changes import (
     StripeSubscription,
 )
 from schemas.plan_moves import PhasesChange, Subscribed, SubscribedItem
+from schemas.trials import TrialTaken
 
 # Stripe keeps an Idempotency-Key for at least a day.
 KEY_LASTS_MS: Final = 23 * HOUR_MS
 # An operation that nobody touched for so long has lost its process.
 PATIENCE_MS: Final = MINUTE_MS
 AT_ONCE: Final = 100
+# Nobody has more or less by these.
+_UNFELT: Final = frozenset({CallKind.EXPIRE_CHECKOUT, CallKind.PROMOTION})
+# What is looked at before it is asked for needs no key.
+LOOKED_AT: Final = frozenset(
+    {CallKind.RELEASE, CallKind.CANCEL, CallKind.EXPIRE_CHECKOUT, CallKind.PAY, CallKind.GIVE_UP}
+)
+_OF_INVOICES: Final = frozenset({CallKind.PAY, CallKind.GIVE_UP, CallKind.RESUME})
 
 _log: Final = logging.getLogger(__name__)
 
 
-async def accept(parts: Parts, account: str, identifier: str, by: str) -> tuple[Quote, Operation] | Refusal:
+async def accept(
+    parts: Parts, account: str, identifier: str, by: str, return_url: str = ""
+) -> tuple[Quote, Operation] | Refusal:
     """Accept a quote and carry it out, as far as Stripe answers. The same quote again goes on with its operation.
 
-    What the account has is read again: a quote for something else is refused. Raises `Transient` if SQL does not
-    answer, or Stripe before anything was intended.
+    `return_url`: where the customer comes back to, if the quote leads to a page of checkout; the operation has the
+    page's address then. What the account has is read again: a quote for something else is refused. Raises `Transient`
+    if SQL does not answer, or Stripe before anything was intended.
     """
     quote = await parts.changes.quote(account, identifier)
     if quote is None:
         return Refusal(0, RefusalCode.NO_QUOTE, "quote", "the account has no such quote: ask for a new one")
     operation = await parts.changes.operation(quote.id)
     if operation is None:
+        if quote.decided.opens_checkout and not return_url:
+            message = "the customer pays on a page of Stripe: use POST …/checkout, or `tidemark change checkout`"
+            return Refusal(quote.decided.row, RefusalCode.CHECKOUT, "return_url", message)
         if refusal := await _outdated(parts, quote):
             return refusal
-        operation = await parts.changes.intend(quote, by, parts.clock.now_ms())
+        try:
+            trial = await wish_of(parts, quote)
+            operation = await parts.changes.intend(quote, by, parts.clock.now_ms(), return_url, trial)
+        except TrialTaken as error:
+            return used(quote, error.kind)
         if operation.quote != quote.id:
             message = f"the change of quote {operation.quote} is being carried out: wait, then ask for a new quote"
             return Refusal(quote.decided.row, RefusalCode.IN_FLIGHT, "account", message)
@@ -111,9 +131,8 @@ async def _stepped(parts: Parts, quote: Quote, operation: Operation) -> Operatio
     """Have the next call made, or found to have been made."""
     call, now_ms = quote.decided.calls[operation.step], parts.clock.now_ms()
     key = _key(parts, operation)
-    # A release and an end are looked at before they are asked for, so they need no key.
     is_old = operation.sent_ms is not None and now_ms >= operation.sent_ms + KEY_LASTS_MS
-    if is_old and call.kind not in (CallKind.RELEASE, CallKind.CANCEL):
+    if is_old and call.kind not in LOOKED_AT:
         return await _looked_up(parts, operation, call, key)
     is_repeated = operation.sent_ms is not None
     noted = await parts.changes.sent(operation, now_ms)
@@ -122,12 +141,14 @@ async def _stepped(parts: Parts, quote: Quote, operation: Operation) -> Operatio
         return noted
     operation = noted
     try:
+        if call.kind is CallKind.CHECKOUT:
+            return await open_page(parts, operation, call, key)
         subscription = await _made(parts, quote, operation, call, key)
         if subscription is None:
             # Stripe failed by itself, and says so under this key for ever. It may have made the change.
             return await _looked_up(parts, operation, call, key)
     except Transient as error:
-        found = await _event_of(parts, operation, key) if is_repeated else None
+        found = await _event_of(parts, operation, key) if is_repeated and call.kind not in LOOKED_AT else None
         if found is None:
             raise _NoAnswer(str(error)) from error
         subscription = found if call.kind is CallKind.CREATE else operation.subscription
@@ -164,10 +185,18 @@ async def _made(parts: Parts, quote: Quote, operation: Operation, call: Call, ke
     Raises `Transient`, `InvalidInput` if Stripe refuses the call, and `CannotMove`.
     """
     stripe, subscription = parts.stripe, operation.subscription
+    if call.kind is CallKind.EXPIRE_CHECKOUT:
+        await expire_pages(parts, quote)
+        return subscription
     if call.kind is CallKind.CREATE:
-        return await stripe.subscribe(call.params, key)
+        return await stripe.subscribe({**call.params, "metadata": marks(operation)}, key)
     if call.kind is CallKind.UPDATE:
-        return subscription if await stripe.update(subscription, call.params, key) else None
+        params = await with_code(parts, operation, call.params)
+        return subscription if await stripe.update(subscription, params, key) else None
+    if call.kind is CallKind.PROMOTION:
+        return subscription if await promoted(parts, quote, operation, call.params, key) else None
+    if call.kind in _OF_INVOICES:
+        return subscription if await _collected(parts, subscription, call, key) else None
     now = await stripe.subscription(subscription)
     if call.kind is CallKind.CANCEL:
         if now.status not in ("canceled", "incomplete_expired"):
@@ -183,6 +212,22 @@ async def _made(parts: Parts, quote: Quote, operation: Operation, call: Call, ke
     elif call.kind is CallKind.PHASES:
         await _plan(parts, operation, now, call, key)
     return subscription
+
+
+async def _collected(parts: Parts, subscription: str, call: Call, key: str) -> bool:
+    """Have a subscription's invoices paid or closed, or its pause ended. False if Stripe stored a failure of its own.
+    Invoices are looked at before, so a call for one of them need not be made twice."""
+    stripe = parts.stripe
+    if call.kind is CallKind.RESUME:
+        return await stripe.resume(subscription, call.params, key) is not None
+    if call.kind is CallKind.PAY:
+        for invoice in await stripe.open_invoices(subscription):
+            await stripe.pay(invoice, f"{key} {invoice}")
+        return True
+    for invoice in call.params["invoices"]:
+        if (await stripe.invoice(invoice)).status == "open":
+            await stripe.close_invoice(invoice, call.params["how"], f"{key} {invoice}")
+    return True
 
 
 async def _plan(parts: Parts, operation: Operation, now: Subscribed, call: Call, key: str) -> None:
@@ -212,8 +257,9 @@ async def _failed(parts: Parts, quote: Quote, operation: Operation, detail: str)
     """Note that an operation failed. A schedule that it made and could not fill would stand in everybody's way."""
     operation = await parts.changes.operation(quote.id) or operation
     calls = quote.decided.calls
-    if operation.step:
-        detail = f"{operation.step} of {len(calls)} steps were made, and then: {detail}"
+    felt = sum(call.kind not in _UNFELT for call in calls[: operation.step])
+    if felt:
+        detail = f"{felt} of {len(calls)} steps were made, and then: {detail}"
     is_filling = operation.step < len(calls) and calls[operation.step].kind is CallKind.PHASES
     if is_filling and operation.step and calls[operation.step - 1].kind is CallKind.SCHEDULE:
         with contextlib.suppress(InvalidInput, Transient):
@@ -229,7 +275,9 @@ async def _finished(parts: Parts, quote: Quote, operation: Operation) -> Operati
     """Compare the invoice with the quote, and note the end."""
     identifier, charged, detail = "", None, ""
     try:
-        found = [each for each in await parts.stripe.subscriptions(quote.base.customer) if _is_of(each, operation)]
+        found = []
+        if not operation.session:
+            found = [each for each in await parts.stripe.subscriptions(quote.base.customer) if _is_of(each, operation)]
         if found and found[0].latest_invoice not in ("", quote.base.latest_invoice) and _charges(quote):
             invoice = await parts.stripe.invoice(found[0].latest_invoice)
             identifier, charged = invoice.id, invoice.total_minor

@@ -33,7 +33,8 @@ _OWING: Final = frozenset({"past_due", "unpaid", "paused", "incomplete"})
 
 
 class Parts(NamedTuple):
-    """The stores. `links` lists the links of an account. `scope` keeps the keys of two Stripe accounts apart."""
+    """The stores. `links` lists the links of an account. `scope` keeps the keys of two Stripe accounts apart;
+    `secret` is what the keys of trials are hashed with."""
 
     clock: Clock
     catalog: CatalogStore
@@ -43,6 +44,7 @@ class Parts(NamedTuple):
     stripe: StripeChanges
     scope: str
     seats: Seats
+    secret: bytes = b""
 
 
 async def shop_of(catalog: CatalogStore) -> Shop:
@@ -57,18 +59,11 @@ async def shop_of(catalog: CatalogStore) -> Shop:
 async def seen(parts: Parts, shop: Shop, account: str) -> SubscriptionView | Refusal:
     """What an account has, read at Stripe. Costs two to four calls. Raises `Transient`, `Refused`, `InvalidInput`."""
     now_ms = parts.clock.now_ms()
-    links = await parts.links(account)
-    customers = [
-        link.customer
-        for link in links
-        if link.customer and link.starts_ms <= now_ms and (link.ends_ms is None or now_ms < link.ends_ms)
-    ]
-    if not customers:
-        message = f"account {account} belongs to no Stripe customer: link it first (`tidemark account link`)"
-        return Refusal(1, RefusalCode.NO_CUSTOMER, "account", message)
-    customer = customers[-1]
+    customer = await customer_of(parts, account)
+    if isinstance(customer, Refusal):
+        return customer
     found = followed(shop, await parts.stripe.subscriptions(customer))
-    is_first = found is None or found.status in (*ENDED, "incomplete")
+    is_first = found is None or found.status in (*ENDED, "incomplete", "paused")
     has_card = is_first and await parts.stripe.has_card(customer)
     pay_url = ""
     if found and found.latest_invoice and (found.status in _OWING or found.is_update_pending):
@@ -79,7 +74,22 @@ async def seen(parts: Parts, shop: Shop, account: str) -> SubscriptionView | Ref
         and (made.grant.ends_ms is None or made.grant.ends_ms > now_ms)
         for made in await parts.entitlements.overrides(account)
     )
-    return view_of(shop, customer, found, has_card=has_card, is_contract=is_contract, pay_url=pay_url)
+    return view_of(shop, customer, found, now_ms, has_card=has_card, is_contract=is_contract, pay_url=pay_url)
+
+
+async def customer_of(parts: Parts, account: str) -> str | Refusal:
+    """The Stripe customer that an account is linked to now."""
+    now_ms = parts.clock.now_ms()
+    links = await parts.links(account)
+    customers = [
+        link.customer
+        for link in links
+        if link.customer and link.starts_ms <= now_ms and (link.ends_ms is None or now_ms < link.ends_ms)
+    ]
+    if not customers:
+        message = f"account {account} belongs to no Stripe customer: link it first (`tidemark account link`)"
+        return Refusal(1, RefusalCode.NO_CUSTOMER, "account", message)
+    return customers[-1]
 
 
 async def paid_in(parts: Parts, view: SubscriptionView) -> SubscriptionView:

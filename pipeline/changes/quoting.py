@@ -17,7 +17,7 @@ from aggregators.plan_change import ENDED, decide, item_changes
 from aggregators.plan_offer import Shop, amount_of, our_lines, wanted_of
 from pipeline.changes.parts import Parts, gives_of, paid_in, seen, shop_of, with_holders
 from schemas.catalog import Plan
-from schemas.clock import MINUTE_MS, SECOND_MS
+from schemas.clock import DAY_MS, MINUTE_MS, SECOND_MS
 from schemas.events import check_account
 from schemas.plan_changes import (
     Call,
@@ -33,16 +33,16 @@ from schemas.plan_changes import (
     Wanted,
     When,
 )
+from schemas.trials import TrialTerms
 from schemas.upgrades import Money
 
 QUOTE_PREFIX: Final = "qt_"
 _LINES_MAX: Final = 10
 _DETAILS: Final = ("items", "proration_behavior", "billing_cycle_anchor", "trial_end", "proration_date")
+# A subscription of another status has nothing to credit.
+_PAID_AHEAD: Final = ("active", "past_due")
 _NOTHING: Final = InvoicePreview("", 0, 0, 0, 0, ())
 _BY_HAND: Final = {
-    CallKind.EXPIRE_CHECKOUT: "the customer has no payment method: have one stored at Stripe first",
-    CallKind.CHECKOUT: "the customer has no payment method: have one stored at Stripe first",
-    CallKind.RESUME: "the subscription is paused: resume it in Stripe's dashboard first",
     CallKind.FLUSH: "usage is billed: report it by `tidemark account flush`, then cancel in Stripe's dashboard",
 }
 
@@ -108,10 +108,7 @@ def _not_offered(decided: Calls, view: SubscriptionView) -> Refusal | None:
         message = f"the first invoice is open: pay it, {view.pay_url}"
         return Refusal(decided.row, RefusalCode.PAY_FIRST, "account", message)
     message = next((_BY_HAND[kind] for kind in kinds if kind in _BY_HAND), "")
-    if decided.row in (3, 23):
-        what = "a trial" if decided.row == 3 else "another currency"
-        message = f"{what} is not begun here yet: begin it by your checkout or in Stripe's dashboard"
-    elif view.has_item_discounts and CallKind.PHASES in kinds:
+    if view.has_item_discounts and CallKind.PHASES in kinds:
         message = "an item has a discount of its own, which a schedule would drop: change it in Stripe's dashboard"
     return Refusal(decided.row, RefusalCode.NOT_OFFERED, "plan", message) if message else None
 
@@ -124,9 +121,13 @@ async def _priced(
     for call in decided.calls:
         made = _dated(call, shop, now_ms)
         calls.append(made)
-        if params := _preview_of(made, view):
+        if params := _preview_of(made, view, wanted, now_ms):
+            is_new = made.kind in (CallKind.CREATE, CallKind.CHECKOUT)
+            restarts = is_new or bool(made.params.keys() & {"billing_cycle_anchor", "trial_end"})
+            if coupon := _coupon_of(decided):
+                rows = [row for row in made.params["discounts"] if "discount" in row]
+                params = {**params, "discounts": [*rows, {"coupon": await parts.stripe.coupon(coupon)}]}
             preview = await parts.stripe.preview(params)
-            restarts = made.kind is CallKind.CREATE or bool(made.params.keys() & {"billing_cycle_anchor", "trial_end"})
     following, following_ms = None, None
     is_ending = view.cancel_at_ms is not None and wanted.kind is ChangeKind.PLAN
     if wanted.kind not in (ChangeKind.CANCEL, ChangeKind.CANCEL_NOW) and not is_ending:
@@ -134,12 +135,24 @@ async def _priced(
         following_ms = max((item.end_ms for item in view.items), default=now_ms)
         if restarts and wanted.interval is not None:
             following_ms = anchored_period(now_ms - now_ms % SECOND_MS, wanted.interval, 1, now_ms).end_ms
+        if decided.trial is not None:
+            following_ms = _trial_end_ms(decided.trial, now_ms)
     return _Priced(decided._replace(calls=tuple(calls)), preview, following, following_ms, restarts)
+
+
+def _trial_end_ms(terms: TrialTerms, now_ms: int) -> int:
+    return now_ms - now_ms % SECOND_MS + terms.days * DAY_MS
+
+
+def _coupon_of(decided: Calls) -> str:
+    """The percentage that a change takes off once, or ""."""
+    found = (call.params["percent"] for call in decided.calls if call.kind is CallKind.PROMOTION)
+    return str(next(found, ""))
 
 
 def _dated(call: Call, shop: Shop, now_ms: int) -> Call:
     """A call as it will be made: prorated to the instant of the quote, which Stripe refuses if periods restart."""
-    if call.kind is CallKind.CREATE and shop.commerce.catalog.defaults.automatic_tax:
+    if call.kind in (CallKind.CREATE, CallKind.CHECKOUT) and shop.commerce.catalog.defaults.automatic_tax:
         return call._replace(params={**call.params, "automatic_tax": {"enabled": True}})
     is_dated = call.params.get("proration_behavior") == "always_invoice" and "billing_cycle_anchor" not in call.params
     # The phases of a schedule change at the instant of the call.
@@ -147,12 +160,22 @@ def _dated(call: Call, shop: Shop, now_ms: int) -> Call:
     return call._replace(params={**call.params, "proration_date": now_ms // SECOND_MS}) if is_dated else call
 
 
-def _preview_of(call: Call, view: SubscriptionView) -> Mapping[str, Any] | None:
+def _preview_of(call: Call, view: SubscriptionView, wanted: Wanted, now_ms: int) -> Mapping[str, Any] | None:
     """The parameters of the preview of a call that charges at once; None for another one."""
-    if call.kind is CallKind.CREATE:
-        return _as_new(
-            str(call.params["customer"]), call.params["items"], view, is_taxed="automatic_tax" in call.params
-        )
+    if call.kind in (CallKind.CREATE, CallKind.CHECKOUT):
+        items = call.params.get("items") or call.params["line_items"]
+        params = _as_new(str(call.params["customer"]), items, view, is_taxed="automatic_tax" in call.params)
+        if wanted.trial is not None:
+            params["subscription_details"]["trial_end"] = _trial_end_ms(wanted.trial, now_ms) // SECOND_MS
+        return params
+    if call.kind is CallKind.RESUME:
+        details: dict[str, Any] = {"resume_at": "now", "billing_cycle_anchor": call.params["billing_cycle_anchor"]}
+        if changes := item_changes(view.items, wanted.items):
+            details["items"] = changes
+        return {"subscription": view.id, "subscription_details": details}
+    if call.kind is CallKind.CANCEL and call.params.get("invoice_now") and view.status in _PAID_AHEAD:
+        # Of usage, Stripe previews what was reported until now.
+        return {"subscription": view.id, "subscription_details": {"cancel_now": True}}
     charges = call.params.get("proration_behavior") == "always_invoice" or "trial_end" in call.params
     if call.kind is CallKind.PHASES and charges:
         change = {"items": call.params["changes"], "proration_behavior": "always_invoice"}
@@ -168,14 +191,15 @@ def _following(view: SubscriptionView, wanted: Wanted, decided: Calls) -> Mappin
     would come into a preview of the subscription, the items are previewed as those of a new one."""
     items = wanted.items if wanted.kind is not ChangeKind.UNDO else None
     is_simple = view.id and not view.pending and decided.when is When.NOW and items is not None
-    if is_simple and view.status not in ENDED and len({item.interval for item in view.items}) == 1:
+    if is_simple and view.status not in (*ENDED, "paused") and len({item.interval for item in view.items}) == 1:
         details = {"items": item_changes(view.items, wanted.items)}
         return {"subscription": view.id, "subscription_details": details, "preview_mode": "recurring"}
     if wanted.later and any(call.kind is CallKind.PHASES for call in decided.calls) and decided.when is When.NOW:
         items = wanted.later
     found = items if items is not None else view.items
     rows = [{"price": each.price} | ({} if each.quantity is None else {"quantity": each.quantity}) for each in found]
-    return {**_as_new(view.customer, rows, view, is_taxed=view.is_taxed), "preview_mode": "recurring"}
+    is_taxed = view.is_taxed or any("automatic_tax" in call.params for call in decided.calls)
+    return {**_as_new(view.customer, rows, view, is_taxed=is_taxed), "preview_mode": "recurring"}
 
 
 def _as_new(customer: str, items: Sequence[Any], view: SubscriptionView, *, is_taxed: bool) -> dict[str, Any]:
@@ -228,12 +252,20 @@ def _drift(shop: Shop, view: SubscriptionView, wanted: Wanted, priced: _Priced) 
 
 def _ours(shop: Shop, view: SubscriptionView, wanted: Wanted, priced: _Priced, now_ms: int) -> int | None:
     """The subtotal of the invoice of the change by our own rating; None if nothing can be compared."""
-    charging = [call for call in priced.decided.calls if _preview_of(call, view)]
+    charging = [call for call in priced.decided.calls if _preview_of(call, view, wanted, now_ms)]
     metered = any(item.quantity is None for item in view.items)
-    is_other = view.is_discounted or len(priced.now.lines) > _LINES_MAX or (metered and priced.restarts)
+    is_other = (
+        view.is_discounted
+        or priced.decided.trial
+        # What a pause credited, and what an end credits, waits at Stripe.
+        or wanted.kind is ChangeKind.CANCEL_NOW
+        or view.status == "paused"
+        or len(priced.now.lines) > _LINES_MAX
+        or (metered and priced.restarts)
+    )
     if len(charging) != 1 or is_other or charging[0].params.get("proration_behavior") == "none":
         return None
-    is_new = charging[0].kind is CallKind.CREATE or view.status == "trialing"
+    is_new = charging[0].kind in (CallKind.CREATE, CallKind.CHECKOUT) or view.status == "trialing"
     # Stripe credits what was billed, also after some of it was given back.
     billed = tuple(item._replace(quantity=item.paid or item.quantity) for item in view.items)
     before = view._replace(items=(), currency=wanted.currency) if is_new else view._replace(items=billed)
@@ -243,9 +275,11 @@ def _ours(shop: Shop, view: SubscriptionView, wanted: Wanted, priced: _Priced, n
 
 def _said(shop: Shop, view: SubscriptionView, wanted: Wanted, priced: _Priced, zero: Money) -> Said:
     decided, preview, following = priced.decided, priced.now, priced.following
-    is_kept_trial = decided.row == 5 and not priced.restarts
+    is_kept_trial = decided.trial is not None or (decided.row == 5 and not priced.restarts)
     is_later = decided.when is not When.NOW or is_kept_trial
     end_ms = max((item.end_ms for item in view.items), default=None)
+    if decided.trial is not None:
+        end_ms = priced.following_ms
     items = wanted.items if wanted.kind in (ChangeKind.PLAN, ChangeKind.TRIAL) else view.items
     plan = wanted.plan if wanted.plan is not None else view.plan
     sold = shop.commerce.sold.get(plan) if plan else None

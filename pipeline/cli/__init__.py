@@ -16,6 +16,7 @@ import click
 
 from pipeline.cli.access import check, hold
 from pipeline.cli.billing import webhooks
+from pipeline.cli.bought import trials
 from pipeline.cli.catalog import catalog
 from pipeline.cli.change import change
 from pipeline.cli.context import EXIT_FAILURE, EXIT_INPUT, EXIT_INTERRUPTED, EXIT_OPERATOR
@@ -23,8 +24,10 @@ from pipeline.cli.develop import dev, emit, key, periods, stripe_simulator, top,
 from pipeline.cli.dunning import dunning
 from pipeline.cli.notices import notices
 from pipeline.cli.operate import account, billing, close_period, doctor, meters, quarantine
+from pipeline.cli.page import account_page, account_timeline
 from pipeline.cli.rebuild import rebuild
 from pipeline.cli.reconcile import reconcile
+from pipeline.cli.revenue import revenue
 from pipeline.cli.roles import archive, auditor, gateway, mirror, notifier, router, sink, worker
 from pipeline.cli.seats import seats
 from schemas.errors import InvalidInput, OperatorNeeded, TidemarkError
@@ -52,11 +55,13 @@ def cli() -> None:
 
 for command in (
     dev, stripe_simulator, emit, usage, periods, top, key, reconcile, billing, webhooks, quarantine, meters, account,
-    catalog, change, check, hold, notices, dunning, seats,
+    catalog, change, check, hold, notices, dunning, revenue, seats, trials,
     close_period, doctor, rebuild,
     worker, archive, router, gateway, sink, mirror, auditor, notifier,
 ):  # fmt: skip
     cli.add_command(command)
+account.add_command(account_page)
+account.add_command(account_timeline)
 
 
 def main(command: click.Command = cli) -> None:

@@ -19,6 +19,7 @@ from schemas.errors import InvalidInput
 
 if TYPE_CHECKING:
     from pipeline.webhooks.linking import Wish
+    from sinks.sql.backup import Backup
 
 _JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
@@ -185,6 +186,48 @@ def _bill_text(row: dict[str, Any]) -> str:
         for item in row["items"]
     ]
     return "\n".join([*lines, *([f"    {row['reason']}"] if row["reason"] else [])])
+
+
+_FILE = click.argument("path", metavar="FILE", type=click.Path(dir_okay=False, path_type=Path))
+
+
+@billing.command("backup")
+@_FILE
+@_JSON
+def billing_backup(path: Path, as_json: bool) -> None:
+    """Copy the side tables into the new file FILE, all of one instant. No role waits for the copy.
+
+    The file has people's addresses: only its owner can read the file. A command that is killed leaves no FILE.
+    """
+    from pipeline.commands.backups import run_backup
+
+    _told("copied to", path, run_backup(settings(), path), as_json=as_json)
+
+
+@billing.command("restore")
+@_FILE
+@_JSON
+def billing_restore(path: Path, as_json: bool) -> None:
+    """Bring the backup FILE into the empty database at TIDEMARK_SQL_URL, and check it: every row, and that nobody
+    changed the audit.
+
+    All is restored or nothing is. Stop `mirror` and `sink` first, and start them afterwards:
+    they go on from the instant of the backup. The tables are migrated to this version.
+    """
+    from pipeline.commands.backups import run_restore
+
+    _told("restored from", path, run(run_restore(settings(), path)), as_json=as_json)
+
+
+def _told(done: str, path: Path, backup: Backup, *, as_json: bool) -> None:
+    from aggregators.instants import format_instant_ms
+
+    rows = {name: table.rows for name, table in backup.tables.items()}
+    at = format_instant_ms(backup.at_ms)
+    if as_json:
+        click.echo(json.dumps({"at": at, "migration": backup.migration, "rows": rows}))
+    else:
+        click.echo(f"{sum(rows.values())} rows of {len(rows)} tables {done} {path}, as of {at}")
 
 
 # The options that say what the fields of a link are.

@@ -27,6 +27,7 @@ def change() -> None:
 @click.option("--currency", default="", help="As now if unset.")
 @click.option("--quantity", "quantities", multiple=True, metavar="FEATURE=NUMBER", help="How many to pay; repeatable.")
 @click.option("--used", multiple=True, metavar="FEATURE=NUMBER", help="How many are in use; repeatable.")
+@click.option("--trial", is_flag=True, help="Begin with the trial of PLAN.")
 @click.option("--cancel", is_flag=True, help="End with what is paid, instead of a PLAN.")
 @click.option("--cancel-now", is_flag=True, help="End now, with a credit for what is left.")
 @click.option("--by", default=None, help="Who asks; the user of this machine if unset.")
@@ -38,6 +39,7 @@ def change_preview(
     currency: str,
     quantities: tuple[str, ...],
     used: tuple[str, ...],
+    trial: bool,
     cancel: bool,
     cancel_now: bool,
     by: str | None,
@@ -52,7 +54,10 @@ def change_preview(
 
     if sum((bool(plan), cancel, cancel_now)) != 1:
         raise InvalidInput("PLAN", "give a plan, --cancel or --cancel-now")
-    kind = ChangeKind.CANCEL if cancel else ChangeKind.CANCEL_NOW if cancel_now else ChangeKind.PLAN
+    if trial and not plan:
+        raise InvalidInput("--trial", "names the trial of a PLAN")
+    bought = ChangeKind.TRIAL if trial else ChangeKind.PLAN
+    kind = ChangeKind.CANCEL if cancel else ChangeKind.CANCEL_NOW if cancel_now else bought
     request = ChangeRequest(
         kind,
         plan,
@@ -90,6 +95,56 @@ def change_undo(name: str, by: str | None, as_json: bool) -> None:
     _show(*run(plan_changes.undo(settings(), account_name(name), by or user())), as_json=as_json)
 
 
+@change.command("checkout")
+@click.argument("name", metavar="ACCOUNT")
+@click.argument("plan")
+@click.option("--return-url", required=True, help="Where the customer comes back to, paid or not.")
+@click.option("--interval", type=click.Choice(["day", "week", "month", "year"]), help="A month if unset and sold.")
+@click.option("--currency", default="", help="The catalog's first one if unset.")
+@click.option("--quantity", "quantities", multiple=True, metavar="FEATURE=NUMBER", help="How many to pay; repeatable.")
+@click.option("--trial", is_flag=True, help="Begin with the trial of PLAN.")
+@click.option("--by", default=None, help="Who asks; the user of this machine if unset.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def change_checkout(
+    name: str,
+    plan: str,
+    return_url: str,
+    interval: str | None,
+    currency: str,
+    quantities: tuple[str, ...],
+    trial: bool,
+    by: str | None,
+    as_json: bool,
+) -> None:
+    """Make a page of Stripe on which ACCOUNT, which has no subscription, buys PLAN. An older open page is ended."""
+    from pipeline.commands import plan_changes
+    from schemas.periods import Interval
+    from schemas.plan_changes import ChangeKind, ChangeRequest
+
+    request = ChangeRequest(
+        ChangeKind.TRIAL if trial else ChangeKind.PLAN,
+        plan,
+        None if interval is None else Interval(interval),
+        currency,
+        _numbers("--quantity", quantities),
+        by_operator=True,
+        by_page=True,
+    )
+    found = run(plan_changes.checkout(settings(), account_name(name), request, by or user(), return_url))
+    _show(*found, as_json=as_json)
+
+
+@change.command("portal")
+@click.argument("name", metavar="ACCOUNT")
+@click.option("--return-url", required=True, help="Where the customer comes back to.")
+@click.option("--only-card", is_flag=True, help="Only the page that replaces the card.")
+def change_portal(name: str, return_url: str, only_card: bool) -> None:
+    """Print a page of Stripe on which ACCOUNT replaces its card, and finds invoices. It is good for minutes."""
+    from pipeline.commands import plan_changes
+
+    click.echo(run(plan_changes.portal(settings(), account_name(name), return_url, only_card=only_card)))
+
+
 def _numbers(option: str, given: tuple[str, ...]) -> dict[str, int]:
     found = {}
     for text in given:
@@ -118,6 +173,8 @@ def _show(quote: Quote, operation: Operation | None, *, as_json: bool) -> None:
             click.echo(f"until {until}: tidemark change accept {quote.account} {quote.id}")
         else:
             click.echo(f"{operation.state.value}{f': {operation.detail}' if operation.detail else ''}")
+            if operation.url:
+                click.echo(f"the customer pays at {operation.url}")
             if quote.is_differing and quote.charged_minor is not None:
                 charged = money_text(quote.total._replace(minor=quote.charged_minor))
                 click.echo(f"invoice {quote.invoice} is {charged} and not {money_text(quote.total)}")

@@ -29,6 +29,9 @@ PORT: Final = click.IntRange(0, 65_535)
 METER_SET_FILE: Final = click.Path(dir_okay=False, readable=True, path_type=Path)
 # Longer than the gateway's own limits, so that its answer is seen.
 GATEWAY_TIMEOUT_S: Final = 30.0
+# The customer of the example business whose page `dev` links to, and for how long.
+EXAMPLE_CUSTOMER: Final = "cafe"
+EXAMPLE_LINK_S: Final = 86_400
 
 
 @click.command()
@@ -145,7 +148,7 @@ Tidemark is running.
   Gateway             {instance.gateway_url}
   API key (admin)     {instance.api_key}
   ClickHouse (SQL)    {instance.clickhouse_read_only_url}  read-only; any ClickHouse client, or curl
-  Stripe simulator    {instance.stripe_url}
+  Stripe simulator    {instance.stripe_url}/_simulator/{_page_line(instance)}
   Log                 {instance.environment["TIDEMARK_LOG_URL"]}
   Notices             {instance.environment["TIDEMARK_MAIL_URL"]}
   Data and logs       {instance.data_dir}
@@ -155,6 +158,18 @@ In another terminal:
   export TIDEMARK_API_KEY={instance.api_key}
   {hints}
 Press ctrl-C to stop."""
+
+
+def _page_line(instance: Any) -> str:
+    """The link to the page of one customer of the example business."""
+    if not instance.options.example:
+        return ""
+    from pipeline.clock import SystemClock
+    from pipeline.http.page_links import PageSecrets, page_link
+
+    found = instance.settings()
+    link = page_link(found, PageSecrets(found)(), EXAMPLE_CUSTOMER, EXAMPLE_LINK_S, SystemClock().now_ms())
+    return f"\n  Customer's page     {link.url}  account {EXAMPLE_CUSTOMER}, for a day"
 
 
 def next_commands(options: DevOptions, command: str) -> list[str]:

@@ -13,14 +13,13 @@ from aggregators.instants import format_instant_ms, parse_instant_us, why_no_ins
 from pipeline.http import models
 from pipeline.http.body import Bodies
 from pipeline.http.dependencies import AccountLinks, Admin, GatewayDependencies, Reader
-from pipeline.http.errors import NO_SUCH_PATH, ApiError, json_answer, overloaded
+from pipeline.http.errors import ApiError, json_answer, overloaded
 from pipeline.http.queries import AccountInPath
 from schemas.clock import MILLISECOND_US, MINUTE_MS
 from schemas.errors import InvalidInput
 from schemas.events import check_account
 from schemas.side_tables import Link
 
-ACCOUNTS_PATH: Final = b"/v1/accounts/"
 BODY_BYTES_MAX: Final = 16 * 1024
 # Each waits for the mirror, for up to a minute without progress.
 LINKS_AT_ONCE_MAX: Final = 16
@@ -43,16 +42,16 @@ class AccountsEndpoint:
         self._bodies = Bodies(BODY_BYTES_MAX)
         self._in_flight = 0
 
-    async def show(self, request: Request, account: AccountInPath, _key: Reader) -> Response:
+    async def show(self, account: AccountInPath, _key: Reader) -> Response:
         """The Stripe customer that an account belongs to, and its links so far."""
-        _check_path(request, account)
+        check_account(account)
         links = self._links()
         return self._answer(account, await links.links(account))
 
     async def put(self, request: Request, account: AccountInPath, key: Admin) -> Response:
         """Creates the account if it is new, and links it to a Stripe customer: from then on the customer's
         subscriptions say who pays. The same request again changes nothing."""
-        _check_path(request, account)
+        check_account(account)
         links = self._links()
         if key.account is not None:
             message = f"key {key.id} belongs to one account: who pays for it, only a key of all accounts may say"
@@ -94,15 +93,6 @@ class AccountsEndpoint:
                 ],
             )
         )
-
-
-def _check_path(request: Request, account: str) -> None:
-    """Raise `ApiError` or `InvalidInput` if the path names no account. A slash of a name is written as `%2F`: a path
-    below the account's is not there."""
-    raw: bytes = request.scope.get("raw_path") or b""
-    if b"/" in raw.removeprefix(ACCOUNTS_PATH):
-        raise ApiError(404, "not_found", NO_SUCH_PATH)
-    check_account(account)
 
 
 def _wanted(body: bytes) -> Wanted:

@@ -26,8 +26,10 @@ from pipeline.http.access import CHECK_PATH, AccessEndpoints
 from pipeline.http.accounts import AccountsEndpoint
 from pipeline.http.api_keys import Role
 from pipeline.http.appender import Appender
-from pipeline.http.change_models import PlansAnswer, QuoteAnswer
+from pipeline.http.change_models import CheckoutAnswer, PlansAnswer, PortalAnswer, QuoteAnswer
 from pipeline.http.changes import ChangeEndpoints
+from pipeline.http.checkout import CheckoutEndpoints
+from pipeline.http.customer_page import GatewayBusiness
 from pipeline.http.dependencies import AnyKey, GatewayDependencies
 from pipeline.http.dunning import BannersAnswer, CasesAnswer, DunningEndpoints
 from pipeline.http.errors import Handler, answering, http_exception, json_answer
@@ -40,25 +42,30 @@ from pipeline.http.notices import NoticesEndpoint
 from pipeline.http.openapi import DESCRIPTION, HOLD_PATH, NO_TOP, NOT_READY, REFUSALS, document
 from pipeline.http.override_models import OverridesAnswer
 from pipeline.http.overrides import OverrideEndpoints
+from pipeline.http.page_links import PageAnswer, PageLinkEndpoint, PageSecrets
 from pipeline.http.pages import Pages
+from pipeline.http.percent import SLASH, routed
 from pipeline.http.periods import PeriodsEndpoint
 from pipeline.http.queries import Parameters
 from pipeline.http.seat_models import SeatAnswer, SeatsAnswer
 from pipeline.http.seats import SeatEndpoints
+from pipeline.http.timeline import TimelineAnswer, TimelineEndpoint
 from pipeline.http.top import TopEndpoints
 from pipeline.http.usage import UsageEndpoints
 from pipeline.http.webhooks import WEBHOOK_PATH, WebhookEndpoint
 from pipeline.metrics import Metrics
+from portal.router import Served
+from portal.router import routes as page_routes
 from schemas.meters import Meter
 
 
 class _Name(Convertor[str]):
-    """A name in a path. It may contain everything, also slashes and line feeds."""
+    """A name in a path. It may contain everything, also line feeds, and slashes that are encoded."""
 
-    regex = r"[\s\S]*"
+    regex = r"[^/]*"
 
     def convert(self, value: str) -> str:
-        return value
+        return value.replace(SLASH, "/")
 
     def to_string(self, value: str) -> str:
         return value
@@ -77,7 +84,12 @@ class _Gateway(FastAPI):
         self._posts = posts
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        post = self._posts.get(scope["path"]) if scope["type"] == "http" and scope["method"] == "POST" else None
+        post = None
+        if scope["type"] == "http":
+            post = self._posts.get(scope["path"]) if scope["method"] == "POST" else None
+            path = routed(scope["raw_path"]) if b"%" in scope["raw_path"] else None
+            # The server keeps its own scope, which it logs.
+            scope = scope if path is None else {**scope, "path": path}
         if post is not None:
             response = await post(Request(scope, receive))
             await response(scope, receive, send)
@@ -135,6 +147,8 @@ def create_gateway(dependencies: GatewayDependencies, metrics: Metrics | None = 
     _add_flush(app, dependencies)
     _add_access(app, dependencies)
     _add_changes(app, ChangeEndpoints(dependencies))
+    _add_pages(app, CheckoutEndpoints(dependencies))
+    _add_page(app, dependencies, counted)
     _add_seats(app, SeatEndpoints(dependencies))
     # The last of the accounts' paths, because a name in a path may contain slashes.
     _add_accounts(app, dependencies)
@@ -177,6 +191,9 @@ def _add_reads(app: FastAPI, dependencies: GatewayDependencies, exposition: Call
     get("/v1/dunning/cases", dunning.listed, "Dunning cases", CasesAnswer, *refused)
     banners = "/v1/accounts/{account:name}/banners"
     get(banners, dunning.banners, "What an account's users should be told", BannersAnswer, *refused)
+    timeline = TimelineEndpoint(dependencies).listed
+    path = "/v1/accounts/{account:name}/timeline"
+    get(path, timeline, "The past and the future of an account", TimelineAnswer, *refused)
     get("/v1/meters", meters, "The meters of the meter set", models.MetersAnswer, 401)
     get("/healthz", health.alive, "Whether the process answers", models.Alive)
     get("/readyz", health.ready, "Whether the gateway takes events", models.Readiness, responses=NOT_READY)
@@ -221,13 +238,13 @@ def _add_access(app: FastAPI, dependencies: GatewayDependencies) -> None:
         response_description=_meaning(models.EntitlementsAnswer, ""),
         responses={status: REFUSALS[status] for status in (*statuses, "default")},
     )
-    holds = HoldEndpoints(dependencies)
+    holds, hold = HoldEndpoints(dependencies), HOLD_PATH.replace("{hold}", "{hold:name}")
     ends = (400, 401, 403, 404, 409, 501, 503)
     more: dict[str, Any] = {"methods": ["POST"], "response_model": models.HoldAnswer}
     more |= {"response_description": models.HoldAnswer.__doc__}
     more |= {"responses": {status: REFUSALS[status] for status in (*ends, "default")}}
-    app.add_api_route(f"{HOLD_PATH}/use", holds.use, summary="Say how much of a hold was used", **more)
-    app.add_api_route(f"{HOLD_PATH}/release", holds.release, summary="Give a hold back", **more)
+    app.add_api_route(f"{hold}/use", holds.use, summary="Say how much of a hold was used", **more)
+    app.add_api_route(f"{hold}/release", holds.release, summary="Give a hold back", **more)
     _add_overrides(app, OverrideEndpoints(dependencies))
 
 
@@ -236,7 +253,7 @@ def _add_overrides(app: FastAPI, overrides: OverrideEndpoints) -> None:
     more: dict[str, Any] = {"response_model": OverridesAnswer}
     more |= {"response_description": OverridesAnswer.__doc__}
     refusals = {status: REFUSALS[status] for status in (400, 401, 403, 501, 503, "default")}
-    all_, one = "/v1/accounts/{account:name}/overrides", "/v1/accounts/{account:name}/overrides/{feature}"
+    all_, one = "/v1/accounts/{account:name}/overrides", "/v1/accounts/{account:name}/overrides/{feature:name}"
     app.add_api_route(all_, overrides.listed, summary="What people granted", responses=refusals, **more)
     app.add_api_route(
         one, overrides.delete, methods=["DELETE"], summary="Take overrides back", responses=refusals, **more
@@ -252,7 +269,7 @@ def _add_changes(app: FastAPI, changes: ChangeEndpoints) -> None:
     statuses = (400, 401, 403, 404, 408, 409, 413, 501, 503)
     more: dict[str, Any] = {"response_model": QuoteAnswer, "response_description": QuoteAnswer.__doc__}
     more |= {"responses": {status: REFUSALS[status] for status in (*statuses, "default")}}
-    quotes, one = "/v1/accounts/{account:name}/quotes", "/v1/accounts/{account:name}/quotes/{quote}/accept"
+    quotes, one = "/v1/accounts/{account:name}/quotes", "/v1/accounts/{account:name}/quotes/{quote:name}/accept"
     app.add_api_route(quotes, changes.quote, methods=["POST"], status_code=201, summary="Quote a change", **more)
     app.add_api_route(one, changes.accept, methods=["POST"], summary="Accept a quote", **more)
     pending = "/v1/accounts/{account:name}/changes/pending"
@@ -260,6 +277,43 @@ def _add_changes(app: FastAPI, changes: ChangeEndpoints) -> None:
     more |= {"response_model": PlansAnswer, "response_description": PlansAnswer.__doc__}
     more["responses"] = {status: REFUSALS[status] for status in (401, 403, 501, 503, "default")}
     app.add_api_route("/v1/plans", changes.plans, summary="The plans that are sold", **more)
+
+
+def _add_pages(app: FastAPI, pages: CheckoutEndpoints) -> None:
+    """Add the paths that make pages of Stripe."""
+    statuses = (400, 401, 403, 404, 408, 409, 413, 501, 503)
+    more: dict[str, Any] = {"methods": ["POST"], "status_code": 201}
+    more |= {"responses": {status: REFUSALS[status] for status in (*statuses, "default")}}
+    for name, run, model, summary in (
+        ("checkout", pages.checkout, CheckoutAnswer, "Have a customer pay at Stripe's page"),
+        ("portal", pages.portal, PortalAnswer, "Have a customer replace the card"),
+    ):
+        more |= {"response_model": model, "response_description": model.__doc__, "summary": summary}
+        app.add_api_route(f"/v1/accounts/{{account:name}}/{name}", run, **more)
+
+
+def _add_page(app: FastAPI, dependencies: GatewayDependencies, metrics: Metrics) -> None:
+    """Add the customer's page, and the path that makes links to it."""
+    secrets, settings = PageSecrets(dependencies.settings), dependencies.settings
+    statuses = (400, 401, 403, 408, 413, 501)
+    app.add_api_route(
+        "/v1/accounts/{account:name}/page",
+        PageLinkEndpoint(dependencies, secrets).make,
+        methods=["POST"],
+        status_code=201,
+        summary="Make a link to an account's page",
+        response_model=PageAnswer,
+        response_description=_meaning(PageAnswer, ""),
+        responses={status: REFUSALS[status] for status in (*statuses, "default")},
+    )
+
+    def noted(route: str, status: int, seconds: float) -> None:
+        metrics.add("tidemark_gateway_requests_total", route=route, status=str(status))
+        metrics.observe("tidemark_gateway_request_seconds", seconds, route=route)
+
+    business = GatewayBusiness(dependencies)
+    served = Served(business, dependencies.clock, secrets, settings.page_frames, settings.page_theme, noted)
+    app.router.routes += page_routes(served)
 
 
 def _add_seats(app: FastAPI, seats: SeatEndpoints) -> None:

@@ -30,6 +30,20 @@ class AcceptWish(Answer):
     by: str = Field(default="", description="For the audit, which names the key too.")
 
 
+class CheckoutWish(QuoteWish):
+    """A first purchase or a trial at Stripe's page: a quote of it, or the plan that is wanted."""
+
+    quote: str = Field(default="", description="A quote that was not accepted yet, instead of a plan.")
+    return_url: str = Field(description="Where the customer comes back to, paid or not.")
+
+
+class PortalWish(Answer):
+    """A visit of the portal."""
+
+    return_url: str = Field(description="Where the customer comes back to.")
+    only_card: bool = Field(default=False, description="Only the page that replaces the card.")
+
+
 class QuoteLineAnswer(Answer):
     """A line of the invoice of a change, as Stripe previews it."""
 
@@ -56,6 +70,7 @@ class OperationAnswer(Answer):
     invoice: str = Field(description="The invoice of the change; empty if there is none.")
     charged: MoneyAnswer | None = Field(description="The total of that invoice.")
     differs: bool = Field(description="Whether the invoice differs from the quote.")
+    checkout_url: str = Field(default="", description="Stripe's page on which the customer pays; empty without one.")
 
 
 class QuoteAnswer(Answer):
@@ -75,6 +90,19 @@ class QuoteAnswer(Answer):
     expires_at: Instant
     accepted_at: Instant | None
     operation: OperationAnswer | None = Field(description="Null until the quote is accepted.")
+
+
+class CheckoutAnswer(Answer):
+    """Where a customer pays, and what."""
+
+    url: str | None = Field(description="Stripe's page, good for half an hour; null if Stripe has not answered yet.")
+    quote: QuoteAnswer
+
+
+class PortalAnswer(Answer):
+    """Where a customer replaces the card, and finds invoices and tax numbers."""
+
+    url: str = Field(description="Stripe's page, good for minutes.")
 
 
 class PlanPriceAnswer(Answer):

@@ -73,14 +73,10 @@ class ChangeEndpoints:
             wanted = decoded(
                 body, QuoteBody, '{"plan": "pro", "quantities": {"locations": 2}}, or {"cancel": "period_end"}'
             )
-        name = request.headers.get("idempotency-key", "")
-        if len(name) > KEY_CHARACTERS_MAX:
-            raise InvalidInput("Idempotency-Key", f"must have at most {KEY_CHARACTERS_MAX} characters")
-        found = await make_quote(
-            await parts_of(self._dependencies), account, _requested(wanted, key), actor_of(wanted.by, key), name
-        )
+        name = idempotency_key(request)
+        found = await make_quote(await self._parts(), account, requested(wanted, key), actor(wanted.by, key), name)
         if isinstance(found, Refusal):
-            raise _refused(found)
+            raise refused(found)
         return json_answer(quote_answer(found, None), 201)
 
     async def accept(self, request: Request, account: AccountInPath, quote: str, key: Billing) -> Response:
@@ -89,43 +85,61 @@ class ChangeEndpoints:
         check_account(account)
         async with self._bodies.read(request) as body:
             wanted = decoded(body, AcceptBody, '{"by": "ann"}, or nothing') if body.strip() else AcceptBody()
-        return await self._accepted(await parts_of(self._dependencies), account, quote, actor_of(wanted.by, key))
+        return await self._accepted(await self._parts(), account, quote, actor(wanted.by, key))
 
     async def undo(self, account: AccountInPath, key: Billing) -> Response:
         """Takes a pending change or a coming end back: quotes that and accepts the quote."""
         check_account(account)
-        parts, actor = await parts_of(self._dependencies), actor_of("", key)
-        found = await make_quote(parts, account, ChangeRequest(ChangeKind.UNDO, by_operator=_is_operator(key)), actor)
+        parts, by = await self._parts(), actor("", key)
+        found = await make_quote(parts, account, ChangeRequest(ChangeKind.UNDO, by_operator=_is_operator(key)), by)
         if isinstance(found, Refusal):
-            raise _refused(found)
-        return await self._accepted(parts, account, found.id, actor)
+            raise refused(found)
+        return await self._accepted(parts, account, found.id, by)
 
     async def plans(self, _key: PlanReader) -> Response:
         """The plans that are sold, with their prices."""
-        catalog = (await (await parts_of(self._dependencies)).catalog.standing()).catalog
+        opened = self._dependencies.catalog
+        if opened is None:
+            raise _not_configured()
+        catalog = (await (await opened()).standing()).catalog
         sold = [] if catalog is None else sorted(catalog.plans.items(), key=lambda each: (each[1].rank, each[0]))
         return json_answer(models.PlansAnswer(plans=[_plan(catalog, name, plan) for name, plan in sold if catalog]))
 
-    async def _accepted(self, parts: Parts, account: str, identifier: str, actor: str) -> Response:
-        found = await accept(parts, account, identifier, actor)
+    async def _accepted(self, parts: Parts, account: str, identifier: str, by: str) -> Response:
+        found = await accept(parts, account, identifier, by)
         if isinstance(found, Refusal):
-            raise _refused(found)
+            raise refused(found)
         quote, operation = found
         if operation.state is OperationState.FAILED:
             raise ApiError(409, "change_failed", f"{operation.detail}; nothing more is tried: ask for a new quote")
         return json_answer(quote_answer(quote, operation), 200 if operation.state is OperationState.DONE else 202)
 
+    async def _parts(self) -> Parts:
+        return await parts_of(self._dependencies)
+
 
 async def parts_of(dependencies: GatewayDependencies) -> Parts:
-    """What plan changes and seats need. Raises `ApiError` if the gateway has no stores for them, and `Transient`."""
+    """What plan changes need. Raises `ApiError` if this gateway changes none."""
     if dependencies.changes is None:
-        message = "this gateway changes no plans and seats: set TIDEMARK_SQL_URL and TIDEMARK_STRIPE_API_KEY"
-        raise ApiError(501, "not_configured", message)
+        raise _not_configured()
     return await dependencies.changes()
 
 
-def _requested(wanted: QuoteBody, key: ApiKey) -> ChangeRequest:
-    """Raises `InvalidInput`."""
+def _not_configured() -> ApiError:
+    message = "this gateway changes no plans: set TIDEMARK_SQL_URL and TIDEMARK_STRIPE_API_KEY"
+    return ApiError(501, "not_configured", message)
+
+
+def idempotency_key(request: Request) -> str:
+    """The header `Idempotency-Key`, or "". Raises `InvalidInput` for one that is too long."""
+    name = request.headers.get("idempotency-key", "")
+    if len(name) > KEY_CHARACTERS_MAX:
+        raise InvalidInput("Idempotency-Key", f"must have at most {KEY_CHARACTERS_MAX} characters")
+    return name
+
+
+def requested(wanted: QuoteBody, key: ApiKey) -> ChangeRequest:
+    """What a body wants. Raises `InvalidInput`."""
     if bool(wanted.plan) == bool(wanted.cancel):
         raise InvalidInput("plan", 'give a plan, or {"cancel": "period_end"}')
     kinds = {"period_end": ChangeKind.CANCEL, "now": ChangeKind.CANCEL_NOW}
@@ -146,14 +160,15 @@ def _is_operator(key: ApiKey) -> bool:
     return key.may(Role.OPERATOR) and key.account is None
 
 
-def actor_of(by: str, key: ApiKey) -> str:
+def actor(by: str, key: ApiKey) -> str:
     """Who asks, for the audit. Raises `InvalidInput` for what PostgreSQL cannot keep."""
     if "\0" in by:
         raise InvalidInput("by", "must not have a NUL")
     return f"{by} (key {key.id})" if by else f"key {key.id}"
 
 
-def _refused(refusal: Refusal) -> ApiError:
+def refused(refusal: Refusal) -> ApiError:
+    """The answer to what is refused."""
     return ApiError(_STATUSES.get(refusal.code, 409), refusal.code.value, refusal.message, refusal.field)
 
 
@@ -201,6 +216,7 @@ def quote_answer(quote: Quote, operation: Operation | None) -> models.QuoteAnswe
             invoice=quote.invoice,
             charged=None if quote.charged_minor is None else money(quote.charged_minor),
             differs=quote.is_differing,
+            checkout_url=operation.url,
         ),
     )
 

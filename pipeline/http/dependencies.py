@@ -15,7 +15,9 @@ from pipeline.changes.parts import Parts as ChangeParts
 from pipeline.http.api_keys import ApiKey, Keys, Role
 from pipeline.http.errors import ApiError
 from pipeline.settings import Settings
+from schemas.account_records import AccountRecords
 from schemas.analytics import HourlyStore, UsageReader
+from schemas.catalog_changes import CatalogStore
 from schemas.clock import Clock
 from schemas.control import Genesis
 from schemas.dunning import DunningStore
@@ -26,6 +28,7 @@ from schemas.log import Log
 from schemas.meters import MeterSet
 from schemas.notices import NoticeOutbox
 from schemas.side_tables import Link
+from schemas.usage_evidence import UsageEvidence
 
 MeterSetSource = Callable[[], Awaitable[MeterSet | None]]
 
@@ -70,8 +73,9 @@ class GatewayDependencies:
     `usage` the gateway does not answer usage over time. Without `hourly`, `complete_up_to` is null.
     Without `accounts` the gateway links no accounts and lists no intents. Without `access` it answers no checks; while
     `access` returns None, SQL has not answered yet. `notices` and `dunning` are alike: without them the gateway lists
-    no notices, and no dunning cases and banners. Without `changes` it changes no plans; the call may raise `Transient`
-    and `OperatorNeeded`.
+    no notices, and no dunning cases and banners. Without `changes` it changes no plans, without `catalog` it lists
+    none, and without `records` it shows no account's page and timeline; these calls may raise `Transient` and
+    `OperatorNeeded`. Without `evidence` the page shows no hours and events.
     """
 
     log: Log
@@ -89,6 +93,9 @@ class GatewayDependencies:
     notices: Callable[[], NoticeOutbox | None] | None = None
     dunning: Callable[[], DunningStore | None] | None = None
     changes: Callable[[], Awaitable[ChangeParts]] | None = None
+    catalog: Callable[[], Awaitable[CatalogStore]] | None = None
+    records: Callable[[], Awaitable[AccountRecords]] | None = None
+    evidence: UsageEvidence | None = None
 
 
 def authorized(dependencies: GatewayDependencies, request: Request, *roles: Role, account: str | None = None) -> ApiKey:

@@ -34,6 +34,10 @@ class CaseAnswer(Answer):
     closed_at: Instant | None
     most_open: MoneyAnswer = Field(description="The most that was open at once.")
     open: MoneyAnswer = Field(description="What is open now of its invoices.")
+    has_ended: bool = Field(description="Whether the subscription has ended: a payment does not restore the plan.")
+    unbilled: str = Field(
+        description="`unpaid` or `paused` if all was paid and Stripe still calls the subscription so, or an empty text."
+    )
     invoices: list[str] = Field(description="Its open invoices at Stripe, oldest first.")
     pay_url: str = Field(description="Stripe's page on which the oldest one is paid, or an empty text.")
 
@@ -127,6 +131,8 @@ def case_answer(listed: ListedCase) -> CaseAnswer:
         closed_at=_instant(case.closed_ms),
         most_open=_money(listed, case.amount_minor),
         open=_money(listed, listed.open_minor),
+        has_ended=listed.has_ended,
+        unbilled=listed.unbilled,
         invoices=list(listed.invoices),
         pay_url=listed.pay_url,
     )

@@ -11,7 +11,7 @@ from pydantic import BaseModel
 
 from pipeline.access.holds import KEY_CHARACTERS_MAX
 from pipeline.http.body import BATCH, LINES, PLAIN, SINGLE
-from pipeline.http.change_models import AcceptWish, QuoteWish
+from pipeline.http.change_models import AcceptWish, CheckoutWish, PortalWish, QuoteWish
 from pipeline.http.models import (
     AccessAnswer,
     AccessCheck,
@@ -22,6 +22,7 @@ from pipeline.http.models import (
     Readiness,
 )
 from pipeline.http.override_models import ContractWish, OverrideWish
+from pipeline.http.page_links import PageWish
 from pipeline.http.seat_models import SeatBodyWish, SeatMoveWish
 from schemas.events import UsageEvent
 
@@ -69,6 +70,9 @@ _BODIES: Final[Mapping[tuple[str, str], type[BaseModel]]] = {
     (f"{HOLD_PATH}/use", "post"): HoldUse,
     (f"{ACCOUNT}/quotes", "post"): QuoteWish,
     (ACCEPT, "post"): AcceptWish,
+    (f"{ACCOUNT}/checkout", "post"): CheckoutWish,
+    (f"{ACCOUNT}/portal", "post"): PortalWish,
+    (f"{ACCOUNT}/page", "post"): PageWish,
     (SEATS, "post"): SeatBodyWish,
     (f"{SEAT}/activate", "post"): SeatMoveWish,
     (f"{SEAT}/release", "post"): SeatMoveWish,
@@ -111,6 +115,12 @@ EXAMPLES: Final[Mapping[str, str]] = {
   -d '{{"plan": "professional", "used": {{"locations": "1"}}}}'""",
     ACCEPT: f"""curl -X POST "$GATEWAY/v1/accounts/acme/quotes/qt_5d41402abc4b2a76b9719d91/accept" \\
   {_KEY}""",
+    f"{ACCOUNT}/checkout": f"""curl "$GATEWAY/v1/accounts/acme/checkout" \\
+  {_KEY} \\
+  -d '{{"plan": "professional", "return_url": "https://app.example/billing"}}'""",
+    f"{ACCOUNT}/portal": f"""curl "$GATEWAY/v1/accounts/acme/portal" \\
+  {_KEY} \\
+  -d '{{"return_url": "https://app.example/billing", "only_card": true}}'""",
     f"{ACCOUNT}/changes/pending": f"""curl -X DELETE "$GATEWAY/v1/accounts/acme/changes/pending" \\
   {_KEY}""",
     SEATS: f"""curl "$GATEWAY/v1/accounts/acme/seats" \\

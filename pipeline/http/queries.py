@@ -23,6 +23,7 @@ NOTICES_MAX: Final = 1_000
 CASES_MAX: Final = 1_000
 SEATS_MAX: Final = 1_000
 INTENTS_MAX: Final = 1_000
+ENTRIES_MAX: Final = 1_000
 
 # An error of this type has our own words; the library's words are replaced.
 _PLAIN: Final = "plain"
@@ -134,6 +135,13 @@ class DunningParameters(Parameters):
     ] = None
     limit: Annotated[int, Field(ge=1, le=CASES_MAX, description="How many cases.")] = 100
     cursor: Annotated[str, Field(max_length=200, description="The `next_cursor` of the page before.")] = ""
+
+
+class TimelineParameters(Parameters):
+    """The parameters of `GET /v1/accounts/{account}/timeline`."""
+
+    limit: Annotated[int, Field(ge=1, le=ENTRIES_MAX, description="How many entries of the past.")] = 100
+    cursor: Annotated[int | None, Field(ge=0, le=10**15, description="The `next_cursor` of the page before.")] = None
 
 
 class TopOfMeterParameters(Parameters):

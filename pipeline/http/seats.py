@@ -16,7 +16,7 @@ from pipeline.changes.seating import SeatsFull, SeatWish, Standing, allowed_text
 from pipeline.http import seat_models as models
 from pipeline.http.api_keys import ApiKey
 from pipeline.http.body import Bodies
-from pipeline.http.changes import KEY_CHARACTERS_MAX, Text, actor_of, decoded, parts_of
+from pipeline.http.changes import KEY_CHARACTERS_MAX, Text, actor, decoded, parts_of
 from pipeline.http.dependencies import Billing, GatewayDependencies, SeatReader
 from pipeline.http.errors import ApiError, json_answer
 from pipeline.http.queries import AccountInPath, SeatsParameters
@@ -72,7 +72,7 @@ class SeatEndpoints:
             raise InvalidInput("Idempotency-Key", f"must have at most {KEY_CHARACTERS_MAX} characters")
         parts = await parts_of(self._dependencies)
         wish = SeatWish(account, wanted.feature, wanted.holder, wanted.reserve, name)
-        found = await take_seat(seat_parts(parts), wish, actor_of(wanted.by, key))
+        found = await take_seat(seat_parts(parts), wish, actor(wanted.by, key))
         if isinstance(found, SeatsFull):
             raise ApiError(409, "seats_full", found.message, "holder")
         seat, is_new = found
@@ -96,7 +96,7 @@ class SeatEndpoints:
         check_account(account)
         async with self._bodies.read(request) as body:
             wanted = decoded(body, MoveBody, '{"by": "ann"}, or nothing') if body.strip() else MoveBody()
-        return await parts_of(self._dependencies), actor_of(wanted.by, key)
+        return await parts_of(self._dependencies), actor(wanted.by, key)
 
 
 def _moved(found: Seat | None, parts: Parts) -> Response:

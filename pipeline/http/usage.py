@@ -49,7 +49,7 @@ SPAN_DAYS_MAX: Final = {Window.HOUR: 366, Window.DAY: 3_660, Window.MONTH: 36_60
 ACCOUNT_DIMENSION: Final = "account"
 
 
-class _Counted(NamedTuple):
+class Counted(NamedTuple):
     """The data of an answer on current usage."""
 
     state: AccountState
@@ -110,7 +110,7 @@ class UsageEndpoints:
         return await self._current(live, account)
 
     async def _current(self, live: LiveUsage, account: str) -> Response:
-        counted = await self._counted(live, account)
+        counted = await self.counted(live, account)
         period, checkpoint, waiting = counted.period, counted.checkpoint, counted.waiting
         if (
             checkpoint.meter_set
@@ -130,7 +130,7 @@ class UsageEndpoints:
                 meters=[
                     models.MeterValue(
                         meter=meter.slug,
-                        value=_live_value(counted.totals.get(meter.slug), meter),
+                        value=live_value(counted.totals.get(meter.slug), meter),
                         unit=meter.unit,
                         aggregation=meter.aggregation.value,
                     )
@@ -139,8 +139,10 @@ class UsageEndpoints:
             )
         )
 
-    async def _counted(self, live: LiveUsage, account: str) -> _Counted:
-        """The account's period and the totals of that period. Reads again if a binding changed the period meanwhile."""
+    async def counted(self, live: LiveUsage, account: str) -> Counted:
+        """The account's period and the totals of that period. Reads again if a binding changed the period meanwhile.
+
+        Raises `ApiError` 503 if nothing was counted yet, and `Transient`."""
         partition = partition_of(account, self._dependencies.genesis.partitions)
         now_ms = self._dependencies.clock.now_ms()
         first, states = await live.accounts.accounts(partition, [account])
@@ -152,7 +154,7 @@ class UsageEndpoints:
             if first is None or checkpoint is None or before is None:
                 message = "nothing has been counted on this account's partition yet: is a worker running?"
                 raise ApiError(503, "not_counted_yet", message, headers=retry_after(5))
-            counted = _Counted(states[account], period, now_ms, before, waiting, checkpoint, totals.get(total, {}))
+            counted = Counted(states[account], period, now_ms, before, waiting, checkpoint, totals.get(total, {}))
             if (first.generation, first.next_offset) == (checkpoint.generation, checkpoint.next_offset):
                 return counted
             first, states = await live.accounts.accounts(partition, [account])
@@ -173,7 +175,7 @@ class UsageEndpoints:
         return None if archived_ms is None else min(relayed_ms, archived_ms)
 
 
-def _state(counted: _Counted) -> dict[str, Any]:
+def _state(counted: Counted) -> dict[str, Any]:
     """Whether the current period is open, and which period counts later usage if it is closed."""
     state, stream_time_ms = counted.state, counted.checkpoint.stream_time_ms
     policy = counted.checkpoint.meter_set.policy if counted.checkpoint.meter_set else Policy()
@@ -262,7 +264,7 @@ def _instant(instant_ms: int | None) -> str | None:
     return None if instant_ms is None else format_instant_ms(instant_ms)
 
 
-def _live_value(text: str | None, meter: Meter) -> str | None:
+def live_value(text: str | None, meter: Meter) -> str | None:
     """A total as decimal text. Without a total, the aggregation's value of an empty period."""
     minor = meter.aggregation.rule.empty_minor if text is None else parse_value(text).minor
     return None if minor is None else decimal_text(minor, meter.scale)

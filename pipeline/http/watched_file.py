@@ -3,15 +3,42 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Final, Generic, TypeVar
 
 from schemas.errors import InvalidInput
 
+SECRETS_MAX: Final = 10
+SECRETS_FILE_BYTES_MAX: Final = 64 * 1024
+
 Content = TypeVar("Content")
 
 _log: Final = logging.getLogger(__name__)
+
+
+def load_lines(path: Path, field: str, pattern: re.Pattern[str], what: str) -> tuple[str, ...]:
+    """The secrets of a file, one on each line; `#` begins a comment. Empty if the file is missing.
+
+    Raises `InvalidInput` of `field`, with the number of a line that does not match the pattern and `what` is right.
+    """
+    try:
+        with path.open("rb") as file:
+            content = file.read(SECRETS_FILE_BYTES_MAX + 1)
+    except FileNotFoundError:
+        return ()
+    except OSError as error:
+        raise InvalidInput(field, f"{path} cannot be read: {error.strerror}") from error
+    secrets = []
+    for number, line in enumerate(content.decode("utf-8", "replace").splitlines(), start=1):
+        secret = line.partition("#")[0].strip()
+        if secret and not pattern.fullmatch(secret):
+            raise InvalidInput(field, f"{path}, line {number}: {what}")
+        secrets += [secret] if secret else []
+    if len(secrets) > SECRETS_MAX or len(content) > SECRETS_FILE_BYTES_MAX:
+        raise InvalidInput(field, f"{path} has more than {SECRETS_MAX} secrets: remove the old ones")
+    return tuple(secrets)
 
 
 class WatchedFile(Generic[Content]):

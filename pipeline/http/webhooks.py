@@ -21,7 +21,7 @@ from aggregators.stripe_signature import signature_problem
 from pipeline.http.body import Bodies
 from pipeline.http.dependencies import GatewayDependencies
 from pipeline.http.errors import ApiError, json_answer, overloaded
-from pipeline.http.watched_file import WatchedFile
+from pipeline.http.watched_file import WatchedFile, load_lines
 from pipeline.logs.quarantine import Header, append_entry
 from pipeline.metrics import Metrics
 from schemas.billing_events import EVENT_BYTES_MAX, VIA_HEADER, Via
@@ -30,8 +30,6 @@ from schemas.log import BILLING_EVENTS_TOPIC
 from schemas.reasons import Reason
 
 WEBHOOK_PATH: Final = "/v1/stripe/webhook"
-SECRETS_MAX: Final = 10
-SECRETS_FILE_BYTES_MAX: Final = 64 * 1024
 # Stripe waits at least ten seconds for an answer; the log must have answered before.
 ANSWER_TIMEOUT_S: Final = 8.0
 # A burst of deliveries waits in the requests. More are answered with 503, and Stripe repeats them.
@@ -46,23 +44,8 @@ def load_secrets(path: Path) -> tuple[str, ...]:
 
     Raises `InvalidInput` with the number of a malformed line.
     """
-    try:
-        with path.open("rb") as file:
-            content = file.read(SECRETS_FILE_BYTES_MAX + 1)
-    except FileNotFoundError:
-        return ()
-    except OSError as error:
-        raise InvalidInput("stripe_webhook_secrets", f"{path} cannot be read: {error.strerror}") from error
-    secrets = []
-    for number, line in enumerate(content.decode("utf-8", "replace").splitlines(), start=1):
-        secret = line.partition("#")[0].strip()
-        if secret and not _SECRET.fullmatch(secret):
-            what = "a signing secret begins with whsec_ and has no spaces"
-            raise InvalidInput("stripe_webhook_secrets", f"{path}, line {number}: {what}")
-        secrets += [secret] if secret else []
-    if len(secrets) > SECRETS_MAX or len(content) > SECRETS_FILE_BYTES_MAX:
-        raise InvalidInput("stripe_webhook_secrets", f"{path} has more than {SECRETS_MAX} secrets: remove the old ones")
-    return tuple(secrets)
+    what = "a signing secret begins with whsec_ and has no spaces"
+    return load_lines(path, "stripe_webhook_secrets", _SECRET, what)
 
 
 class WebhookEndpoint:

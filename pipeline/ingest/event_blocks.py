@@ -11,7 +11,7 @@ from aggregators.decode import is_batch, normalised
 from aggregators.deferred import far_late_us
 from aggregators.judge import WITHOUT_METERS, rules_at
 from aggregators.meters import compiled
-from aggregators.native.interface import LeftOut, Moment, Told
+from aggregators.native.interface import LeftOut, Moment, Told, ToTake
 from aggregators.native.rows import RowCore
 from aggregators.partitioning import partition_of
 from aggregators.periods import period_at
@@ -75,10 +75,11 @@ class EventBlocks:
         state = state._replace(stream_time_ms=max(state.stream_time_ms, record.timestamp_ms))
         core, value = self._core_for(state), record.value or b""
         moment = self._moment(state)
-        read = core.read(value, moment.stream_time_us)
+        (read,) = core.read([value], moment.stream_time_us)
         if read.accounts:
             self._tell(core, state, accounts, read.accounts)
-        left_out = core.take(value, read.at, position(record.offset), moment) if read.events > 0 else []
+        to_take = ToTake(value, read.at, position(record.offset), moment)
+        left_out = core.take([to_take]).get(0, []) if read.events > 0 else []
         core.clear_tape()
         if read.events < 0 or (left_out and not is_batch(value)):
             rows = self._rows_of(state, accounts, record)

@@ -41,6 +41,7 @@ API_KEYS_FILE: Final = "api_keys.jsonl"
 LOCK_FILE: Final = "lock"
 NOTICES_FILE: Final = "notices.jsonl"
 WEBHOOK_SECRETS_FILE: Final = "webhook_secrets"
+PAGE_SECRETS_FILE: Final = "page_secrets"
 # There from the first start until the example business is made.
 EXAMPLE_DUE_FILE: Final = "example_due"
 WEBHOOK_PATH: Final = "/v1/stripe/webhook"
@@ -141,10 +142,20 @@ class Dev:
             # A developer sees a notice at once.
             "TIDEMARK_NOTICES_SWEEP_S": os.environ.get("TIDEMARK_NOTICES_SWEEP_S", "3"),
             "TIDEMARK_MAIL_URL": os.environ.get("TIDEMARK_MAIL_URL", f"file://{self.data_dir / NOTICES_FILE}"),
+            "TIDEMARK_PAGE_URL": f"http://127.0.0.1:{gateway_port}",
+            "TIDEMARK_PAGE_SECRETS": str(self._page_secrets()),
             **await self._webhooks(gateway_port),
         }
         if self.options.meter_set is not None:
             self.environment["TIDEMARK_METERS"] = str(self.options.meter_set)
+
+    def _page_secrets(self) -> Path:
+        """The file with the secret that signs links to customers' pages; the first start makes the secret."""
+        path = self.data_dir / PAGE_SECRETS_FILE
+        if not path.exists():
+            path.touch(mode=0o600)
+            path.write_text(f"{secrets.token_hex(32)}\n")
+        return path
 
     async def _start_clickhouse(self) -> str:
         port, read_only = free_port(), self.options.clickhouse_port or free_port()

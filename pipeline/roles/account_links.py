@@ -5,21 +5,19 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import secrets
-from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Coroutine, Iterator, Sequence
+from typing import Any, Generic, Protocol, TypeVar
 
 from pipeline.changes.parts import Parts
 from pipeline.clock import SystemClock
 from pipeline.open import Base, change_parts, open_side_tables, open_stripe_changes, open_stripe_objects
+from pipeline.roles.opened_access import READ_TIMEOUT_S
 from pipeline.webhooks.linking import Linking, Wish, link_customers
-from schemas.billing_events import StripeObjects
-from schemas.errors import InvalidInput, OperatorNeeded, Refused, TidemarkError
+from schemas.account_records import AccountRecords
+from schemas.catalog_changes import CatalogStore
+from schemas.errors import InvalidInput, OperatorNeeded, Refused, TidemarkError, Transient
 from schemas.intent_ledger import IntentState, LedgerIntent
-from schemas.plan_changes import StripeChanges
 from schemas.side_tables import Link
-
-if TYPE_CHECKING:
-    from sinks.sql.store import PostgresSideTables
 
 
 @contextlib.contextmanager
@@ -31,21 +29,56 @@ def _operators_matter(*errors: type[TidemarkError]) -> Iterator[None]:
         raise OperatorNeeded(str(error)) from error
 
 
+class _Closed(Protocol):
+    """Something that is closed at the end."""
+
+    async def close(self) -> None: ...
+
+
+Opened = TypeVar("Opened", bound=_Closed)
+
+
+class _Once(Generic[Opened]):
+    """Opens a store for its first caller, and for all who come meanwhile."""
+
+    def __init__(self, open_: Callable[[], Coroutine[Any, Any, Opened]]) -> None:
+        self._open = open_
+        self._opening: asyncio.Task[Opened] | None = None
+
+    async def __call__(self, wait_s: float | None = None) -> Opened:
+        """The store. Raises `Transient`, after `wait_s` too while the opening goes on, and `OperatorNeeded`."""
+        opening = self._opening
+        if opening is None or (opening.done() and opening.exception() is not None):
+            opening = self._opening = asyncio.create_task(self._open())
+        done, _ = await asyncio.wait({opening}, timeout=wait_s)
+        if not done:
+            raise Transient(f"PostgreSQL did not answer in {wait_s:g} s")
+        with _operators_matter(Refused, InvalidInput):
+            return opening.result()
+
+    async def close(self) -> None:
+        """Close the store if it was opened. Safe to call twice."""
+        opening, self._opening = self._opening, None
+        if opening is not None:
+            opening.cancel()
+            (opened,) = await asyncio.gather(opening, return_exceptions=True)
+            if not isinstance(opened, BaseException):
+                await opened.close()
+
+
 class OpenedAccountLinks:
     """Implements `pipeline.http.dependencies.AccountLinks`. PostgreSQL and Stripe are opened by the first request that
     needs them, so that a gateway starts and takes events without them."""
 
     def __init__(self, base: Base) -> None:
         self._base = base
-        self._tables: PostgresSideTables | None = None
-        self._objects: StripeObjects | None = None
-        self._stripe: StripeChanges | None = None
-        self._lock = asyncio.Lock()
-        self._stack = contextlib.AsyncExitStack()
+        self._tables = _Once(lambda: open_side_tables(base, timeout_s=READ_TIMEOUT_S))
+        self._objects = _Once(lambda: open_stripe_objects(base))
+        self._stripe = _Once(lambda: open_stripe_changes(base))
 
     async def link(self, account: str, customer: str, from_ms: int | None, actor: str) -> Link:
         """See `AccountLinks`."""
-        tables, objects = await self._opened_tables(), await self._opened_objects()
+        tables, objects = await self._tables(), await self._objects()
         parts = Linking(self._base.log, tables, objects, self._base.clock, SystemClock())
         with _operators_matter(Refused):
             wish = Wish(account, customer, from_ms, actor, "")
@@ -54,38 +87,25 @@ class OpenedAccountLinks:
 
     async def links(self, account: str) -> Sequence[Link]:
         """See `AccountLinks`."""
-        return await (await self._opened_tables()).links(account)
+        return await (await self._tables(READ_TIMEOUT_S)).links(account)
 
     async def intents(self, state: IntentState, account: str, limit: int, after: str) -> Sequence[LedgerIntent]:
         """See `AccountLinks`."""
-        return await (await self._opened_tables()).intents.listed([state], account, limit, after=after)
+        return await (await self._tables(READ_TIMEOUT_S)).intents.listed([state], account, limit, after=after)
 
     async def changes(self) -> Parts:
         """What plan changes need. Raises `Transient` and `OperatorNeeded`."""
-        tables = await self._opened_tables()
-        async with self._lock:
-            if self._stripe is None:
-                with _operators_matter(Refused, InvalidInput):
-                    self._stripe = await open_stripe_changes(self._base)
-                self._stack.push_async_callback(self._stripe.close)
-        return change_parts(self._base, tables, self._stripe)
+        return change_parts(self._base, await self._tables(), await self._stripe())
+
+    async def catalog(self) -> CatalogStore:
+        """The catalog, for which Stripe need not answer. Raises `Transient` and `OperatorNeeded`."""
+        return (await self._tables(READ_TIMEOUT_S)).catalog
+
+    async def records(self) -> AccountRecords:
+        """What SQL has of an account. Raises `Transient` and `OperatorNeeded`."""
+        return (await self._tables(READ_TIMEOUT_S)).account_records
 
     async def close(self) -> None:
         """Close what was opened. Safe to call twice."""
-        await self._stack.aclose()
-
-    async def _opened_tables(self) -> PostgresSideTables:
-        async with self._lock:
-            if self._tables is None:
-                with _operators_matter(Refused, InvalidInput):
-                    self._tables = await open_side_tables(self._base)
-                self._stack.push_async_callback(self._tables.close)
-            return self._tables
-
-    async def _opened_objects(self) -> StripeObjects:
-        async with self._lock:
-            if self._objects is None:
-                with _operators_matter(Refused, InvalidInput):
-                    self._objects = await open_stripe_objects(self._base)
-                self._stack.push_async_callback(self._objects.close)
-            return self._objects
+        for once in (self._tables, self._objects, self._stripe):
+            await once.close()

@@ -21,6 +21,7 @@ from schemas.errors import InvalidInput, TidemarkError, Transient
 from schemas.live_view import CheckpointedState
 from schemas.meters import MeterSet
 from sinks.clickhouse.client import open_clickhouse
+from sinks.clickhouse.evidence import ClickHouseEvidence
 from sinks.clickhouse.reader import ClickHouseReader
 from sinks.clickhouse.writer import ClickHouseStore
 
@@ -136,6 +137,9 @@ async def run_gateway(settings: Settings) -> None:
                 notices=access.notices if access is not None else None,
                 dunning=access.dunning if access is not None else None,
                 changes=accounts.changes if accounts is not None else None,
+                catalog=accounts.catalog if accounts is not None else None,
+                records=accounts.records if accounts is not None else None,
+                evidence=ClickHouseEvidence(clickhouse),
             ),
             metrics,
         )

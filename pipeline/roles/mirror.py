@@ -8,7 +8,9 @@ from typing import Final
 
 from pipeline.access.dunning import DunningGauges
 from pipeline.access.renewal import Renewal
-from pipeline.changes.following import follow
+from pipeline.changes import collecting, following, trials
+from pipeline.changes.duplicates import heal
+from pipeline.changes.gauges import BoughtGauges
 from pipeline.changes.operating import turn
 from pipeline.clock import SystemClock
 from pipeline.metrics import MetricName, Metrics
@@ -92,6 +94,7 @@ async def run_mirror(settings: Settings) -> None:
         canary = Canary(settings.canary_customer, objects, tables, base.clock) if settings.canary_customer else None
         walker = Walker(base.log, objects, tables, base.clock, SystemClock())
         metrics, counted = Metrics(), Counted(tables, tables.plan_changes, tables.seats, base.clock)
+        bought = BoughtGauges(tables.trials, tables.duplicates, tables.unfinalized)
         renewal = Renewal(tables.catalog, tables.entitlements, base.clock)
         dunned = DunningGauges(tables.dunning, base.clock)
         recoveries: list[Recovery] = []
@@ -121,10 +124,24 @@ async def run_mirror(settings: Settings) -> None:
                 relaying(owned, lambda _: outbox.relay(), settings.relay_interval_s, on_failure=failed),
                 relaying(owned, lambda _: counted.count(), COUNT_INTERVAL_S),
                 relaying(owned, lambda _: dunned.count(), COUNT_INTERVAL_S),
+                relaying(owned, lambda _: bought.count(), COUNT_INTERVAL_S),
                 relaying(owned, lambda _: renewal.turn(), RENEWAL_INTERVAL_S, on_failure=not_renewed),
                 relaying(owned, lambda _: turn(changes), CHANGES_INTERVAL_S, on_failure=not_changed),
-                relaying(owned, lambda _: follow(changes), SEATS_INTERVAL_S, on_failure=not_followed),
+                relaying(
+                    owned,
+                    lambda _: collecting.turn(changes, tables.dunning),
+                    CHANGES_INTERVAL_S,
+                    on_failure=not_changed,
+                ),
+                relaying(owned, lambda _: following.follow(changes), SEATS_INTERVAL_S, on_failure=not_followed),
                 relaying(owned, lambda _: tables.seats.sweep(base.clock.now_ms(), SEATS_SWEPT_MAX), SWEEP_INTERVAL_S),
+                relaying(
+                    owned,
+                    lambda _: trials.follow(changes, tables.trials),
+                    CHANGES_INTERVAL_S,
+                    on_failure=not_changed,
+                ),
+                relaying(owned, lambda _: heal(changes, tables.duplicates), CHANGES_INTERVAL_S, on_failure=not_changed),
                 relaying(owned, lambda _: tables.holds.sweep(base.clock.now_ms(), SWEPT_MAX), SWEEP_INTERVAL_S),
                 recovery.run(),
             )
@@ -132,7 +149,9 @@ async def run_mirror(settings: Settings) -> None:
         def refresh() -> None:
             show(metrics, base.clock, processor.status(), outbox.status(), counted, recoveries)
             show_renewal(metrics, renewal)
-            dunned.show(metrics, is_owner=any(recovery.is_owner for recovery in recoveries))
+            is_owner = any(recovery.is_owner for recovery in recoveries)
+            dunned.show(metrics, is_owner=is_owner)
+            bought.show(metrics, is_owner=is_owner)
 
         runner = runner_settings(
             settings, BILLING_GROUP, flush_events_max=READ_EVENTS_MAX, linger_s=LINGER_S, quiet_s=QUIET_S

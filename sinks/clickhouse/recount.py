@@ -135,6 +135,14 @@ def distinct_source(meter: Meter, in_force: str) -> str:
     )
 
 
+def event_source(meter: Meter, condition: str) -> str:
+    """SQL for (partition, arrived, time_us, value) of the events that satisfy `condition` and that the meter can use.
+    `value` is text."""
+    wanted = _wanted(meter, "1") + _usable(meter)
+    events = _events(condition, [meter])
+    return f"SELECT partition, arrived, time_us, {_value(meter)} AS value FROM ({events}) WHERE {wanted}"
+
+
 def _meters(spans: Sequence[MeterSpan]) -> list[Meter]:
     return list({span.meter.slug: span.meter for span in spans}.values())
 

@@ -15,9 +15,11 @@ from redis.exceptions import ClusterDownError, MasterDownError, ReadOnlyError, R
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
+from aggregators.marks import Members
 from schemas.errors import OperatorNeeded, Transient
 
-Command = tuple[str | bytes | int, ...]
+# The members at a command's end may be packed already.
+Command = tuple[str | bytes | int | Members, ...]
 SOCKET_TIMEOUT_S: Final = 30.0
 CONNECT_TIMEOUT_S: Final = 5.0
 # One command with very many arguments would block the single-threaded server.
@@ -31,6 +33,19 @@ _NOT_PRIMARY: Final = (MasterDownError, ReadOnlyError)
 
 # The type stub allows one argument only.
 _pack = cast("Callable[[Command], bytes]", hiredis.pack_command)
+
+
+def _packed(command: Command) -> bytes:
+    members = command[-1]
+    if not isinstance(members, Members):
+        return _pack(command)
+    head = _pack(command[:-1])
+    return b"*%d%b%b" % (len(command) - 1 + len(members), head[head.index(b"\r") :], members.bulk)
+
+
+def with_members(*head: str, members: Sequence[int]) -> Command:
+    """A command that ends with the members of a set."""
+    return (*head, members) if isinstance(members, Members) else (*head, *members)
 
 
 class Connection:
@@ -51,7 +66,7 @@ class Connection:
                 self._connection = self._pool.get_connection()
             connection = self._connection
             # redis-py's own packing inspects every argument in Python before it calls hiredis.
-            packed = b"".join(_pack(command) for command in commands)
+            packed = b"".join(map(_packed, commands))
             connection.send_packed_command([packed], check_health=False)
             answers = [self._answer(connection) for _ in commands]
         except (RedisConnectionError, RedisTimeoutError, OSError) as error:

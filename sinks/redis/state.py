@@ -27,7 +27,7 @@ from schemas.rollup import (
     View,
 )
 from sinks.redis.checkpoints import write_checkpoint
-from sinks.redis.client import Command, Connection, as_mapping, checked, chunked, pairs
+from sinks.redis.client import Command, Connection, as_mapping, checked, chunked, pairs, with_members
 from sinks.redis.keys import Keys, deferred_member, parse_total_member, total_member
 from sinks.redis.keyspace import Keyspace, Read, Store
 from sinks.redis.lookups import account_state, decode_deferred
@@ -97,7 +97,9 @@ class RedisState(Store):
     def _read(self, partition: int, believed: Checkpoint, request: ReadRequest) -> View:
         keys = self._space.keys(partition)
         commands: list[Command] = []
-        commands += [("SMISMEMBER", keys.mark(key), *members) for key, members in request.marks.items()]
+        commands += [
+            with_members("SMISMEMBER", keys.mark(key), members=members) for key, members in request.marks.items()
+        ]
         commands += [("HGETALL", keys.total(key)) for key in request.totals]
         cells = _by_bucket(request.cells)
         commands += [("HMGET", keys.cells(bucket), *fields) for bucket, fields in cells.items()]
@@ -160,7 +162,7 @@ def _writes(keys: Keys, believed: Checkpoint, changes: Changes) -> Iterator[Comm
     yield write_checkpoint(keys.checkpoint, changes.checkpoint, believed)
     yield from _removals(keys, changes.replaced)
     for mark, members in changes.marks.items():
-        yield ("SADD", keys.mark(mark), *members)
+        yield with_members("SADD", keys.mark(mark), members=members)
     for total, fields in changes.totals.items():
         yield ("HSET", keys.total(total), *pairs(fields.items()))
     yield from _due_writes(keys, changes)

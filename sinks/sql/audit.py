@@ -8,6 +8,7 @@ from hashlib import sha256
 import msgspec
 from sqlalchemy import Connection, insert
 
+from schemas.errors import InvalidInput
 from schemas.side_tables import AuditRow
 from sinks.sql.queries import Head, chunks
 from sinks.sql.tables import audit
@@ -21,6 +22,13 @@ def canonical(value: object) -> str:
 def chain_hash(previous: str, row: AuditRow) -> str:
     """The hash of a row: SHA-256 of the hash of the account's row before ("" for the first) and the row as JSON."""
     return sha256(msgspec.json.encode([previous, *row])).hexdigest()
+
+
+def check_said(*said: tuple[str, str]) -> None:
+    """Raise `InvalidInput` with the field for a text that the audit cannot keep."""
+    for field, value in said:
+        if not value.strip() or "\0" in value:
+            raise InvalidInput(field, "must not be empty or have a NUL: the audit keeps who did it, and why")
 
 
 def next_row(

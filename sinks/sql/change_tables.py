@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from sqlalchemy import CheckConstraint, Index
+from sqlalchemy import CheckConstraint, Column, Index, Text
 
 from schemas.plan_changes import OPEN_STATES, OperationState
 from sinks.sql.tables import integer, table, text
@@ -58,6 +58,9 @@ operations: Final = table(
     integer("sent_ms", nullable=True),
     text("subscription"),
     text("detail"),
+    Column("return_url", Text, nullable=False, server_default=""),
+    Column("session", Text, nullable=False, server_default=""),
+    Column("url", Text, nullable=False, server_default=""),
     CheckConstraint(f"state IN ({_STATES})", name="operations_state"),
 )
 Index("operations_by_quote", operations.c.quote, unique=True)

@@ -11,10 +11,11 @@ from typing import Any, Final, NamedTuple
 from sqlalchemy import Connection, RowMapping, and_, case, func, or_, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
-from aggregators.dunning import CANCELED_UNPAID, OPEN, advanced, closed
+from aggregators.dunning import CANCELED_UNPAID, OPEN, PAUSED_UNPAID, advanced, closed
 from schemas.catalog import Dunning
 from schemas.clock import DAY_MS
 from schemas.dunning import (
+    Collecting,
     Debt,
     DunningCase,
     DunningCounts,
@@ -24,7 +25,7 @@ from schemas.dunning import (
     Owing,
     Recovery,
 )
-from schemas.errors import InvalidInput
+from schemas.errors import InvalidInput, Transient
 from schemas.side_tables import Link, Row
 from sinks.sql import audit
 from sinks.sql.dunning_tables import dunning_cases, dunning_invoices, dunning_steps
@@ -47,7 +48,7 @@ _UNBILLED: Final = frozenset({"unpaid", "paused"})
 _AUTOMATIC: Final = "charge_automatically"
 _COLUMNS: Final = [column.name for column in dunning_cases.columns]
 _SUBSCRIPTION: Final = "subscription_id"
-# A churned case still withholds the plan.
+# A case that was given up, or was paid and is not billed, still withholds the plan.
 _HOLDS: Final = or_(dunning_cases.c.closed_ms.is_(None), dunning_cases.c.downgrade_ms.is_not(None))
 
 
@@ -79,6 +80,18 @@ class SqlDunning:
 
     async def write_off(self, case: str, actor: str, reason: str, now_ms: int) -> DunningCase:
         return await self._run(lambda connection: _write_off(connection, case, actor, reason, now_ms))
+
+    async def collecting(self, after: str, limit: int) -> Sequence[Collecting]:
+        return await self._run(lambda connection: _collecting(connection, after, limit))
+
+    async def tried(self, case: str, card: str) -> None:
+        def body(connection: Connection) -> None:
+            known = connection.execute(select(dunning_cases.c.cards).where(dunning_cases.c.id == case)).scalar() or ""
+            if card not in known.split():
+                noted = update(dunning_cases).where(dunning_cases.c.id == case)
+                connection.execute(noted.values(cards=f"{known} {card}".strip()))
+
+        await self._run(body)
 
     async def steps(self, case: str) -> Mapping[DunningState, int]:
         step = dunning_steps.c
@@ -135,18 +148,74 @@ def advance(connection: Connection, head: Head, look: Look, subscriptions: Seque
     for row in own:
         subscription = str(row["id"])
         before = cases.get(subscription)
+        new = [debt for debt in debts[subscription] if debt.invoice not in joined]
+        if before is not None and before.outcome is DunningOutcome.RECOVERED and new:
+            # Another payment failed: that is another case.
+            before, debts = None, {**debts, subscription: new}
         if before is None and (row["status"] in _NEVER_BEGAN or row["collection_method"] not in (None, _AUTOMATIC)):
             continue
         # A customer may belong to another account by now.
         taken = before and before._replace(account=look.account)
         after = advanced(taken, _owing(look, row, debts[subscription]), look.policy, look.now_ms)
         if after is not None:
-            new = [debt for debt in debts[subscription] if debt.invoice not in joined]
+            if after.cards is None:
+                after = after._replace(cards=" ".join(_cards(connection, row)))
             _save(connection, head, look, before, after, new)
     # Nobody is asked for the money of a customer who is linked to no account, until it is linked again.
     left = (dunning_cases.c.account == look.account) & dunning_cases.c.next_ms.is_not(None)
     left &= dunning_cases.c.subscription_id.not_in([str(row["id"]) for row in own])
     connection.execute(update(dunning_cases).where(left).values(next_ms=None))
+
+
+def _cards(connection: Connection, subscription: Row) -> list[str]:
+    """The payment methods that a subscription is paid with: its own, and its customer's default one."""
+    customer = mirror["stripe_customers"].c
+    wanted = select(customer.default_payment_method).where(customer.id == subscription["customer_id"])
+    found = (subscription["default_payment_method"], connection.execute(wanted).scalar())
+    return list(dict.fromkeys(str(card) for card in found if card))
+
+
+def _collecting(connection: Connection, after: str, limit: int) -> list[Collecting]:
+    found, of, newer = dunning_cases.c, mirror["subscriptions"].c, dunning_cases.alias().c
+    customer, invoice, owed = mirror["stripe_customers"].c, mirror["invoices"].c, dunning_invoices.c
+    has_ended = or_(of.ended_ms.is_not(None), of.deleted == 1)
+    is_open = and_(owed.case_id == found.id, invoice.status == OPEN, invoice.deleted.is_distinct_from(1))
+    is_owed = select(owed.case_id).join(mirror["invoices"], invoice.id == owed.invoice_id).where(is_open).exists()
+    has_newer = select(newer.id).where(newer.subscription_id == found.subscription_id, newer.found_ms > found.found_ms)
+    # Whoever canceled did not stop paying: what that customer owes is the business' own matter.
+    was_given_up = and_(
+        found.outcome == DunningOutcome.CHURNED.value,
+        or_(~has_ended, and_(is_owed, of.cancellation_reason == CANCELED_UNPAID)),
+    )
+    is_left = and_(
+        found.outcome == DunningOutcome.RECOVERED.value, of.status == "paused", of.pause_reason == PAUSED_UNPAID,
+        ~has_ended,
+    )  # fmt: skip
+    may_be_paid = and_(found.closed_ms.is_(None), found.next_ms.is_not(None), ~has_ended)
+    period = mirror["subscription_items"].c
+    until_ms = select(func.max(period.period_end_ms)).where(period.subscription_id == of.id).scalar_subquery()
+    wanted = (
+        select(
+            dunning_cases, of.customer_id, of.status, of.default_payment_method.label("own_card"),
+            customer.default_payment_method.label("customer_card"), until_ms.label("until_ms"),
+            has_ended.label("has_ended"),
+        )
+        .join(mirror["subscriptions"], of.id == found.subscription_id)
+        .outerjoin(mirror["stripe_customers"], customer.id == of.customer_id)
+        .where(found.id > after, or_(may_be_paid, was_given_up, is_left), ~has_newer.exists())
+        .order_by(found.id)
+        .limit(limit)
+    )  # fmt: skip
+    rows = connection.execute(wanted).mappings().all()
+    open_ = _open_invoices(connection, [row["id"] for row in rows])
+    return [
+        Collecting(
+            _case(row), str(row["customer_id"] or ""), str(row["status"] or ""), str(row["own_card"] or ""),
+            str(row["customer_card"] or ""), row["until_ms"] or 0, bool(row["has_ended"]),
+            tuple(each.id for each in open_[row["id"]]),
+        )
+        for row in rows
+    ]  # fmt: skip
 
 
 def deciding(connection: Connection, subscriptions: Collection[str]) -> list[Row]:
@@ -165,11 +234,13 @@ def deciding(connection: Connection, subscriptions: Collection[str]) -> list[Row
 
 
 def _holding(connection: Connection, subscriptions: Collection[str]) -> dict[str, DunningCase]:
-    """The open case of each subscription, or the churned one that withholds its plan."""
+    """The open case of each subscription, or the newest closed one that withholds its plan."""
     found: dict[str, DunningCase] = {}
     for chunk in chunks(set(subscriptions)):
         wanted = select(dunning_cases).where(dunning_cases.c.subscription_id.in_(chunk), _HOLDS)
-        for row in connection.execute(wanted.order_by(dunning_cases.c.closed_ms.is_(None))).mappings():
+        for row in connection.execute(
+            wanted.order_by(dunning_cases.c.closed_ms.is_(None), dunning_cases.c.found_ms)
+        ).mappings():
             found[row["subscription_id"]] = _case(row)
     return found
 
@@ -266,9 +337,7 @@ def _write(
 
 
 def _write_off(connection: Connection, name: str, actor: str, reason: str, now_ms: int) -> DunningCase:
-    for field, value in (("actor", actor), ("reason", reason)):
-        if not value.strip() or "\0" in value:
-            raise InvalidInput(field, "must not be empty or have a NUL: the audit keeps who did it, and why")
+    audit.check_said(("actor", actor), ("reason", reason))
     wanted = select(dunning_cases).where(dunning_cases.c.id == name.replace("\0", ""))
     row = connection.execute(wanted).mappings().first()
     if row is None:
@@ -276,6 +345,8 @@ def _write_off(connection: Connection, name: str, actor: str, reason: str, now_m
     heads = lock_accounts(connection, {row["account"]})
     # Read again: the case may have moved before the lock.
     before = _case(connection.execute(wanted).mappings().one())
+    if before.account not in heads:
+        raise Transient(f"{name} has just moved to account {before.account}: send the same again")
     if before.outcome is DunningOutcome.WRITTEN_OFF:
         return before
     if before.outcome is DunningOutcome.RECOVERED:
@@ -289,7 +360,7 @@ def _write_off(connection: Connection, name: str, actor: str, reason: str, now_m
 
 def _with_invoices(connection: Connection, cases: Sequence[DunningCase]) -> list[ListedCase]:
     """Each case with its open invoices, and what became of its subscription."""
-    found: dict[str, list[Any]] = defaultdict(list)
+    found = _open_invoices(connection, [each.id for each in cases])
     subscribed: dict[str, tuple[bool, str]] = {}
     subscription = mirror["subscriptions"].c
     newest = {row["subscription_id"]: row for row in deciding(connection, {each.subscription for each in cases})}
@@ -299,13 +370,6 @@ def _with_invoices(connection: Connection, cases: Sequence[DunningCase]) -> list
         for row in connection.execute(theirs.where(subscription.id.in_(chunk))):
             unbilled = row.status if row.id in paid and row.status in _UNBILLED else ""
             subscribed[row.id] = row.ended_ms is not None or row.deleted == 1, unbilled
-    of, invoice = dunning_invoices.c, mirror["invoices"].c
-    for chunk in chunks([each.id for each in cases]):
-        wanted = select(of.case_id, invoice.id, invoice.remaining_minor, invoice.hosted_url)
-        wanted = wanted.join(mirror["invoices"], invoice.id == of.invoice_id)
-        wanted = wanted.where(of.case_id.in_(chunk), invoice.status == OPEN, invoice.deleted.is_distinct_from(1))
-        for row in connection.execute(wanted.order_by(of.first_failed_ms, invoice.id)):
-            found[row.case_id].append(row)
     return [
         ListedCase(
             each, tuple(row.id for row in found[each.id]), sum(row.remaining_minor or 0 for row in found[each.id]),
@@ -314,6 +378,19 @@ def _with_invoices(connection: Connection, cases: Sequence[DunningCase]) -> list
         )
         for each in cases
     ]  # fmt: skip
+
+
+def _open_invoices(connection: Connection, cases: Sequence[str]) -> Mapping[str, list[Any]]:
+    """The open invoices of each case, oldest first."""
+    found: dict[str, list[Any]] = defaultdict(list)
+    of, invoice = dunning_invoices.c, mirror["invoices"].c
+    for chunk in chunks(cases):
+        wanted = select(of.case_id, invoice.id, invoice.remaining_minor, invoice.hosted_url)
+        wanted = wanted.join(mirror["invoices"], invoice.id == of.invoice_id)
+        wanted = wanted.where(of.case_id.in_(chunk), invoice.status == OPEN, invoice.deleted.is_distinct_from(1))
+        for row in connection.execute(wanted.order_by(of.first_failed_ms, invoice.id)):
+            found[row.case_id].append(row)
+    return found
 
 
 def _recoveries(connection: Connection, from_ms: int, until_ms: int) -> list[Recovery]:

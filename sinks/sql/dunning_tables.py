@@ -29,6 +29,7 @@ dunning_cases: Final = Table(
     Column("next_ms", INTEGER),
     Column("closed_ms", INTEGER),
     Column("outcome", Text),
+    Column("cards", Text),
     CheckConstraint(f"state IN ({_STATES})", name="dunning_cases_state"),
     CheckConstraint(f"outcome IN ({_OUTCOMES})", name="dunning_cases_outcome"),
     sqlite_strict=True,

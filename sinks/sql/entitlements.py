@@ -253,7 +253,7 @@ def _granted(
     replaces: bool = False,
 ) -> list[Override]:
     for grant in grants:
-        _check_said(("account", account), ("actor", actor), ("reason", grant.reason))
+        trail.check_said(("account", account), ("actor", actor), ("reason", grant.reason))
     new = {"account": account, "created_ms": now_ms, "audit_seq": 0, "audit_hash": "", "binding_number": 0}
     insert_new(connection, accounts, [new])
     heads = lock_accounts(connection, {account})
@@ -284,7 +284,7 @@ def _made(connection: Connection, heads: dict[str, Head], made: Override) -> Ove
 
 
 def _revoke(connection: Connection, account: str, number: int, actor: str, reason: str, now_ms: int) -> Override:
-    _check_said(("actor", actor), ("reason", reason))
+    trail.check_said(("actor", actor), ("reason", reason))
     heads = lock_accounts(connection, {account})
     found = [made for made in _overrides(connection, account) if made.number == number]
     if not found:
@@ -320,13 +320,6 @@ def _with_revokers(connection: Connection, account: str, made: Sequence[Override
         each._replace(revoked_by=said[0], revoked_reason=said[1]) if (said := by_number.get(str(each.number))) else each
         for each in made
     ]
-
-
-def _check_said(*said: tuple[str, str]) -> None:
-    """Raise `InvalidInput` for a text that the audit cannot keep."""
-    for field, value in said:
-        if not value.strip() or "\0" in value:
-            raise InvalidInput(field, "must not be empty or have a NUL: the audit keeps who did it, and why")
 
 
 def _audited(

@@ -18,12 +18,14 @@ from schemas.plan_changes import (
     Quote,
     SubscriptionView,
 )
+from schemas.trials import TrialWish
 from schemas.upgrades import Money
 from sinks.sql import audit
 from sinks.sql.change_tables import operations, quotes
 from sinks.sql.intents import Run
 from sinks.sql.queries import insert_new, lock_accounts, save_heads
 from sinks.sql.tables import accounts
+from sinks.sql.trials import abandoned, placed, reserve
 
 CAUSE: Final = "plan change"
 _OPEN: Final = [state.value for state in OPEN_STATES]
@@ -45,8 +47,10 @@ class SqlPlanChanges:
 
         return await self._run(body)
 
-    async def intend(self, quote: Quote, by: str, now_ms: int) -> Operation:
-        return await self._run(lambda connection: _intend(connection, quote, by, now_ms))
+    async def intend(
+        self, quote: Quote, by: str, now_ms: int, return_url: str = "", trial: TrialWish | None = None
+    ) -> Operation:
+        return await self._run(lambda connection: _intend(connection, quote, by, now_ms, return_url, trial))
 
     async def operation(self, quote: str) -> Operation | None:
         return await self._run(lambda connection: _of_quote(connection, quote))
@@ -56,10 +60,21 @@ class SqlPlanChanges:
         values = {"sent_ms": first_ms, "state": OperationState.SENT.value, "touched_ms": now_ms}
         return await self._run(lambda connection: _change(connection, operation, **values))
 
-    async def stepped(self, operation: Operation, subscription: str, now_ms: int) -> Operation:
-        values = {"step": operation.step + 1, "sent_ms": None, "touched_ms": now_ms, "subscription": subscription}
-        values["state"] = OperationState.SENT.value
-        return await self._run(lambda connection: _change(connection, operation, **values))
+    async def stepped(
+        self, operation: Operation, subscription: str, now_ms: int, session: str = "", url: str = ""
+    ) -> Operation:
+        values: dict[str, Any] = {"step": operation.step + 1, "sent_ms": None, "touched_ms": now_ms}
+        values |= {"subscription": subscription, "state": OperationState.SENT.value}
+        if session:
+            values |= {"session": session, "url": url}
+
+        def body(connection: Connection) -> Operation:
+            stepped = _change(connection, operation, **values)
+            if session and stepped.session == session:
+                placed(connection, operation.id, "", session, now_ms)
+            return stepped
+
+        return await self._run(body)
 
     async def doubt(self, operation: Operation, now_ms: int) -> Operation:
         values = {"state": OperationState.UNKNOWN.value, "touched_ms": now_ms}
@@ -94,6 +109,7 @@ class SqlPlanChanges:
 
 
 def _add(connection: Connection, quote: Quote) -> Quote:
+    audit.check_said(("by", quote.made_by))
     insert_new(connection, quotes, [_quote_row(quote)])
     found = _quote(connection, quote.id)
     if found is None or (found.account, found.request) != (quote.account, quote.request):
@@ -102,11 +118,15 @@ def _add(connection: Connection, quote: Quote) -> Quote:
 
 
 def _quote(connection: Connection, identifier: str) -> Quote | None:
-    row = connection.execute(select(quotes).where(quotes.c.id == identifier)).mappings().first()
+    # No quote's id has a NUL, which PostgreSQL does not take.
+    row = connection.execute(select(quotes).where(quotes.c.id == identifier.replace("\0", ""))).mappings().first()
     return None if row is None else _read_quote(row)
 
 
-def _intend(connection: Connection, quote: Quote, by: str, now_ms: int) -> Operation:
+def _intend(
+    connection: Connection, quote: Quote, by: str, now_ms: int, return_url: str, trial: TrialWish | None
+) -> Operation:
+    audit.check_said(("by", by))
     new = {"account": quote.account, "created_ms": now_ms, "audit_seq": 0, "audit_hash": "", "binding_number": 0}
     insert_new(connection, accounts, [new])
     heads = lock_accounts(connection, {quote.account})
@@ -117,8 +137,10 @@ def _intend(connection: Connection, quote: Quote, by: str, now_ms: int) -> Opera
         return same or _operation(other)  # type: ignore[arg-type]  # one of the two is there
     made = Operation(
         f"op_{quote.id.removeprefix('qt_')}", quote.account, quote.id, OperationState.PLANNED, 0, now_ms, now_ms, by,
-        subscription=quote.base.id,
+        subscription=quote.base.id, return_url=return_url,
     )  # fmt: skip
+    if trial is not None:
+        reserve(connection, made.id, quote.account, trial, now_ms)
     row = {**made._asdict(), "state": made.state.value, "requested_by": by}
     del row["by"]
     connection.execute(insert(operations), row)
@@ -164,6 +186,10 @@ def _settle(
     connection.execute(
         update(quotes).where(quotes.c.id == operation.quote).values(invoice=invoice, charged_minor=charged_minor)
     )
+    if state is OperationState.FAILED:
+        abandoned(connection, operation.id, heads[operation.account], now_ms)
+    elif settled.subscription and not settled.session:
+        placed(connection, operation.id, settled.subscription, "", now_ms)
     after = {"state": state.value, "invoice": invoice, "charged_minor": charged_minor}
     head = heads[operation.account]
     trail = audit.next_row(
@@ -200,6 +226,7 @@ def _operation(row: RowMapping) -> Operation:
     return Operation(
         row["id"], row["account"], row["quote"], OperationState(row["state"]), row["step"], row["made_ms"],
         row["touched_ms"], row["requested_by"], row["sent_ms"], row["subscription"], row["detail"],
+        row["return_url"], row["session"], row["url"],
     )  # fmt: skip
 
 

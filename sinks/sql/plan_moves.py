@@ -125,9 +125,7 @@ def _last(connection: Connection, subscriptions: set[str]) -> dict[str, Move]:
 def _intend(
     connection: Connection, subscribed: Subscribed, source: PlanId, target: PlanId, who: str, why: str, ms: int
 ) -> Move:
-    for field, value in (("--by", who), ("--reason", why)):
-        if not value.strip() or "\0" in value:
-            raise InvalidInput(field, "must not be empty or have a NUL: the audit keeps who did it, and why")
+    audit.check_said(("--by", who), ("--reason", why))
     account = subscribed.account
     new = {"account": account, "created_ms": ms, "audit_seq": 0, "audit_hash": "", "binding_number": 0}
     insert_new(connection, accounts, [new])

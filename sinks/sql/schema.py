@@ -24,20 +24,31 @@ def migrate(connection: Connection, scope: str, log_id: str) -> None:
     Raises `OperatorNeeded`; see `schemas.side_tables.SideTables.migrate`.
     """
     connection.execute(text(f"SELECT pg_advisory_xact_lock({LOCK_SPACE}, {MIGRATION_LOCK})"))
-    config = _config()
-    config.attributes["connection"] = connection
-    known = {script.revision for script in ScriptDirectory.from_config(config).walk_revisions()}
     current = MigrationContext.configure(connection).get_current_revision()
-    if current is not None and current not in known:
-        raise OperatorNeeded(
-            f"the SQL database has migration {current}, which this version does not know: run the version that made "
-            "the migration, or restore a backup from before the upgrade"
-        )
+    if current is not None:
+        _check_known(current)
     # Another deployment's database is left as it is, also at an older version.
     if inspect(connection).has_table(meta.name):
         claim_database(connection, scope, log_id)
-    command.upgrade(config, "head")
+    upgrade(connection, "head")
     claim_database(connection, scope, log_id)
+
+
+def upgrade(connection: Connection, migration: str) -> None:
+    """Bring a PostgreSQL database to a migration. Raises `OperatorNeeded` if this version does not know it."""
+    if migration != "head":
+        _check_known(migration)
+    config = _config()
+    config.attributes["connection"] = connection
+    command.upgrade(config, migration)
+
+
+def _check_known(migration: str) -> None:
+    if migration not in {script.revision for script in ScriptDirectory.from_config(_config()).walk_revisions()}:
+        raise OperatorNeeded(
+            f"the SQL database has migration {migration}, which this version does not know: run the version that made "
+            "the migration, or restore a backup from before the upgrade"
+        )
 
 
 def claim_database(connection: Connection, scope: str, log_id: str) -> None:

@@ -34,10 +34,12 @@ from schemas.side_tables import (
     Unstorable,
 )
 from sinks.sql import links, step
+from sinks.sql.account_records import SqlAccountRecords
 from sinks.sql.bills import SqlBills
 from sinks.sql.bindings import Planner, binding_of, overlaps_now
 from sinks.sql.catalog import SqlCatalog
 from sinks.sql.dunning import SqlDunning
+from sinks.sql.duplicates import SqlDuplicates
 from sinks.sql.entitlements import SqlEntitlements
 from sinks.sql.holds import SqlHolds
 from sinks.sql.intents import SqlIntentLedger
@@ -46,8 +48,11 @@ from sinks.sql.payers import SqlPayers
 from sinks.sql.plan_changes import SqlPlanChanges
 from sinks.sql.plan_moves import SqlPlanMoves
 from sinks.sql.queries import links_of, mirror_row, mirror_rows, next_offset, rows_where
+from sinks.sql.revenue import SqlRevenue
 from sinks.sql.seats import SqlSeats
 from sinks.sql.tables import account_bindings, audit, cursors, customer_column, mirror, processed_events
+from sinks.sql.trials import SqlTrials
+from sinks.sql.unfinalized import SqlUnfinalized
 
 Answer = TypeVar("Answer")
 
@@ -78,6 +83,11 @@ class SqlSideTables(ABC):
         """`timeline` derives bindings; see `schemas.side_tables.Timeline`. Its `mirror` has no invoices and no lines:
         an account may have years of them, and they decide no binding. `sent` is in the order of the numbers."""
         self._planner = Planner(timeline, overlaps)
+
+    @property
+    def account_records(self) -> SqlAccountRecords:
+        """What there is of one account, in the same database."""
+        return SqlAccountRecords(self._run)
 
     @property
     def bills(self) -> SqlBills:
@@ -115,6 +125,11 @@ class SqlSideTables(ABC):
         return SqlDunning(self._run)
 
     @property
+    def revenue(self) -> SqlRevenue:
+        """The audit as revenue reads it."""
+        return SqlRevenue(self._run)
+
+    @property
     def notices(self) -> SqlNotices:
         """The outbox of notices in the same database."""
         return SqlNotices(self._run)
@@ -130,9 +145,24 @@ class SqlSideTables(ABC):
         return SqlPlanChanges(self._run)
 
     @property
+    def trials(self) -> SqlTrials:
+        """Trials and their keys, in the same database."""
+        return SqlTrials(self._run)
+
+    @property
+    def duplicates(self) -> SqlDuplicates:
+        """Subscriptions that are one too many, in the same database."""
+        return SqlDuplicates(self._run)
+
+    @property
     def seats(self) -> SqlSeats:
         """Seats and who holds them, in the same database."""
         return SqlSeats(self._run)
+
+    @property
+    def unfinalized(self) -> SqlUnfinalized:
+        """Invoices that cannot become final, in the same database."""
+        return SqlUnfinalized(self._run)
 
     @abstractmethod
     async def _run(self, body: Callable[[Connection], Answer]) -> Answer:

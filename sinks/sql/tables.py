@@ -480,6 +480,12 @@ Index(
     postgresql_where=_drafts.status == "draft",
     sqlite_where=_drafts.status == "draft",
 )
+Index(
+    "unfinalized_invoices",
+    _drafts.created_ms,
+    postgresql_where=_drafts.finalization_error.is_not(None),
+    sqlite_where=_drafts.finalization_error.is_not(None),
+)
 
 
 def customer_column(kind: ObjectKind) -> str:

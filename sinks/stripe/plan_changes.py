@@ -6,9 +6,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final
 from urllib.parse import quote
 
-import stripe
-
 from schemas.billing_events import ObjectKind, ObjectName
+from schemas.checkout import OPERATION_KEY
 from schemas.clock import HOUR_MS, SECOND_MS
 from schemas.errors import Transient
 from schemas.plan_changes import (
@@ -20,16 +19,16 @@ from schemas.plan_changes import (
     StripeItem,
     StripeSubscription,
 )
-from sinks.stripe.connection import SHAPE_ERRORS, is_stored_failure, json_of, read, stored
+from sinks.stripe.connection import SHAPE_ERRORS, json_of, read
 from sinks.stripe.objects import PART_PAGES_MAX
-from sinks.stripe.schedules import StripeClientSchedules
+from sinks.stripe.trials import StripeClientTrials
 
 _SUBSCRIPTIONS: Final = "/v1/subscriptions"
 _ENDED: Final = ("canceled", "incomplete_expired")
 _OPEN: Final = ("not_started", "active")
 
 
-class StripeClientChanges(StripeClientSchedules):
+class StripeClientChanges(StripeClientTrials):
     """Previews and changes subscriptions, with one API key. For use in one event loop."""
 
     async def subscriptions(self, customer: str) -> Sequence[StripeSubscription]:
@@ -103,6 +102,24 @@ class StripeClientChanges(StripeClientSchedules):
         path = f"{_SUBSCRIPTIONS}/{quote(subscription, safe='')}"
         await read(lambda: self._stripe.raw_request_async("delete", path, **params), json_of)
 
+    async def resume(self, subscription: str, params: Mapping[str, Any], key: str) -> str | None:
+        """See `StripeChanges`. Costs one call."""
+        return await self._write(f"{_SUBSCRIPTIONS}/{quote(subscription, safe='')}/resume", params, key)
+
+    async def pay(self, invoice: str, key: str) -> str | None:
+        """See `StripeChanges`. Costs one call."""
+        return await self._write(f"/v1/invoices/{quote(invoice, safe='')}/pay", {}, key)
+
+    async def close_invoice(self, invoice: str, how: str, key: str) -> str | None:
+        """See `StripeChanges`. Costs one call."""
+        return await self._write(f"/v1/invoices/{quote(invoice, safe='')}/{how}", {}, key)
+
+    async def open_invoices(self, subscription: str) -> Sequence[str]:
+        """See `StripeChanges`. Costs one call for 100 invoices."""
+        wanted = {"subscription": subscription, "status": "open"}
+        rows = [row async for row in self._rows("/v1/invoices", wanted, PART_PAGES_MAX)]
+        return [str(row["id"]) for row in rows][::-1]
+
     async def carried_out(self, key: str, since_ms: int, until_ms: int) -> str | None:
         """See `StripeChanges`. Costs as many calls as `StripeObjects.events`."""
         # The machine's clock and Stripe's need not agree.
@@ -116,16 +133,8 @@ class StripeClientChanges(StripeClientSchedules):
 
     async def _write(self, path: str, params: Mapping[str, Any], key: str) -> str | None:
         """A call that changes something; None if Stripe has stored that it failed by itself."""
-
-        async def call() -> Any:
-            try:
-                return await stored(lambda: self._stripe.raw_request_async("post", path, **params, idempotency_key=key))
-            except stripe.StripeError as error:
-                if is_stored_failure(error):
-                    return None
-                raise
-
-        return await read(call, lambda found: None if found is None else str(json_of(found)["id"]))
+        found = await self._written("post", path, params, key)
+        return None if found is None else str(found["id"])
 
 
 def _subscription(body: Mapping[str, Any]) -> StripeSubscription:
@@ -152,6 +161,9 @@ def _subscription(body: Mapping[str, Any]) -> StripeSubscription:
             )
             for row in rows
         ),
+        discounts=tuple(_id(each) for each in body["discounts"]),
+        operation=str((body.get("metadata") or {}).get(OPERATION_KEY, "")),
+        start_ms=int(body["start_date"]) * SECOND_MS,
     )  # fmt: skip
 
 

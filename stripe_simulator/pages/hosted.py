@@ -16,7 +16,7 @@ from stripe_simulator.invoicing import lines_of
 from stripe_simulator.mode import Call, Mode
 from stripe_simulator.pages import html as ui
 from stripe_simulator.pages.html import ROOT, Html, Sent, attempt, h, join
-from stripe_simulator.resources import invoices, payment_methods, sessions
+from stripe_simulator.resources import invoices, payment_methods, portal_configurations, sessions
 from stripe_simulator.resources.payment_methods import CARDS, MESSAGES, card_error
 from stripe_simulator.resources.subscription_changes import ENDED, items_of
 from stripe_simulator.simulator import Simulator
@@ -56,16 +56,24 @@ def _checkout(mode: Mode, session: Object, _request: Request, sent: Sent) -> Res
         return ui.page("Checkout", h("h1", "This checkout has expired."))
     payer = {"email": sent.get("email") or session["customer_email"], "name": sent.get("name") or None}
 
-    def complete(method: Object, agreed: bool) -> None:
+    def complete(method: Object | None, agreed: bool) -> None:
         sessions.complete(mode, mode.fetch(session["object"], session["id"]), method, payer, agreed=agreed)
 
-    problem, asks = _pay(mode, sent, complete)
+    if sessions.asks_for_country(mode, session):
+        return _country(mode, session, sent, done)
+    if sent and sent["action"] == "start":
+        error = attempt(mode, lambda: complete(None, agreed=False))
+        problem, asks = error.message if error else "", Html()
+    else:
+        problem, asks = _pay(mode, sent, complete)
     if sent and not problem and not asks:
         return ui.back(done)
     request_body, currency = sessions.request_of(mode, session["id"]), session["currency"]
     total, title = ui.money(session["amount_total"], currency), _TITLES[session["mode"]]
     rows = [(line["description"], ui.money(line["amount"], currency)) for line in request_body["lines"]]
     days = request_body["subscription"].get("trial_period_days")
+    if tax := (session["total_details"] or {}).get("amount_tax"):
+        rows.append(("Tax", ui.money(tax, currency)))
     summary = "" if session["mode"] == "setup" else join(
         ui.table(("What", "Amount"), rows, "Nothing is due today."),
         h("p", "Due today ", h("strong", total), class_="total"),
@@ -74,7 +82,22 @@ def _checkout(mode: Mode, session: Object, _request: Request, sent: Sent) -> Res
     more = "" if session["customer"] else ui.template("payer", email=payer["email"] or "", name=payer["name"] or "")
     cancel = h("p", ui.link("Cancel", session["cancel_url"])) if session["cancel_url"] else ""
     form = asks or _card_form(f"{title} – {total}" if session["amount_total"] else title, sent, more)
+    if not asks and not sessions.needs_card(session):
+        form = join(ui.template("action", label="Start without a card", action="start", field="card", value=""), form)
     return _hosted(mode, title, summary, ui.notice(problem), form, cancel, form_to=done)
+
+
+def _country(mode: Mode, session: Object, sent: Sent, done: str) -> Response:
+    """The page before a checkout with automatic tax: where the payer lives decides the amount."""
+    problem = ""
+    if sent:
+        error = attempt(mode, lambda: sessions.move_payer(mode, session, sent.get("country", "")))
+        if error is None:
+            return ui.back(f"{ROOT}/checkout/{session['id']}")
+        problem = error.message
+    form = ui.template("country", country=sent.get("country", ""))
+    cancel = h("p", ui.link("Cancel", session["cancel_url"])) if session["cancel_url"] else ""
+    return _hosted(mode, "Where do you live?", ui.notice(problem), form, cancel, form_to=done)
 
 
 def _invoice(mode: Mode, invoice: Object, request: Request, sent: Sent) -> Response:
@@ -156,7 +179,18 @@ def _portal(mode: Mode, session: Object, request: Request, sent: Sent) -> Respon
          ui.money(invoice["amount_due"], invoice["currency"]), ui.badge(invoice["status"]))
         for invoice in mode.store.newest("invoice", "customer", customer) if invoice["number"]
     ]  # fmt: skip
-    plans = [_plan(mode, body) for body in mode.store.newest("subscription", "customer", customer)]
+    if session["flow"]:
+        # One thing to do, and back.
+        return _hosted(
+            mode, "Your card", ui.notice(problem),
+            ui.notice("The new card is saved." if "saved" in request.query_params and not sent else "", "good"),
+            h("p", card or "No card is saved."), asks or _card_form("Save this card", sent),
+            h("p", ui.link("Back", session["return_url"])) if session["return_url"] else "",
+        )  # fmt: skip
+    may_cancel = portal_configurations.may_cancel(mode, session["configuration"])
+    plans = [
+        _plan(mode, body, may_cancel=may_cancel) for body in mode.store.newest("subscription", "customer", customer)
+    ]
     return _hosted(
         mode, "Your subscription", ui.notice(problem),
         ui.notice("The new card is saved." if "saved" in request.query_params and not sent else "", "good"),
@@ -167,8 +201,8 @@ def _portal(mode: Mode, session: Object, request: Request, sent: Sent) -> Respon
     )  # fmt: skip
 
 
-def _plan(mode: Mode, body: Object) -> Html:
-    """A subscription, with the button that cancels it at the end of the period or keeps it."""
+def _plan(mode: Mode, body: Object, *, may_cancel: bool) -> Html:
+    """A subscription, maybe with the button that cancels it at the end of the period or keeps it."""
     items = items_of(mode, body["id"])
     names = [(mode.store.get("product", item["price"]["product"]) or {"name": "?"})["name"] for item in items]
     what = ", ".join(f"{item.get('quantity') or 1} × {name}" for name, item in zip(names, items, strict=True))
@@ -178,7 +212,9 @@ def _plan(mode: Mode, body: Object) -> Html:
     text, label, action = (f"Renews on {end}.", "Cancel at the end of the period", "cancel")
     if body["cancel_at"] is not None:
         text, label, action = (f"Ends on {end}.", "Keep the plan", "keep")
-    change = ui.template("action", label=label, action=action, field="subscription", value=body["id"])
+    change: Html = Html()
+    if may_cancel:
+        change = ui.template("action", label=label, action=action, field="subscription", value=body["id"])
     return h("section", h("p", h("strong", what), " ", ui.badge(body["status"])), h("p", text), change, class_="plan")
 
 

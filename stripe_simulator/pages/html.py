@@ -1,13 +1,10 @@
-"""Markup that escapes every text, and the frame of all pages."""
+"""The frame of all pages, and the routes of forms. The markup is that of the customer's page."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable
 from datetime import UTC, datetime
-from functools import cache
-from html import escape
 from pathlib import Path
-from string import Template
 from typing import Any, Final
 from urllib.parse import parse_qsl, urlsplit
 
@@ -15,6 +12,8 @@ from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 from starlette.routing import Route
 
+from portal import markup
+from portal.markup import Html, badge, h, join, link, notice, table
 from stripe_simulator.contract.parameters import BODY_BYTES_MAX
 from stripe_simulator.engine.amounts import exponent
 from stripe_simulator.errors import ApiError
@@ -22,81 +21,30 @@ from stripe_simulator.mode import Mode
 from stripe_simulator.simulator import Simulator
 
 ROOT: Final = "/_simulator"
-FOLDER: Final = Path(__file__).parent
+FOLDER: Final = Path(__file__).parent / "templates"
 # The year 10000, which Python has no dates for.
 SECONDS_MAX: Final = 253_402_300_800
+
+__all__ = [
+    "ROOT", "Html", "Sent", "attempt", "back", "badge", "h", "join", "link", "money", "notice", "page", "route",
+    "table", "template", "time",
+]  # fmt: skip
 
 # The fields of a form; empty if the page is only read.
 Sent = dict[str, str]
 
 
-class Html(str):
-    """Markup; every other text is escaped."""
-
-    __slots__ = ()
-
-
-def h(tag: str, /, *children: object, **attributes: object) -> Html:
-    """An element. `class_` is the attribute `class`; an attribute that is False is left out, and True has no value."""
-    names = "".join(
-        f" {name.rstrip('_').replace('_', '-')}" + ("" if value is True else f'="{escape(str(value))}"')
-        for name, value in attributes.items()
-        if value is not False
-    )
-    return Html(f"<{tag}{names}>{join(*children)}</{tag}>")
-
-
-def join(*children: object) -> Html:
-    """Markup and texts, one after the other."""
-    return Html("".join(child if isinstance(child, Html) else escape(str(child)) for child in children))
-
-
 def template(name: str, /, **values: object) -> Html:
     """A file of `templates/` with its values."""
-    return Html(_template(name).substitute({key: join(value) for key, value in values.items()}))
-
-
-@cache
-def _template(name: str) -> Template:
-    return Template((FOLDER / "templates" / f"{name}.html").read_text("utf-8"))
+    return markup.template(FOLDER, name, **values)
 
 
 def page(title: str, *children: object, nav: object = "", status: int = 200, form_to: str = "") -> Response:
     """A whole page. `form_to` is the URL to which a form of the page may redirect."""
     target = urlsplit(form_to)
-    allowed = f" {target.scheme}://{target.netloc}" if target.netloc else ""
-    policy = f"default-src 'none'; style-src 'self'; img-src data:; base-uri 'none'; form-action 'self'{allowed}"
-    headers = {
-        "Content-Security-Policy": f"{policy}; frame-ancestors 'none'",
-        "Cache-Control": "no-store",
-        "Referrer-Policy": "same-origin",
-        "X-Content-Type-Options": "nosniff",
-    }
+    allowed = f"{target.scheme}://{target.netloc}" if target.netloc else ""
     frame = template("frame", title=title, nav=nav, body=join(*children))
-    return Response(frame, status, headers, "text/html; charset=utf-8")
-
-
-def table(heads: Sequence[str], rows: Iterable[Sequence[object]], empty: object) -> Html:
-    """A table, or `empty` without rows. A narrow screen shows each row as a card with the heads as labels."""
-    lines = [h("tr", *(h("td", cell, data_head=head) for head, cell in zip(heads, row, strict=True))) for row in rows]
-    if not lines:
-        return h("p", empty, class_="empty")
-    return h("table", h("thead", h("tr", *(h("th", name, scope="col") for name in heads))), h("tbody", *lines))
-
-
-def link(text: object, target: str) -> Html:
-    """A link."""
-    return h("a", text, href=target)
-
-
-def badge(status: str) -> Html:
-    """A status; the stylesheet knows the good and the bad ones."""
-    return h("span", status, class_=f"badge is-{status.replace(' ', '-')}")
-
-
-def notice(text: str, kind: str = "bad") -> Html:
-    """A message above the page, or nothing without a text."""
-    return h("p", text, class_=f"notice {kind}", role="alert" if kind == "bad" else "status") if text else Html()
+    return markup.page_response(frame, status, form_to=allowed)
 
 
 def money(amount: int | None, currency: str | None) -> str:

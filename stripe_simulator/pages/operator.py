@@ -14,6 +14,7 @@ from starlette.requests import Request
 from starlette.responses import FileResponse, RedirectResponse, Response
 from starlette.routing import Route
 
+from portal.markup import STYLESHEET
 from stripe_simulator.deliveries import DELIVERY
 from stripe_simulator.engine.periods import add_months
 from stripe_simulator.errors import ApiError, no_such
@@ -50,7 +51,7 @@ def routes(simulator: Simulator) -> list[Route]:
 
     return [
         Route("/", lambda _: RedirectResponse(f"{ROOT}/test/")),
-        Route("/style.css", lambda _: FileResponse(ui.FOLDER / "style.css")),
+        Route("/style.css", lambda _: FileResponse(STYLESHEET)),
         *(route(mode, path) for mode in (simulator.test, simulator.live) for path in pages),
     ]
 

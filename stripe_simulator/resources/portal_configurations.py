@@ -1,6 +1,6 @@
 """Configurations of the customer portal (docs.stripe.com/api/customer_portal/configurations).
 
-Sessions do not follow them: the portal's page offers what it offers.
+Of a session's configuration the page follows one thing: whether a subscription can be canceled.
 """
 
 from __future__ import annotations
@@ -32,6 +32,12 @@ _OFF: Final[dict[str, Any]] = {
     },
 }  # fmt: skip
 _FEATURES: Final = tuple(f"features[{name}]" for name in _OFF if name != "subscription_pause")
+
+
+def may_cancel(mode: Mode, configuration: str) -> bool:
+    """Whether the page offers a cancellation; without a configuration of its own it does."""
+    body = mode.store.get(KIND, configuration)
+    return body is None or bool(body["features"]["subscription_cancel"]["enabled"])
 
 
 def _create(mode: Mode, call: Call) -> Object:

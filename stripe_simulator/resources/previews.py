@@ -16,8 +16,8 @@ from stripe_simulator.resources import subscription_changes, subscription_cycle,
 from stripe_simulator.store import Object
 
 _DETAILS: Final = (
-    "billing_cycle_anchor", "cancel_at", "cancel_at_period_end", "items", "proration_behavior", "proration_date",
-    "trial_end",
+    "billing_cycle_anchor", "cancel_at", "cancel_at_period_end", "cancel_now", "items", "proration_behavior",
+    "proration_date", "resume_at", "trial_end",
 )  # fmt: skip
 TAKES: Final = (
     "automatic_tax[enabled]", "customer", "discounts", "preview_mode", "schedule", "schedule_details[end_behavior]",
@@ -65,6 +65,16 @@ def _until_the_invoice(mode: Mode, call: Call, *, recurring: bool) -> None:
             subscription_schedules.update(mode, Call(call.path, params["schedule_details"], (identifier,)))
         identifier = schedule["subscription"]
     body = mode.fetch("subscription", identifier or "", param="subscription")
+    resumes = change.pop("resume_at", None) == "now"
+    if change.pop("cancel_now", False):
+        subscriptions.cancel(mode, Call(call.path, {"invoice_now": True, "prorate": True}, (identifier,)))
+        return
+    if resumes:
+        anchor = change.pop("billing_cycle_anchor", {"type": "now"})
+        if change:
+            subscriptions.change(mode, body, {**change, "proration_behavior": "none"})
+        subscriptions.resume(mode, Call(call.path, {"billing_cycle_anchor": anchor}, (identifier,)))
+        return
     if change:
         body = subscriptions.change(mode, body, change)
     if body["billing_thresholds"]:

@@ -14,6 +14,7 @@ from stripe_simulator.mode import Call, Mode, Route, new_object
 from stripe_simulator.resources import customers, previews, subscriptions
 from stripe_simulator.resources.conventions import Object, Params, check, reads, require
 from stripe_simulator.resources.payment_methods import attached, card_error
+from stripe_simulator.resources.portal_configurations import KIND as CONFIGURATION
 from stripe_simulator.resources.prices import engine_price
 
 KIND: Final = "checkout.session"
@@ -25,9 +26,15 @@ OPEN_S: Final = 86_400
 INDEXED = {KIND: ("customer", "payment_intent", "subscription")}
 CREATE: Final = (
     "automatic_tax[enabled]", "cancel_url", "client_reference_id", "currency", "customer", "customer_email",
-    "discounts", "line_items", "metadata", "mode", "subscription_data[description]", "subscription_data[metadata]",
-    "subscription_data[trial_end]", "subscription_data[trial_period_days]", "success_url",
+    "customer_update[address]", "customer_update[name]", "discounts", "expires_at", "line_items", "metadata", "mode",
+    "payment_method_collection", "subscription_data[billing_mode]", "subscription_data[description]",
+    "subscription_data[metadata]", "subscription_data[trial_end]", "subscription_data[trial_period_days]",
+    "subscription_data[trial_settings]", "success_url", "tax_id_collection[enabled]",
 )  # fmt: skip
+PORTAL_CREATE: Final = ("configuration", "customer", "flow_data[type]", "return_url")
+# How long a session may live (docs.stripe.com/api/checkout/sessions/create, `expires_at`).
+LIFE_S: Final = (1_800, 86_400)
+_FLOWS: Final = ("subscription_cancel", "subscription_pause", "subscription_update", "subscription_update_confirm")
 _NULL: Final = (
     "amount_subtotal", "amount_total", "cancel_url", "client_reference_id", "currency", "customer", "customer_details",
     "customer_email", "invoice", "payment_intent", "setup_intent", "subscription", "success_url", "total_details",
@@ -39,8 +46,30 @@ def request_of(mode: Mode, session: str) -> Object:
     return mode.fetch(REQUEST, f"{session}/request")
 
 
-def complete(mode: Mode, session: Object, method: Object, payer: Params, *, agreed: bool = False) -> Object:
+def asks_for_country(mode: Mode, session: Object) -> bool:
+    """Whether the page must know the payer's country before it can say an amount: tax is automatic."""
+    if session["status"] != "open" or not session["automatic_tax"]["enabled"] or not session["customer"]:
+        return False
+    return not (mode.fetch("customer", session["customer"])["address"] or {}).get("country")
+
+
+def needs_card(session: Object) -> bool:
+    """Whether a session asks for a card, also if nothing is due."""
+    return bool(session["amount_total"]) or session["payment_method_collection"] != "if_required"
+
+
+def move_payer(mode: Mode, session: Object, country: str) -> Object:
+    """Set the country of a session's customer, and the amounts that follow. Returns the session."""
+    check(len(country) == 2 and country.isalpha(), "A country has two letters, such as FR.", "country")
+    customers.update(mode, Call("", {"address": {"country": country.upper()}}, (session["customer"],)))
+    request = request_of(mode, session["id"])
+    mode.store.put({**request, "lines": _priced(mode, session, request["subscription"])})
+    return mode.store.put(session)
+
+
+def complete(mode: Mode, session: Object, method: Object | None, payer: Params, *, agreed: bool = False) -> Object:
     """Pay an open session and complete it. `payer` has the `email` and `name` of a customer without an object.
+    Without a `method`, nothing may be due.
 
     `agreed`: the cardholder has confirmed. Raises `ApiError`, after which no change may stay: a decline, or
     `authentication_required` if the cardholder must confirm first.
@@ -48,7 +77,10 @@ def complete(mode: Mode, session: Object, method: Object, payer: Params, *, agre
     check(session["status"] == "open", "This Checkout Session is no longer open.")
     customer = session["customer"] or customers.new(mode, payer)["id"]
     done: Object = {"customer": customer}
-    if session["mode"] == "setup":
+    if method is None:
+        check(session["mode"] == "subscription" and not needs_card(session), "A payment method is required.")
+        done |= _subscribed(mode, request_of(mode, session["id"]), customer, None, agreed=agreed)
+    elif session["mode"] == "setup":
         done["setup_intent"] = payments.set_up(mode, method, customer, agreed=agreed)["id"]
     elif session["mode"] == "payment":
         attached(mode, method, customer)
@@ -72,12 +104,16 @@ def _create(mode: Mode, call: Call) -> Object:
     require_urls(params, "success_url", "cancel_url")
     if kind != "subscription" and params.keys() & {"subscription_data", "discounts", "automatic_tax"}:
         raise not_simulated(f"subscription_data, discounts or automatic_tax with mode={kind}")
+    _check_updates(params)
     body: Object = dict.fromkeys(_NULL) | new_object(mode, KIND, "cs_live" if mode.livemode else "cs_test", params)
     tax = {"enabled": params.get("automatic_tax", {}).get("enabled", False)}
     body |= {name: params[name] for name in _NULL if name in params} | {
         "automatic_tax": {**tax, "liability": None, "provider": None, "status": None}, "custom_fields": [],
         "custom_text": dict.fromkeys(("after_submit", "shipping_address", "submit", "terms_of_service_acceptance")),
-        "expires_at": body["created"] + OPEN_S, "mode": kind, "payment_method_types": ["card"],
+        "expires_at": _expiry(params, body["created"]), "mode": kind,
+        "payment_method_collection": params.get("payment_method_collection", "always"),
+        "tax_id_collection": {"enabled": False, "required": "never"} | params.get("tax_id_collection", {}),
+        "payment_method_types": ["card"],
         "payment_status": "unpaid", "shipping_options": [], "status": "open", "ui_mode": "hosted_page",
         "url": f"{mode.settings.pages_url}/_simulator/checkout/{body['id']}",
     }  # fmt: skip
@@ -88,6 +124,28 @@ def _create(mode: Mode, call: Call) -> Object:
     mode.store.put({"object": REQUEST, "id": f"{body['id']}/request", "lines": lines, "subscription": data})
     mode.clockwork.schedule(body["expires_at"] * 1_000, EXPIRE, {"session": body["id"]})
     return mode.store.put(body)
+
+
+def _expiry(params: Params, created_s: int) -> int:
+    expires_s: int = params.get("expires_at", created_s + OPEN_S)
+    message = "The `expires_at` timestamp must be from 30 minutes to 24 hours after Checkout Session creation."
+    check(LIFE_S[0] <= expires_s - created_s <= LIFE_S[1], message, "expires_at")
+    return expires_s
+
+
+def _check_updates(params: Params) -> None:
+    """Raises `ApiError` if the page could not keep of a customer what it must ask for."""
+    if not params.get("customer"):
+        return
+    updates = params.get("customer_update", {})
+    if params.get("automatic_tax", {}).get("enabled"):
+        message = "Automatic tax calculation in Checkout requires a valid address on the Customer. Add a valid address"
+        message += " to the Customer or set `customer_update[address]` to 'auto'."
+        check(updates.get("address") == "auto", message, "customer_update[address]", "customer_tax_location_invalid")
+    if params.get("tax_id_collection", {}).get("enabled"):
+        message = "Tax ID collection requires updating business name on the customer. To enable tax ID collection for "
+        message += "an existing customer, please set `customer_update[name]` to `auto`."
+        check(updates.get("name") == "auto", message, "customer_update[name]")
 
 
 def _expire(mode: Mode, call: Call) -> Object:
@@ -138,9 +196,11 @@ def _amounts(currency: str, subtotal: int, discount: int = 0, tax: int = 0) -> O
     return {**sums, "currency": currency, "total_details": details}
 
 
-def _subscribed(mode: Mode, request: Object, customer: str, method: Object, *, agreed: bool) -> Object:
-    attached(mode, method, customer)
-    params: dict[str, Any] = {**request["subscription"], "customer": customer, "default_payment_method": method["id"]}
+def _subscribed(mode: Mode, request: Object, customer: str, method: Object | None, *, agreed: bool) -> Object:
+    params: dict[str, Any] = {**request["subscription"], "customer": customer}
+    if method is not None:
+        attached(mode, method, customer)
+        params["default_payment_method"] = method["id"]
     params["payment_behavior"] = "default_incomplete"
     subscription = subscriptions.create(mode, Call("", params))
     invoice = mode.fetch("invoice", subscription["latest_invoice"])
@@ -195,7 +255,20 @@ def _create_portal(mode: Mode, call: Call) -> Object:
     customer = mode.fetch("customer", call.params["customer"], param="customer")
     body: Object = dict.fromkeys(("flow", "locale", "on_behalf_of")) | new_object(mode, PORTAL, "bps", {})
     del body["metadata"]
-    body |= {"configuration": "bpc_simulator", "customer": customer["id"], "return_url": call.params.get("return_url")}
+    configuration = call.params.get("configuration")
+    if configuration is not None:
+        mode.fetch(CONFIGURATION, configuration, "portal configuration", "configuration")
+    if flow := call.params.get("flow_data"):
+        if flow["type"] != "payment_method_update":
+            raise not_simulated(f"flow_data[type]={flow['type']}")
+        parts = dict.fromkeys(_FLOWS) | {"type": flow["type"]}
+        ends = {"hosted_confirmation": None, "redirect": None, "type": "portal_homepage"}
+        body["flow"] = parts | {"after_completion": ends}
+    body |= {
+        "configuration": configuration or "bpc_simulator",
+        "customer": customer["id"],
+        "return_url": call.params.get("return_url"),
+    }
     return mode.store.put({**body, "url": f"{mode.settings.pages_url}/_simulator/portal/{body['id']}"})
 
 
@@ -205,5 +278,5 @@ ROUTES = (
     Route("POST", "/v1/checkout/sessions", _create, CREATE),
     *reads(_ITEM, KIND, "customer", "payment_intent", "status", "subscription"),
     Route("POST", f"{_ITEM}/expire", _expire),
-    Route("POST", "/v1/billing_portal/sessions", _create_portal, ("customer", "return_url")),
+    Route("POST", "/v1/billing_portal/sessions", _create_portal, PORTAL_CREATE),
 )

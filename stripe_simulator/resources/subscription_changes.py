@@ -213,7 +213,9 @@ def invoice(mode: Mode, subscription: str, lines: Sequence[Line], reason: str, *
     made = invoicing.subscription_invoice(mode, mode.fetch("subscription", subscription), lines, reason, **how)
     # The payment may have changed the subscription.
     body = mode.fetch("subscription", subscription)
-    if reason != "subscription_update" and made["subtotal"]:
+    # A proration has its discount already; a period that begins is discounted whatever made it begin.
+    is_discounted = reason != "subscription_update" or any(not line.proration for line in lines)
+    if is_discounted and made["subtotal"]:
         body["discounts"] = coupons.remaining_after(mode, body, mode.now_of(body))
     mode.store.save({**body, "latest_invoice": made["id"]})
     return made

@@ -139,12 +139,17 @@ def pause(mode: Mode, call: Call) -> Object:
 
 
 def resume(mode: Mode, call: Call) -> Object:
-    """`POST /v1/subscriptions/{subscription}/resume` with a new period from now on."""
+    """`POST /v1/subscriptions/{subscription}/resume` with a new period from now on, or with the present one."""
     body, params = mode.fetch("subscription", call.id), call.params
     check(body["status"] == "paused", "You can only resume a subscription that is paused.")
-    if params.get("billing_cycle_anchor", {"type": "now"})["type"] != "now":
-        raise not_simulated("resume with billing_cycle_anchor[type]=unchanged")
     at = mode.now_of(body)
+    if params.get("billing_cycle_anchor", {"type": "now"})["type"] != "now":
+        state = changes.state_of(mode, body)
+        if any(item["current_period_end"] <= at for item in state["items"]):
+            raise not_simulated("resume with billing_cycle_anchor[type]=unchanged after the end of the period")
+        stored = changes.apply(mode, body | {"status": "active", "status_details": None}, state)
+        mode.store.save(stored, "customer.subscription.resumed")
+        return changes.watch(mode, body["id"])
     planned = changes.plan(mode, body, (), at, "none", anchor_now=True)
     # What was used before the pause is billed by the pause.
     planned = planned._replace(lines=tuple(line for line in planned.lines if not line.metered))

@@ -65,6 +65,16 @@ async def test_a_quote_is_read_as_it_was_written(changes: PlanChanges) -> None:
     assert await changes.quote("acme", "qt_2") is None
 
 
+async def test_a_nul_is_refused_or_finds_nothing(changes: PlanChanges) -> None:
+    """PostgreSQL keeps no NUL, and an answer of 500 would blame the gateway."""
+    assert await changes.quote("acme", "\0") is None
+    with pytest.raises(InvalidInput, match=r"^by: "):
+        await changes.add_quote(QUOTE._replace(made_by="a\0"))
+    await changes.add_quote(QUOTE)
+    with pytest.raises(InvalidInput, match=r"^by: "):
+        await changes.intend(QUOTE, "a\0", NOW_MS)
+
+
 async def test_the_same_id_keeps_the_first_quote_and_refuses_another_request(changes: PlanChanges) -> None:
     await changes.add_quote(QUOTE)
 

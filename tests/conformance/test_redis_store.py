@@ -55,7 +55,7 @@ async def test_meter_set_is_written_and_read_only_if_it_changes(
     """A meter set may have hundreds of kilobytes, so neither a flush nor a live answer transfers it again."""
     first = await started(redis_store)
     worker, reader = (RedisLiveView(valkey.url, namespace=redis_store.keyspace.namespace) for _ in range(2))
-    moved: list[str | bytes | int] = []
+    moved: list[object] = []
     run = Connection.run
 
     def watched(connection: Connection, commands: Sequence[Command]) -> list[Any]:

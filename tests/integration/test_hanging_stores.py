@@ -21,9 +21,11 @@ from pipeline.clock import SystemClock
 from pipeline.http.api_keys import Role as KeyRole
 from pipeline.http.api_keys import create_key
 from pipeline.local.kafka import LocalKafka
+from pipeline.local.postgres import LocalPostgres
 from pipeline.local.processes import LocalProcess, free_port
 from pipeline.local.valkey import LocalValkey
 from pipeline.rollup.processor import ROLLUP_GROUP
+from tests.conformance.postgres_faults import stopped as postgres_stopped
 from tests.integration.deployment import Deployment, tidemark, traffic, until
 from tests.integration.exactness import check_exact
 from tests.services.clickhouse import RunningClickHouse
@@ -370,3 +372,18 @@ async def test_commands_say_in_one_line_that_clickhouse_hangs(
     lines = await said_of_a_hanging_store(deployment, clickhouse_server.process, "ClickHouse", "doctor", "reconcile")
 
     assert all("did not answer in 2.0 s; check that it runs" in line for line in lines.values())
+
+
+@pytest.mark.timeout(120)
+async def test_commands_say_in_one_line_that_postgresql_hangs(
+    deployment: Deployment, own_postgres: LocalPostgres
+) -> None:
+    """As for Redis, by each command about what PostgreSQL keeps."""
+    commands = ("dunning list", "billing status", "catalog show")
+    environment = {**deployment.environment, "TIDEMARK_SQL_URL": own_postgres.url, "TIDEMARK_STORE_TIMEOUT_S": "2"}
+    with postgres_stopped(own_postgres):
+        runs = (asyncio.to_thread(tidemark, deployment.folder, *each.split(), **environment) for each in commands)
+        results = dict(zip(commands, await asyncio.gather(*runs), strict=True))
+
+    said = {command: (done.returncode, done.stderr.count("\n"), done.stderr[:23]) for command, done in results.items()}
+    assert said == dict.fromkeys(commands, (1, 1, "tidemark: PostgreSQL at")), results

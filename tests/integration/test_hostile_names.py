@@ -7,12 +7,16 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 from urllib.parse import quote_from_bytes
 
 import pytest
+from fastapi.routing import APIRoute
+from starlette.responses import JSONResponse
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from pipeline.http.serving import serving
 from schemas.events import NAME_CHARACTERS_MAX
@@ -26,7 +30,9 @@ NAMES: Final = {
     "hash": "customer#billing", "question mark": "a?account=b", "percent": "100%", "broken escape": "%zz",
     "ampersand": "a&account=b", "plus": "a+b", "space": "a b", "spaces around": " a ", "quotes": "a\"b'c",
     "backslash": "a\\b", "braces": "{account}", "semicolon": "a;b=c", "comma": "a,b", "colon": "1:2",
-    "path of another route": "a/usage", "name of another route": "current", "umlaut": "ü", "two forms": "u\u0308",
+    "path of another route": "a/usage", "path of an answer to people": "a/banners",
+    "path of a grant": "a/overrides/sso", "path of a quote": "a/quotes/q/accept",
+    "name of another route": "current", "umlaut": "ü", "two forms": "u\u0308",
     "Japanese": "日本", "emoji": "😀", "line separator": "\u2028", "byte order mark": "\ufeffa", "NUL": "\x00",
     "escape": "\x1b[2J", "replacement character": "a\ufffdb", "longest": "x" * NAME_CHARACTERS_MAX,
     "longest in UTF-8": "😀" * NAME_CHARACTERS_MAX,
@@ -51,6 +57,10 @@ class RawClient:
     async def get(self, target: str) -> Answered:
         """GET of a target, without any normalisation."""
         return await self._request(f"GET {target} HTTP/1.1\r\n".encode(), {}, b"")
+
+    async def request(self, method: str, target: str) -> Answered:
+        """A request without a body."""
+        return await self._request(f"{method} {target} HTTP/1.1\r\n".encode(), {}, b"")
 
     async def post(self, body: bytes, headers: dict[str, str]) -> Answered:
         """POST /v1/events."""
@@ -152,6 +162,45 @@ async def test_a_name_that_no_account_can_have_is_refused_everywhere(client: Raw
     )  # fmt: skip
     for answer in (live, by_path, over_time):
         assert (answer.status, answer.body["error"]["field"]) == (400, "account")
+
+
+async def test_every_route_gets_the_names_that_were_sent(gateway: Gateway, client: RawClient) -> None:
+    """Whatever a name has, its request comes to the route that was meant, with that name and no other."""
+    named = [route for route in gateway.app.routes if isinstance(route, APIRoute) and "{" in route.path_format]
+    for route in named:
+        route.app = echo_of(route.path_format)
+    found = {}
+    for route in named:
+        method = min(route.methods or ())
+        for name in NAMES.values():
+            if route.path_format.endswith("}") and name.endswith("\n"):
+                continue  # No path ends with a line feed: `test_a_path_that_is_almost_right_is_not_found`.
+            target = re.sub(r"\{\w+\}", encoded(name), route.path_format)
+            answer = await client.request(method, target)
+            got = (answer.status, answer.body.get("route"), set(answer.body.get("names", {}).values()))
+            if got != (200, route.path_format, {name}):
+                found[method, route.path_format, name] = answer
+
+    assert len(named) >= 15
+    assert found == {}
+
+
+def echo_of(path: str) -> ASGIApp:
+    """Answers with the route, and the names that the route was given."""
+
+    async def echo(scope: Scope, receive: Receive, send: Send) -> None:
+        await JSONResponse({"route": path, "names": scope["path_params"]})(scope, receive, send)
+
+    return echo
+
+
+async def test_a_name_whose_slash_is_not_encoded_is_another_path(client: RawClient) -> None:
+    """`a/usage` and the usage of `a` would be the same request."""
+    answers = {
+        path: await client.get(f"/v1/accounts/{path}") for path in ("a/b", "a/b/usage", "a/b/overrides", "a/b/c/d")
+    }
+
+    assert {path: answer.status for path, answer in answers.items()} == dict.fromkeys(answers, 404)
 
 
 BROKEN: Final = {"a byte that is not UTF-8": "a%FFb", "overlong slash": "a%C0%AFb", "half a pair": "%ED%A0%80",

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from decimal import Decimal
 
 from pipeline.access.checks import Answer
+from sinks.sql.fake import FakeSideTables
 from tests.scenarios.vocabulary import Account, at
 from tests.worlds.business import Business
 from tests.worlds.changing import apply_catalog
@@ -29,6 +30,16 @@ class Seller:
         await self._business.open()
         self.prices = await apply_catalog(self._business, self._account.sdk.simulator, catalog)
         await self._business.link(ACME, self._account.customer)
+        await self._business.settle()
+
+    @property
+    def tables(self) -> FakeSideTables:
+        """The side tables."""
+        return self._business.sql
+
+    async def link(self, name: str) -> None:
+        """Link another account to the customer, for all time."""
+        await self._business.link(name, self._account.customer)
         await self._business.settle()
 
     def price(self, name: str) -> str:

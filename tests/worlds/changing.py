@@ -22,6 +22,7 @@ from sinks.stripe.catalog import StripeClientCatalog
 from sinks.stripe.client import StripeClientMeters
 from sinks.stripe.plan_changes import StripeClientChanges
 from stripe_simulator import Simulator
+from stripe_simulator.resources import sessions
 from tests.services.stripe import TEST_KEY
 from tests.services.stripe_requests import application
 from tests.worlds.business import Business
@@ -29,9 +30,10 @@ from tests.worlds.ending import Ending
 from tests.worlds.sold import parsed
 
 ACME = "acme"
+BACK = "https://app.example/billing"
 WRITING = (
     "intend", "sent", "stepped", "doubt", "settle", "update", "subscribe", "cancel", "create", "plan", "release",
-    "add_quote", "grant", "followed", "postpone",
+    "open_checkout", "expire_session", "promote", "resume", "pay", "add_quote", "grant", "followed", "postpone",
 )  # fmt: skip
 CATALOG = """\
 version: 1
@@ -63,7 +65,7 @@ plans:
     prices:
       - {component: location, quantity: locations, month: {usd: "149.00"}, year: {usd: "1548.00"}}
     grants: {locations: quantity, pos: true}
-    trial: {family: paid, days: 30}
+    trial: {family: paid, days: 30, once_per: [account, email], early_discount: {max_percent: "50"}}
   metered:
     version: 1
     name: Metered
@@ -139,7 +141,17 @@ def changing_parts(
     sql = business.sql
     changes, client = ending(sql.plan_changes), ending(stripe)
     entitlements, seats = ending(sql.entitlements), ending(sql.seats)
-    return Parts(business.clock, sql.catalog, entitlements, sql.links, changes, client, "test:acct_1", seats)
+    return Parts(
+        business.clock,
+        sql.catalog,
+        entitlements,
+        sql.links,
+        changes,
+        client,
+        "test:acct_1",
+        seats,
+        b"a secret of a test",
+    )
 
 
 class Changing(Business):
@@ -206,6 +218,10 @@ class Changing(Business):
         if card:
             self.use_card(card)
 
+    async def name_customer(self, email: str) -> None:
+        """Give the customer an e-mail address."""
+        self.stripe.call("POST /v1/customers/{customer}", {"email": email}, self.customer)
+
     def use_card(self, card: str) -> None:
         """Pay with another card from now on."""
         route = "POST /v1/payment_methods/{payment_method}/attach"
@@ -240,13 +256,36 @@ class Changing(Business):
 
     async def accepted(self, quote: Quote) -> tuple[Quote, Operation]:
         """Accept a quote, which must be accepted."""
-        found = await accept(self.parts(), self.account, quote.id, "ann")
+        found = await accept(self.parts(), self.account, quote.id, "ann", BACK)
         assert not isinstance(found, Refusal), found
         return found
 
     async def changed(self, plan: str = "", kind: ChangeKind = ChangeKind.PLAN, **more: Any) -> tuple[Quote, Operation]:
         """Quote and accept."""
         return await self.accepted(await self.quoted(plan, kind, **more))
+
+    async def page(self, plan: str, kind: ChangeKind = ChangeKind.PLAN, **more: Any) -> Operation:
+        """The operation that makes a page of checkout."""
+        operation = (await self.changed(plan, kind, by_page=True, **more))[1]
+        assert operation.url, operation
+        return operation
+
+    def pays(self, session: str, card: str = "4242424242424242") -> str:
+        """The customer completes a page; without a card if `card` is "". Returns the subscription."""
+        mode = self.stripe.simulator.test
+        method = None
+        if card:
+            body = {"type": "card", "card": {"number": card, "exp_month": 12, "exp_year": 2034}}
+            method = mode.fetch("payment_method", self.stripe.call("POST /v1/payment_methods", body)["id"])
+        with mode.journal.transaction():
+            done = sessions.complete(mode, mode.fetch(sessions.KIND, session), method, {})
+        self.subscription = str(done["subscription"])
+        return self.subscription
+
+    def subscriptions(self) -> list[dict[str, Any]]:
+        """All subscriptions of the customer, newest first."""
+        wanted = {"customer": self.customer, "status": "all"}
+        return list(self.stripe.pages("GET /v1/subscriptions", wanted))
 
     def at_stripe(self) -> dict[str, Any]:
         """The subscription as Stripe has it."""

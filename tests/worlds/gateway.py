@@ -107,8 +107,10 @@ class Gateway:
 
 
 @asynccontextmanager
-async def running(tmp_path: Path, world: World | None = None, **changes: Any) -> AsyncIterator[Gateway]:
-    """A gateway over `world`; `changes` replace dependencies."""
+async def running(
+    tmp_path: Path, world: World | None = None, settings: Mapping[str, Any] | None = None, **changes: Any
+) -> AsyncIterator[Gateway]:
+    """A gateway over `world`; `changes` replace dependencies, and `settings` are set besides the usual ones."""
     world = world or World(NOW_MS)
     await world.start(METER_SET)
     meter_set = MeterSet.model_validate(METER_SET)
@@ -130,7 +132,7 @@ async def running(tmp_path: Path, world: World | None = None, **changes: Any) ->
     given: dict[str, Any] = {
         "log": world.log,
         "genesis": Genesis(log_id=world.log_id, partitions=world.partitions),
-        "settings": Settings(body_bytes_max=BODY_BYTES_MAX, secret=SecretStr(SECRET.decode())),
+        "settings": Settings(body_bytes_max=BODY_BYTES_MAX, secret=SecretStr(SECRET.decode()), **(settings or {})),
         "clock": world.clock,
         "keys": KeyFile(path),
         "meter_set": in_force,

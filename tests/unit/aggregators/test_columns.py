@@ -17,7 +17,7 @@ from pipeline.rollup.processor import RollupSettings
 from schemas.aggregations import Aggregation, Value
 from schemas.control import BindingRecord, MeterSetRecord
 from schemas.errors import Transient
-from schemas.log import EVENTS_TOPIC
+from schemas.log import EVENTS_TOPIC, Record
 from schemas.meters import MeterSet
 from schemas.periods import Billing, Binding, Interval
 from schemas.rollup import Changes, Checkpoint, ReadRequest, View
@@ -47,9 +47,9 @@ ODD: Final[dict[str, Any]] = {
 class Everything(PythonColumns):
     """A maker that finds nothing plain: every event is an exception."""
 
-    def take(self, offset: int, value: bytes, leave: Leave) -> int:  # noqa: ARG002 - as `ColumnMaker` says
+    def take(self, record: Record, leave: Leave) -> int:
         """Leave all events out."""
-        decoded = decode(value, 65_536)
+        decoded = decode(record.value, 65_536)
         for rejected in decoded.rejected:
             leave(rejected.place, rejected)
         for place, event in decoded.events:

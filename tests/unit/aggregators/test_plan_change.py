@@ -23,6 +23,7 @@ from schemas.plan_changes import (
     WantedItem,
     When,
 )
+from schemas.trials import TrialTerms
 
 START_MS, END_MS = 1_800_000_000_000, 1_802_592_000_000
 NOBODY: Final = SubscriptionView("cus_1", has_card=False)
@@ -110,23 +111,62 @@ class Row(NamedTuple):
     policy: Changes = Changes()
 
 
-def checkout(**data: Any) -> tuple[str, dict[str, Any]]:
+def checkout(more: dict[str, Any] | None = None, **data: Any) -> tuple[str, dict[str, Any]]:
     return "checkout", {
-        "mode": "subscription", "line_items": [{"price": "pro_m", "quantity": 1}], "tax_id_collection": True,
-        "subscription_data": {"billing_mode": {"type": "flexible"}, **data}, "customer": "cus_1",
+        "mode": "subscription", "line_items": [{"price": "pro_m", "quantity": 1}], "customer": "cus_1",
+        "tax_id_collection": {"enabled": True}, "customer_update": {"address": "auto", "name": "auto"},
+        "subscription_data": {"billing_mode": {"type": "flexible"}, **data}, **(more or {}),
     }  # fmt: skip
 
 
-TRIAL = TO_PRO._replace(kind=ChangeKind.TRIAL, trial_days=14)
+TERMS = TrialTerms("pro@1", "paid", 14)
+TRIAL = TO_PRO._replace(kind=ChangeKind.TRIAL, trial=TERMS)
+TRIED: Final = {
+    "trial_period_days": 14, "trial_settings": {"end_behavior": {"missing_payment_method": "cancel"}},
+}  # fmt: skip
+PAUSED: Final = {
+    "trial_period_days": 14, "trial_settings": {"end_behavior": {"missing_payment_method": "pause"}},
+}  # fmt: skip
+CREATE: Final = ("create", {**NEW, "payment_behavior": SURE})
+PROMOTION: Final = ("promotion", {"percent": "30", "expires_at": END_MS // 1_000})
+EARLY: Final = {
+    "trial_end": "now", "payment_behavior": SURE, "discounts": [{"discount": "di_1"}, {"promotion_code": ""}],
+}  # fmt: skip
+RESUME: Final = (
+    "resume", {"billing_cycle_anchor": {"type": "now"}, "payment_behavior": "resume_on_payment_success"},
+)  # fmt: skip
 EXPIRE: Final[tuple[str, dict[str, Any]]] = ("expire_checkout", {})
 ROWS: Final = {
     "1 no card": Row(NOBODY, TO_PRO, When.NOW, [EXPIRE, checkout()]),
     "1 canceled": Row(BASIC._replace(status="canceled", has_card=False), TO_PRO, When.NOW, [EXPIRE, checkout()]),
-    "2": Row(CARD, TO_PRO, When.NOW, [("create", {**NEW, "payment_behavior": SURE})]),
-    "3 card": Row(CARD, TRIAL, When.NOW, [("create", {**NEW, "payment_behavior": SURE, "trial_period_days": 14})]),
-    "3 no card": Row(NOBODY, TRIAL, When.NOW, [EXPIRE, checkout(trial_period_days=14)]),
+    "1 a card, and the page is wanted": Row(CARD, TO_PRO._replace(by_page=True), When.NOW, [EXPIRE, checkout()]),
+    "2": Row(CARD, TO_PRO, When.NOW, [EXPIRE, CREATE]),
+    "3 card": Row(CARD, TRIAL, When.NOW, [EXPIRE, ("create", {**CREATE[1], **TRIED})]),
+    "3 card, and the trial ends": Row(
+        CARD, TRIAL._replace(trial=TERMS._replace(card="cancel")), When.NOW,
+        [EXPIRE, ("create", {**CREATE[1], **TRIED, "cancel_at_period_end": True})],
+    ),
+    "3 no card": Row(
+        NOBODY, TRIAL, When.NOW, [EXPIRE, checkout({"payment_method_collection": "if_required"}, **TRIED)]
+    ),
+    "3 card required, and a pause without": Row(
+        NOBODY, TRIAL._replace(trial=TERMS._replace(is_card_required=True, no_card="pause")), When.NOW,
+        [EXPIRE, checkout({"payment_method_collection": "always"}, **PAUSED)],
+    ),
     "4": Row(
         PRO._replace(status="trialing"), TO_PRO, When.NOW, [("update", {"trial_end": "now", "payment_behavior": SURE})]
+    ),
+    "4 early": Row(
+        PRO._replace(status="trialing", early_percent="30", discounts=("di_1",)), TO_PRO, When.NOW,
+        [PROMOTION, ("update", EARLY)],
+    ),
+    "5 early, other family": Row(
+        BASIC._replace(status="trialing", family="other", early_percent="30", discounts=("di_1",)), TO_PRO, When.NOW,
+        [PROMOTION, ("update", {"items": TO_PRO_ITEMS, "proration_behavior": "none", **EARLY})],
+    ),
+    "5 early, same family": Row(
+        BASIC._replace(status="trialing", early_percent="30"), TO_PRO, When.NOW,
+        [("update", {"items": TO_PRO_ITEMS, "proration_behavior": "none"})],
     ),
     "5 same family": Row(
         BASIC._replace(status="trialing"), TO_PRO, When.NOW,
@@ -207,30 +247,27 @@ ROWS: Final = {
     ),
     "18": Row(
         BASIC._replace(status="paused"), TO_PRO, When.NOW,
-        [("resume", {"billing_cycle_anchor": {"type": "now"}}), UPGRADE],
+        [("update", {"items": TO_PRO_ITEMS, "proration_behavior": "none"}), RESUME],
     ),
-    "18 same": Row(
-        PRO._replace(status="paused"), TO_PRO, When.NOW, [("resume", {"billing_cycle_anchor": {"type": "now"}})]
+    "18 same": Row(PRO._replace(status="paused"), TO_PRO, When.NOW, [RESUME]),
+    "18 lower": Row(
+        TOP._replace(status="paused"), TO_PRO, When.NOW,
+        [("update", {"items": TO_PRO_ITEMS, "proration_behavior": "none"}), RESUME],
     ),
+    "18 owing": Row(PRO._replace(status="paused", pay_url="https://pay"), TO_PRO, When.NOW, [("pay", {}), RESUME]),
+    "18 end": Row(PRO._replace(status="paused"), CANCEL, When.NOW, [("cancel", {})]),
     "19 same": Row(
         PRO._replace(status="incomplete", pay_url="https://pay"), TO_PRO, When.NOW, [("invoice", {"url": "https://pay"})]
     ),
     "19 other": Row(
         BASIC._replace(status="incomplete"), TO_PRO, When.NOW,
-        [("cancel", {}), ("create", {**NEW, "payment_behavior": SURE})],
+        [("cancel", {}), EXPIRE, CREATE],
     ),
     "21": Row(
         BASIC._replace(collection="send_invoice"), TO_PRO, When.NOW,
         [("update", {**UPGRADE[1], "payment_behavior": "allow_incomplete"})],
     ),
     "22 operator": Row(BASIC._replace(is_contract=True), TO_PRO._replace(by_operator=True), When.NOW, [UPGRADE]),
-    "23 operator": Row(
-        PRO, TO_PRO._replace(currency="eur", by_operator=True), When.PERIOD_END,
-        [
-            ("update", {"cancel_at_period_end": True}),
-            ("create", {**NEW, "trial_end": END_MS // 1_000, "payment_behavior": SURE}),
-        ],
-    ),
     "24 more": Row(
         PRO, wants("pro", 20, WantedItem("base", "pro_m", 3)), When.NOW,
         [("update", {**UPGRADE[1], "items": [{"id": "si_base", "price": "pro_m", "quantity": 3}]})],
@@ -319,7 +356,21 @@ REFUSALS: Final[dict[str, tuple[SubscriptionView, Wanted, RefusalCode, str]]] = 
         PRO._replace(status="past_due"), wants("pro", 20, WantedItem("base", "pro_m", 2)), RefusalCode.PAY_FIRST,
         "account",
     ),
-    "18 unpaid": (BASIC._replace(status="paused", pay_url="https://pay"), TO_PRO, RefusalCode.PAY_FIRST, "account"),
+    "3 a plan": (PRO, TRIAL, RefusalCode.TRIAL_USED, "trial"),
+    "5 another trial": (
+        BASIC._replace(status="trialing", family="other"), TRIAL, RefusalCode.TRIAL_USED, "trial",
+    ),
+    "18 unpaid": (
+        BASIC._replace(status="paused", pay_url="https://pay", has_card=False), TO_PRO, RefusalCode.PAY_FIRST,
+        "account",
+    ),
+    "18 nothing to undo": (BASIC._replace(status="paused"), UNDO, RefusalCode.NOTHING_PENDING, "account"),
+    "18 over the limit": (
+        PRO._replace(status="paused"), TO_BASIC._replace(excess=(BLOCKED,)), RefusalCode.OVER_LIMIT, "locations",
+    ),
+    "23 operator": (
+        BASIC, TO_PRO._replace(currency="eur", by_operator=True), RefusalCode.NOT_OFFERED, "currency",
+    ),
     "19 undo": (BASIC._replace(status="incomplete"), UNDO, RefusalCode.NOTHING_PENDING, "account"),
     "20": (
         BASIC._replace(is_update_pending=True, pay_url="https://pay"), TO_PRO, RefusalCode.UPDATE_PENDING, "account",

@@ -11,6 +11,7 @@ import pytest_asyncio
 
 from pipeline.changes.parts import Parts
 from pipeline.http.api_keys import Role, create_key
+from schemas.catalog_changes import CatalogStore
 from schemas.clock import MINUTE_MS
 from schemas.plan_changes import RefusalCode
 from stripe_simulator.faults import Fault, FaultKind
@@ -54,7 +55,10 @@ async def served(tmp_path: Path) -> AsyncIterator[Served]:
     async def changes() -> Parts:
         return business.parts()
 
-    async with running(tmp_path, business, changes=changes) as gateway:
+    async def catalog() -> CatalogStore:
+        return business.parts().catalog
+
+    async with running(tmp_path, business, changes=changes, catalog=catalog) as gateway:
         keys = tmp_path / "keys.jsonl"
         more = {
             "billing": create_key(keys, Role.BILLING, business.clock)[0],

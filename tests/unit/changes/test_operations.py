@@ -42,13 +42,16 @@ class Change(NamedTuple):
     pending: dict[str, Any] | None = None
     trial_days: int = 0
     slack: int = 0
+    is_paused: bool = False
 
 
 DOWN: Final = {"plan": "essential"}
 CHANGES: Final = {
     "2": Change(2, (), {"plan": "pro"}, [14900], {(PRO, 1)}, []),
-    "4": Change(4, (PRO,), {"plan": "pro"}, [14900], {(PRO, 1)}, [], trial_days=14),
-    "5": Change(5, (PRO,), DOWN, [7900], {(ESSENTIAL, 1)}, [], trial_days=14),
+    "3": Change(3, (), {"plan": "pro", "kind": ChangeKind.TRIAL}, [0], {(PRO, 1)}, []),
+    # A discount of 50 % of what is left: five of fourteen days.
+    "4": Change(4, (PRO,), {"plan": "pro"}, [12240], {(PRO, 1)}, [], trial_days=14),
+    "5": Change(5, (PRO,), DOWN, [6490], {(ESSENTIAL, 1)}, [], trial_days=14),
     "6": Change(6, (ESSENTIAL,), {"plan": "pro"}, [4750], {(PRO, 1)}, []),
     "7": Change(
         7, METERED, {"plan": "scale"}, [19000], {("scale.v1.location.month.usd", 1), (METERED[1], None)},
@@ -71,12 +74,15 @@ CHANGES: Final = {
     "16": Change(
         16, (PRO,), {"kind": ChangeKind.CANCEL_NOW, "by_operator": True}, [-10111], {(PRO, 1)}, [], slack=1
     ),
+    # The pause left a credit of 5361 for 19 of 28 days.
+    "18": Change(18, (ESSENTIAL,), {"plan": "pro"}, [9539], {(PRO, 1)}, [], is_paused=True),
     "24": Change(24, (PRO,), {"plan": "pro", "quantities": {"locations": 2}}, [10110], {(PRO, 2)}, []),
 }  # fmt: skip
 
 
-# The calls of Stripe by row, where there is more than one.
-CALLS: Final = {7: 3, 8: 2, 11: 2, 13: 2}
+# The calls of Stripe by row, where there is more than one, and those that find nothing to do between their notes.
+CALLS: Final = {4: 2, 5: 2, 7: 3, 8: 2, 11: 2, 13: 2, 18: 2}
+IDLE: Final = {2: 1, 3: 1}
 
 
 class Customer(NamedTuple):
@@ -100,6 +106,8 @@ async def begun(change: Change, accounts: int = 1) -> tuple[Changing, list[Custo
     await business.settle()
     business.clock.ms += 9 * DAY_MS
     business.stripe.simulator.catch_up()
+    for each in found if change.is_paused else ():
+        business.stripe.call("POST /v1/subscriptions/{subscription}/pause", {}, each.subscription)
     return business, found
 
 
@@ -121,7 +129,7 @@ async def is_done(business: Changing, change: Change, quote: str, before: int) -
     assert kept is not None
     assert operation is not None
     assert (operation.state, operation.detail) == (OperationState.DONE, "")
-    if change.row == 2:
+    if change.row in (2, 3):
         rows = list(business.stripe.pages("GET /v1/subscriptions", {"customer": business.customer}))
         business.subscription = str(rows[0]["id"])
         assert len(rows) == 1
@@ -143,7 +151,7 @@ async def test_a_change_whose_process_ends_after_any_call_is_made_once(name: str
     after, and the change is made once. An end before a call is an end after the one before."""
     change = CHANGES[name]
     # The intent, for each call the note before, itself and the note after, the end, and a process that does not end.
-    ends_max = 3 * CALLS.get(change.row, 1) + 3
+    ends_max = 3 * CALLS.get(change.row, 1) + 2 * IDLE.get(change.row, 0) + 3
     business, customers = await begun(change, 2 * ends_max)
     ends, has_ended = 0, True
     while has_ended:

@@ -54,7 +54,8 @@ async def test_cases_are_listed_by_pages(gateway: Gateway) -> None:
         "id": newest["id"], "account": "acme", "subscription": "subscription_1", "state": "notified", "outcome": None,
         "first_failed_at": "2026-11-21T10:30:00.002Z", "downgrade_at": None, "next_at": "2026-11-24T10:30:00.002Z",
         "closed_at": None, "most_open": {"minor": 14_900, "currency": "usd", "exponent": 2},
-        "open": {"minor": 14_900, "currency": "usd", "exponent": 2}, "invoices": ["invoice_2"],
+        "open": {"minor": 14_900, "currency": "usd", "exponent": 2}, "has_ended": False, "unbilled": "",
+        "invoices": ["invoice_2"],
         "pay_url": "https://pay",
     }  # fmt: skip
 

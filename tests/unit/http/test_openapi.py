@@ -37,7 +37,8 @@ HTTP_API: Final = (ROOT / "docs" / "http-api.md").read_text()
 # The gateway of these tests has no Stripe; tests/unit/changes sends such requests.
 OF_STRIPE: Final = {
     "/v1/accounts/{account}/quotes", "/v1/accounts/{account}/quotes/{quote}/accept",
-    "/v1/accounts/{account}/changes/pending", "/v1/plans", "/v1/accounts/{account}/seats",
+    "/v1/accounts/{account}/changes/pending", "/v1/accounts/{account}/checkout", "/v1/accounts/{account}/portal",
+    "/v1/plans", "/v1/accounts/{account}/seats",
     "/v1/accounts/{account}/seats/{seat}/activate", "/v1/accounts/{account}/seats/{seat}/release",
 }  # fmt: skip
 TAKEN: Final = ("/v1/events", "/v1/accounts/{account}/flush")

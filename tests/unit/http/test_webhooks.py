@@ -14,7 +14,6 @@ import stripe
 
 from aggregators.partitioning import partition_of
 from pipeline.http import webhooks
-from pipeline.settings import Settings
 from schemas.control import Genesis
 from schemas.errors import InvalidInput, Transient
 from schemas.log import BILLING_EVENTS_TOPIC, Record
@@ -48,7 +47,7 @@ def options(tmp_path: Path, world: World, **more: Any) -> dict[str, Any]:
     if not path.exists():
         path.write_text(f"# made in November\n{SECRET}\n\n")
     genesis = Genesis(log_id="a log", partitions=world.partitions, stripe_account=ACCOUNT)
-    return {"settings": Settings(stripe_webhook_secrets=path), "genesis": genesis, **more}
+    return {"settings": {"stripe_webhook_secrets": path}, "genesis": genesis, **more}
 
 
 @pytest_asyncio.fixture

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import ctypes
 import json
+import random
 from typing import Any, Final
 
 import pytest
 
+from aggregators.columns import Segment
 from schemas.clock import DAY_MS, HOUR_MS, MINUTE_MS
+from schemas.log import EVENTS_TOPIC, Record
+from schemas.rollup import MarkSlice
 from tests.fuzz import fuzz
 from tests.traffic.odd_records import METER_SET, NOW_MS
 from tests.worlds.native import BothMakers, Share
@@ -149,9 +153,9 @@ def test_sums_beyond_64_bits_stay_exact(library: ctypes.CDLL) -> None:
     makers = BothMakers(library, METER_SET)
     makers.go_to(NOW_MS)
     largest = quantity("999999999999999999")
-    record = b"[" + b",".join([largest] * 1_000) + b"]"
-    makers.enter(makers.native.unknown(0, record))
-    makers.native.take(0, record, lambda _place, item: pytest.fail(str(item)))
+    record = Record(EVENTS_TOPIC, 0, 0, NOW_MS, None, b"[" + b",".join([largest] * 1_000) + b"]")
+    makers.enter(makers.native.unknown([record]))
+    makers.native.take(record, lambda _place, item: pytest.fail(str(item)))
 
     (column,) = makers.native.taken().columns
 
@@ -183,6 +187,22 @@ def test_a_period_that_is_closed_is_left_to_python(library: ctypes.CDLL) -> None
         taken.append(makers.compare(offset, record).taken)
 
     assert taken == [1, 1, 0]
+
+
+@pytest.mark.parametrize("sets", [1, 64, 4_096, 1 << 20])
+@pytest.mark.parametrize("count", [0, 1, 700, 5_000])
+def test_both_say_the_same_of_any_marks(library: ctypes.CDLL, count: int, sets: int) -> None:
+    """Also of the least and the greatest member, of equal ones, and of some that are left out."""
+    chance, makers = random.Random(count + sets), BothMakers(library, METER_SET)
+    edges = [0, -1, 9, 10, 99, -(2**63), 2**63 - 1, 10**18, -(10**18)]
+    members = [chance.choice((chance.choice(edges), chance.getrandbits(64) - 2**63)) for _ in range(count)]
+    buckets, positions = [chance.getrandbits(32) for _ in members], range(7, 7 + 3 * count, 3)
+    half = count // 2
+    segments = [
+        Segment(positions[cut], buckets[cut], members[cut], [], []) for cut in (slice(half), slice(half, count))
+    ]
+
+    makers.compare_marks(segments, frozenset(positions[::5]), MarkSlice(0, 1, sets))
 
 
 def test_odd_and_broken_records_of_a_fresh_look(library: ctypes.CDLL) -> None:

@@ -13,6 +13,7 @@ from aggregators.native.columns import NativeColumns
 from pipeline.ingest.archive import ArchiveProcessor
 from pipeline.rollup.processor import RollupProcessor
 from schemas.events import EventStruct
+from schemas.log import Record
 from simulation import roles
 from simulation.run import run
 
@@ -27,12 +28,12 @@ def test_a_run_with_the_core_ends_as_one_with_python(
     python, events, left_out = run(seed, STEPS), list[int](), list[int]()
 
     class Counted(NativeColumns):
-        def take(self, offset: int, value: bytes, leave: Leave) -> int:
+        def take(self, record: Record, leave: Leave) -> int:
             def left(place: int, event: EventStruct | Rejected) -> None:
                 left_out.append(place)
                 leave(place, event)
 
-            events.append(super().take(offset, value, left))
+            events.append(super().take(record, left))
             return events[-1]
 
     maker_of = partial(Counted, library)

@@ -15,7 +15,6 @@ from typing import Any
 
 import stripe
 
-from pipeline.settings import Settings
 from pipeline.webhooks.walker import Walker
 from schemas.clock import DAY_MS, HOUR_MS, SECOND_MS
 from schemas.control import Genesis
@@ -100,8 +99,8 @@ async def test_a_hostile_week_leaves_what_a_full_reading_finds(tmp_path: Path) -
     secrets.write_text(f"{OLD}\n")
     world = BillingWorld(START_MS, partitions=2)
     await world.open()
-    ours = {
-        "settings": Settings(stripe_webhook_secrets=secrets),
+    ours: dict[str, Any] = {
+        "settings": {"stripe_webhook_secrets": secrets},
         "genesis": Genesis(log_id=world.log_id, partitions=2, stripe_account="acct_1"),
     }
     async with running(tmp_path, world, **ours) as gateway:

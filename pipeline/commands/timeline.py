@@ -1,0 +1,17 @@
+"""The command `account timeline`."""
+
+from __future__ import annotations
+
+from pipeline.http.timeline import TimelineStores, read_timeline
+from pipeline.open import side_tables_of
+from pipeline.settings import Settings
+from portal.timeline import Timeline
+
+
+async def timeline(settings: Settings, account: str, limit: int, before: int | None) -> Timeline:
+    """A page of an account's timeline. Raises `Transient`, and `InvalidInput` before the first catalog."""
+    async with side_tables_of(settings) as (base, tables):
+        stores = TimelineStores(
+            base.clock, tables.catalog, tables.account_records, tables.entitlements, tables.dunning, tables.notices
+        )
+        return await read_timeline(stores, account, limit, before)

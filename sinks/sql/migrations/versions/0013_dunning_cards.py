@@ -1,0 +1,12 @@
+"""The payment methods of a dunning case: another one is new, and pays what is open."""
+
+from __future__ import annotations
+
+from alembic import op
+
+revision = "0013"
+down_revision = "0012"
+
+
+def upgrade() -> None:
+    op.execute("ALTER TABLE dunning_cases ADD COLUMN cards TEXT")

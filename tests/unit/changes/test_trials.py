@@ -1,0 +1,310 @@
+"""Trials: one for each account, mailbox and card; bought early for less; and what becomes of them."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Final
+
+import pytest
+
+from pipeline.changes.operating import accept
+from pipeline.changes.pages import PAGE_MS
+from pipeline.changes.trials import LOOK_AGAIN_MS, follow
+from schemas.access import Reason
+from schemas.clock import DAY_MS, HOUR_MS, MINUTE_MS
+from schemas.plan_changes import ChangeKind, Operation, OperationState, Quote, Refusal, RefusalCode
+from schemas.trials import KEYS_KEPT_MS, TrialState
+from tests.worlds.changing import ACME, BACK, CATALOG, Changing
+from tests.worlds.ending import Ends
+
+START_MS: Final = int(datetime(2027, 2, 1, tzinfo=UTC).timestamp()) * 1_000
+KEYS: Final = "once_per: [account, email]"
+ALL_KEYS: Final = CATALOG.replace(KEYS, "once_per: [account, email, card]")
+FLAGS: Final = CATALOG.replace(KEYS, "once_per: [account, email, card], repeated_card: flag")
+OTHER: Final = "5555555555554444"
+THREE: Final = {"locations": 3}
+
+
+async def opened(catalog: str = ALL_KEYS, card: str = "") -> Changing:
+    business = Changing(START_MS)
+    await business.begin(catalog, card)
+    return business
+
+
+async def tried(business: Changing) -> Operation | Refusal:
+    """A page of checkout with a trial of Pro, for the account of the world."""
+    found = await business.ask("pro", ChangeKind.TRIAL, by_page=True, quantities=THREE)
+    assert isinstance(found, Quote)
+    taken = await accept(business.parts(), business.account, found.id, "ann", BACK)
+    return taken if isinstance(taken, Refusal) else taken[1]
+
+
+async def begun(business: Changing, card: str = "4242424242424242") -> None:
+    """The customer completes a page, and the mirror hears of it."""
+    operation = await tried(business)
+    assert isinstance(operation, Operation)
+    business.pays(operation.session, card)
+    await heard(business)
+
+
+async def heard(business: Changing) -> None:
+    business.stripe.simulator.catch_up()
+    await business.settle()
+    await follow(business.parts(), business.sql.trials)
+    await business.settle()
+
+
+async def states(business: Changing) -> list[TrialState]:
+    return [trial.state for trial in await business.sql.trials.listed(business.account)]
+
+
+async def test_scenario_15_a_trial_of_thirty_days_is_free_and_then_paid() -> None:
+    """Three locations: nothing until day 30, 44700 on it. Usage is nobody's until then, and the plan is there."""
+    business = await opened()
+    await begun(business)
+    (trial,) = await business.sql.trials.listed()
+    end_ms = business.at_stripe()["trial_end"] * 1_000
+
+    assert (trial.state, trial.subscription) == (TrialState.RUNNING, business.subscription)
+    assert end_ms == trial.ends_ms == START_MS + 30 * DAY_MS
+    assert (business.invoices(), await business.reason("pos")) == ([0], Reason.TRIAL)
+    due = [row.binding for row in await business.sql.due_bindings(10)]
+    planned = [(binding.billing.value, binding.effective_from_ms) for binding in due]
+    assert planned[-1] == ("mapped", end_ms)
+    assert {billing for billing, _ in planned[:-1]} <= {"free"}
+
+    business.clock.ms = end_ms + 2 * HOUR_MS
+    await heard(business)
+    assert (business.invoices(), await business.reason("pos")) == ([0, 44700], Reason.INCLUDED)
+    assert await states(business) == [TrialState.CONVERTED]
+
+
+async def test_scenario_16_who_buys_on_day_12_pays_less_once() -> None:
+    """18 of 30 days are left: 30 % of 44700 once, and 44700 a month later."""
+    business = await opened()
+    await begun(business)
+    business.clock.ms += 12 * DAY_MS
+    await heard(business)
+    quote, operation = await business.changed("pro", quantities=THREE)
+    (code,) = business.stripe.pages("GET /v1/promotion_codes", {})
+
+    assert (quote.decided.row, quote.total.minor, quote.subtotal_minor, quote.ours_minor) == (4, 31290, 44700, 44700)
+    assert quote.words == "You will be charged $312.90 today, and your next invoice on March 13 will be $447.00."
+    assert (operation.state, business.invoices(), quote.is_differing) == (OperationState.DONE, [0, 31290], False)
+    assert (code["customer"], code["max_redemptions"], code["active"]) == (business.customer, 1, False)
+    assert code["expires_at"] * 1_000 == START_MS + 30 * DAY_MS
+
+    business.clock.ms = START_MS + 12 * DAY_MS + 28 * DAY_MS + 2 * HOUR_MS
+    await heard(business)
+    assert business.invoices() == [0, 31290, 44700]
+    assert await states(business) == [TrialState.CONVERTED]
+
+
+async def test_the_code_of_a_purchase_that_failed_ends_with_the_trial() -> None:
+    """The card does not pay: the trial goes on, nothing was redeemed, and nobody else can redeem the code."""
+    business = await opened()
+    await begun(business)
+    quote = await business.quoted("pro", quantities=THREE)
+    card = {"type": "card", "card": {"number": "4000000000000341", "exp_month": 12, "exp_year": 2034}}
+    method = business.stripe.call("POST /v1/payment_methods", card)["id"]
+    business.stripe.call("POST /v1/payment_methods/{payment_method}/attach", {"customer": business.customer}, method)
+    changed = {"default_payment_method": method}
+    business.stripe.call("POST /v1/subscriptions/{subscription_exposed_id}", changed, business.subscription)
+    _, operation = await business.accepted(quote)
+    (code,) = business.stripe.pages("GET /v1/promotion_codes", {})
+
+    assert (operation.state, business.at_stripe()["status"]) == (OperationState.FAILED, "trialing")
+    assert (business.at_stripe()["discounts"], code["times_redeemed"]) == ([], 0)
+    assert (code["customer"], code["max_redemptions"]) == (business.customer, 1)
+
+
+async def test_another_account_with_the_same_mailbox_gets_no_trial() -> None:
+    """Whatever the address looks like; the message says by what it was found."""
+    business = await opened()
+    await business.name_customer("Ann.Lee+work@gmail.com")
+    assert isinstance(await tried(business), Operation)
+    await business.join("other", "")
+    await business.name_customer("annlee@googlemail.com")
+    refused = await tried(business)
+
+    assert isinstance(refused, Refusal)
+    assert (refused.code, refused.field) == (RefusalCode.TRIAL_USED, "trial")
+    assert "e-mail address" in refused.message
+    assert await states(business) == []
+
+
+async def test_an_account_gets_no_second_trial_after_it_canceled() -> None:
+    """Nor with another customer."""
+    business = await opened()
+    await begun(business)
+    business.stripe.call("DELETE /v1/subscriptions/{subscription_exposed_id}", {}, business.subscription)
+    await heard(business)
+    assert await states(business) == [TrialState.EXPIRED]
+    refused = await tried(business)
+    assert isinstance(refused, Refusal)
+    assert refused.code is RefusalCode.TRIAL_USED
+
+    business.clock.ms += MINUTE_MS
+    customer = str(business.stripe.call("POST /v1/customers")["id"])
+    await business.link(ACME, customer, business.clock.ms)
+    again = await tried(business)
+    assert isinstance(again, Refusal)
+    assert again.code is RefusalCode.TRIAL_USED
+
+
+async def test_two_tabs_begin_one_trial() -> None:
+    """The second page takes the reservation over and ends the first page."""
+    business = await opened()
+    first = await tried(business)
+    business.clock.ms += MINUTE_MS
+    second = await tried(business)
+    assert isinstance(first, Operation)
+    assert isinstance(second, Operation)
+    open_ = [each["id"] for each in business.stripe.pages("GET /v1/checkout/sessions", {"status": "open"})]
+
+    assert (open_, await states(business)) == ([second.session], [TrialState.RESERVED])
+    business.pays(second.session)
+    await heard(business)
+    assert await states(business) == [TrialState.RUNNING]
+
+
+async def test_a_page_that_is_left_gives_the_keys_back() -> None:
+    business = await opened()
+    await business.name_customer("ann@acme.example")
+    assert isinstance(await tried(business), Operation)
+    business.clock.ms += PAGE_MS + LOOK_AGAIN_MS + MINUTE_MS
+    await heard(business)
+    assert await states(business) == [TrialState.RELEASED]
+
+    await business.join("other", "")
+    await business.name_customer("ann@acme.example")
+    assert isinstance(await tried(business), Operation)
+
+
+async def test_a_page_that_is_open_is_looked_at_again() -> None:
+    business = await opened()
+    await tried(business)
+    business.clock.ms += 10 * MINUTE_MS
+    await heard(business)
+
+    assert await states(business) == [TrialState.RESERVED]
+
+
+async def test_a_repeated_card_ends_the_trial() -> None:
+    """The card is known only after the checkout: it pays from then on."""
+    business = await opened()
+    await begun(business)
+    await business.join("other", "")
+    await begun(business)
+
+    assert (business.at_stripe()["status"], business.invoices()) == ("active", [0, 44700])
+    assert await states(business) == [TrialState.REFUSED]
+    await business.join("third", "")
+    await begun(business, OTHER)
+    assert await states(business) == [TrialState.RUNNING]
+
+
+async def test_a_repeated_card_is_shown_if_the_catalog_says_so() -> None:
+    business = await opened(FLAGS)
+    await begun(business)
+    await business.join("other", "")
+    await begun(business)
+    (trial,) = await business.sql.trials.listed("other")
+
+    assert (trial.state, trial.is_flagged) == (TrialState.RUNNING, True)
+    assert business.at_stripe()["status"] == "trialing"
+
+
+async def test_a_card_on_file_that_had_a_trial_is_refused_at_once() -> None:
+    business = await opened(card="pm_card_visa")
+    assert (await business.changed("pro", ChangeKind.TRIAL))[1].state is OperationState.DONE
+    await heard(business)
+    assert await states(business) == [TrialState.RUNNING]
+    await business.join("other", "pm_card_visa")
+    quote = await business.quoted("pro", ChangeKind.TRIAL)
+    refused = await accept(business.parts(), "other", quote.id, "ann")
+
+    assert isinstance(refused, Refusal)
+    assert "its card" in refused.message
+    assert business.subscriptions() == []
+
+
+async def test_a_trial_without_a_card_ends_with_nothing() -> None:
+    business = await opened()
+    await begun(business, "")
+    business.clock.ms += 31 * DAY_MS
+    await heard(business)
+
+    assert (business.at_stripe()["status"], await states(business)) == ("canceled", [TrialState.EXPIRED])
+    assert await business.reason("pos") is Reason.TRIAL_OVER
+
+
+async def test_a_failed_purchase_of_a_trial_gives_the_keys_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stripe stored a failure of its own, so nobody knows the page."""
+    business = await opened()
+    quote = await business.quoted("pro", ChangeKind.TRIAL)
+
+    async def fails(*_: object) -> None:
+        return None
+
+    with monkeypatch.context() as broken:
+        broken.setattr(business.client, "open_checkout", fails)
+        assert (await business.accepted(quote))[1].state is OperationState.FAILED
+    assert await states(business) == [TrialState.RELEASED]
+    assert isinstance(await tried(business), Operation)
+
+
+async def test_a_trial_whose_page_was_paid_while_another_was_asked_for_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second operation fails, and the trial is not released."""
+    business = await opened()
+    first = await tried(business)
+    assert isinstance(first, Operation)
+    quote = await business.quoted("pro", ChangeKind.TRIAL, quantities={"locations": 1})
+    real = business.client.open_sessions
+
+    async def pays_first(customer: str) -> object:
+        business.pays(first.session)
+        return await real(customer)
+
+    monkeypatch.setattr(business.client, "open_sessions", pays_first)
+    found = await accept(business.parts(), ACME, quote.id, "ann", BACK)
+    assert not isinstance(found, Refusal)
+    assert found[1].state is OperationState.FAILED
+    await heard(business)
+    assert await states(business) == [TrialState.RUNNING]
+
+
+@pytest.mark.parametrize("call", range(1, 8))
+async def test_a_trial_whose_process_ends_is_reserved_and_followed(call: int) -> None:
+    """Another process goes on, and the trial begins once."""
+    business = await opened(card="pm_card_visa")
+    quote = await business.quoted("pro", ChangeKind.TRIAL)
+    with pytest.raises(Ends):
+        await accept(business.parts([call], after=True), ACME, quote.id, "ann")
+    assert (await business.accepted(quote))[1].state is OperationState.DONE
+    await heard(business)
+
+    assert (len(business.subscriptions()), await states(business)) == (1, [TrialState.RUNNING])
+
+
+async def test_keys_are_forgotten_after_two_years() -> None:
+    business = await opened()
+    await business.name_customer("ann@acme.example")
+    await begun(business)
+    business.clock.ms += KEYS_KEPT_MS + DAY_MS
+    await follow(business.parts(), business.sql.trials)
+    await business.join("other", "")
+    await business.name_customer("ann@acme.example")
+
+    assert isinstance(await tried(business), Operation)
+
+
+async def test_scenario_17_a_first_payment_that_is_declined_makes_nothing() -> None:
+    """With a card on file Stripe makes no subscription at all; the account has nothing, and can try again."""
+    business = await opened(card="pm_card_chargeCustomerFail")
+    _, operation = await business.changed("pro")
+    await heard(business)
+
+    assert (operation.state, "card" in operation.detail) == (OperationState.FAILED, True)
+    assert [each["status"] for each in business.subscriptions()] in ([], ["incomplete_expired"])
+    assert await business.reason("pos") is Reason.NOT_IN_PLAN

@@ -1,0 +1,245 @@
+"""A business whose customers open their page: a gateway over a simulator of Stripe, with usage that is counted."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+import threading
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+import uvicorn
+
+from pipeline.access.checks import AccessChecks
+from pipeline.changes.parts import Parts
+from pipeline.http.serving import QuietServer
+from portal.tokens import signed
+from schemas.account_records import AccountRecords
+from schemas.catalog_changes import CatalogStore
+from schemas.clock import DAY_MS
+from schemas.entitlements import Entitlements
+from schemas.meters import Meter
+from schemas.periods import Period
+from schemas.side_tables import Row
+from schemas.usage_evidence import EventUsage, HourUsage
+from tests.services.stripe_requests import application
+from tests.traffic.generate import METER_SET
+from tests.worlds.billing import SCOPE
+from tests.worlds.changing import Changing
+from tests.worlds.gateway import Gateway, running
+
+SECRET: Final = "a-secret-of-the-page-with-forty-characters"
+CATALOG: Final = """\
+version: 1
+meters:
+  - {slug: api_requests, event_type: api.request, aggregation: count, unit: requests, stripe_event_name: api_requests}
+  - {slug: tokens, event_type: completion.finished, aggregation: sum, value_path: $.usage.tokens, unit: tokens,
+     stripe_event_name: tokens}
+currencies: {usd: 2, eur: 2}
+defaults: {plan: free, automatic_tax: false}
+features:
+  locations: {type: seat, merge: sum}
+  calls: {type: limit, merge: sum, meter: api_requests}
+plans:
+  free:
+    version: 1
+    name: Free
+    prices: none
+    grants: {locations: 1, calls: 10}
+  essential:
+    version: 1
+    name: Essential
+    description: For one shop or two.
+    rank: 10
+    prices:
+      - {component: location, quantity: locations, month: {usd: "79.00"}}
+    grants: {locations: quantity, calls: 100}
+    over_limit: {locations: read_only_excess}
+  pro:
+    version: 1
+    name: Pro
+    description: For every shop of a town.
+    rank: 20
+    prices:
+      - {component: location, quantity: locations, month: {usd: "149.00"}, year: {usd: "1548.00"}}
+    grants: {locations: quantity, calls: 1000}
+    trial: {family: paid, days: 30}
+  scale:
+    version: 1
+    name: Scale
+    rank: 30
+    prices:
+      - {component: base, month: {usd: "200.00"}}
+      - {component: tokens, meter: tokens, unit: tokens, month: {usd: "0.01"}}
+    grants: {locations: unlimited, calls: unlimited}
+dunning: {fallback_plan: free}
+"""
+
+
+class Archive:
+    """`UsageEvidence` of one hour and one event."""
+
+    async def hours(
+        self, _account: str, _meter: Meter, span: Period, after_ms: int, _rows_max: int
+    ) -> Sequence[HourUsage]:
+        """The first hour of the span has the usage."""
+        hour_ms = span.start_ms - span.start_ms % 3_600_000
+        return [HourUsage(hour_ms, 25)] if hour_ms > after_ms else []
+
+    async def events(
+        self, _account: str, _meter: Meter, hour_ms: int, after: str, _rows_max: int
+    ) -> Sequence[EventUsage]:
+        """One event."""
+        return [EventUsage("op <1>", hour_ms * 1_000 + 5, "25")] if after < "op <1>" else []
+
+
+class PromptRecords:
+    """What SQL has of an account, as if Stripe's webhooks came at once."""
+
+    def __init__(self, business: Paged) -> None:
+        self._business = business
+
+    async def mirrored_of(self, account: str, now_ms: int) -> Mapping[str, Sequence[Row]]:
+        """See `AccountRecords`."""
+        await self._business.settle()
+        return await self._business.sql.account_records.mirrored_of(account, now_ms)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._business.sql.account_records, name)
+
+
+class Paged(Changing):
+    """Accounts with a page. `door` is set while `opened` runs."""
+
+    door: Gateway
+
+    def __init__(self, now_ms: int) -> None:
+        super().__init__(now_ms)
+        self.records: Any = PromptRecords(self)
+
+    async def open(self) -> None:
+        """Make the log with the meters of the gateway, and the tables."""
+        await self.start(METER_SET)
+        await self.tables.migrate(SCOPE, self.log_id)
+
+    async def begin_selling(self) -> None:
+        """Apply the catalog and link acme's new customer, who has a card."""
+        await self.begin(CATALOG)
+
+    @contextlib.asynccontextmanager
+    async def opened(self, folder: Path, **settings: Any) -> AsyncIterator[Gateway]:
+        """A gateway that shows pages. `settings` replace those of the page."""
+        secrets = folder / "page_secrets"
+        secrets.write_text(f"{SECRET}\n")
+        await self.checks.refresh()
+
+        async def changes() -> Parts:
+            return self.parts()
+
+        async def catalog() -> CatalogStore:
+            return self.sql.catalog
+
+        async def records() -> AccountRecords:
+            found: AccountRecords = self.records
+            return found
+
+        def access() -> tuple[AccessChecks, Entitlements]:
+            return self.checks, self.sql.entitlements
+
+        given: dict[str, Any] = {"page_url": "http://gateway", "page_secrets": secrets, **settings}
+        async with running(
+            folder, self, given, changes=changes, catalog=catalog, records=records, access=access,
+            dunning=lambda: self.sql.dunning, notices=lambda: self.sql.notices, evidence=Archive(),
+        ) as gateway:  # fmt: skip
+            self.door = gateway
+            await self.fold_all()
+            yield gateway
+
+    async def use(self, *events: Mapping[str, Any]) -> None:
+        """Emit events and have them counted."""
+        if events:
+            answer = await self.door.post(list(events), "application/cloudevents-batch+json")
+            assert answer.status_code == 202, answer.text
+        await self.fold_all()
+
+    def serve_pages_at(self, url: str) -> None:
+        """Say where a browser finds Stripe's hosted pages."""
+        for mode in (self.stripe.simulator.test, self.stripe.simulator.live):
+            mode.settings = replace(mode.settings, pages_url=url)
+
+
+class Open(NamedTuple):
+    """A business that a browser reaches. `run` has the server's thread run something and returns the answer."""
+
+    business: Paged
+    url: str
+    run: Callable[[Callable[[], Awaitable[Any]]], Any]
+
+    def link(self, account: str = "acme") -> str:
+        """A link to the page of an account, for a day."""
+        token = signed(account, self.business.clock.now_ms() + DAY_MS, SECRET)
+        return f"{self.url}/page/{token}/"
+
+
+@contextlib.contextmanager
+def open_to_browsers(folder: Path, now_ms: int, begin: Callable[[Paged], Awaitable[None]]) -> Iterator[Open]:
+    """A gateway and the simulator's pages on ports of this machine, in a thread. `begin` makes accounts."""
+    ready: Future[Open] = Future()
+
+    async def main() -> None:
+        business, stop = Paged(now_ms), asyncio.Event()
+        loop = asyncio.get_running_loop()
+        with socket.socket() as ours, socket.socket() as theirs:
+            for each in (ours, theirs):
+                each.bind(("127.0.0.1", 0))
+            urls = [f"http://127.0.0.1:{each.getsockname()[1]}" for each in (ours, theirs)]
+            business.serve_pages_at(urls[1])
+            await begin(business)
+            async with business.opened(folder, page_url=urls[0]) as gateway:
+                apps = (gateway.app, ours), (application(business.stripe.simulator), theirs)
+                async with contextlib.AsyncExitStack() as stack:
+                    for app, listening in apps:
+                        await stack.enter_async_context(_served(app, listening))
+
+                    def run(body: Callable[[], Awaitable[Any]]) -> Any:
+                        async def whole() -> Any:
+                            return await body()
+
+                        return asyncio.run_coroutine_threadsafe(whole(), loop).result(30)
+
+                    ready.set_result(Open(business, urls[0], run))
+                    stops.append(lambda: loop.call_soon_threadsafe(stop.set))
+                    await stop.wait()
+
+    def begun() -> None:
+        try:
+            asyncio.run(main())
+        except BaseException as error:
+            if ready.done():
+                raise
+            ready.set_exception(error)
+
+    stops: list[Callable[[], object]] = []
+    thread = threading.Thread(target=begun)
+    thread.start()
+    try:
+        yield ready.result(30)
+    finally:
+        for stop_it in stops:
+            stop_it()
+        thread.join()
+
+
+@contextlib.asynccontextmanager
+async def _served(app: Any, listening: socket.socket) -> AsyncIterator[None]:
+    server = QuietServer(uvicorn.Config(app, lifespan="off", log_config=None))
+    task = asyncio.create_task(server.serve([listening]))
+    try:
+        yield
+    finally:
+        server.should_exit = True
+        await task
