@@ -110,7 +110,8 @@ def granted(
     plans, downgraded = tuple(collected.plans), tuple(_without(collected.unpaid, collected.plans))
     # What was not paid is lost while nothing else gives a plan; else it is nothing.
     lost = (grant for owed in collected.owed for grant in _within(owed, downgraded))
-    entitled = Entitled((*collected.grants, *lost), plans, downgraded=downgraded)
+    keeps_addons = not commerce.catalog.dunning.suspend_addons
+    entitled = Entitled((*collected.grants, *lost), plans, downgraded=downgraded, keeps_addons=keeps_addons)
     unknown, unreadable = tuple(sorted(collected.unknown)), tuple(sorted(collected.unreadable))
     return Granted(features_of(commerce), entitled, unknown, unreadable)
 

@@ -137,6 +137,8 @@ def inputs_sha256(features: Sequence[Feature], entitled: Entitled) -> str:
         sorted(_text_of(grant) for grant in entitled.grants),
         *(sorted(map(str, spans)) for spans in (entitled.plans, entitled.replaced, entitled.downgraded)),
     ]
+    if entitled.keeps_addons:
+        document.append(["add-ons are kept"])
     return sha256(msgspec.json.encode(document)).hexdigest()
 
 
@@ -155,8 +157,9 @@ def _holding(entitled: Entitled, instant_ms: int) -> tuple[list[Grant], list[Gra
     suspended: set[SourceKind] = {SourceKind.DEFAULT} if has_plan or is_replaced else set()
     if is_replaced:
         suspended |= _PLANS
-    lost = _BOUGHT - suspended if is_downgraded else frozenset()
-    suspended |= _SUSPENDED if is_downgraded else {SourceKind.FALLBACK}
+    kept = {SourceKind.ADDON} if entitled.keeps_addons else set()
+    lost = _BOUGHT - suspended - kept if is_downgraded else frozenset()
+    suspended |= _SUSPENDED - kept if is_downgraded else {SourceKind.FALLBACK}
     begun = [
         grant
         for grant in entitled.grants

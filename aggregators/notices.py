@@ -185,11 +185,12 @@ def stripe_notice(log_id: str, fact: StripeFact, now_ms: int, card_days: Sequenc
     return Notice(identifier, fact.kind, fact.account, fact.subject, since_ms, until_ms, 0, text, now_ms)
 
 
-def words(notice: Notice) -> tuple[str, str]:
-    """The subject and the text of a mail."""
+def words(notice: Notice, page: str = "") -> tuple[str, str]:
+    """The subject and the text of a mail. `page`: the account's own page, to which a mail about payments links instead
+    of Stripe's page of the invoice; "": there is none."""
     data = msgspec.json.decode(notice.body)["data"]
     if notice.kind in _ABOUT:
-        return _stripe_words(notice, data)
+        return _stripe_words(notice, data, page)
     what = {NoticeKind.LIMIT_WARNING: "its limit", NoticeKind.INCLUDED_WARNING: "what its price includes"}[notice.kind]
     name = printable(notice.account)
     after = {
@@ -204,22 +205,23 @@ def words(notice: Notice) -> tuple[str, str]:
     return f"{name} has used {notice.percent} % of {what}: {notice.subject}", text
 
 
-def _stripe_words(notice: Notice, data: Mapping[str, str]) -> tuple[str, str]:
+def _stripe_words(notice: Notice, data: Mapping[str, str], page: str) -> tuple[str, str]:
     name = printable(notice.account)
     if notice.kind in _DUNNING_WORDS:
         said = _DUNNING_WORDS[notice.kind].format_map({**data, "name": name})
         # A notice from before this version has no page.
-        page = printable(data.get("pay_url", ""))
+        link = page or printable(data.get("pay_url", ""))
         is_hard = data.get("needs_another_card") and notice.kind in _HARD_NEXT
         next_ = (_HARD_NEXT if is_hard else _DUNNING_NEXT)[notice.kind]
-        return said, f"{said} ({notice.subject}).\n\n{next_}\n" + (f"\n{page}\n" if page else "")
+        return said, f"{said} ({notice.subject}).\n\n{next_}\n" + (f"\n{link}\n" if link else "")
     if notice.kind is NoticeKind.TRIAL_ENDS:
         said = f"The trial of {name} ends at {data['trial_end']}"
     elif notice.kind is NoticeKind.CARD_EXPIRES:
         said = f"The card of {name} expires at {data['expires_at']}: the next payment needs another one"
     else:
         said = f"A subscription of {name} ended at {data['ended_at']}"
-    return said, f"{said} ({notice.subject}).\n"
+    link = f"\n{page}\n" if page and notice.kind is NoticeKind.CARD_EXPIRES else ""
+    return said, f"{said} ({notice.subject}).\n{link}"
 
 
 def printable(text: str) -> str:

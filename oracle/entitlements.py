@@ -98,12 +98,15 @@ def allowed(
     not given. Included usage of a meter is under `included:METER`. `cases`: of each subscription whose newest dunning
     case was not written off, from when on the case withholds what it gives, or None if it does not."""
     gives = [(grant.feature, give) for grant in people if (give := _of_person(grant, instant_ms))]
-    ours, owed, is_planned = [], False, False
+    ours, owed, is_planned, addons = [], False, False, []
     customers = {link.customer for link in linked if link.starts_ms <= instant_ms < link.ends_ms}
     for body in subscriptions:
         if body["customer"] not in customers or not _runs(body, instant_ms):
             continue
         bought = _bought(shop, body, instant_ms)
+        for (plan, version), quantities in bought.items():
+            terms = shop.terms(plan, version)
+            addons += list(_of_addon(terms, quantities)) if terms["is_addon"] else []
         if _is_unpaid(body, cases or {}, instant_ms):
             owed |= bool(bought)
             continue
@@ -114,8 +117,9 @@ def allowed(
             ours += list(_of_trial(terms, body, instant_ms))
     active = shop.catalogs[-1]
     if owed and not is_planned:
-        # Not paid: nothing that was bought gives.
+        # Not paid: nothing that was bought gives, but for add-ons if the catalog says so.
         ours = list(_of_plan(_named(active, active["dunning"]["fallback_plan"]), {}, "plan"))
+        ours += [] if active["dunning"].get("suspend_addons", True) else addons
     elif not is_planned:
         ours += list(_of_plan(_named(active, active["defaults"]["plan"]), {}, "plan"))
     return {

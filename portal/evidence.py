@@ -103,7 +103,7 @@ def invoice_page(record: InvoiceRecord, lines: Sequence[LineView], now_ms: int) 
         back("All invoices", "../invoices"),
         h("h1", f"Invoice of {view.day}"),
         pay,
-        table(("What", "Time", "Quantity", "Amount"), rows, "", numbers=("Quantity", "Amount")),
+        table(("What", "Time", "Quantity", "Amount"), rows, "", numbers=("Quantity", "Amount"), stacks=True),
         cut,
     )
 
@@ -147,7 +147,7 @@ def events_page(
         back("The hours", f"{root}{line_path(line)}"),
         h("h1", f"Events of {hour_text(hour_ms, now_ms)}"),
         h("p", "Each event counts once, however often it arrived."),
-        table(heads, rows, "The archive has no events of this hour.", numbers=heads[2:]),
+        table(heads, rows, "The archive has no events of this hour.", numbers=heads[2:], stacks=True),
         more,
     )
 

@@ -63,10 +63,15 @@ def page_response(markup: Html, status: int = 200, *, form_to: str = "", frames:
 
 
 def table(
-    heads: Sequence[str], rows: Iterable[Sequence[object]], empty: object, *, numbers: Sequence[str] = ()
+    heads: Sequence[str],
+    rows: Iterable[Sequence[object]],
+    empty: object,
+    *,
+    numbers: Sequence[str] = (),
+    stacks: bool = False,
 ) -> Html:
-    """A table, or `empty` without rows. A narrow screen shows each row as a card with the heads as labels. `numbers`
-    are the heads of columns that are aligned to the right."""
+    """A table, or `empty` without rows. `numbers` are the heads of columns that are aligned to the right. If it
+    `stacks`, a narrow screen shows each row as a card with the heads as labels."""
 
     def kind(head: str) -> object:
         return "number" if head in numbers else False
@@ -78,7 +83,7 @@ def table(
     if not lines:
         return h("p", empty, class_="empty")
     head_row = h("tr", *(h("th", name, scope="col", class_=kind(name)) for name in heads))
-    return h("table", h("thead", head_row), h("tbody", *lines))
+    return h("table", h("thead", head_row), h("tbody", *lines), class_="stacks" if stacks else False)
 
 
 def link(text: object, target: str) -> Html:

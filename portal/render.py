@@ -141,10 +141,12 @@ def invoice_table(invoices: tuple[InvoiceView, ...], root: str = "") -> Html:
     rows = [
         (
             link(each.day, f"{root}invoices/{each.id}"),
-            h("span", _STATES.get(each.state, each.state), class_=f"badge is-{each.state}"),
+            join(
+                h("span", _STATES.get(each.state, each.state), class_=f"badge is-{each.state}"),
+                join(" ", h("a", "Pay", href=each.pay_url, target="_top")) if each.pay_url else "",
+            ),
             each.amount,
-            h("a", "Pay", href=each.pay_url, target="_top") if each.pay_url else "",
         )
         for each in invoices
     ]
-    return table(("Date", "State", "Amount", ""), rows, "No invoice yet.", numbers=("Amount",))
+    return table(("Date", "State", "Amount"), rows, "No invoice yet.", numbers=("Amount",))

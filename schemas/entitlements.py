@@ -97,13 +97,15 @@ class Entitled(NamedTuple):
     """All that decides what one account may do. The order of grants and spans does not matter.
 
     `plans`: when a paid plan or a trial is in force; at other times the default plan gives. `replaced`: when a contract
-    stands instead of plans. `downgraded`: when the account lost its plan, because it did not pay.
+    stands instead of plans. `downgraded`: when the account lost its plan, because it did not pay; whoever
+    `keeps_addons` keeps what add-ons give then.
     """
 
     grants: tuple[Grant, ...]
     plans: tuple[Span, ...] = ()
     replaced: tuple[Span, ...] = ()
     downgraded: tuple[Span, ...] = ()
+    keeps_addons: bool = False
 
 
 class Resolved(NamedTuple):

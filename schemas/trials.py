@@ -22,8 +22,8 @@ class TrialState(StrEnum):
 
     - `reserved`: its keys are taken, and nobody has begun it.
     - `running`: a subscription is in it.
-    - `ending`: its card had a trial before, and Stripe is asked to end it.
-    - `refused`: it was ended because its card had a trial before.
+    - `ending`: its card or its mailbox had a trial before, and Stripe is asked to end it.
+    - `refused`: it was ended for that.
     - `converted`: it was followed by a plan that is paid.
     - `expired`: it was not.
     - `released`: it was never begun, and its keys are free.
@@ -40,7 +40,7 @@ class TrialState(StrEnum):
 
 class TrialTerms(NamedTuple):
     """What the catalog says of the trial of a plan. `no_card`: what follows without a card, `card`: what with one.
-    `repeated_card`: what becomes of a trial whose card had one before."""
+    `repeated_card`: what becomes of a trial of which the checkout shows that its card or mailbox had one before."""
 
     plan: str
     family: str
@@ -53,8 +53,8 @@ class TrialTerms(NamedTuple):
 
 
 class Trial(NamedTuple):
-    """One trial. `look_ms`: when it is looked at without being asked to, None if never. `is_flagged`: its card had a
-    trial before, and the catalog lets it run. `session`: of checkout, "" without one."""
+    """One trial. `look_ms`: when it is looked at without being asked to, None if never. `is_flagged`: its card or
+    its mailbox had a trial before, and the catalog lets it run. `session`: of checkout, "" without one."""
 
     id: str
     account: str
@@ -87,12 +87,13 @@ class TrialTaken(Exception):
 
 
 class Begun(NamedTuple):
-    """A trial at Stripe. `card`: the fingerprint of its card, or ""."""
+    """A trial at Stripe. `card`: the fingerprint of its card; `email`: of its customer; each "" if there is none."""
 
     subscription: str
     status: str
     trial_end_ms: int | None
     card: str
+    email: str = ""
 
 
 class TrialStore(Protocol):
@@ -103,9 +104,9 @@ class TrialStore(Protocol):
         those that Stripe is to end."""
         ...
 
-    async def begin(self, trial: Trial, begun: Begun, card_hash: str, now_ms: int) -> Trial:
-        """Note that a reserved trial has begun, and take the key of its card. Returns it as it is then: `ENDING`, or
-        flagged, if the card has a trial already."""
+    async def begin(self, trial: Trial, begun: Begun, keys: Mapping[str, str], now_ms: int) -> Trial:
+        """Note that a reserved trial has begun, and take the keys that are known only now. Returns it as it is then:
+        `ENDING`, or flagged, if one of them has a trial already."""
         ...
 
     async def release(self, trial: Trial, now_ms: int) -> None:

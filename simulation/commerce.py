@@ -46,7 +46,9 @@ def _addon(version: int, **grants: Any) -> Document:
 
 
 def _catalogs() -> tuple[Document, ...]:
-    """The second sells new versions and a new feature; the third gives more within a version."""
+    """The second sells new versions and a new feature; the third gives more within a version.
+
+    Who does not pay keeps the add-ons by the third."""
     team = {"seats": "quantity", "desks": 5, "sso": True, METER: 20_000, "reporting": {"days": 30}}
     first: Document = {
         "version": 1,
@@ -95,6 +97,7 @@ def _catalogs() -> tuple[Document, ...]:
     third["plans"]["team"]["grants"]["desks"] = 8
     third["plans"]["frozen"]["version"] = 2
     third["plans"]["frozen"]["grants"]["seats"] = 0
+    third["dunning"]["suspend_addons"] = False
     return first, second, third
 
 

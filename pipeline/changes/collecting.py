@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+from collections.abc import Sequence
 from typing import Final
 
 from aggregators.dunning import Wish, wish_of
@@ -15,7 +16,7 @@ from pipeline.changes.operating import carry_on
 from pipeline.changes.parts import Parts, shop_of
 from pipeline.changes.quoting import QUOTE_PREFIX
 from schemas.catalog import Dunning
-from schemas.dunning import Collecting, DunningStore
+from schemas.dunning import Collecting, DunningOutcome, DunningStore
 from schemas.errors import TidemarkError
 from schemas.plan_changes import Calls, Quote, SubscriptionView, When
 from schemas.upgrades import Money
@@ -26,7 +27,7 @@ AT_ONCE: Final = 500
 _log: Final = logging.getLogger(__name__)
 
 
-async def turn(parts: Parts, dunning: DunningStore) -> int:
+async def collect(parts: Parts, dunning: DunningStore) -> int:
     """Look at all cases about which Stripe may be to be called. Returns how many operations were begun. A failure of
     one case keeps no other. Raises `Transient` if SQL does not answer; repeatable."""
     found, begun = await dunning.collecting("", AT_ONCE), 0
@@ -60,6 +61,9 @@ async def _collected(parts: Parts, dunning: DunningStore, found: Collecting, pol
             if link.starts_ms <= now_ms and (link.ends_ms is None or now_ms < link.ends_ms)
         ]:
             return False
+        if found.case.outcome is DunningOutcome.CHURNED and not await _is_owed(parts, found.invoices):
+            # The mirror has not seen the payment yet.
+            return False
         await parts.changes.add_quote(quote)
         operation = await parts.changes.intend(quote, ACTOR, now_ms)
         if operation.quote != quote.id:
@@ -68,6 +72,11 @@ async def _collected(parts: Parts, dunning: DunningStore, found: Collecting, pol
     if wish.card:
         await dunning.tried(found.case.id, wish.card)
     return True
+
+
+async def _is_owed(parts: Parts, invoices: Sequence[str]) -> bool:
+    """Whether all invoices that the mirror calls open are open at Stripe."""
+    return all([(await parts.stripe.invoice(each)).status == "open" for each in invoices])
 
 
 def _quote(found: Collecting, wish: Wish, now_ms: int) -> Quote:

@@ -10,7 +10,7 @@ import logging
 from collections.abc import Mapping
 from typing import Any, Final
 
-from aggregators.trials import key_hash, trial_keys
+from aggregators.trials import trial_keys
 from pipeline.changes.parts import Parts
 from schemas.clock import MINUTE_MS
 from schemas.errors import InvalidInput, TidemarkError
@@ -105,13 +105,15 @@ async def _looked(parts: Parts, store: TrialStore, trial: Trial) -> None:
             return
         subscription = session.subscription
     begun = await parts.stripe.begun(subscription)
-    card = key_hash(parts.secret, "card", begun.card) if begun.card else ""
-    after = await store.begin(trial, begun, card, now_ms)
+    keys = trial_keys(
+        parts.secret, trial.terms, account=trial.account, customer=trial.customer, email=begun.email, card=begun.card
+    )
+    after = await store.begin(trial, begun, keys, now_ms)
     if after.state is TrialState.ENDING:
-        _log.error("trial %s of account %r ends now: its card had one before", trial.id, trial.account)
+        _log.error("trial %s of account %r ends now: its card or mailbox had one before", trial.id, trial.account)
         await _ended(parts, store, after)
     elif after.is_flagged:
-        _log.error("trial %s of account %r has a card that had one before", trial.id, trial.account)
+        _log.error("trial %s of account %r has a card or mailbox that had one before", trial.id, trial.account)
     elif trial.session and trial.terms.card == "cancel" and begun.card:
         await parts.stripe.update(subscription, {"cancel_at_period_end": True}, _key(parts, trial, "cancel"))
 

@@ -28,7 +28,7 @@ from schemas.catalog import FeatureType
 from schemas.clock import DAY_MS, HOUR_MS, MINUTE_MS
 from schemas.dunning import ListedCase
 from schemas.entitlements import Resolved
-from schemas.errors import InvalidInput, OperatorNeeded, Refused, TidemarkError
+from schemas.errors import InvalidInput, Refused, TidemarkError
 from schemas.meters import Meter
 from schemas.periods import Period
 from schemas.plan_changes import ChangeRequest, InvoicePreview, Operation, Quote, Refusal
@@ -52,6 +52,7 @@ PART_TIMEOUT_S: Final = 4.0
 MIRRORED_TRIES: Final = 12
 MIRRORED_INTERVAL_S: Final = 0.25
 
+_NOT_CONFIGURED: Final = ApiError(501, "not_configured", "this gateway shows no pages: set TIDEMARK_SQL_URL")
 _log: Final = logging.getLogger(__name__)
 Found = TypeVar("Found")
 
@@ -189,22 +190,22 @@ class GatewayBusiness:
 
     async def _parts(self) -> Parts:
         if self._dependencies.changes is None:
-            raise OperatorNeeded("the customer's page needs TIDEMARK_SQL_URL and TIDEMARK_STRIPE_API_KEY")
+            raise _NOT_CONFIGURED
         return await self._dependencies.changes()
 
     async def _shop(self) -> Shop:
         if self._dependencies.catalog is None:
-            raise OperatorNeeded("the customer's page needs TIDEMARK_SQL_URL")
+            raise _NOT_CONFIGURED
         return await shop_of(await self._dependencies.catalog())
 
     async def _records(self) -> AccountRecords:
         if self._dependencies.records is None:
-            raise OperatorNeeded("the customer's page needs TIDEMARK_SQL_URL")
+            raise _NOT_CONFIGURED
         return await self._dependencies.records()
 
     def _evidence(self) -> UsageEvidence:
         if self._dependencies.evidence is None:
-            raise OperatorNeeded("the customer's page needs TIDEMARK_CLICKHOUSE_URL")
+            raise _NOT_CONFIGURED
         return self._dependencies.evidence
 
 

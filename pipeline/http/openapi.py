@@ -86,6 +86,7 @@ _TARGETS: Final = {
     "/v1/notices": "/v1/notices?state=dead",
     "/v1/dunning/cases": "/v1/dunning/cases?state=open",
     "/v1/accounts/{account}/banners": "/v1/accounts/acme/banners",
+    f"{ACCOUNT}/timeline": "/v1/accounts/acme/timeline?limit=20",
     "/v1/meters": "/v1/meters",
     "/v1/plans": "/v1/plans",
     "/v1/meters/{meter}/top": "/v1/meters/tokens/top",
@@ -121,6 +122,7 @@ EXAMPLES: Final[Mapping[str, str]] = {
     f"{ACCOUNT}/portal": f"""curl "$GATEWAY/v1/accounts/acme/portal" \\
   {_KEY} \\
   -d '{{"return_url": "https://app.example/billing", "only_card": true}}'""",
+    f"{ACCOUNT}/page": f'curl "$GATEWAY/v1/accounts/acme/page" \\\n  {_KEY} \\\n  -d \'{{"expires_in_s": 3600}}\'',
     f"{ACCOUNT}/changes/pending": f"""curl -X DELETE "$GATEWAY/v1/accounts/acme/changes/pending" \\
   {_KEY}""",
     SEATS: f"""curl "$GATEWAY/v1/accounts/acme/seats" \\
@@ -207,7 +209,7 @@ def document(app: FastAPI) -> dict[str, Any]:
     # The handler reads the body itself, because FastAPI would read one of any size.
     for (path, method), model in _BODIES.items():
         openapi["paths"][path][method]["requestBody"] = {
-            "required": model not in (HoldUse, AcceptWish, SeatMoveWish),
+            "required": model not in (HoldUse, AcceptWish, SeatMoveWish, PageWish),
             "content": {PLAIN: {"schema": _schema(model, schemas)}},
         }
     for path, command in EXAMPLES.items():

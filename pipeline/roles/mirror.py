@@ -46,6 +46,8 @@ RENEWAL_INTERVAL_S: Final = 0.2
 SWEEP_INTERVAL_S: Final = 10.0
 CHANGES_INTERVAL_S: Final = 10.0
 SEATS_INTERVAL_S: Final = 1.0
+# Every subscription is looked at.
+HEAL_INTERVAL_S: Final = 60.0
 # A quote that differs from its invoice is shown for so long.
 DIFFERING_MS: Final = 7 * DAY_MS
 SWEPT_MAX: Final = 10_000
@@ -129,7 +131,7 @@ async def run_mirror(settings: Settings) -> None:
                 relaying(owned, lambda _: turn(changes), CHANGES_INTERVAL_S, on_failure=not_changed),
                 relaying(
                     owned,
-                    lambda _: collecting.turn(changes, tables.dunning),
+                    lambda _: collecting.collect(changes, tables.dunning),
                     CHANGES_INTERVAL_S,
                     on_failure=not_changed,
                 ),
@@ -141,7 +143,7 @@ async def run_mirror(settings: Settings) -> None:
                     CHANGES_INTERVAL_S,
                     on_failure=not_changed,
                 ),
-                relaying(owned, lambda _: heal(changes, tables.duplicates), CHANGES_INTERVAL_S, on_failure=not_changed),
+                relaying(owned, lambda _: heal(changes, tables.duplicates), HEAL_INTERVAL_S, on_failure=not_changed),
                 relaying(owned, lambda _: tables.holds.sweep(base.clock.now_ms(), SWEPT_MAX), SWEEP_INTERVAL_S),
                 recovery.run(),
             )

@@ -13,6 +13,7 @@ from urllib.parse import unquote, urlsplit
 
 from aggregators.notices import secret_bytes
 from pipeline.clock import SystemClock
+from pipeline.http.page_links import LIFE_S_MAX, PageSecrets, page_link
 from pipeline.http.serving import Readiness, ops_app, serving, stop_event
 from pipeline.http.watched_file import WatchedFile
 from pipeline.http.webhooks import load_secrets
@@ -148,7 +149,7 @@ async def open_channels(
             async def address(account: str) -> str:
                 return await outbox.address(account, clock.now_ms())
 
-            mail = MailChannel(mail_server(mail_url), address)
+            mail = MailChannel(mail_server(mail_url), address, page_of(settings, clock))
             stack.callback(mail.close)
             channels[ChannelName.MAIL] = mail
         if settings.notices_webhook_url:
@@ -161,6 +162,22 @@ async def open_channels(
             )
             channels[ChannelName.WEBHOOK] = await stack.enter_async_context(webhook)
         yield channels
+
+
+def page_of(settings: Settings, clock: Clock) -> Callable[[str], str]:
+    """Makes links to the pages of accounts, which end after `LIFE_S_MAX`. A link is "" if no pages are set, or if none
+    can be made for an account. Raises `InvalidInput` if the file of secrets is malformed."""
+    if not settings.page_url or settings.page_secrets is None:
+        return lambda _account: ""
+    secrets = PageSecrets(settings)
+
+    def page(account: str) -> str:
+        # Stripe's page of the invoice is linked instead.
+        with contextlib.suppress(InvalidInput):
+            return page_link(settings, secrets(), account, LIFE_S_MAX, clock.now_ms()).url
+        return ""
+
+    return page
 
 
 def load_keys(path: Path) -> tuple[bytes, ...]:

@@ -61,12 +61,18 @@ def mail_server(url: str) -> MailServer:
 class MailChannel:
     """Sends each notice as a mail of its own, whose Message-ID is the notice's id.
 
-    `address` returns the address of an account's customer, or "".
+    `address` returns the address of an account's customer, or ""; `page` a link to the account's own page, or "".
     """
 
-    def __init__(self, server: MailServer, address: Callable[[str], Awaitable[str]]) -> None:
+    def __init__(
+        self,
+        server: MailServer,
+        address: Callable[[str], Awaitable[str]],
+        page: Callable[[str], str] = lambda _account: "",
+    ) -> None:
         self._server = server
         self._address = address
+        self._page = page
         self._executor = ThreadPoolExecutor(THREADS_MAX, thread_name_prefix="mail")
 
     async def send(self, notice: Notice) -> bool:
@@ -88,7 +94,7 @@ class MailChannel:
 
     def _mail(self, notice: Notice, to: str) -> EmailMessage:
         mail = EmailMessage(SMTP)
-        subject, text = words(notice)
+        subject, text = words(notice, self._page(notice.account))
         mail["From"], mail["To"], mail["Subject"] = self._server.sender, to, subject
         mail["Message-ID"] = f"<{notice.id}@{self._server.sender.rpartition('@')[2]}>"
         mail["Auto-Submitted"] = "auto-generated"

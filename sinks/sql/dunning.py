@@ -185,7 +185,11 @@ def _collecting(connection: Connection, after: str, limit: int) -> list[Collecti
     # Whoever canceled did not stop paying: what that customer owes is the business' own matter.
     was_given_up = and_(
         found.outcome == DunningOutcome.CHURNED.value,
-        or_(~has_ended, and_(is_owed, of.cancellation_reason == CANCELED_UNPAID)),
+        # Who pays late keeps the subscription.
+        or_(
+            and_(~has_ended, found.downgrade_ms.is_not(None)),
+            and_(is_owed, of.cancellation_reason == CANCELED_UNPAID),
+        ),
     )
     is_left = and_(
         found.outcome == DunningOutcome.RECOVERED.value, of.status == "paused", of.pause_reason == PAUSED_UNPAID,

@@ -111,6 +111,8 @@ unpaid AS (
 given AS (
     SELECT h.*, v.body FROM had h JOIN sold v USING (plan, version)
     WHERE h.status <> 'unpaid' AND h.account NOT IN (SELECT account FROM unpaid)
+        OR h.kind = 'addon' AND h.account IN (SELECT account FROM unpaid)
+            AND (SELECT body#>'{dunning,suspend_addons}' = 'false' FROM active)
 ),
 riddles AS (
     SELECT account FROM items WHERE NOT EXISTS (SELECT FROM stripe_objects o WHERE o.stripe_id = items.price_id)

@@ -44,8 +44,8 @@ class SqlTrials:
         wanted = wanted.order_by(trial.look_ms, trial.id).limit(limit)
         return await self._run(lambda connection: [_trial(row) for row in connection.execute(wanted).mappings()])
 
-    async def begin(self, trial: Trial, begun: Begun, card_hash: str, now_ms: int) -> Trial:
-        return await self._run(lambda connection: _begin(connection, trial, begun, card_hash, now_ms))
+    async def begin(self, trial: Trial, begun: Begun, keys: Mapping[str, str], now_ms: int) -> Trial:
+        return await self._run(lambda connection: _begin(connection, trial, begun, keys, now_ms))
 
     async def release(self, trial: Trial, now_ms: int) -> None:
         await self._run(lambda connection: _moved(connection, trial, TrialState.RELEASED, now_ms))
@@ -128,15 +128,15 @@ def _take(connection: Connection, trial: Trial, kind: str, value: str, now_ms: i
     return connection.execute(same).scalar() == trial.id
 
 
-def _begin(connection: Connection, trial: Trial, begun: Begun, card_hash: str, now_ms: int) -> Trial:
+def _begin(connection: Connection, trial: Trial, begun: Begun, keys: Mapping[str, str], now_ms: int) -> Trial:
     heads = lock_accounts(connection, {trial.account})
     row = connection.execute(select(trials).where(trials.c.id == trial.id)).mappings().one()
     before = _trial(row)
     if before.state is not TrialState.RESERVED:
         return before
-    is_new = (
-        not card_hash or "card" not in before.terms.once_per or _take(connection, before, "card", card_hash, now_ms)
-    )
+    # All are taken, also if one of them has a trial already.
+    taken = [_take(connection, before, kind, value, now_ms) for kind, value in sorted(keys.items())]
+    is_new = all(taken)
     ends = not is_new and before.terms.repeated_card == "end" and begun.status == _IN_TRIAL
     after = before._replace(
         state=TrialState.ENDING if ends else TrialState.RUNNING, subscription=begun.subscription, look_ms=None,

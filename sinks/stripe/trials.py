@@ -59,13 +59,15 @@ class StripeClientTrials(StripeClientSessions):
         return str(body.get("email") or ""), await self._fingerprint(method)
 
     async def begun(self, subscription: str) -> Begun:
-        """See `StripeTrials`. Costs one call, and two more for the card."""
+        """See `StripeTrials`. Costs two calls, and one or two more for the card."""
         body = await self._get(f"/v1/subscriptions/{quote(subscription, safe='')}")
-        card = await self._fingerprint(body.get("default_payment_method"))
-        if not card:
-            card = (await self.email_and_card(_id(body["customer"])))[1]
+        email, card = await self.email_and_card(_id(body["customer"]))
+        if body.get("default_payment_method"):
+            card = await self._fingerprint(body["default_payment_method"])
         end_s = body.get("trial_end")
-        return Begun(str(body["id"]), str(body["status"]), None if end_s is None else int(end_s) * SECOND_MS, card)
+        return Begun(
+            str(body["id"]), str(body["status"]), None if end_s is None else int(end_s) * SECOND_MS, card, email
+        )
 
     async def _fingerprint(self, method: Any) -> str:
         if not method:

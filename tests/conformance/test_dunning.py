@@ -7,15 +7,18 @@ from typing import Any
 
 import pytest
 import pytest_asyncio
+from sqlalchemy import Connection, update
 
 from schemas.catalog import Dunning
 from schemas.catalog_changes import CatalogPlan
 from schemas.clock import DAY_MS
 from schemas.dunning import DunningCase, DunningCounts, DunningOutcome, DunningState, ListedCase, Recovery, cursor_of
 from schemas.entitlements import Computed, Grant
-from schemas.errors import InvalidInput
+from schemas.errors import InvalidInput, Transient
 from schemas.notices import NoticeKind
 from schemas.side_tables import Link, Row
+from sinks.sql.dunning_tables import dunning_cases
+from sinks.sql.queries import lock_accounts
 from sinks.sql.side_tables import SqlSideTables
 from tests.unit.catalog.files import SMALL, catalog_of
 from tests.worlds.mirrored import NOW_MS, invoice, subscription
@@ -266,6 +269,92 @@ async def test_who_paid_and_is_billed_no_more_is_named(business: Business, statu
     await invoice(business.tables, number=2, **{**RETRIED, "finalized_ms": NOW_MS + 41 * DAY_MS})
     await business.renew(41)
     assert [listed.unbilled for listed in await business.tables.dunning.listed()] == ["", ""]
+
+
+@pytest.mark.parametrize(("status", "days"), [("unpaid", 43), ("paused", 43), ("active", None)])
+async def test_who_is_billed_no_more_has_the_plan_for_days(business: Business, status: str, days: int | None) -> None:
+    """From the payment on. When Stripe bills again, the plan has no end; another failure is another case."""
+    await invoice(business.tables, **RETRIED)
+    await business.renew()
+    await invoice(business.tables, **{**OURS, "status": "paid", "remaining_minor": 0})
+    paused = {"pause_reason": "final_payment_failure"} if status == "paused" else {}
+    await business.subscribed(status, **paused)
+    await business.renew(40)
+    ends = None if days is None else NOW_MS + days * DAY_MS
+    assert (await business.states(), business.withheld) == (["recovered"], [("subscription_1", ends)])
+    await business.renew(42)
+    assert business.withheld == [("subscription_1", ends)]
+    await business.subscribed("past_due")
+    await business.renew(42.5)
+    assert business.withheld == [("subscription_1", None)]
+    await invoice(business.tables, number=2, **{**RETRIED, "finalized_ms": NOW_MS + 43 * DAY_MS})
+    await business.renew(43)
+    assert (await business.states(), business.withheld) == (["notified", "recovered"], [("subscription_1", None)])
+
+
+async def test_another_failure_of_who_is_billed_no_more_is_another_case(business: Business) -> None:
+    await invoice(business.tables, **RETRIED)
+    await business.renew()
+    await invoice(business.tables, **{**OURS, "status": "paid", "remaining_minor": 0})
+    await business.subscribed("unpaid")
+    await business.renew(40)
+    await invoice(business.tables, number=2, **{**RETRIED, "finalized_ms": NOW_MS + 41 * DAY_MS})
+    await business.renew(41)
+    assert await business.states() == ["final_warning", "recovered"]
+    assert [listed.invoices for listed in await business.tables.dunning.listed()] == [("invoice_2",), ()]
+
+
+async def collecting(business: Business) -> list[tuple[str, str, str, tuple[str, ...]]]:
+    """The cases about which Stripe may be to be called."""
+    found = await business.tables.dunning.collecting("", 9)
+    return [(str(each.case.outcome), each.own_card, each.customer_card, each.invoices) for each in found]
+
+
+async def test_which_cases_need_calls_of_stripe(business: Business) -> None:
+    """An open one; a paid one never; one that was given up until its subscription has ended or all was paid late."""
+    assert await collecting(business) == []
+    await business.subscribed(default_payment_method="pm_1")
+    await invoice(business.tables, **RETRIED)
+    await business.renew()
+    assert await collecting(business) == [("None", "pm_1", "", ("invoice_1",))]
+    (case,) = await business.cases()
+    for _ in range(2):
+        await business.tables.dunning.tried(case.id, "pm_2")
+    assert [each.cards for each in await business.cases()] == ["pm_1 pm_2"]
+    assert await business.tables.dunning.collecting(case.id, 9) == []
+    for day in (21, 24, 54):
+        await business.renew(day)
+    assert await collecting(business) == [("churned", "pm_1", "", ("invoice_1",))]
+    await invoice(business.tables, **{**OURS, "status": "paid"})
+    await business.renew(55)
+    assert (await business.states(), await collecting(business)) == (["churned"], [])
+
+
+async def test_who_canceled_is_not_cleared_away(business: Business) -> None:
+    """What the customer owes then is a matter between people."""
+    await invoice(business.tables, **RETRIED)
+    await business.renew()
+    await business.subscribed("canceled", ended_ms=NOW_MS + DAY_MS, cancellation_reason="cancellation_requested")
+    await business.renew(1)
+    assert (await business.states(), await collecting(business)) == (["churned"], [])
+
+
+async def test_a_case_that_moves_while_it_is_written_off_is_asked_for_again(
+    business: Business, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its account is locked before the case is read again."""
+    await invoice(business.tables, **RETRIED)
+    await business.renew()
+    (case,) = await business.cases()
+
+    def moved(connection: Connection, accounts: Any) -> Any:
+        heads = lock_accounts(connection, accounts)
+        connection.execute(update(dunning_cases).values(account="globex"))
+        return heads
+
+    monkeypatch.setattr("sinks.sql.dunning.lock_accounts", moved)
+    with pytest.raises(Transient, match="globex"):
+        await business.tables.dunning.write_off(case.id, "ann", "goodwill", NOW_MS)
 
 
 async def test_cases_are_listed_by_pages(business: Business) -> None:

@@ -61,17 +61,22 @@ ACCOUNTS = 150
 STATUSES = ("active", "active", "trialing", "past_due", "canceled", "unpaid", "paused", "incomplete")
 
 
+# Who does not pay keeps the add-ons.
+KEEPING = CATALOG.model_copy(update={"dunning": CATALOG.dunning.model_copy(update={"suspend_addons": False})})
+
+
 @pytest_asyncio.fixture
 async def store(request: pytest.FixtureRequest) -> AsyncIterator[PostgresSideTables]:
     """PostgreSQL with an active catalog."""
+    catalog = getattr(request, "param", CATALOG)
     async with opened_tables(request, is_fake=False) as store:
         assert isinstance(store, PostgresSideTables)
-        plan = CatalogPlan(CATALOG, catalog_hash(CATALOG), "", "", False, (), (), (), {})
+        plan = CatalogPlan(catalog, catalog_hash(catalog), "", "", False, (), (), (), {})
         records = [
             StripeRecord(f"key.{price}", CatalogKind.PRICE, price, plan_id, component, "month", "usd")
             for price, (plan_id, component) in PRICES.items()
         ]
-        states = {name: KnownPlan(sold, PlanState.OPEN) for name, sold in CATALOG.sold().items()}
+        states = {name: KnownPlan(sold, PlanState.OPEN) for name, sold in catalog.sold().items()}
         await store.catalog.begin_catalog(plan, "ann", "a test", NOW_MS)
         await store.catalog.activate_catalog(plan, states, records, NOW_MS)
         yield store
@@ -168,6 +173,7 @@ async def recounted(store: PostgresSideTables, now_ms: int = NOW_MS) -> list[Rec
     return found
 
 
+@pytest.mark.parametrize("store", [CATALOG, KEEPING], ids=["add-ons suspended", "add-ons kept"], indirect=True)
 async def test_the_recount_agrees_with_the_versions_of_random_accounts(store: PostgresSideTables) -> None:
     """At several instants of one version: what begins and ends later is in it already."""
     drawn = Drawn(1)

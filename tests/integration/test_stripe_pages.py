@@ -179,6 +179,64 @@ def test_checkout_without_an_amount(world: World) -> None:
     assert (second["amount_total"], second["setup_intent"]["status"]) == (None, "succeeded")
 
 
+def test_checkout_of_a_trial_without_a_card(world: World) -> None:
+    """Where no card is needed, a button begins the trial; a card can be given all the same."""
+    customer = world.api.customers.create({"email": "a@acme.example"})["id"]
+    session = world.checkout(
+        mode="subscription", customer=customer, payment_method_collection="if_required",
+        subscription_data={"trial_period_days": 14}, line_items=[{"price": world.price(4_900), "quantity": 1}],
+    )  # fmt: skip
+    world.visitor.look("checkout-without-a-card")
+    world.visitor.press("Start without a card")
+
+    assert "Back in the shop" in world.visitor.text()
+    done = world.api.checkout.sessions.retrieve(session, {"expand": ["subscription"]})
+    assert (done["subscription"]["status"], done["subscription"]["default_payment_method"]) == ("trialing", None)
+
+
+def test_checkout_asks_for_the_country_of_the_tax(world: World) -> None:
+    """The amount follows from the country, and the customer keeps it."""
+    customer = world.api.customers.create({"email": "a@acme.example"})["id"]
+    session = world.checkout(
+        mode="subscription", customer=customer, automatic_tax={"enabled": True},
+        customer_update={"address": "auto", "name": "auto"}, tax_id_collection={"enabled": True},
+        line_items=[{"price": world.price(10_000), "quantity": 1}],
+    )  # fmt: skip
+    world.visitor.look("checkout-country")
+    world.visitor.fill(country="F1")
+    world.visitor.press("Continue")
+    assert "A country has two letters" in world.visitor.text()
+    world.visitor.fill(country="fr")
+    world.visitor.press("Continue")
+    assert "120.00 USD" in world.visitor.text()
+    world.visitor.look("checkout-tax")
+    world.pay("4242424242424242", "Subscribe")
+
+    done = world.api.checkout.sessions.retrieve(session, {"expand": ["invoice", "customer"]})
+    assert (done["invoice"]["total"], done["customer"]["address"]["country"]) == (12_000, "FR")
+
+
+def test_the_portal_of_a_configuration(world: World) -> None:
+    """Nobody cancels where the configuration does not let them, and the flow for the card has the card alone."""
+    customer = world.customer("pm_card_visa")
+    world.api.subscriptions.create({"customer": customer, "items": [{"price": world.price(2_000)}]})
+    features = {"payment_method_update": {"enabled": True}, "subscription_cancel": {"enabled": False}}
+    made = world.api.billing_portal.configurations.create({"features": features})["id"]
+    params = {"customer": customer, "configuration": made, "return_url": f"{world.shop}/account"}
+    world.visitor.page.goto(world.api.billing_portal.sessions.create(params)["url"])
+    assert "Renews on" in world.visitor.text()
+    assert "Cancel at the end" not in world.visitor.text()
+
+    flow = {**params, "flow_data": {"type": "payment_method_update"}}
+    world.visitor.page.goto(world.api.billing_portal.sessions.create(flow)["url"])
+    assert "Renews on" not in world.visitor.text()
+    world.visitor.look("portal-card")
+    world.pay("5555 5555 5555 4444", "Save this card")
+    assert "The new card is saved." in world.visitor.text()
+    world.visitor.press("Back")
+    assert world.visitor.page.url == f"{world.shop}/account"
+
+
 def test_checkout_can_be_left_and_expires(world: World) -> None:
     """The link back is the caller's, and an expired session takes no card."""
     session = world.checkout(mode="subscription", line_items=[{"price": world.price(100), "quantity": 1}])

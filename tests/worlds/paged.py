@@ -113,9 +113,9 @@ class PromptRecords:
 
 
 class Paged(Changing):
-    """Accounts with a page. `door` is set while `opened` runs."""
+    """Accounts with a page. `served` is set while `opened` runs."""
 
-    door: Gateway
+    served: Gateway
 
     def __init__(self, now_ms: int) -> None:
         super().__init__(now_ms)
@@ -144,8 +144,8 @@ class Paged(Changing):
             return self.sql.catalog
 
         async def records() -> AccountRecords:
-            found: AccountRecords = self.records
-            return found
+            records: AccountRecords = self.records
+            return records
 
         def access() -> tuple[AccessChecks, Entitlements]:
             return self.checks, self.sql.entitlements
@@ -155,14 +155,14 @@ class Paged(Changing):
             folder, self, given, changes=changes, catalog=catalog, records=records, access=access,
             dunning=lambda: self.sql.dunning, notices=lambda: self.sql.notices, evidence=Archive(),
         ) as gateway:  # fmt: skip
-            self.door = gateway
+            self.served = gateway
             await self.fold_all()
             yield gateway
 
     async def use(self, *events: Mapping[str, Any]) -> None:
         """Emit events and have them counted."""
         if events:
-            answer = await self.door.post(list(events), "application/cloudevents-batch+json")
+            answer = await self.served.post(list(events), "application/cloudevents-batch+json")
             assert answer.status_code == 202, answer.text
         await self.fold_all()
 

@@ -13,6 +13,7 @@ from schemas.catalog import Dunning
 from schemas.clock import DAY_MS
 from schemas.dunning import Debt, DunningCase, DunningOutcome, DunningState, Owing
 
+RECOVERED = DunningOutcome.RECOVERED
 T0 = 1_795_257_000_000
 POLICY = Dunning()
 ORDER = list(DunningState)
@@ -98,6 +99,22 @@ TABLE: dict[str, tuple[DunningCase | None, Owing, float, str, int | None, int | 
     "D33 found late, and Stripe gave up": (None, owing(LAST, **UNPAID), 40, "win_back", 24, 54),
     "D34 found when all is over": (None, owing(LAST, **UNPAID), 90, "churned", 24, None),
     "D35 found a week later, and Stripe gave up": (None, owing(LAST, **UNPAID), 7, "final_warning", 10, 10),
+    "D36 paid, and Stripe still bills nothing": (
+        case("win_back", 17), owing(debt(9, "paid"), **UNPAID), 30, "recovered", 33, None,
+    ),
+    "D37 paid, and still paused": (case("urgent"), owing(debt(9, "paid"), **PAUSED), 16, "recovered", 19, None),
+    "D38 paid, and paused by a person": (
+        case("urgent"), owing(debt(9, "paid"), status="paused", pause_reason="subscription"), 16, "recovered", None,
+        None,
+    ),
+    "D39 paid, and billed again": (
+        case("closed", 33, outcome=RECOVERED, closed_ms=T0), owing(debt(9, "paid"), status="active"), 31, "recovered",
+        None, None,
+    ),
+    "D50 paid, and not billed when the days are over": (
+        case("closed", 33, outcome=RECOVERED, closed_ms=T0), owing(debt(9, "paid"), **UNPAID), 40, "recovered", 33,
+        None,
+    ),
     **{
         f"D4{number} paid while {state}": (
             case(state, downgraded), owing(debt(2, "paid"), status="active"), 18, "recovered", None, None,

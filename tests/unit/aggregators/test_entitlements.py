@@ -130,6 +130,12 @@ CASES = {
         {"downgraded": PLANS},
         10,
     ),
+    "downgraded: the add-ons stay": (
+        CALLS,
+        [give(CALLS, 50), give(CALLS, 10, "fallback"), give(CALLS, 5, "addon", "add")],
+        {"downgraded": PLANS, "keeps_addons": True},
+        15,
+    ),
     "downgraded: an override stays": (
         CALLS,
         [give(CALLS, 50), give(CALLS, 10, "fallback"), give(CALLS, 5, "override", "add")],
@@ -223,7 +229,7 @@ def drawn(rng: random.Random) -> Entitled:
     def spans() -> tuple[Span, ...]:
         return tuple(Span(*span()) for _ in range(rng.randrange(3)))
 
-    return Entitled(tuple(grants), spans(), spans(), spans())
+    return Entitled(tuple(grants), spans(), spans(), spans(), rng.random() < 0.5)
 
 
 BASES = (SourceKind.DEFAULT, SourceKind.PLAN, SourceKind.FALLBACK)
@@ -240,7 +246,7 @@ def judged(feature: Feature, entitled: Entitled, now: int) -> object:
     }
     mine = [g for g in entitled.grants if g.feature == feature.name and covers(g.starts_ms, g.ends_ms)]
     if inside["downgraded"]:
-        allowed = {"fallback", "contract", "override"}
+        allowed = {"fallback", "contract", "override"} | ({"addon"} if entitled.keeps_addons else set())
     elif inside["replaced"]:
         allowed = {"addon", "promotion", "contract", "override"}
     else:
@@ -380,8 +386,9 @@ def test_another_input_has_another_hash() -> None:
             entitled,
             entitled._replace(plans=(*entitled.plans, Span(1))),
             entitled._replace(downgraded=(*entitled.downgraded, Span(1))),
+            entitled._replace(keeps_addons=not entitled.keeps_addons),
             entitled._replace(grants=(*entitled.grants, give(CALLS, 1))),
         )
     }
 
-    assert len(hashes) == 4
+    assert len(hashes) == 5

@@ -228,3 +228,90 @@ def test_every_refusal_is_documented() -> None:
     page = (Path(__file__).resolve().parents[3] / "docs" / "plan-changes.md").read_text()
 
     assert [code.value for code in RefusalCode if f"`{code.value}`" not in page] == []
+
+
+CHECKOUT: Final = "accounts/initech/checkout"
+PORTAL: Final = "accounts/initech/portal"
+BUY: Final = {"plan": "pro", "return_url": "https://app.example/billing"}
+
+
+async def test_an_account_without_a_subscription_gets_a_page(served: Served) -> None:
+    """The same Idempotency-Key gets the same page; a quote that was shown before leads to a page too."""
+    await served.business.join("initech", "")
+    status, first = await served.send("POST", CHECKOUT, BUY, idempotency_key="one")
+    again = await served.send("POST", CHECKOUT, BUY, idempotency_key="one")
+    _, quote = await served.send("POST", "accounts/initech/quotes", {"plan": "pro", "trial": True})
+    _, trial = await served.send("POST", CHECKOUT, {"quote": quote["id"], "return_url": BUY["return_url"]})
+    refused = await served.send("POST", f"accounts/initech/quotes/{quote['id']}/accept")
+
+    assert (status, again) == (201, (201, first))
+    assert first["url"] == first["quote"]["operation"]["checkout_url"]
+    assert (first["quote"]["row"], first["quote"]["due_now"]["minor"]) == (1, 14900)
+    assert quote["words"] == (
+        "You will be charged nothing today. Your trial goes on until March 12 with Pro, and your next invoice on "
+        "March 12 will be $149.00."
+    )
+    assert (trial["quote"]["row"], trial["quote"]["due_now"]["minor"], trial["url"] != first["url"]) == (3, 0, True)
+    # It is accepted already, so the answer says how far it is.
+    assert (refused[0], refused[1]["operation"]["checkout_url"]) == (200, trial["url"])
+
+
+async def test_a_quote_that_leads_to_a_page_is_not_accepted_without_one(served: Served) -> None:
+    await served.business.join("initech", "")
+    _, quote = await served.send("POST", "accounts/initech/quotes", {"plan": "pro"})
+    status, answer = await served.send("POST", f"accounts/initech/quotes/{quote['id']}/accept")
+
+    assert (status, answer["error"]["code"], answer["error"]["field"]) == (409, "checkout", "return_url")
+
+
+async def test_a_page_of_the_portal(served: Served) -> None:
+    await served.business.join("initech", "")
+    body = {"return_url": "https://app.example/billing", "only_card": True}
+    status, answer = await served.send("POST", PORTAL, body)
+
+    assert (status, "/_simulator/portal/" in answer["url"]) == (201, True)
+    nobody = await served.send("POST", "accounts/nobody/portal", body)
+    assert (nobody[0], nobody[1]["error"]["code"]) == (409, "no_customer")
+
+
+BAD_PAGES: Final[dict[str, tuple[str, Any, int, str, str]]] = {
+    "no address": (CHECKOUT, {"plan": "pro"}, 400, "invalid_input", ""),
+    "a script": (CHECKOUT, {**BUY, "return_url": "javascript:alert(1)"}, 400, "invalid_input", "return_url"),
+    "no plan": (CHECKOUT, {"return_url": BUY["return_url"]}, 400, "invalid_input", "plan"),
+    "an end": (CHECKOUT, {**BUY, "plan": "", "cancel": "period_end"}, 400, "invalid_input", "plan"),
+    "both": (CHECKOUT, {**BUY, "quote": "qt_1"}, 400, "invalid_input", "quote"),
+    "no such quote": (CHECKOUT, {"quote": "qt_1", "return_url": BUY["return_url"]}, 404, "no_quote", "quote"),
+    "a subscription": ("accounts/acme/checkout", BUY, 409, "no_checkout", "plan"),
+    "no trial": (CHECKOUT, {**BUY, "plan": "scale", "trial": True}, 400, "invalid_input", "trial"),
+    "a portal to nowhere": (PORTAL, {"return_url": ""}, 400, "invalid_input", "return_url"),
+}
+
+
+async def test_bad_requests_for_pages_name_the_field_and_the_remedy(served: Served) -> None:
+    await served.business.join("initech", "")
+    found = {}
+    for name, (path, body, *_) in BAD_PAGES.items():
+        status, answer = await served.send("POST", path, body)
+        found[name] = (path, body, status, answer["error"]["code"], answer["error"].get("field", ""))
+
+    assert found == BAD_PAGES
+
+
+async def test_who_may_make_pages(served: Served) -> None:
+    """A key of one account makes pages of that account only."""
+    await served.business.join("initech", "")
+    for path in (CHECKOUT, PORTAL):
+        found = {key: (await served.send("POST", path, BUY, key))[0] for key in WHO if key != "billing of acme"}
+        wanted = {"operator": 201, "admin": 201, "billing": 201, "": 401}
+        if path == PORTAL:
+            wanted = {"operator": 400, "admin": 400, "billing": 400, "": 401}
+        assert found == {key: wanted.get(key, 403) for key in found}
+
+
+async def test_a_page_whose_answer_is_lost_is_202_and_then_201(served: Served) -> None:
+    await served.business.join("initech", "")
+    fault = Fault(FaultKind.RATE_LIMITED, count=1, path="/v1/checkout/sessions", method="POST")
+    served.business.stripe.simulator.faults.add(fault)
+    first, second = [await served.send("POST", CHECKOUT, BUY, idempotency_key="one") for _ in range(2)]
+
+    assert [(status, bool(body["url"])) for status, body in (first, second)] == [(202, False), (201, True)]

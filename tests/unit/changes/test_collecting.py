@@ -10,9 +10,8 @@ from typing import Any, Final, Literal
 import pytest
 from sqlalchemy import select
 
-from pipeline.changes.collecting import turn
-from pipeline.changes.operating import PATIENCE_MS
-from pipeline.changes.operating import turn as operations_turn
+from pipeline.changes.collecting import collect
+from pipeline.changes.operating import PATIENCE_MS, turn
 from schemas.access import Reason
 from schemas.clock import DAY_MS, HOUR_MS
 from schemas.dunning import ListedCase
@@ -66,7 +65,7 @@ class Failing(Changing):
         before = -1
         while len(self.stripe.happened()) != before:
             before = len(self.stripe.happened())
-            await turn(self.parts(), self.sql.dunning)
+            await collect(self.parts(), self.sql.dunning)
             await self.settle()
 
     async def case(self) -> ListedCase:
@@ -146,11 +145,11 @@ async def test_a_process_that_ends_at_any_call_pays_once(after: bool) -> None:
         paying = Ending(parts.stripe._inner, countdown, lambda name: name in ("update", "pay"), after=after)
         dunning: Any = Ending(business.sql.dunning, countdown, lambda name: name == "tried", after=after)
         try:
-            await turn(parts._replace(stripe=paying), dunning)
+            await collect(parts._replace(stripe=paying), dunning)
             has_ended = False
         except Ends:
             business.clock.ms += PATIENCE_MS
-            await operations_turn(business.parts())
+            await turn(business.parts())
             await business.look()
         await business.settle()
         assert business.bills() == [(14900, "paid"), (14900, "paid")]

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import json
 from datetime import UTC, datetime
 from typing import Final
 
 import pytest
 
+from aggregators.notices import stripe_notice
 from pipeline.changes.operating import accept
 from pipeline.changes.pages import PAGE_MS
 from pipeline.changes.trials import LOOK_AGAIN_MS, follow
 from schemas.access import Reason
 from schemas.clock import DAY_MS, HOUR_MS, MINUTE_MS
+from schemas.notices import NoticeKind
 from schemas.plan_changes import ChangeKind, Operation, OperationState, Quote, Refusal, RefusalCode
 from schemas.trials import KEYS_KEPT_MS, TrialState
 from tests.worlds.changing import ACME, BACK, CATALOG, Changing
@@ -202,6 +205,41 @@ async def test_a_repeated_card_ends_the_trial() -> None:
     await business.join("third", "")
     await begun(business, OTHER)
     assert await states(business) == [TrialState.RUNNING]
+
+
+async def test_a_mailbox_that_is_known_only_after_the_checkout_counts_too() -> None:
+    """Stripe's page asked for the address."""
+    business = await opened()
+    await business.name_customer("ann@acme.example")
+    await begun(business)
+    await business.join("other", "")
+    operation = await tried(business)
+    assert isinstance(operation, Operation)
+    await business.name_customer("Ann+2@acme.example")
+    business.pays(operation.session, OTHER)
+    await heard(business)
+
+    assert (business.at_stripe()["status"], await states(business)) == ("active", [TrialState.REFUSED])
+
+
+async def test_scenario_15_reminders_go_out_on_days_23_and_29_and_only_while_they_are_true() -> None:
+    business = await opened()
+    await begun(business)
+    outbox = business.sql.notices
+    reminded: dict[str, tuple[int, int]] = {}
+    for day in range(1, 31):
+        business.clock.ms = START_MS + day * DAY_MS
+        for fact in await outbox.facts(NoticeKind.TRIAL_ENDS, business.clock.ms):
+            notice = stripe_notice(business.log_id, fact, business.clock.ms, ())
+            assert notice is not None
+            reminded.setdefault(notice.id, (day, json.loads(notice.body)["data"]["days"]))
+    assert list(reminded.values()) == [(23, 7), (29, 1)]
+
+    business.clock.ms = START_MS + 29 * DAY_MS
+    business.stripe.simulator.catch_up()
+    await business.changed("pro", quantities=THREE)
+    await business.settle()
+    assert await outbox.facts(NoticeKind.TRIAL_ENDS, business.clock.ms) == []
 
 
 async def test_a_repeated_card_is_shown_if_the_catalog_says_so() -> None:

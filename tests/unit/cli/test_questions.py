@@ -121,6 +121,7 @@ EXAMPLES = {
     ("check",): ["acme", "api_calls"], ("notices", "retry"): ["--all-dead"],
     ("dunning", "write-off"): ["dun_1", "--reason", "goodwill"],
     ("hold", "use"): ["hold_1"], ("hold", "release"): ["hold_1"],
+    ("account", "page"): ["acme"], ("account", "timeline"): ["acme"],
     ("account", "unlink"): ["acme", "--reason", "wrong"], ("account", "flush"): ["acme"],
     ("close-period",): CLOSING[1:],
     ("catalog", "plan"): ["schemas/catalog.default.yaml"],

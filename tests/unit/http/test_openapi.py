@@ -40,6 +40,7 @@ OF_STRIPE: Final = {
     "/v1/accounts/{account}/changes/pending", "/v1/accounts/{account}/checkout", "/v1/accounts/{account}/portal",
     "/v1/plans", "/v1/accounts/{account}/seats",
     "/v1/accounts/{account}/seats/{seat}/activate", "/v1/accounts/{account}/seats/{seat}/release",
+    "/v1/accounts/{account}/page", "/v1/accounts/{account}/timeline",
 }  # fmt: skip
 TAKEN: Final = ("/v1/events", "/v1/accounts/{account}/flush")
 SPAN: Final = "from=2026-11-21T00:00:00Z&to=2026-11-22T00:00:00Z"

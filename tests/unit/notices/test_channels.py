@@ -8,6 +8,7 @@ import email
 import hmac
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -20,16 +21,19 @@ from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import pytest
 
-from aggregators.notices import secret_bytes, signature
+from aggregators.notices import secret_bytes, signature, stripe_notice
 from pipeline.http.watched_file import WatchedFile
 from pipeline.local.processes import free_port
-from pipeline.roles.notifier import load_keys, open_channels
-from pipeline.settings import load_settings
+from pipeline.roles.notifier import load_keys, open_channels, page_of
+from pipeline.settings import Settings, load_settings
+from portal.tokens import account_of
+from schemas.clock import DAY_MS
 from schemas.errors import InvalidInput, Transient
-from schemas.notices import ChannelName, Notice, NoticeKind, NoticeOutbox
+from schemas.notices import ChannelName, Notice, NoticeKind, NoticeOutbox, StripeFact
 from sinks.notices import webhook
 from sinks.notices.file import FileChannel
 from sinks.notices.mail import MailChannel, MailServer, mail_server
@@ -38,6 +42,7 @@ from sinks.sql.fake import FakeSideTables
 from tests.integration.deployment import until
 from tests.services.postgres import last_link_pays
 from tests.worlds.clock import ManualClock
+from tests.worlds.mirrored import NOW_MS
 
 PAGE = (Path(__file__).parents[3] / "docs" / "notices.md").read_text()
 # The example of the specification, and its signature.
@@ -315,6 +320,35 @@ async def test_a_mail_says_what_happened_under_the_notices_id(
     assert mail["Message-ID"] == "<ntc_1@example.com>"
     assert mail["Subject"] == "ac??Bcc: all@example.com has used 80 % of its limit: api_calls"
     assert "812 of 1000 tokens (api_calls)" in mail.get_content()
+
+
+async def test_a_mail_about_a_payment_links_to_the_accounts_page(mail_receiver: MailReceiver, tmp_path: Path) -> None:
+    """The link opens the page of that account, and of no other."""
+    (tmp_path / "secrets").write_text("s" * 32)
+    settings = Settings(page_url="https://app.example.com", page_secrets=tmp_path / "secrets")
+
+    async def found(_account: str) -> str:
+        return "ann@example.org"
+
+    server = MailServer("smtp", "127.0.0.1", mail_receiver.port, "", "", "billing@example.com", "")
+    channel = MailChannel(server, found, page_of(settings, ManualClock(NOW_MS)))
+    fact = StripeFact(NoticeKind.PAYMENT_FAILED, "acme", "in_1", NOW_MS, 0, 1, "usd", 2, "https://pay")
+    made = stripe_notice("log", fact, NOW_MS)
+    assert made is not None
+    assert await channel.send(made)
+    channel.close()
+    text = email.message_from_bytes(mail_receiver.mail, policy=policy.default).get_content()
+
+    (token,) = re.findall(r"https://app\.example\.com/page/(\S+)/", text)
+    assert account_of(unquote(token), ["s" * 32], NOW_MS + 29 * DAY_MS) == "acme"
+    assert "https://pay" not in text
+
+
+@pytest.mark.parametrize("has", ["page_url", "page_secrets"])
+def test_without_both_settings_nobody_is_sent_to_a_page(tmp_path: Path, has: str) -> None:
+    (tmp_path / "secrets").write_text("s" * 32)
+    value: Any = {"page_url": "https://app.example.com", "page_secrets": tmp_path / "secrets"}[has]
+    assert page_of(Settings(**{has: value}), ManualClock(NOW_MS))("acme") == ""
 
 
 # Python's parser of addresses ends with an AttributeError at the last two.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 
@@ -149,6 +150,19 @@ async def test_a_card_is_noticed_a_month_and_a_week_before_it_expires_unless_it_
 
     assert [json.loads(notice.body)["data"]["days"] for notice in world.receiver.taken] == [20]
     assert [row.state for row in await world.rows()] == [DeliveryState.SENT, DeliveryState.OBSOLETE]
+
+
+@pytest.mark.parametrize("kind", STRIPE_KINDS)
+def test_a_mail_has_one_link(kind: NoticeKind) -> None:
+    """To the account's page where there is one: there the card is changed and what is open is paid."""
+    made = stripe_notice("log", StripeFact(kind, "acme", "x_1", NOW_MS + DAY_MS, 0, 1, "usd", 2, "https://pay"), NOW_MS)
+    assert made is not None
+    links = [re.findall(r"https://\S+", words(made, page)[1]) for page in ("", "https://page")]
+    expected = {
+        NoticeKind.TRIAL_ENDS: [[], []], NoticeKind.SUBSCRIPTION_ENDED: [[], []],
+        NoticeKind.CARD_EXPIRES: [[], ["https://page"]],
+    }  # fmt: skip
+    assert links == expected.get(kind, [["https://pay"], ["https://page"]])
 
 
 @pytest.mark.parametrize(("code", "is_hard"), [("insufficient_funds", False), ("stolen_card", True), ("", False)])

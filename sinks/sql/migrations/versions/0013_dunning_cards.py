@@ -9,4 +9,5 @@ down_revision = "0012"
 
 
 def upgrade() -> None:
+    """Add the column; nobody has looked at the cards of the cases so far."""
     op.execute("ALTER TABLE dunning_cases ADD COLUMN cards TEXT")
