@@ -123,14 +123,18 @@ async def test_a_quote_cannot_be_for_fewer_seats_than_are_held() -> None:
     assert business.quantity() == 4
 
 
-async def test_a_quantity_that_somebody_sets_stays_until_a_seat_changes() -> None:
+async def test_a_quantity_that_somebody_sets_stays_until_a_seat_is_released() -> None:
+    """So an account that pays before its holders are told loses nothing by the first of them."""
     business = await begun("keep_paid", 3)
     await business.changed("team", quantities={"seats": 7})
     await business.paid()
     assert (business.quantity(), await business.held()) == (7, 3)
     await business.take("ann")
     await business.paid()
-    assert (business.quantity(), await business.allowed()) == (4, 7)
+    assert (business.quantity(), await business.waits()) == (7, 0)
+    await business.release("holder 0")
+    await business.paid()
+    assert (business.quantity(), await business.allowed()) == (3, 7)
 
 
 async def test_what_is_in_use_comes_from_the_holders() -> None:
