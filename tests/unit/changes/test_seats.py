@@ -191,6 +191,9 @@ async def test_a_payment_that_fails_is_asked_for_once_until_it_expires() -> None
     await business.take("ann")
     await business.paid()
     assert (business.quantity(), business.invoices(), await business.waits()) == (2, [2000, 677], 1)
+    full = await business.asked("bob")
+    assert isinstance(full, SeatsFull)
+    assert (full.message, full.upgrade) == ("all 3 seats are held: pay the open invoice first, or release one", None)
     for _ in range(6):
         business.clock.ms += HOUR_MS
         await business.paid()
