@@ -153,20 +153,20 @@ class ColumnMaker(Protocol):
 
     def unknown(self, records: Sequence[Record]) -> set[str]:
         """The accounts of the events of records that are not in the ledger; some may belong to another partition. Call
-        this ahead of `take`, for many records at once. Drains."""
+        this ahead of `take`, for many records at once. Finishes."""
         ...
 
     def take(self, record: Record, leave: Leave) -> int:
         """Put the plain events of a record into the columns, and call `leave` for all others, in log order. Returns how
-        many events the record has. May put off both until `drain`."""
+        many events the record has. May put off both until `finish`."""
         ...
 
-    def drain(self) -> None:
+    def finish(self) -> None:
         """Take what `take` has put off."""
         ...
 
     def taken(self) -> Segment:
-        """Drain; then what was taken since the last call, every list in the order of positions."""
+        """Finish; then what was taken since the last call, every list in the order of positions."""
         ...
 
     def repeats(self, segments: Sequence[Segment], present: AbstractSet[int]) -> set[int]:
@@ -291,7 +291,7 @@ class PythonColumns:
             position_append(at)
         return decoded.received
 
-    def drain(self) -> None:
+    def finish(self) -> None:
         """See `ColumnMaker`."""
 
     def taken(self) -> Segment:

@@ -86,7 +86,7 @@ class NativeColumns:
         self._serials: dict[str, int] = {}
         self._accounts: dict[int, Account] = {}
         self._serial = 0
-        # Records that are read and wait for `drain`.
+        # Records that are read and wait for `finish`.
         self._queue: list[tuple[ToTake, Leave]] = []
         self._settled = 0
         self._many = False
@@ -103,7 +103,7 @@ class NativeColumns:
 
     def unknown(self, records: Sequence[Record]) -> set[str]:
         """See `ColumnMaker`."""
-        self.drain()
+        self.finish()
         if self._core.tape_is_full:
             self._ahead.clear()
             self._core.clear_tape()
@@ -125,7 +125,7 @@ class NativeColumns:
         """See `ColumnMaker`."""
         read = self._ahead.pop(record.offset, None) or self._read([record])[0]
         if isinstance(read, Decoded):
-            self.drain()
+            self.finish()
             self._look()
             for rejected in read.rejected:
                 leave(rejected.place, rejected)
@@ -136,7 +136,7 @@ class NativeColumns:
         self._queue.append((ToTake(value, read.at, position(record.offset), self._moment), leave))
         return read.events
 
-    def drain(self) -> None:
+    def finish(self) -> None:
         """See `ColumnMaker`."""
         if not self._queue:
             return
@@ -157,7 +157,7 @@ class NativeColumns:
 
     def taken(self) -> Segment:
         """See `ColumnMaker`."""
-        self.drain()
+        self.finish()
         core, odd = self._core, self.columns.taken()
         positions, buckets, members, unmetered = (core.column(-1, kind) for kind in range(4))
         odd_columns = {column.meter.slug: column for column in odd.columns}
