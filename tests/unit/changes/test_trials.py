@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from datetime import UTC, datetime
 from typing import Final
@@ -167,6 +168,22 @@ async def test_two_tabs_begin_one_trial() -> None:
     business.pays(second.session)
     await heard(business)
     assert await states(business) == [TrialState.RUNNING]
+
+
+async def test_two_tabs_at_the_same_time_begin_one_trial() -> None:
+    """Either one is refused because the other is being carried out, or its page is ended."""
+    business = await opened()
+    seats = [{"locations": number} for number in (1, 2)]
+    quotes = [await business.quoted("pro", ChangeKind.TRIAL, by_page=True, quantities=each) for each in seats]
+    found = await asyncio.gather(*(accept(business.parts(), ACME, quote.id, "ann", BACK) for quote in quotes))
+    made = [each[1] for each in found if not isinstance(each, Refusal)]
+    refused = [each.code for each in found if isinstance(each, Refusal)]
+    open_ = [each["id"] for each in business.stripe.pages("GET /v1/checkout/sessions", {"status": "open"})]
+
+    assert (len(open_), len(made) + len(refused)) == (1, 2)
+    assert open_[0] in [operation.session for operation in made]
+    assert refused in ([], [RefusalCode.IN_FLIGHT])
+    assert await states(business) == [TrialState.RESERVED]
 
 
 async def test_a_page_that_is_left_gives_the_keys_back() -> None:
@@ -342,5 +359,23 @@ async def test_scenario_17_a_first_payment_that_is_declined_makes_nothing() -> N
     await heard(business)
 
     assert (operation.state, "card" in operation.detail) == (OperationState.FAILED, True)
-    assert [each["status"] for each in business.subscriptions()] in ([], ["incomplete_expired"])
+    assert business.subscriptions() == []
     assert await business.reason("pos") is Reason.NOT_IN_PLAN
+
+
+async def test_scenario_17_a_first_payment_that_is_open_gives_nothing_and_ends_after_23_hours() -> None:
+    """A subscription that was made beside us: its invoice is named; then it has expired, and the account buys anew."""
+    business = await opened(card="pm_card_chargeCustomerFail")
+    await business.subscribed("pro.v1.location.month.usd")
+    await business.settle()
+    found = await business.ask("pro")
+
+    assert (business.at_stripe()["status"], await business.reason("pos")) == ("incomplete", Reason.NOT_IN_PLAN)
+    assert isinstance(found, Refusal)
+    assert (found.row, found.code) == (19, RefusalCode.PAY_FIRST)
+    business.clock.ms += 23 * HOUR_MS
+    await heard(business)
+    (invoice,) = business.stripe.pages("GET /v1/invoices", {"customer": business.customer})
+    assert (business.at_stripe()["status"], invoice["status"]) == ("incomplete_expired", "void")
+    business.use_card("pm_card_visa")
+    assert (await business.changed("pro"))[1].state is OperationState.DONE
