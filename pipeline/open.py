@@ -24,7 +24,7 @@ from schemas.control import Genesis
 from schemas.errors import InvalidInput, OperatorNeeded
 from schemas.log import Log
 from schemas.meters import MeterSet
-from schemas.plan_changes import StripeChanges
+from schemas.stripe_changes import StripeChanges
 from schemas.validation import YAML, first_problem
 
 if TYPE_CHECKING:

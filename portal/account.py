@@ -9,10 +9,11 @@ from typing import NamedTuple, Protocol
 from aggregators.plan_offer import Shop
 from schemas.account_records import InvoiceRecord
 from schemas.dunning import ListedCase
-from schemas.entitlements import Override, Resolved
+from schemas.entitlements import Override, Resolved, Value
 from schemas.meters import Meter
 from schemas.periods import Period
 from schemas.plan_changes import ChangeRequest, InvoicePreview, Operation, Quote, Refusal
+from schemas.seats import Seat
 from schemas.side_tables import AuditRow, Row
 
 
@@ -32,11 +33,23 @@ class Previewed(NamedTuple):
     at_ms: int
 
 
+class SeatCount(NamedTuple):
+    """The seats of a feature: how many are held, of which some are reserved, how many may be, and how many are paid by
+    their number (0 if none are)."""
+
+    feature: str
+    held: int
+    reserved: int
+    allowed: Value
+    paid: int
+
+
 class Facts(NamedTuple):
     """One account at one instant. `mirror`: see `AccountRecords.mirrored_of`. `features`: what the account may do.
 
     `used` None: the live view does not answer. `preview` None: there is no next invoice, or Stripe does not answer.
     `overrides`: what people granted. `audit`: the last rows, the newest first.
+    `seats`: the first ones that are held, the oldest first.
     `days`: the usage by meter and by the start of each day in UTC, in units; without a meter whose usage nobody knows.
     """
 
@@ -53,6 +66,8 @@ class Facts(NamedTuple):
     invoices: Sequence[Row] = ()
     overrides: Sequence[Override] = ()
     audit: Sequence[AuditRow] = ()
+    seat_counts: Sequence[SeatCount] = ()
+    seats: Sequence[Seat] = ()
 
 
 class Hour(NamedTuple):
@@ -85,8 +100,13 @@ class Business(Protocol):
         """A quote of the account, and how far its operation is."""
         ...
 
-    async def accept(self, account: str, quote: str) -> Refusal | None:
-        """Carry a quote out, as far as Stripe answers."""
+    async def accept(self, account: str, quote: str, return_url: str) -> Refusal | str:
+        """Carry a quote out, as far as Stripe answers; returns the address of Stripe's page on which the customer goes
+        on, "" if there is none. From there the customer comes back to `return_url`."""
+        ...
+
+    async def card_page(self, account: str, return_url: str) -> Refusal | str:
+        """The address of Stripe's page on which the customer stores a card, good for minutes."""
         ...
 
     async def invoices(self, account: str, before: str) -> tuple[Sequence[Row], str]:

@@ -33,7 +33,7 @@ _PAID, _USED = "quantity.", "used."
 class Offer(NamedTuple):
     """A plan on sale. `prices`: by interval, in words. `seats`: how many are paid now, by seat feature that the plan is
     paid by. `asked`: the features whose number in use decides whether the plan can be taken. `is_current`: the account
-    has this plan."""
+    has this plan. `trial_days`: how long the plan can be tried; 0 if it cannot be."""
 
     plan: str
     name: str
@@ -76,13 +76,14 @@ def _offer(facts: Facts, seen: Seen, name: str, plan: Plan, currency: str) -> Of
     seats = {
         line.quantity: max(held.get(line.component, 0), line.included or 0, 1) for line in plan.prices if line.quantity
     }
+    known = {seat.feature for seat in facts.seats}
     asked = [
         feature for feature, policy in plan.over_limit.items()
-        if policy is OverLimit.BLOCK_DOWNGRADE and not is_current and plan.rank < view.rank
+        if policy is OverLimit.BLOCK_DOWNGRADE and not is_current and plan.rank < view.rank and feature not in known
     ]  # fmt: skip
     return Offer(
         name, plan.name or name, plan.description, {each: tuple(words) for each, words in prices.items()}, seats,
-        tuple(asked), is_current, str(view.interval or ""), plan.trial.days if plan.trial else 0,
+        tuple(asked), is_current, str(view.interval or ""), plan.trial.days if plan.trial and not view.id else 0,
     )  # fmt: skip
 
 
@@ -108,15 +109,21 @@ def _offered(offer: Offer) -> Html:
             for interval in intervals
         )
     )
-    fields: list[object] = [h("input", type="hidden", name="kind", value="plan")]
-    fields.append(h("input", type="hidden", name="plan", value=offer.plan))
-    options = (h("option", f"by the {each}", value=each, selected=each == chosen) for each in intervals)
-    fields.append(h("label", "Paid", h("select", *options, name="interval")))
+    fields: list[object] = [h("input", type="hidden", name="plan", value=offer.plan)]
+    if len(intervals) > 1:
+        options = (h("option", f"by the {each}", value=each, selected=each == chosen) for each in intervals)
+        fields.append(h("label", "Paid", h("select", *options, name="interval")))
+    else:
+        fields.append(h("input", type="hidden", name="interval", value=chosen))
     fields += (_number(f"How many {name}", f"{_PAID}{name}", count) for name, count in offer.seats.items())
     fields += (_number(f"How many {name} you use", f"{_USED}{name}", offer.seats.get(name, 1)) for name in offer.asked)
     current = h("p", h("span", "your plan", class_="badge is-active")) if offer.is_current else ""
     label = "See what this costs" if offer.is_current else f"See what {offer.name} costs"
-    form = h("form", *fields, h("button", label), method="post", action="quotes", class_="fields")
+    fields.append(h("button", label, name="kind", value="plan"))
+    if offer.trial_days:
+        words = f"Try {offer.name} for {offer.trial_days} days"
+        fields.append(h("button", words, name="kind", value="trial", class_="quiet"))
+    form = h("form", *fields, method="post", action="quotes", class_="fields")
     return card(
         offer.name,
         current,
@@ -171,7 +178,10 @@ def quote_page(quote: Quote, now_ms: int, root: str, problem: str = "") -> Html:
         lines.append((h("strong", "Charged now"), h("strong", money(quote.due_minor))))
     is_over = now_ms >= quote.expires_ms
     old = notice("This offer has expired. Please ask for a new one.") if is_over else ""
-    confirm = hidden_form(f"{root}quotes/{quote.id}/accept", f"Confirm{_charge(quote, money(quote.due_minor))}")
+    label = f"Confirm{_charge(quote, money(quote.due_minor))}"
+    if quote.decided.opens_checkout:
+        label = "Go on to payment"
+    confirm = hidden_form(f"{root}quotes/{quote.id}/accept", label)
     life = f"The offer holds until {minute_text(quote.expires_ms)}."
     return frame(
         "Confirm the change",
@@ -190,13 +200,27 @@ def _charge(quote: Quote, amount: str) -> str:
     return f" and pay {amount}" if quote.due_minor > 0 else ""
 
 
+def payment_page(quote: Quote, url: str, root: str) -> Html:
+    """The way to Stripe's page. A form may not lead to another site, and no frame may show Stripe's pages."""
+    return frame(
+        "Payment",
+        root,
+        h("h1", "Payment"),
+        h("p", quote.words, class_="total"),
+        h("p", "You pay on a page of Stripe, and come back here. The page is open for half an hour."),
+        h("p", h("a", "Go on to Stripe", href=url, class_="button", target="_top"), " ", link("Back", root)),
+    )
+
+
 def outcome_words(quote: Quote, operation: Operation | None, now_ms: int) -> tuple[str, str]:
     """What became of a change: good news, and a problem; both "" if it was not confirmed."""
     if operation is None:
         return "", ""
     if operation.state is OperationState.FAILED:
         return "", f"The change was not made: {operation.detail}. Nothing more is tried."
+    if operation.state is OperationState.DONE and operation.session:
+        return "Your payment shows here as soon as Stripe has it, mostly within seconds.", ""
     if operation.state is OperationState.DONE:
         when = "" if quote.accepted_ms is None else f" on {date_text(quote.accepted_ms, now_ms)}"
-        return f"Confirmed{when}: {quote.words}", ""
+        return f"Confirmed{when}. The offer was: {quote.words}", ""
     return "The change is being made. Look again in a moment.", ""

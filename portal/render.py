@@ -22,7 +22,7 @@ def frame(title: str, root: str, *children: object) -> Html:
 
 def overview(view: PageView, changed: str = "", problem: str = "") -> Html:
     """The account's page. `changed` and `problem`: what became of a change, in words."""
-    first = [_plan(view), _usage(view)]
+    first = [_plan(view), _usage(view), *([_seats(view)] if view.seats else [])]
     second = [
         *([_projected(view.projected)] if view.projected else []),
         _happenings("What comes next", view.coming, "Nothing is due."),
@@ -71,9 +71,28 @@ def _plan(view: PageView) -> Html:
         h("p", plan.description) if plan.description else "",
         h("ul", *(h("li", each) for each in plan.prices), class_="plain") if plan.prices else "",
         h("p", plan.next) if plan.next else "",
-        h("p", "Paid by: ", view.card, class_="soft") if view.card else "",
+        _card(view),
         h("div", *actions, class_="row"),
     )
+
+
+def _card(view: PageView) -> Html:
+    """What pays, and the way to Stripe's page of the card, which no frame may show."""
+    if not view.may_store_card:
+        return Html()
+    way = h("a", "Change the card" if view.card else "Store a card", href="card", target="_top", rel="nofollow")
+    return h("p", f"Paid by: {view.card}. " if view.card else "No card is stored. ", way, class_="soft")
+
+
+def _seats(view: PageView) -> Html:
+    parts: list[object] = []
+    for seats in view.seats:
+        parts += [h("h3", seats.name), h("p", f"{seats.words}.")]
+        items = [h("li", holder, h("span", note, class_="soft") if note else "") for holder, note in seats.holders]
+        if seats.more:
+            items.append(h("li", f"and {seats.more} more"))
+        parts += [h("ul", *items, class_="holders")] if items else []
+    return card("Seats", *parts)
 
 
 def _usage(view: PageView) -> Html:

@@ -38,24 +38,30 @@ Noted = Callable[[str, int, float], None]
 
 
 class Served(NamedTuple):
-    """What the routes need. `secrets` are read for each request. `frames`: the origins whose pages may embed the page,
-    separated by spaces. `theme`: a stylesheet of the business. `noted` hears of each answer: the route, the status, and
-    the seconds."""
+    """What the routes need.
+
+    `secrets` are read for each request. `url`: where a browser finds the routes. `frames`: the origins whose pages may
+    embed the page, separated by spaces. `theme`: a stylesheet of the business. `noted` hears of each answer: the route,
+    the status, and the seconds.
+    """
 
     business: Business
     clock: Clock
     secrets: Callable[[], Sequence[str]]
+    url: str
     frames: str = ""
     theme: Path | None = None
     noted: Noted = lambda _route, _status, _seconds: None
 
 
 class _Asked(NamedTuple):
-    """One request of a customer: the account, what names the page, and the fields of the query or the form."""
+    """One request of a customer: the account, what names the page, the fields of the query or the form, and the whole
+    address of the account's page."""
 
     account: str
     parts: Mapping[str, str]
     sent: Mapping[str, str]
+    home: str
 
 
 class _NotThere(Exception):
@@ -66,8 +72,8 @@ def routes(served: Served) -> list[Route]:
     """All routes of the page. The order matters: the stylesheets are no tokens."""
     pages = _Pages(served)
     gets: dict[str, Callable[[_Asked], Awaitable[Response]]] = {
-        "": pages.account, "plans": pages.plans, "quotes/{quote}": pages.quote, "invoices": pages.invoices,
-        "invoices/{invoice}": pages.invoice, "invoices/{invoice}/lines/{line}": pages.hours,
+        "": pages.account, "card": pages.card, "plans": pages.plans, "quotes/{quote}": pages.quote,
+        "invoices": pages.invoices, "invoices/{invoice}": pages.invoice, "invoices/{invoice}/lines/{line}": pages.hours,
         "invoices/{invoice}/lines/{line}/hours/{hour:int}": pages.events,
     }  # fmt: skip
     posts: dict[str, Callable[[_Asked], Awaitable[Response]]] = {
@@ -107,8 +113,12 @@ async def _answered(served: Served, request: Request, run: Callable[[_Asked], Aw
         async with asyncio.timeout(ANSWER_TIMEOUT_S):
             sent = await _form(request) if request.method == "POST" else dict(request.query_params)
             parts = dict(request.path_params)
-            account = account_of(parts.pop("token"), served.secrets(), served.clock.now_ms())
-            return await (_not_there(served, request) if account is None else run(_Asked(account, parts, sent)))
+            token = parts.pop("token")
+            account = account_of(token, served.secrets(), served.clock.now_ms())
+            if account is None:
+                return await _not_there(served, request)
+            home = f"{served.url.rstrip('/')}/page/{quote(token)}/"
+            return await run(_Asked(account, parts, sent, home))
     except _NotThere:
         return await _not_there(served, request)
     except InvalidInput as error:
@@ -198,15 +208,25 @@ class _Pages:
         return self._page(change.quote_page(kept[0], self._served.clock.now_ms(), "../"))
 
     async def accept(self, asked: _Asked) -> Response:
-        """Carry a quote out."""
+        """Carry a quote out, or show the way to Stripe's page on which it is paid."""
         identifier = asked.parts["quote"]
-        refusal = await self._business.accept(asked.account, identifier)
-        if refusal is None:
+        home = f"{asked.home}?quote={quote(identifier)}"
+        found = await self._business.accept(asked.account, identifier, home)
+        if not found:
             return RedirectResponse(f"../../?quote={quote(identifier)}", 303)
         kept = await self._business.kept(asked.account, identifier)
         if kept is None:
             raise _NotThere
-        return self._page(change.quote_page(kept[0], self._served.clock.now_ms(), "../../", refusal.message), 409)
+        if isinstance(found, str):
+            return self._page(change.payment_page(kept[0], found, "../../"))
+        return self._page(change.quote_page(kept[0], self._served.clock.now_ms(), "../../", found.message), 409)
+
+    async def card(self, asked: _Asked) -> Response:
+        """To Stripe's page of the card."""
+        found = await self._business.card_page(asked.account, asked.home)
+        if isinstance(found, Refusal):
+            raise InvalidInput(found.field, found.message)
+        return RedirectResponse(found, 303)
 
     async def invoices(self, asked: _Asked) -> Response:
         """All invoices, page by page."""

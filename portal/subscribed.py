@@ -9,9 +9,9 @@ from typing import Any, Final, NamedTuple
 from aggregators.plan_change import ENDED
 from aggregators.plan_offer import Shop, followed, view_of
 from portal.account import Facts
-from schemas.plan_changes import StripeItem, StripeSubscription, SubscriptionView
-from schemas.plan_moves import StripeSchedule
+from schemas.plan_changes import SubscriptionView
 from schemas.side_tables import Row
+from schemas.stripe_changes import StripeItem, StripeSubscription
 
 OPEN_SCHEDULES: Final = frozenset({"active", "not_started"})
 
@@ -27,7 +27,7 @@ class Seen(NamedTuple):
 
 
 def subscriptions_of(mirror: Mapping[str, Sequence[Row]]) -> list[StripeSubscription]:
-    """The subscriptions of the mirror's rows that have not ended, in the terms of plan changes."""
+    """The subscriptions of the mirror's rows that have not ended, in the terms of plan changes, without schedules."""
     items: dict[str, list[StripeItem]] = {}
     for row in mirror.get("subscription_items", ()):
         if row["interval"]:
@@ -39,7 +39,6 @@ def subscriptions_of(mirror: Mapping[str, Sequence[Row]]) -> list[StripeSubscrip
     for row in mirror.get("subscriptions", ()):
         if row["deleted"] or row["status"] in ENDED:
             continue
-        schedule = _schedule(mirror, str(row["id"]))
         found.append(
             StripeSubscription(
                 id=str(row["id"]),
@@ -57,8 +56,6 @@ def subscriptions_of(mirror: Mapping[str, Sequence[Row]]) -> list[StripeSubscrip
                 is_taxed=False,
                 latest_invoice=str(row["latest_invoice_id"] or ""),
                 items=tuple(items.get(str(row["id"]), ())),
-                schedule=None if schedule is None else StripeSchedule(str(schedule["id"]), "", _phases(schedule)),
-                ends=schedule is not None and schedule["end_behavior"] == "cancel",
             )
         )
     return sorted(found, key=lambda each: each.id)
@@ -92,13 +89,15 @@ def seen_of(facts: Facts) -> Seen:
         return Seen(SubscriptionView())
     view = view_of(facts.shop, found.customer, found, facts.now_ms, has_card=False, is_contract=False)
     row = next(row for row in facts.mirror["subscriptions"] if row["id"] == found.id)
-    all_phases = found.schedule.phases if found.schedule else ()
+    schedule = _schedule(facts.mirror, found.id)
+    planned = _phases(schedule) if schedule else []
     phases = tuple(
         (int(phase["start_ms"]), tuple((str(item["price"]), item["quantity"]) for item in phase["prices"]))
-        for phase in all_phases
+        for phase in planned
         if phase["start_ms"] > facts.now_ms
     )
-    ends_ms = int(all_phases[-1]["end_ms"]) if found.ends and all_phases else found.cancel_at_ms
+    ends = schedule is not None and schedule["end_behavior"] == "cancel"
+    ends_ms = int(planned[-1]["end_ms"]) if ends and planned else found.cancel_at_ms
     trial_end_ms = row["trial_end_ms"] if found.status == "trialing" else None
     return Seen(view, phases, ends_ms, None if trial_end_ms is None else int(trial_end_ms))
 

@@ -19,6 +19,7 @@ from schemas.clock import DAY_MS
 from schemas.dunning import DunningCase
 from schemas.entitlements import Override, SourceKind
 from schemas.notices import Delivery
+from schemas.seats import SeatState
 from schemas.side_tables import AuditRow
 from schemas.upgrades import Money
 
@@ -100,7 +101,7 @@ def future(facts: Facts, overrides: Sequence[Override] = (), waiting: Sequence[D
     found = [
         *_charges(facts, seen), *_changes(facts, seen), *_trial(facts, seen), *_card(facts, seen), *_retries(facts),
         *(entry for listed in facts.cases for entry in _dunning(listed.case, facts.shop.commerce.catalog.dunning)),
-        *_granted(overrides, facts.now_ms), *(_notice(each) for each in waiting),
+        *_granted(overrides, facts.now_ms), *(_notice(each) for each in waiting), *_invitations(facts),
     ]  # fmt: skip
     coming = sorted((entry for entry in found if entry.at_ms > facts.now_ms), key=lambda entry: entry[:4])
     return tuple(coming[:FUTURE_MAX])
@@ -226,6 +227,12 @@ def _granted(overrides: Sequence[Override], now_ms: int) -> Iterator[Entry]:
             yield _entry(grant.starts_ms, what, f"The {what} of {grant.feature} begins", str(made.number))
         if grant.ends_ms is not None:
             yield _entry(grant.ends_ms, what, f"The {what} of {grant.feature} ends", str(made.number))
+
+
+def _invitations(facts: Facts) -> Iterator[Entry]:
+    for seat in facts.seats:
+        if seat.state is SeatState.RESERVED and seat.expires_ms is not None:
+            yield _entry(seat.expires_ms, "seat", f"The invitation of {seat.holder} expires: {seat.feature}", seat.id)
 
 
 def _notice(delivery: Delivery) -> Entry:

@@ -20,6 +20,7 @@ from schemas.catalog import Plan
 from schemas.clock import DAY_MS
 from schemas.entitlements import UNLIMITED, Resolved
 from schemas.meters import Meter
+from schemas.seats import Seat, SeatState
 from schemas.side_tables import Row
 from schemas.upgrades import Money
 
@@ -100,6 +101,16 @@ class ChartView(NamedTuple):
     days: tuple[tuple[str, Decimal], ...]
 
 
+class SeatView(NamedTuple):
+    """The seats of a feature in words, and who holds them: the holder and what is to say of the seat. `more`: how many
+    holders are left out."""
+
+    name: str
+    words: str
+    holders: tuple[tuple[str, str], ...]
+    more: int
+
+
 class PageView(NamedTuple):
     """The whole page. `complete_up_to_ms` None: the usage is not known at the moment. `coming` and `happened`: days
     with what happens then, in words; the next first, and the last first."""
@@ -116,6 +127,8 @@ class PageView(NamedTuple):
     card: str
     coming: tuple[tuple[str, str], ...] = ()
     happened: tuple[tuple[str, str], ...] = ()
+    seats: tuple[SeatView, ...] = ()
+    may_store_card: bool = False
 
 
 def page_view(facts: Facts) -> PageView:
@@ -136,6 +149,8 @@ def page_view(facts: Facts) -> PageView:
         _card(facts),
         tuple(_coming(facts))[:TOLD_MAX],
         tuple(dict.fromkeys(_happened(facts)))[:TOLD_MAX],
+        tuple(_seats(facts)),
+        any(not row["deleted"] for row in facts.mirror.get("stripe_customers", ())),
     )
 
 
@@ -305,6 +320,28 @@ def _banners(facts: Facts, seen: Seen, meters: Sequence[MeterView]) -> Iterator[
     if expires_ms is not None and expires_ms - facts.now_ms <= NOTICE_DAYS * DAY_MS and seen.view.id:
         has = "has expired" if expires_ms <= facts.now_ms else f"expires on {date_text(expires_ms, facts.now_ms)}"
         yield Banner("wait", f"Your card {has}. Please store another one.")
+
+
+def _seats(facts: Facts) -> Iterator[SeatView]:
+    """The seats that are held or can be, and their holders."""
+    for count in facts.seat_counts:
+        holders = tuple(
+            (seat.holder, _reserved(seat, facts.now_ms)) for seat in facts.seats if seat.feature == count.feature
+        )
+        if not (holders or count.paid):
+            continue
+        allowed = "as many as you like" if count.allowed is UNLIMITED else f"{count.allowed}"
+        held = f"{count.held} of {allowed} held" if allowed.isdigit() else f"{count.held} held, {allowed} allowed"
+        words = [held] if count.held else []
+        words += [f"{count.reserved} of them by invitations"] if count.reserved else []
+        words += [f"{count.paid} paid"] if count.paid else []
+        yield SeatView(count.feature.replace("_", " "), ", ".join(words), holders, max(0, count.held - len(holders)))
+
+
+def _reserved(seat: Seat, now_ms: int) -> str:
+    if seat.state is not SeatState.RESERVED or seat.expires_ms is None:
+        return ""
+    return f"invited, until {date_text(seat.expires_ms, now_ms)}"
 
 
 def _coming(facts: Facts) -> Iterator[tuple[str, str]]:

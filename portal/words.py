@@ -98,12 +98,13 @@ def paid_for(shop: Shop, price: str, quantity: int, currency: str) -> Money:
 def price_text(price: Price) -> str:
     """What one component of a plan costs, such as `member: 5 included, then $12.00 each`."""
     terms = price.terms
-    is_each = price.feature or price.meter
     what = price.component.replace("_", " ")
     if not terms.tiers:
         package = f" for each {number_text(Decimal(terms.package))}" if terms.package > 1 else ""
-        each = f" for each {what}" if is_each and not package else ""
-        return f"{f'{what}: ' if package else ''}{_exact(terms.unit_minor or '0', price)}{package or each}"
+        if price.meter or package:
+            return f"{what}: {_exact(terms.unit_minor or '0', price)}{package or ' each'}"
+        each = f" for each {what}" if price.feature else ""
+        return f"{_exact(terms.unit_minor or '0', price)}{each}"
     parts = []
     for tier in terms.tiers:
         up_to = "" if tier.up_to is None else number_text(Decimal(tier.up_to))

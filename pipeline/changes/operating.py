@@ -18,18 +18,9 @@ from pipeline.changes.parts import Parts, seen, shop_of
 from pipeline.changes.trials import promoted, used, wish_of, with_code
 from schemas.clock import HOUR_MS, MINUTE_MS, SECOND_MS
 from schemas.errors import InvalidInput, TidemarkError, Transient
-from schemas.plan_changes import (
-    OPEN_STATES,
-    Call,
-    CallKind,
-    Operation,
-    OperationState,
-    Quote,
-    Refusal,
-    RefusalCode,
-    StripeSubscription,
-)
+from schemas.plan_changes import OPEN_STATES, Call, CallKind, Operation, OperationState, Quote, Refusal, RefusalCode
 from schemas.plan_moves import PhasesChange, Subscribed, SubscribedItem
+from schemas.stripe_changes import StripeSubscription
 from schemas.trials import TrialTaken
 
 # Stripe keeps an Idempotency-Key for at least a day.

@@ -17,17 +17,10 @@ from schemas.catalog_changes import CatalogStore
 from schemas.clock import Clock
 from schemas.entitlements import Entitlements, Resolved, SourceKind
 from schemas.errors import InvalidInput
-from schemas.plan_changes import (
-    ChangeKind,
-    ChangeRequest,
-    PlanChanges,
-    Refusal,
-    RefusalCode,
-    StripeChanges,
-    SubscriptionView,
-)
+from schemas.plan_changes import ChangeKind, ChangeRequest, PlanChanges, Refusal, RefusalCode, SubscriptionView
 from schemas.seats import Seats
 from schemas.side_tables import Link
+from schemas.stripe_changes import StripeChanges
 
 _OWING: Final = frozenset({"past_due", "unpaid", "paused", "incomplete"})
 

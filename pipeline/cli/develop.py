@@ -29,8 +29,8 @@ PORT: Final = click.IntRange(0, 65_535)
 METER_SET_FILE: Final = click.Path(dir_okay=False, readable=True, path_type=Path)
 # Longer than the gateway's own limits, so that its answer is seen.
 GATEWAY_TIMEOUT_S: Final = 30.0
-# The customer of the example business whose page `dev` links to, and for how long.
-EXAMPLE_CUSTOMER: Final = "cafe"
+# The customers of the example business to whose pages `dev` links, and for how long.
+EXAMPLE_CUSTOMERS: Final = {"bakery": "no plan yet", "museum": "a plan with seats"}
 EXAMPLE_LINK_S: Final = 86_400
 
 
@@ -148,7 +148,7 @@ Tidemark is running.
   Gateway             {instance.gateway_url}
   API key (admin)     {instance.api_key}
   ClickHouse (SQL)    {instance.clickhouse_read_only_url}  read-only; any ClickHouse client, or curl
-  Stripe simulator    {instance.stripe_url}/_simulator/{_page_line(instance)}
+  Stripe simulator    {instance.stripe_url}/_simulator/{_page_lines(instance)}
   Log                 {instance.environment["TIDEMARK_LOG_URL"]}
   Notices             {instance.environment["TIDEMARK_MAIL_URL"]}
   Data and logs       {instance.data_dir}
@@ -160,16 +160,20 @@ In another terminal:
 Press ctrl-C to stop."""
 
 
-def _page_line(instance: Any) -> str:
-    """The link to the page of one customer of the example business."""
+def _page_lines(instance: Any) -> str:
+    """The links to the pages of two customers of the example business."""
     if not instance.options.example:
         return ""
     from pipeline.clock import SystemClock
     from pipeline.http.page_links import PageSecrets, page_link
 
-    found = instance.settings()
-    link = page_link(found, PageSecrets(found)(), EXAMPLE_CUSTOMER, EXAMPLE_LINK_S, SystemClock().now_ms())
-    return f"\n  Customer's page     {link.url}  account {EXAMPLE_CUSTOMER}, for a day"
+    found, now_ms = instance.settings(), SystemClock().now_ms()
+    secrets = PageSecrets(found)()
+    lines = []
+    for account, words in EXAMPLE_CUSTOMERS.items():
+        link = page_link(found, secrets, account, EXAMPLE_LINK_S, now_ms)
+        lines.append(f"\n  Customer's page     {link.url}  {account}: {words}")
+    return "".join(lines)
 
 
 def next_commands(options: DevOptions, command: str) -> list[str]:

@@ -12,6 +12,12 @@ async def timeline(settings: Settings, account: str, limit: int, before: int | N
     """A page of an account's timeline. Raises `Transient`, and `InvalidInput` before the first catalog."""
     async with side_tables_of(settings) as (base, tables):
         stores = TimelineStores(
-            base.clock, tables.catalog, tables.account_records, tables.entitlements, tables.dunning, tables.notices
+            base.clock,
+            tables.catalog,
+            tables.account_records,
+            tables.entitlements,
+            tables.dunning,
+            tables.notices,
+            tables.seats,
         )
         return await read_timeline(stores, account, limit, before)

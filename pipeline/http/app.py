@@ -312,14 +312,15 @@ def _add_page(app: FastAPI, dependencies: GatewayDependencies, metrics: Metrics)
         metrics.observe("tidemark_gateway_request_seconds", seconds, route=route)
 
     business = GatewayBusiness(dependencies)
-    served = Served(business, dependencies.clock, secrets, settings.page_frames, settings.page_theme, noted)
+    frames, theme = settings.page_frames, settings.page_theme
+    served = Served(business, dependencies.clock, secrets, settings.page_url, frames, theme, noted)
     app.router.routes += page_routes(served)
 
 
 def _add_seats(app: FastAPI, seats: SeatEndpoints) -> None:
     """Add the paths that give seats and take them back."""
     statuses = (400, 401, 403, 404, 408, 409, 413, 501, 503)
-    all_, one = "/v1/accounts/{account:name}/seats", "/v1/accounts/{account:name}/seats/{seat}"
+    all_, one = "/v1/accounts/{account:name}/seats", "/v1/accounts/{account:name}/seats/{seat:name}"
     more: dict[str, Any] = {"response_model": SeatsAnswer, "response_description": SeatsAnswer.__doc__}
     more |= {"responses": {status: REFUSALS[status] for status in (400, 401, 403, 501, 503, "default")}}
     app.add_api_route(all_, seats.listed, summary="The seats of an account", **more)

@@ -14,17 +14,20 @@ from aggregators.entitlement_codec import decode
 from aggregators.entitlements import segment_at
 from aggregators.plan_offer import Shop
 from pipeline.changes.operating import accept
+from pipeline.changes.pages import portal_page
 from pipeline.changes.parts import Parts, shop_of
 from pipeline.changes.quoting import make_quote
+from pipeline.changes.seating import SeatParts, standings
 from pipeline.http.access import opened_access
 from pipeline.http.dependencies import GatewayDependencies
 from pipeline.http.errors import ApiError
 from pipeline.http.usage import UsageEndpoints, live_value
-from portal.account import CountedEvent, Facts, Hour, Previewed, Used
+from portal.account import CountedEvent, Facts, Hour, Previewed, SeatCount, Used
 from portal.subscribed import subscription_of
 from schemas.account_records import AccountRecords, InvoiceRecord, invoice_cursor
 from schemas.analytics import UsageQuery, UsageReader, Window
 from schemas.catalog import FeatureType
+from schemas.catalog_changes import CatalogStore
 from schemas.clock import DAY_MS, HOUR_MS, MINUTE_MS
 from schemas.dunning import ListedCase
 from schemas.entitlements import Resolved
@@ -32,6 +35,7 @@ from schemas.errors import InvalidInput, Refused, TidemarkError
 from schemas.meters import Meter
 from schemas.periods import Period
 from schemas.plan_changes import ChangeRequest, InvoicePreview, Operation, Quote, Refusal
+from schemas.seats import Seats
 from schemas.side_tables import Row
 from schemas.usage_evidence import UsageEvidence
 
@@ -40,6 +44,7 @@ ACTOR: Final = "the customer's page"
 CASES_MAX: Final = 20
 INVOICES_SHOWN: Final = 6
 AUDIT_MAX: Final = 50
+SEATS_SHOWN: Final = 50
 INVOICES_MAX: Final = 50
 DAYS: Final = 30
 CHARTS_MAX: Final = 4
@@ -78,6 +83,13 @@ class GatewayBusiness:
             entitlements.overrides(account),
             records.audit_before(account, AUDIT_MAX),
         )
+        seats = await self._seats()
+        parts = SeatParts(self._dependencies.clock, await self._catalog(), entitlements, seats)
+        counts = [
+            SeatCount(each.feature, each.holders.held, each.holders.reserved, each.allowed, each.paid)
+            for each in await standings(parts, account)
+        ]
+        held = await seats.listed(account, "", now_ms, SEATS_SHOWN)
         version = latest.get(account)
         features = segment_at(decode(version.segments), now_ms).features if version else _default_features(shop)
         meter_set = await _known(self._dependencies.meter_set())
@@ -98,6 +110,8 @@ class GatewayBusiness:
             invoices=invoices,
             overrides=overrides,
             audit=audit,
+            seat_counts=counts,
+            seats=held,
         )
 
     async def quote(self, account: str, request: ChangeRequest) -> Quote | Refusal:
@@ -110,18 +124,24 @@ class GatewayBusiness:
         found = await changes.quote(account, quote)
         return None if found is None else (found, await changes.operation(quote))
 
-    async def accept(self, account: str, quote: str) -> Refusal | None:
+    async def accept(self, account: str, quote: str, return_url: str) -> Refusal | str:
         """See `Business`. Waits a moment for the mirror, so that the next page shows the change."""
         parts, records = await self._parts(), await self._records()
         before = await records.mirrored_of(account, parts.clock.now_ms())
-        found = await accept(parts, account, quote, ACTOR)
+        found = await accept(parts, account, quote, ACTOR, return_url)
         if isinstance(found, Refusal):
             return found
+        if found[1].url:
+            return found[1].url
         for _ in range(MIRRORED_TRIES):
             if await records.mirrored_of(account, parts.clock.now_ms()) != before:
                 break
             await asyncio.sleep(MIRRORED_INTERVAL_S)
-        return None
+        return ""
+
+    async def card_page(self, account: str, return_url: str) -> Refusal | str:
+        """See `Business`."""
+        return await portal_page(await self._parts(), account, return_url, only_card=True)
 
     async def invoices(self, account: str, before: str) -> tuple[Sequence[Row], str]:
         """See `Business`."""
@@ -168,7 +188,7 @@ class GatewayBusiness:
         followed = subscription_of(shop, mirror)
         if followed is None:
             return None
-        key = repr((account, followed))
+        key = repr((account, followed, mirror["subscription_schedules"]))
         asked_ms, found = self._previews.get(key, (-PREVIEW_AGE_MS_MAX, None))
         if now_ms >= asked_ms + PREVIEW_AGE_MS_MAX:
             invoice = await _known(self._asked_stripe(followed.id))
@@ -193,10 +213,18 @@ class GatewayBusiness:
             raise _NOT_CONFIGURED
         return await self._dependencies.changes()
 
-    async def _shop(self) -> Shop:
+    async def _catalog(self) -> CatalogStore:
         if self._dependencies.catalog is None:
             raise _NOT_CONFIGURED
-        return await shop_of(await self._dependencies.catalog())
+        return await self._dependencies.catalog()
+
+    async def _shop(self) -> Shop:
+        return await shop_of(await self._catalog())
+
+    async def _seats(self) -> Seats:
+        if self._dependencies.seats is None:
+            raise _NOT_CONFIGURED
+        return await self._dependencies.seats()
 
     async def _records(self) -> AccountRecords:
         if self._dependencies.records is None:

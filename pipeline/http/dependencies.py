@@ -27,6 +27,7 @@ from schemas.live_view import AccountDirectory, DedupMarks, DeferredEvents, Live
 from schemas.log import Log
 from schemas.meters import MeterSet
 from schemas.notices import NoticeOutbox
+from schemas.seats import Seats
 from schemas.side_tables import Link
 from schemas.usage_evidence import UsageEvidence
 
@@ -74,8 +75,8 @@ class GatewayDependencies:
     Without `accounts` the gateway links no accounts and lists no intents. Without `access` it answers no checks; while
     `access` returns None, SQL has not answered yet. `notices` and `dunning` are alike: without them the gateway lists
     no notices, and no dunning cases and banners. Without `changes` it changes no plans, without `catalog` it lists
-    none, and without `records` it shows no account's page and timeline; these calls may raise `Transient` and
-    `OperatorNeeded`. Without `evidence` the page shows no hours and events.
+    none, and without `records` and `seats` it shows no account's page and timeline; these calls may raise `Transient`
+    and `OperatorNeeded`. Without `evidence` the page shows no hours and events.
     """
 
     log: Log
@@ -95,6 +96,7 @@ class GatewayDependencies:
     changes: Callable[[], Awaitable[ChangeParts]] | None = None
     catalog: Callable[[], Awaitable[CatalogStore]] | None = None
     records: Callable[[], Awaitable[AccountRecords]] | None = None
+    seats: Callable[[], Awaitable[Seats]] | None = None
     evidence: UsageEvidence | None = None
 
 

@@ -11,8 +11,9 @@ from starlette.responses import Response
 
 from aggregators.instants import format_instant_ms
 from pipeline.changes.parts import shop_of
+from pipeline.http.access import opened_access
 from pipeline.http.dependencies import GatewayDependencies, Reader
-from pipeline.http.errors import ApiError, json_answer, retry_after
+from pipeline.http.errors import ApiError, json_answer
 from pipeline.http.models import Answer, Instant, MoneyAnswer
 from pipeline.http.queries import AccountInPath, TimelineParameters
 from portal.account import Facts
@@ -23,10 +24,12 @@ from schemas.clock import Clock
 from schemas.dunning import DunningStore
 from schemas.entitlements import Entitlements
 from schemas.notices import DeliveryState, NoticeOutbox
+from schemas.seats import Seats
 
 CASES_MAX: Final = 20
 INVOICES_MAX: Final = 20
 NOTICES_MAX: Final = 50
+SEATS_MAX: Final = 200
 
 
 class EntryAnswer(Answer):
@@ -61,6 +64,7 @@ class TimelineStores(NamedTuple):
     entitlements: Entitlements
     dunning: DunningStore
     notices: NoticeOutbox
+    seats: Seats
 
 
 async def read_timeline(stores: TimelineStores, account: str, limit: int, before: int | None) -> Timeline:
@@ -70,15 +74,15 @@ async def read_timeline(stores: TimelineStores, account: str, limit: int, before
     rows = await stores.records.audit_before(account, limit + 1, before)
     entries = tuple(past(row) for row in rows[:limit])
     if before is None:
-        shop, mirror, invoices, cases, overrides, waiting = await asyncio.gather(
-            shop_of(stores.catalog),
+        shop, seats = await asyncio.gather(shop_of(stores.catalog), stores.seats.listed(account, "", now_ms, SEATS_MAX))
+        mirror, invoices, cases, overrides, waiting = await asyncio.gather(
             stores.records.mirrored_of(account, now_ms),
             stores.records.invoices(account, INVOICES_MAX),
             stores.dunning.listed(account=account, is_open=True, limit=CASES_MAX),
             stores.entitlements.overrides(account),
             stores.notices.listed(DeliveryState.WAITING, account, NOTICES_MAX, ""),
         )
-        facts = Facts(account, now_ms, shop, mirror, cases=cases, invoices=invoices)
+        facts = Facts(account, now_ms, shop, mirror, cases=cases, invoices=invoices, seats=seats)
         entries = (*reversed(future(facts, overrides, waiting)), *entries)
     return Timeline(account, now_ms, entries, rows[limit - 1].seq if len(rows) > limit else None)
 
@@ -99,13 +103,13 @@ class TimelineEndpoint:
 
     async def stores(self) -> TimelineStores:
         """The stores. Raises `ApiError` without PostgreSQL, or until it answers."""
-        given = self._dependencies
-        if given.records is None or given.access is None or given.dunning is None or given.notices is None:
+        given, (checks, entitlements) = self._dependencies, opened_access(self._dependencies)
+        dunning = given.dunning() if given.dunning else None
+        notices = given.notices() if given.notices else None
+        if dunning is None or notices is None or given.records is None or given.seats is None:
             raise ApiError(501, "not_configured", "this gateway shows no timelines: set TIDEMARK_SQL_URL")
-        access, dunning, notices = given.access(), given.dunning(), given.notices()
-        if access is None or dunning is None or notices is None:
-            raise ApiError(503, "not_known_yet", "PostgreSQL has not answered yet", headers=retry_after(2))
-        return TimelineStores(given.clock, access[0].catalog, await given.records(), access[1], dunning, notices)
+        records, seats = await given.records(), await given.seats()
+        return TimelineStores(given.clock, checks.catalog, records, entitlements, dunning, notices, seats)
 
 
 def timeline_answer(found: Timeline) -> TimelineAnswer:

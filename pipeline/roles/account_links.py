@@ -17,6 +17,7 @@ from schemas.account_records import AccountRecords
 from schemas.catalog_changes import CatalogStore
 from schemas.errors import InvalidInput, OperatorNeeded, Refused, TidemarkError, Transient
 from schemas.intent_ledger import IntentState, LedgerIntent
+from schemas.seats import Seats
 from schemas.side_tables import Link
 
 if TYPE_CHECKING:
@@ -108,6 +109,10 @@ class OpenedAccountLinks:
     async def records(self) -> AccountRecords:
         """What SQL has of an account. Raises `Transient` and `OperatorNeeded`."""
         return (await self._tables(READ_TIMEOUT_S)).account_records
+
+    async def seats(self) -> Seats:
+        """Who holds seats. Raises `Transient` and `OperatorNeeded`."""
+        return (await self._tables(READ_TIMEOUT_S)).seats
 
     async def close(self) -> None:
         """Close what was opened. Safe to call twice."""

@@ -139,6 +139,7 @@ async def run_gateway(settings: Settings) -> None:
                 changes=accounts.changes if accounts is not None else None,
                 catalog=accounts.catalog if accounts is not None else None,
                 records=accounts.records if accounts is not None else None,
+                seats=accounts.seats if accounts is not None else None,
                 evidence=ClickHouseEvidence(clickhouse),
             ),
             metrics,

@@ -21,8 +21,8 @@ from pipeline.roles.opened_access import OpenedAccess
 from schemas.catalog_changes import CatalogPlan, KnownPlan, PlanState
 from schemas.errors import Transient
 from schemas.intent_ledger import IntentState
-from schemas.plan_changes import StripeChanges
 from schemas.side_tables import Link
+from schemas.stripe_changes import StripeChanges
 from sinks.redis.view import RedisLiveView
 from tests.conformance.postgres_faults import stopped
 from tests.services.postgres import SCOPE

@@ -24,6 +24,7 @@ from schemas.clock import DAY_MS
 from schemas.entitlements import Entitlements
 from schemas.meters import Meter
 from schemas.periods import Period
+from schemas.seats import Seats
 from schemas.side_tables import Row
 from schemas.usage_evidence import EventUsage, HourUsage
 from tests.services.stripe_requests import application
@@ -113,9 +114,9 @@ class PromptRecords:
 
 
 class Paged(Changing):
-    """Accounts with a page. `served` is set while `opened` runs."""
+    """Accounts with a page. `door` is set while `opened` runs."""
 
-    served: Gateway
+    door: Gateway
 
     def __init__(self, now_ms: int) -> None:
         super().__init__(now_ms)
@@ -144,25 +145,28 @@ class Paged(Changing):
             return self.sql.catalog
 
         async def records() -> AccountRecords:
-            records: AccountRecords = self.records
-            return records
+            found: AccountRecords = self.records
+            return found
+
+        async def seats() -> Seats:
+            return self.sql.seats
 
         def access() -> tuple[AccessChecks, Entitlements]:
             return self.checks, self.sql.entitlements
 
         given: dict[str, Any] = {"page_url": "http://gateway", "page_secrets": secrets, **settings}
         async with running(
-            folder, self, given, changes=changes, catalog=catalog, records=records, access=access,
+            folder, self, given, changes=changes, catalog=catalog, records=records, seats=seats, access=access,
             dunning=lambda: self.sql.dunning, notices=lambda: self.sql.notices, evidence=Archive(),
         ) as gateway:  # fmt: skip
-            self.served = gateway
+            self.door = gateway
             await self.fold_all()
             yield gateway
 
     async def use(self, *events: Mapping[str, Any]) -> None:
         """Emit events and have them counted."""
         if events:
-            answer = await self.served.post(list(events), "application/cloudevents-batch+json")
+            answer = await self.door.post(list(events), "application/cloudevents-batch+json")
             assert answer.status_code == 202, answer.text
         await self.fold_all()
 
@@ -177,12 +181,24 @@ class Open(NamedTuple):
 
     business: Paged
     url: str
+    stripe_url: str
     run: Callable[[Callable[[], Awaitable[Any]]], Any]
 
-    def link(self, account: str = "acme") -> str:
-        """A link to the page of an account, for a day."""
-        token = signed(account, self.business.clock.now_ms() + DAY_MS, SECRET)
+    def link(self, account: str = "acme", days: int = 1) -> str:
+        """A link to the page of an account."""
+        token = signed(account, self.business.clock.now_ms() + days * DAY_MS, SECRET)
         return f"{self.url}/page/{token}/"
+
+    def pass_month(self) -> None:
+        """Let 32 days pass, some at a time, with all that happens at Stripe meanwhile."""
+
+        async def passed() -> None:
+            for _ in range(4):
+                self.business.clock.ms += 8 * DAY_MS
+                self.business.stripe.simulator.catch_up()
+                await self.business.settle()
+
+        self.run(passed)
 
 
 @contextlib.contextmanager
@@ -211,7 +227,7 @@ def open_to_browsers(folder: Path, now_ms: int, begin: Callable[[Paged], Awaitab
 
                         return asyncio.run_coroutine_threadsafe(whole(), loop).result(30)
 
-                    ready.set_result(Open(business, urls[0], run))
+                    ready.set_result(Open(business, urls[0], urls[1], run))
                     stops.append(lambda: loop.call_soon_threadsafe(stop.set))
                     await stop.wait()
 

@@ -238,6 +238,34 @@ async def test_a_pending_downgrade_becomes_a_cancellation() -> None:
     assert (business.at_stripe()["status"], business.invoices()) == ("canceled", [14900])
 
 
+async def test_a_change_that_has_happened_is_pending_no_more() -> None:
+    """Stripe keeps the schedule of a downgrade for one more period. Seats, undo and end are as without it."""
+    business = await world("2027-02-01", PRO)
+    await business.changed("essential")
+    reach(business, "2027-03-05")
+    undo = await business.ask(kind=ChangeKind.UNDO)
+    more, _ = await business.changed("essential", quantities={"locations": 2})
+
+    assert isinstance(undo, Refusal)
+    assert undo.code is RefusalCode.NOTHING_PENDING
+    assert (more.decided.row, more.charged_minor, business.bought()) == (24, 6880, {(ESSENTIAL, 2)})
+    assert business.schedules() == [("released", 2)]
+
+
+@pytest.mark.parametrize("wanted", [{"plan": "metered"}, {"kind": ChangeKind.CANCEL}], ids=["lower again", "end"])
+async def test_after_a_downgrade_the_next_one_and_the_end_are_possible(wanted: dict[str, Any]) -> None:
+    business = await world("2027-02-01", PRO)
+    await business.changed("metered")
+    reach(business, "2027-03-05")
+    await business.changed(**({"plan": "essential"} if "plan" in wanted else wanted))
+    reach(business, "2027-04-01 02:00:00")
+
+    totals = business.invoices()
+    assert (business.at_stripe()["status"], totals) == (
+        ("active", [14900, 2000, 7900]) if "plan" in wanted else ("canceled", [14900, 2000, 0])
+    )
+
+
 async def test_a_plan_without_prices_is_what_is_left_after_the_end() -> None:
     business = await world("2027-02-01", ESSENTIAL, quantity=3)
     with pytest.raises(InvalidInput, match="say how many are in use"):

@@ -65,7 +65,7 @@ async def test_a_key_for_billing_gets_a_link_that_opens_the_page(served: Served)
     made = await client.post("/v1/accounts/acme/page", json={"expires_in_s": 60}, headers=headers)
     foreign = await client.post("/v1/accounts/globex/page", headers=headers)
     reader = await client.post("/v1/accounts/acme/page", headers=served.gateway.bearer("read"))
-    bodies: list[Any] = [{"expires_in_s": 59}, {"expires_in_s": 2_592_001}, {"expires": 60}, []]
+    bodies: list[object] = [{"expires_in_s": 59}, {"expires_in_s": 2_592_001}, {"expires": 60}, []]
     wrong = [(await client.post("/v1/accounts/acme/page", json=body, headers=headers)).status_code for body in bodies]
 
     assert (made.status_code, made.json()["expires_at"]) == (201, "2027-02-10T00:01:00Z")
@@ -160,7 +160,7 @@ async def test_a_change_is_quoted_in_words_and_cents_before_it_is_made(served: S
     assert "Total $47.50" in text
     assert "Confirm and pay $47.50" in text
     assert before == {("essential.v1.location.month.usd", 1)}
-    assert "Confirmed on February 10: You will be charged $47.50 today" in text_of(confirmed)
+    assert "Confirmed on February 10. The offer was: You will be charged $47.50 today" in text_of(confirmed)
     assert "Pro active" in after
     assert served.business.bought() == {("pro.v1.location.month.usd", 1)}
 

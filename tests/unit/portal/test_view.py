@@ -229,7 +229,7 @@ CASE: Final = DunningCase(
 
 def card(expires_ms: int) -> dict[str, list[Row]]:
     method: Row = {"id": "pm_1", "customer_id": "cus_1", "type": "card", "expires_ms": expires_ms}
-    mine: Row = {"id": "cus_1", "currency": "usd", "default_payment_method": "pm_1"}
+    mine: Row = {"id": "cus_1", "currency": "usd", "default_payment_method": "pm_1", "deleted": 0}
     return {"payment_methods": [method], "stripe_customers": [mine]}
 
 
@@ -299,7 +299,7 @@ def test_the_past_in_words(row: tuple[Any, ...], text: str) -> None:
 
 def test_plans_on_sale_in_the_currency_of_the_customer() -> None:
     offers = offers_of(Facts("acme", NOW_MS, SHOP, subscribed((PRO, 3))))
-    euros: list[Row] = [{"id": "cus_1", "currency": "eur", "default_payment_method": None}]
+    euros: list[Row] = [{"id": "cus_1", "currency": "eur", "default_payment_method": None, "deleted": 0}]
 
     assert [(each.plan, each.is_current, dict(each.seats)) for each in offers] == [
         ("essential", False, {"locations": 3}), ("pro", True, {"locations": 3}), ("scale", False, {}),
