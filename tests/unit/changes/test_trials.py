@@ -16,7 +16,7 @@ from pipeline.changes.trials import LOOK_AGAIN_MS, follow
 from schemas.access import Reason
 from schemas.clock import DAY_MS, HOUR_MS, MINUTE_MS
 from schemas.notices import NoticeKind
-from schemas.plan_changes import ChangeKind, Operation, OperationState, Quote, Refusal, RefusalCode
+from schemas.plan_changes import ChangeKind, Operation, OperationState, Refusal, RefusalCode
 from schemas.trials import KEYS_KEPT_MS, TrialState
 from tests.worlds.changing import ACME, BACK, CARDS, Changing
 from tests.worlds.ending import Ends
@@ -36,7 +36,8 @@ async def opened(catalog: str = CARDS, card: str = "") -> Changing:
 async def tried(business: Changing) -> Operation | Refusal:
     """A page of checkout with a trial of Pro, for the account of the world."""
     found = await business.ask("pro", ChangeKind.TRIAL, by_page=True, quantities=THREE)
-    assert isinstance(found, Quote)
+    if isinstance(found, Refusal):
+        return found
     taken = await accept(business.parts(), business.account, found.id, "ann", BACK)
     return taken if isinstance(taken, Refusal) else taken[1]
 
@@ -133,6 +134,20 @@ async def test_another_account_with_the_same_mailbox_gets_no_trial() -> None:
     assert (refused.code, refused.field) == (RefusalCode.TRIAL_USED, "trial")
     assert "e-mail address" in refused.message
     assert await states(business) == []
+
+
+async def test_a_trial_that_was_taken_since_the_quote_is_refused() -> None:
+    """Both accounts had a quote before either of them accepted."""
+    business = await opened()
+    await business.name_customer("ann@acme.example")
+    first = await business.quoted("pro", ChangeKind.TRIAL, by_page=True)
+    await business.join("other", "")
+    await business.name_customer("ann@acme.example")
+    second = await business.quoted("pro", ChangeKind.TRIAL, by_page=True)
+    taken = [await accept(business.parts(), each.account, each.id, "ann", BACK) for each in (first, second)]
+
+    assert [isinstance(each, Refusal) for each in taken] == [False, True]
+    assert (await states(business), await business.sql.plan_changes.operation(second.id)) == ([], None)
 
 
 async def test_an_account_gets_no_second_trial_after_it_canceled() -> None:
@@ -274,8 +289,7 @@ async def test_a_card_on_file_that_had_a_trial_is_refused_at_once() -> None:
     await heard(business)
     assert await states(business) == [TrialState.RUNNING]
     await business.join("other", "pm_card_visa")
-    quote = await business.quoted("pro", ChangeKind.TRIAL)
-    refused = await accept(business.parts(), "other", quote.id, "ann")
+    refused = await business.ask("pro", ChangeKind.TRIAL)
 
     assert isinstance(refused, Refusal)
     assert "its card" in refused.message
