@@ -104,6 +104,7 @@ def billed_of(links: Iterable[Link], mirror: Mapping[str, Sequence[Row]], now_ms
             currency=str(row["currency"]),
             anchor_ms=int(row["anchor_ms"] or 0),
             cancel_at_ms=None if row["cancel_at_ms"] is None else int(row["cancel_at_ms"]),
+            is_update_pending=row.get("pending_update_until_ms") is not None,
             items=tuple(items.get(str(row["id"]), ())),
         )
         for row in mirror.get("subscriptions", ())

@@ -218,6 +218,8 @@ def _plan_references(catalog: Catalog, path: Path, plan: Plan) -> Iterator[Found
             yield (*path, "credits", index, "pool"), f"there is no credit pool {credit.pool}"
     if plan.trial and metered and "pause" in (plan.trial.ends.no_card, plan.trial.ends.card):
         yield (*path, "trial", "ends"), "Stripe cannot pause a subscription with metered components at a trial's end"
+    if plan.trial and plan.trial.ends.card == "pause":
+        yield (*path, "trial", "ends", "card"), "Stripe pauses only without a card at a trial's end: convert or cancel"
 
 
 def _grants(catalog: Catalog, path: Path, grants: dict[str, GrantValue], plan: Plan | None) -> Iterator[Found]:

@@ -5,6 +5,7 @@ An account may contain any character, so it comes last, after a unit separator t
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Final, NamedTuple
 
 import msgspec
@@ -17,6 +18,9 @@ _SEPARATOR: Final = "\x1f"
 _VOID: Final = "-"
 # Of a flush, the field says all.
 FLUSH_TEXT: Final = "flush"
+
+# How many heads of cells are kept as they were parsed: meters, hours and dimensions of the cells that are relayed.
+HEADS_MAX: Final = 16_384
 
 _CODES: Final = {aggregation: aggregation.rule.code for aggregation in Aggregation}
 _AGGREGATIONS: Final = {code: aggregation for aggregation, code in _CODES.items()}
@@ -81,8 +85,14 @@ def cell_field(key: CellKey) -> str:
 def parse_cell_field(text: str) -> CellKey:
     """The inverse of `cell_field`."""
     head, account = text.split(_SEPARATOR, 1)
+    return CellKey(*_parse_head(head), account)
+
+
+@lru_cache(HEADS_MAX)
+def _parse_head(head: str) -> tuple[int, int, str, str]:
+    # The cells of many accounts have the same head.
     hour, start, meter, dimensions = head.split("|", 3)
-    return CellKey(int(hour), int(start), meter, dimensions, account)
+    return int(hour), int(start), meter, dimensions
 
 
 def cell_text(aggregation: Aggregation, scale: int, period_end_ms: int, value: Value) -> str:
@@ -102,8 +112,13 @@ def void_text(aggregation: Aggregation, scale: int, period_start_ms: int) -> str
 
 def parse_cell_text(text: str) -> tuple[Aggregation, int, int, Value]:
     """The inverse of `cell_text`, and of `void_text` with the value 0."""
-    head, end, value = text.removeprefix(_VOID).split(":", 2)
-    return _AGGREGATIONS[head[0]], int(head[1:]), int(end), parse_value(value)
+    code, end, value = text.removeprefix(_VOID).split(":", 2)
+    return *_parse_prefix(code, end), parse_value(value)
+
+
+@lru_cache(HEADS_MAX)
+def _parse_prefix(code: str, end: str) -> tuple[Aggregation, int, int]:
+    return _AGGREGATIONS[code[0]], int(code[1:]), int(end)
 
 
 def parse_cell_value(text: str) -> Value | None:

@@ -32,8 +32,10 @@ from schemas.meters import QUANTITY_MINOR_MAX, Meter, path_keys
 from schemas.rollup import MarkKey, MarkSlice
 
 Numbers = TypeVar("Numbers", "list[int]", "array[int]", Any)
-# Entries of each cache of a maker; a full cache is emptied.
+Key = TypeVar("Key")
+# Entries of each cache of a maker, and of the look-ups of a meter's targets; what is full is emptied.
 TEXTS_MAX: Final = 65_536
+KNOWN_MAX: Final = 524_288
 
 # An event that is no column: its place in the record, and the event, or why it could not be decoded.
 LeftOut = tuple[int, EventStruct | Rejected]
@@ -393,7 +395,7 @@ class _Feeder:
         """Keep the target of events like this one."""
         values = [data.get(path) for path in self._paths]
         if self._is_shallow and all(value is None or type(value) is str for value in values):
-            self.known[account, hour, *values] = number
+            _bounded(self.known, KNOWN_MAX)[account, hour, *values] = number
 
     def minor(self, contribution: Contribution) -> int:
         """What a contribution puts into the column."""
@@ -478,8 +480,8 @@ def _first_keys(meter: Meter) -> frozenset[str]:
     return frozenset(path_keys(each.path)[0] for each in meter.filters)
 
 
-def _bounded(cache: dict[str, int]) -> dict[str, int]:
-    if len(cache) >= TEXTS_MAX:
+def _bounded(cache: dict[Key, int], entries_max: int = TEXTS_MAX) -> dict[Key, int]:
+    if len(cache) >= entries_max:
         cache.clear()
     return cache
 

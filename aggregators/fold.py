@@ -234,23 +234,27 @@ class _Sums:
     def cells(self, generation: int) -> tuple[dict[BucketField, str], dict[BucketField, int]]:
         """The texts and the versions of the changed cells. Several targets may share a cell: the last event decides."""
         ledger, positions = self._ledger, self.positions
-        last: dict[int, int] = {}
-        for number, at in positions.items():
-            cell = ledger.cell_of[number]
-            other = last.get(cell)
-            if other is None or positions[other] < at:
-                last[cell] = number
         texts: dict[BucketField, str] = {}
         dirty: dict[BucketField, int] = {}
         keys, values, prefixes = ledger.cell_keys, ledger.cell_values, ledger.prefixes
         first_version = version(generation, 0)
-        for cell, number in last.items():
+        for cell, number in self._last_targets().items():
             key, value = keys[cell], values[cell]
-            texts[key] = prefixes[number] + (
-                str(value) if type(value) is int else value_text(ledger.cell_rules[cell].value(value))
-            )
+            text = str(value) if type(value) is int else value_text(ledger.cell_rules[cell].value(value))
+            texts[key] = prefixes[number] + text
             dirty[key] = first_version | positions[number]
         return texts, dirty
+
+    def _last_targets(self) -> dict[int, int]:
+        """The target of each changed cell's last event, by cell."""
+        cell_of, positions = self._ledger.cell_of, self.positions
+        last = dict(zip(map(cell_of.__getitem__, positions), positions, strict=True))
+        if len(last) < len(positions):
+            for number, at in positions.items():
+                cell = cell_of[number]
+                if positions[last[cell]] < at:
+                    last[cell] = number
+        return last
 
     def totals_and_rankings(self) -> tuple[dict[TotalKey, dict[str, str]], dict[RankingKey, dict[str, int]]]:
         """The texts of the changed totals, and the accounts' places in the rankings."""
@@ -258,9 +262,10 @@ class _Sums:
         totals: dict[TotalKey, dict[str, str]] = {}
         rankings: dict[RankingKey, dict[str, int]] = {}
         ranking, scores = RankingKey("", 0), dict[str, int]()
+        keys, meters, values = ledger.total_keys, ledger.total_meters, ledger.total_values
         for number in self.totals:
-            key, meter, value = ledger.total_keys[number], ledger.total_meters[number], ledger.total_values[number]
-            slug = meter.slug
+            key, meter, value = keys[number], meters[number], values[number]
+            slug, (account, period_start_ms) = meter.slug, key
             if type(value) is int:
                 minor, text = value, str(value)
             else:
@@ -272,21 +277,22 @@ class _Sums:
             else:
                 fields[slug] = text
             # The totals of a meter follow each other, and most are of one period.
-            if ranking.meter != slug or ranking.period_start_ms != key.period_start_ms:
-                ranking = RankingKey(slug, key.period_start_ms)
+            if ranking != (slug, period_start_ms):
+                ranking = RankingKey(slug, period_start_ms)
                 scores = rankings.setdefault(ranking, {})
-            scores[key.account] = minor
+            scores[account] = minor
         return totals, rankings
 
     def reports(self) -> dict[BucketField, str]:
         """The texts of the changed report entries."""
         ledger = self._ledger
         reports: dict[BucketField, str] = {}
+        keys, values, meters, end_ms = ledger.entry_keys, ledger.entry_values, ledger.meters, ledger.end_ms
         for entry, (number, total) in self.entries.items():
-            opened = ledger.entry_values[entry]
+            opened = values[entry]
             assert opened is not None, "`_merge` opens it"  # noqa: S101 - an invariant, not input
-            minor = ledger.meters[number].aggregation.rule.minor(total)
-            reports[ledger.entry_keys[entry]] = moved_report_text(opened, minor, ledger.end_ms[number])
+            minor = total if type(total) is int else meters[number].aggregation.rule.minor(total)
+            reports[keys[entry]] = moved_report_text(opened, minor, end_ms[number])
         return reports
 
 

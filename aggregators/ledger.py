@@ -110,9 +110,10 @@ class Ledger:
 
     @property
     def size(self) -> int:
-        """The number of entries: accounts, targets, totals and report entries. There are no more cells than targets."""
-        lists = (self.accounts, self.entered, self.cell_of, self.total_keys, self.entry_keys)
-        return sum(map(len, lists))
+        """The number of entries: accounts, targets, totals with what was read of them, and report entries. There are no
+        more cells than targets."""
+        totals = (self.total_keys, self.total_numbers, self.stored, self._texts)
+        return sum(map(len, (self.accounts, self.entered, self.cell_of, self.entry_keys, *totals)))
 
     # Accounts
 

@@ -167,6 +167,10 @@ def _running(now: SubscriptionView, wanted: Wanted, policy: Changes) -> Calls | 
     if now.pending and now.pending.owner is Owner.OTHER and not wanted.by_operator:
         message = f"the schedule {now.pending.schedule} of somebody else is open: release it at Stripe, or let it end"
         return _refused(26, RefusalCode.OTHERS_SCHEDULE, "account", message)
+    if now.pending and now.pending.is_over:
+        # What was pending has happened. Stripe keeps the schedule for one more period, and its rules.
+        found = _running(now._replace(pending=None), wanted, policy)
+        return found if isinstance(found, Refusal) else found._replace(calls=(_RELEASE, *found.calls))
     if wanted.kind is ChangeKind.UNDO:
         return _undo(now)
     if wanted.kind is ChangeKind.CANCEL:

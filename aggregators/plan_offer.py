@@ -25,16 +25,15 @@ from schemas.periods import Interval, Period
 from schemas.plan_changes import (
     ChangeKind,
     ChangeRequest,
-    Charges,
     Excess,
     HeldItem,
     Owner,
     Pending,
-    StripeSubscription,
     SubscriptionView,
     Wanted,
     WantedItem,
 )
+from schemas.stripe_changes import Charges, StripeSubscription
 
 # The mark of a schedule that an operation made begins so.
 OPERATION_PREFIX: Final = "op_"
@@ -159,6 +158,7 @@ def _pending(shop: Shop, found: StripeSubscription) -> Pending | None:
         owner,
         found.ends,
         tuple(WantedItem(_component(shop, price), price, quantity) for price, quantity in prices),
+        is_over=not later and not found.ends,
     )
 
 

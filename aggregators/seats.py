@@ -68,7 +68,7 @@ def can_grow(shop: Shop, feature: str, billed: Billed) -> bool:
     return any(
         item.quantity is not None and seat_feature(shop, item.price) == feature
         for subscription in billed.subscriptions
-        if subscription.status in _GROWING
+        if subscription.status in _GROWING and not subscription.is_update_pending
         for item in subscription.items
     )
 

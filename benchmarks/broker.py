@@ -116,9 +116,11 @@ class Bench:
             with Process(arguments, stores.folder / "by-hand.log") as process:
                 return _result(process)
 
-    def role(self, name: str, stores: Stores, checkout: Path = ROOT) -> Process:
-        """A process of a role that reads the whole log into empty stores. `checkout` is the folder of its code."""
+    def role(self, name: str, stores: Stores, checkout: Path = ROOT, *, native: bool = True) -> Process:
+        """A process of a role that reads the whole log into empty stores. `checkout` is the folder of its code.
+        `native`: with the C core, if it is built."""
         environment = {**stores.environment(self.services.kafka.url), "PYTHONPATH": str(checkout)}
+        environment["TIDEMARK_NATIVE"] = str(int(native))
         arguments = ["pipeline.cli", name]
         if name != "router":
             arguments.append("--replay-from-start")

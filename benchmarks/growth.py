@@ -29,8 +29,9 @@ from pipeline.clock import SystemClock
 from pipeline.ingest.archive import ArchiveProcessor
 from pipeline.logs.control_records import ensure_deployment, ensure_meter_set
 from pipeline.logs.embedded import SqliteLog
+from pipeline.native.load import load, maker_of
 from pipeline.open import Base, read_meter_set
-from pipeline.rollup.processor import RollupProcessor
+from pipeline.rollup.processor import RollupProcessor, RollupSettings
 from pipeline.rollup.relays import HourlyRelay, ReportRelay
 from pipeline.runner.runner import COLLECTOR_THRESHOLDS
 from pipeline.settings import Settings, load_settings
@@ -128,13 +129,18 @@ class _EmbeddedFeed(Feed):
 
 
 class _Readers:
-    """Runs the processors of worker and archive, and measures the processor time of both parts."""
+    """Runs the processors of worker and archive as a deployment with default settings does, and measures the processor
+    time of both parts."""
 
     def __init__(self, log: SqliteLog, view: RedisLiveView, hourly: ClickHouseStore) -> None:
         self.worker_s = self.archive_s = 0.0
         self.cells = 0
-        self._rollup = RollupProcessor(log, view.state, SystemClock(), SECRET.encode())
-        self._archive = ArchiveProcessor(log, hourly, SECRET.encode())
+        native = load(enabled=True).library
+        limits = RollupSettings(Settings().flush_events_max)
+        self._rollup = RollupProcessor(
+            log, view.state, SystemClock(), SECRET.encode(), limits, maker_of=maker_of(native)
+        )
+        self._archive = ArchiveProcessor(log, hourly, SECRET.encode(), native=native)
         self._log = log
         self._hourly = HourlyRelay(view.outbox, view.drops, view.deferred, hourly)
         self._reports = ReportRelay(view.reports, view.accounts, log)

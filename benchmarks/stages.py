@@ -9,7 +9,6 @@ import gc
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import partial
 from statistics import median
 from typing import Final
 
@@ -19,12 +18,11 @@ from aggregators.columns import Books, MakerOf, PythonColumns
 from aggregators.decode import decode
 from aggregators.flush import Flush
 from aggregators.fold import fold
-from aggregators.native.columns import NativeColumns
 from aggregators.signing import fingerprint, hash_key
 from benchmarks.figures import Figure
 from benchmarks.services import SECRET
 from benchmarks.traffic import RECORD_EVENTS, Traffic
-from pipeline.native.load import load
+from pipeline.native.load import load, maker_of
 from pipeline.runner.runner import COLLECTOR_THRESHOLDS
 from schemas.events import EventStruct
 from schemas.log import EVENTS_TOPIC, Record
@@ -60,7 +58,7 @@ def stage_figures(meter_set: MeterSet, now_ms: int, accounts: int, flushes: int)
     library = load(enabled=True).library
     runs = [_Run("", PythonColumns, _first_checkpoint(meter_set, now_ms))]
     if library is not None:
-        runs.append(_Run(", C core", partial(NativeColumns, library), _first_checkpoint(meter_set, now_ms)))
+        runs.append(_Run(", C core", maker_of(library), _first_checkpoint(meter_set, now_ms)))
     traffic = Traffic(accounts, 1, now_ms)
     states = {f"acct_{number:06d}": AccountState() for number in range(accounts)}
     for _ in range(flushes):

@@ -13,9 +13,10 @@ from pydantic import ValidationError
 from aggregators.meters import successor
 from aggregators.yaml_lines import BYTES_MAX, Unreadable, read_yaml
 from pipeline.changes.parts import Parts as ChangeParts
-from pipeline.clock import AnyClock, clock_from_text
+from pipeline.clock import AnyClock, SystemClock, clock_from_text
 from pipeline.logs.bindings import AccountLog
 from pipeline.logs.control_records import ensure_deployment, ensure_meter_set
+from pipeline.logs.flushes import flush_until_settled
 from pipeline.logs.open import open_log
 from pipeline.settings import Settings
 from schemas.catalog import Catalog
@@ -23,7 +24,7 @@ from schemas.control import Genesis
 from schemas.errors import InvalidInput, OperatorNeeded
 from schemas.log import Log
 from schemas.meters import MeterSet
-from schemas.plan_changes import StripeChanges
+from schemas.stripe_changes import StripeChanges
 from schemas.validation import YAML, first_problem
 
 if TYPE_CHECKING:
@@ -40,6 +41,8 @@ if TYPE_CHECKING:
     from sinks.stripe.plan_changes import StripeClientChanges
     from sinks.stripe.schedules import StripeClientSchedules
 
+# An operation that waits longer for the reports of usage goes on later.
+FLUSH_PATIENCE_S: Final = 5.0
 NOT_METERS: Final = Catalog.model_fields.keys() - MeterSet.model_fields.keys()
 # A function imports its driver, so that a role without the driver starts faster.
 DEFAULT_CATALOG = Path(__file__).parent.parent / "schemas" / "catalog.default.yaml"
@@ -194,12 +197,15 @@ async def open_stripe_changes(base: Base) -> StripeClientChanges:
     return StripeClientChanges(key, api_base)
 
 
-def change_parts(base: Base, tables: PostgresSideTables, stripe: StripeChanges) -> ChangeParts:
+def change_parts(base: Base, tables: PostgresSideTables, stripe: StripeChanges, view: RedisLiveView) -> ChangeParts:
     """The stores of quotes and operations."""
+
+    async def flush(account: str) -> None:
+        await flush_until_settled(account_log(base), view, tables.intents, account, SystemClock(), FLUSH_PATIENCE_S)
+
     return ChangeParts(
         base.clock, tables.catalog, tables.entitlements, tables.links, tables.plan_changes, stripe, scope_of(base),
-        tables.seats,
-        base.settings.secret_bytes(),
+        tables.seats, base.settings.secret_bytes(), flush,
     )  # fmt: skip
 
 

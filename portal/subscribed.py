@@ -9,8 +9,9 @@ from typing import Any, Final, NamedTuple
 from aggregators.plan_change import ENDED
 from aggregators.plan_offer import Shop, followed, view_of
 from portal.account import Facts
-from schemas.plan_changes import StripeItem, StripeSubscription, SubscriptionView
+from schemas.plan_changes import SubscriptionView
 from schemas.side_tables import Row
+from schemas.stripe_changes import StripeItem, StripeSubscription
 
 OPEN_SCHEDULES: Final = frozenset({"active", "not_started"})
 

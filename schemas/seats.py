@@ -74,7 +74,8 @@ class Taken(NamedTuple):
 
 class Unpaid(NamedTuple):
     """That an account's holders changed and its paid quantities do not follow yet. `number` rises with each change.
-    `since_ms`: the first change that is not followed. `tries`: how often it was tried in vain, and `detail` why."""
+    `since_ms`: the first change that is not followed. `tries`: how often it was tried in vain, and `detail` why.
+    `is_fewer`: a seat was released among these changes; without that no quantity falls."""
 
     account: str
     number: int
@@ -82,6 +83,7 @@ class Unpaid(NamedTuple):
     due_ms: int
     tries: int = 0
     detail: str = ""
+    is_fewer: bool = False
 
 
 class Waiting(NamedTuple):

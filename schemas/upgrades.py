@@ -28,7 +28,7 @@ class BilledItem(NamedTuple):
 
 class BilledSubscription(NamedTuple):
     """A subscription that has not ended. `anchor_ms`: from when its periods are counted. `cancel_at_ms`: when it will
-    end; None if nobody canceled it."""
+    end; None if nobody canceled it. `is_update_pending`: a change waits for its payment."""
 
     id: str
     status: str
@@ -36,6 +36,7 @@ class BilledSubscription(NamedTuple):
     anchor_ms: int
     cancel_at_ms: int | None
     items: tuple[BilledItem, ...]
+    is_update_pending: bool = False
 
 
 class Billed(NamedTuple):

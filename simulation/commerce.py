@@ -48,7 +48,7 @@ def _addon(version: int, **grants: Any) -> Document:
 def _catalogs() -> tuple[Document, ...]:
     """The second sells new versions and a new feature; the third gives more within a version.
 
-    Who does not pay keeps the add-ons by the third."""
+    By the second, who does not pay loses the plan at once; by the third, such a customer keeps the add-ons."""
     team = {"seats": "quantity", "desks": 5, "sso": True, METER: 20_000, "reporting": {"days": 30}}
     first: Document = {
         "version": 1,
@@ -92,6 +92,8 @@ def _catalogs() -> tuple[Document, ...]:
         trial={"family": "paid", "days": 14, "grants": {METER: 70, "desks": 11}},
     )  # fmt: skip
     second["addons"]["boost"] = _addon(2, requests={"add": 5_000})
+    days = ("urgent_days", "final_days", "downgrade_after_final_days", "win_back_days")
+    second["dunning"] |= dict.fromkeys(days, 0)
     third = json.loads(json.dumps(second))
     third["version"] = 3
     third["plans"]["team"]["grants"]["desks"] = 8

@@ -63,6 +63,7 @@ class Fault(StrEnum):
     SUBSCRIPTION_SCHEDULED = "a subscription gets a schedule, or loses it"
     TRIAL = "a subscription begins with a trial, or the trial ends early"
     CUSTOMER_DELETED = "a customer is deleted"
+    CARD_FAILS = "a customer's card fails, or another one pays"
     DASHBOARD_EDIT = "somebody edits an object at stripe"
     LINKED_LATE = "an account is linked after its customer's events"
     ACCOUNT_UNLINKED = "an account is unlinked"
@@ -99,6 +100,7 @@ OF_THE_TRAFFIC: Final = frozenset({
     Fault.CONTROL_REPEATED, Fault.BINDING_LATE, Fault.ACCOUNT_FLUSHED,
     Fault.PERIOD_CLOSED, Fault.SUBSCRIPTION_CHANGED, Fault.SUBSCRIPTION_CANCELED, Fault.SUBSCRIPTION_PAUSED,
     Fault.SUBSCRIPTION_SCHEDULED, Fault.TRIAL, Fault.CUSTOMER_DELETED, Fault.DASHBOARD_EDIT, Fault.LINKED_LATE,
+    Fault.CARD_FAILS,
     Fault.ACCOUNT_UNLINKED, Fault.ACCOUNT_MOVED, Fault.RESYNCED, Fault.CATALOG_REPLACED, Fault.OVERRIDE_CHANGED,
     Fault.DUPLICATE, Fault.OTHER_PRODUCER, Fault.OLD_DUPLICATE, Fault.RETRY_OTHER_TIME,
     Fault.OTHER_PERIOD, Fault.CONFLICT, Fault.SHARED_ID, Fault.LATE, Fault.FAR_LATE, Fault.AHEAD, Fault.TIMELESS,

@@ -22,6 +22,7 @@ from simulation.roles import SECRET
 from simulation.traffic import PARTITIONS
 from simulation.verify import unsettled, verify
 from simulation.verify_access import unentitled, verify_access
+from simulation.verify_dunning import verify_dunning
 from simulation.verify_invoices import unbilled, verify_invoices
 from simulation.verify_mirror import unmirrored, verify_mirror
 from simulation.world import World
@@ -128,6 +129,7 @@ async def _lived(world: World) -> None:
         await verify(world)
     if not world.failures and world.bills:
         await verify_access(world)
+        verify_dunning(world)
         await verify_invoices(world)
         await verify_mirror(world)
 

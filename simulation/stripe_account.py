@@ -145,10 +145,14 @@ class StripeAccount:
         """A new customer, with a card if one is named."""
         customer = str(self.call("POST /v1/customers", {"email": "a@example.com"})["id"])
         if card:
-            method = self.call("POST /v1/payment_methods/{payment_method}/attach", {"customer": customer}, card)
-            settings = {"invoice_settings": {"default_payment_method": method["id"]}}
-            self.call("POST /v1/customers/{customer}", settings, customer)
+            self.use_card(customer, card)
         return customer
+
+    def use_card(self, customer: str, card: str) -> None:
+        """Make a card the customer's default one."""
+        method = self.call("POST /v1/payment_methods/{payment_method}/attach", {"customer": customer}, card)
+        settings = {"invoice_settings": {"default_payment_method": method["id"]}}
+        self.call("POST /v1/customers/{customer}", settings, customer)
 
     def subscribe(self, customer: str, *prices: str, **params: Any) -> str:
         """A new subscription to prices."""

@@ -34,6 +34,8 @@ LATE_LINK_S_MAX: Final = 5_400.0
 AGAIN_S: Final = 60.0
 LOOK_S: Final = 10.0
 TRIES_MAX: Final = 30
+GOOD_CARD: Final = "pm_card_visa"
+BAD_CARD: Final = "pm_card_chargeCustomerFail"
 
 
 class Subscribers:
@@ -95,7 +97,7 @@ class Subscribers:
 
     def sign_up(self, account: str, number: float) -> None:
         """A new customer with a subscription, linked at once or later."""
-        self.customer_of[account] = self.new_customer("pm_card_visa" if number < 0.9 else "")
+        self.customer_of[account] = self.new_customer(GOOD_CARD if number < 0.9 else "")
         self._subscription_of.pop(account, None)
         late_s = number * LATE_LINK_S_MAX if number < 0.5 and self._strike(Fault.LINKED_LATE) else 0.0
         self._commands.put_nowait((late_s, account, self.customer_of[account]))
@@ -199,6 +201,17 @@ class Subscribers:
         path = "POST /v1/customers/{customer}"
         self._stripe.call(path, {"email": f"{self._number}@example.com"}, self.customer_of[account])
 
+    def _card(self, account: str, number: float) -> None:
+        """The customer's card begins to fail, or the customer has another one, which pays what is open."""
+        if not self._strike(Fault.CARD_FAILS):
+            return
+        customer = self.customer_of[account]
+        self._stripe.use_card(customer, BAD_CARD if number < 0.5 else GOOD_CARD)
+        if number < 0.5:
+            return
+        for row in [*self._stripe.pages("GET /v1/invoices", {"customer": customer, "status": "open"})][::-1]:
+            self._stripe.call("POST /v1/invoices/{invoice}/pay", {}, row["id"])
+
     def _move(self, account: str, number: float) -> None:
         """The account is unlinked, goes to a new customer, or takes over the customer of another account."""
         if number < 0.3:
@@ -239,8 +252,8 @@ class Subscribers:
         return self._stripe.read(ObjectName(ObjectKind.SUBSCRIPTION, self._subscription_of[account])) or {}
 
     ACTIONS: Final = (
-        _change, _change, _buy, _buy, _buy, _cancel, _pause, _schedule, _end_trial, _delete, _edit, _edit, _move,
-        _resync, _close,
+        _change, _change, _buy, _buy, _buy, _cancel, _pause, _schedule, _end_trial, _delete, _edit, _edit, _card,
+        _card, _move, _resync, _close,
     )  # fmt: skip
 
     # The operator.

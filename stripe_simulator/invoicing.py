@@ -185,6 +185,8 @@ def advance(mode: Mode, draft: Object, *, collect_now: bool = True) -> Object:
 def finalize(mode: Mode, draft: Object) -> Object:
     """Give a draft its final lines, amounts and number. An invoice without an amount due is paid at once."""
     check_move(draft, "open")
+    if draft["automatic_tax"]["enabled"]:
+        tax.check_location(mode.fetch("customer", draft["customer"]))
     invoice, bodies = {**draft}, lines_of(mode, draft)
     if invoice["billing_reason"] == "subscription_cycle":
         bodies = form.with_late_usage(mode, invoice, bodies)
@@ -247,8 +249,17 @@ def check_move(invoice: Object, status: InvoiceStatus) -> None:
 
 
 def run_finalize(mode: Mode, arguments: dict[str, Any]) -> None:
-    """The job that ends a draft's grace period."""
+    """The job that ends a draft's grace period. A draft that cannot become final stays, and nobody tries again."""
     if invoice := _waiting(mode, arguments["invoice"], "draft"):
+        try:
+            if invoice["automatic_tax"]["enabled"]:
+                tax.check_location(mode.fetch("customer", invoice["customer"]))
+        except ApiError as error:
+            why = {"code": error.code, "message": error.message, "type": error.kind}
+            automatic_tax = {**invoice["automatic_tax"], "status": "requires_location_inputs"}
+            stuck = {"last_finalization_error": why, "automatic_tax": automatic_tax, "automatically_finalizes_at": None}
+            mode.store.save({**invoice, **stuck}, "invoice.finalization_failed")
+            return
         advance(mode, invoice)
 
 

@@ -47,9 +47,11 @@ def fuzz(seed: int, seconds: float, events_max: int, path: str = "") -> tuple[in
 @click.option("--library", default="", help="A build of the C core, such as one with sanitizers.")
 def main(seconds: float, events_max: int, seed: int, library: str) -> None:
     """Compare the C core with Python on broken and odd records."""
-    if not library and not load(enabled=True).library:
-        click.echo(build())
-        return
+    if not library:
+        said = build()
+        if not load(enabled=True).library:
+            click.echo(said)
+            return
     reached, events, taken = fuzz(seed, seconds, events_max, library)
     click.echo(f"the same: {events} events, seeds {seed} to {reached - 1}; the core took {taken}")
 

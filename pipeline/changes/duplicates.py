@@ -11,7 +11,7 @@ from typing import Final
 from pipeline.changes.parts import Parts
 from schemas.duplicates import Duplicate, DuplicateState, DuplicateStore
 from schemas.errors import TidemarkError
-from schemas.plan_changes import StripeSubscription
+from schemas.stripe_changes import StripeSubscription
 
 AT_ONCE: Final = 100
 _SETTLER: Final = "tidemark"

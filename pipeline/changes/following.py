@@ -44,7 +44,7 @@ async def follow(parts: Parts) -> int:
     found = await parts.seats.unpaid(parts.clock.now_ms(), AT_ONCE)
     for unpaid in found:
         try:
-            reason = await _followed(parts, unpaid.account)
+            reason = await _followed(parts, unpaid.account, may_fall=unpaid.is_fewer)
         except TidemarkError as error:
             reason = str(error)
         # Such as a row that an older program cannot read. There are other accounts to go on with.
@@ -64,7 +64,7 @@ async def _postpone(parts: Parts, unpaid: Unpaid, reason: str) -> None:
     await parts.seats.postpone(unpaid, parts.clock.now_ms() + wait_ms, reason[:DETAIL_CHARACTERS_MAX])
 
 
-async def _followed(parts: Parts, account: str) -> str:
+async def _followed(parts: Parts, account: str, *, may_fall: bool) -> str:
     """Have the paid quantities of an account follow; returns why they do not yet, "" if they do."""
     shop = await shop_of(parts.catalog)
     view = await seen(parts, shop, account)
@@ -76,7 +76,8 @@ async def _followed(parts: Parts, account: str) -> str:
         return f"an earlier change waits for its payment: {view.pay_url}"
     holders = await parts.seats.holders(account, parts.clock.now_ms())
     wanted = quantities_for(shop, view, payable(holders, await gives_of(parts, account)))
-    wanted = {feature: number for feature, number in wanted.items() if number != quantity_now(shop, view, feature)}
+    paid = {feature: quantity_now(shop, view, feature) for feature in wanted}
+    wanted = {name: each for name, each in wanted.items() if each > paid[name] or (may_fall and each < paid[name])}
     if not wanted:
         return ""
     quote = await make_quote(parts, account, ChangeRequest(ChangeKind.PLAN, view.plan.name, quantities=wanted), ACTOR)

@@ -18,18 +18,9 @@ from pipeline.changes.parts import Parts, seen, shop_of
 from pipeline.changes.trials import promoted, used, wish_of, with_code
 from schemas.clock import HOUR_MS, MINUTE_MS, SECOND_MS
 from schemas.errors import InvalidInput, TidemarkError, Transient
-from schemas.plan_changes import (
-    OPEN_STATES,
-    Call,
-    CallKind,
-    Operation,
-    OperationState,
-    Quote,
-    Refusal,
-    RefusalCode,
-    StripeSubscription,
-)
+from schemas.plan_changes import OPEN_STATES, Call, CallKind, Operation, OperationState, Quote, Refusal, RefusalCode
 from schemas.plan_moves import PhasesChange, Subscribed, SubscribedItem
+from schemas.stripe_changes import StripeSubscription
 from schemas.trials import TrialTaken
 
 # Stripe keeps an Idempotency-Key for at least a day.
@@ -38,12 +29,13 @@ KEY_LASTS_MS: Final = 23 * HOUR_MS
 PATIENCE_MS: Final = MINUTE_MS
 AT_ONCE: Final = 100
 # Nobody has more or less by these.
-_UNFELT: Final = frozenset({CallKind.EXPIRE_CHECKOUT, CallKind.PROMOTION})
+_UNFELT: Final = frozenset({CallKind.EXPIRE_CHECKOUT, CallKind.PROMOTION, CallKind.FLUSH})
 # What is looked at before it is asked for needs no key.
 LOOKED_AT: Final = frozenset(
-    {CallKind.RELEASE, CallKind.CANCEL, CallKind.EXPIRE_CHECKOUT, CallKind.PAY, CallKind.GIVE_UP}
-)
-_OF_INVOICES: Final = frozenset({CallKind.PAY, CallKind.GIVE_UP, CallKind.RESUME})
+    {
+        CallKind.RELEASE, CallKind.CANCEL, CallKind.EXPIRE_CHECKOUT, CallKind.PAY, CallKind.GIVE_UP, CallKind.FLUSH,
+    }
+)  # fmt: skip
 
 _log: Final = logging.getLogger(__name__)
 
@@ -185,49 +177,52 @@ async def _made(parts: Parts, quote: Quote, operation: Operation, call: Call, ke
     Raises `Transient`, `InvalidInput` if Stripe refuses the call, and `CannotMove`.
     """
     stripe, subscription = parts.stripe, operation.subscription
-    if call.kind is CallKind.EXPIRE_CHECKOUT:
-        await expire_pages(parts, quote)
+    if call.kind in LOOKED_AT:
+        await _ensured(parts, quote, operation, call, key)
         return subscription
     if call.kind is CallKind.CREATE:
         return await stripe.subscribe({**call.params, "metadata": marks(operation)}, key)
+    is_made = True
     if call.kind is CallKind.UPDATE:
-        params = await with_code(parts, operation, call.params)
-        return subscription if await stripe.update(subscription, params, key) else None
-    if call.kind is CallKind.PROMOTION:
-        return subscription if await promoted(parts, quote, operation, call.params, key) else None
-    if call.kind in _OF_INVOICES:
-        return subscription if await _collected(parts, subscription, call, key) else None
-    now = await stripe.subscription(subscription)
-    if call.kind is CallKind.CANCEL:
-        if now.status not in ("canceled", "incomplete_expired"):
-            await stripe.cancel(subscription, call.params)
-    elif call.kind is CallKind.RELEASE:
-        pending = quote.base.pending
-        if pending is not None and now.schedule == pending.schedule:
-            await stripe.release(now.schedule)
-    elif call.kind is CallKind.SCHEDULE:
-        made = await stripe.create(subscription, key)
-        if now.schedule not in ("", made.id):
-            raise CannotMove(f"has the schedule {now.schedule} of somebody else: ask for a new quote")
-    elif call.kind is CallKind.PHASES:
-        await _plan(parts, operation, now, call, key)
-    return subscription
+        is_made = bool(await stripe.update(subscription, await with_code(parts, operation, call.params), key))
+    elif call.kind is CallKind.PROMOTION:
+        is_made = await promoted(parts, quote, operation, call.params, key)
+    elif call.kind is CallKind.RESUME:
+        is_made = bool(await stripe.resume(subscription, call.params, key))
+    else:
+        now = await stripe.subscription(subscription)
+        if call.kind is CallKind.SCHEDULE:
+            made = await stripe.create(subscription, key)
+            if now.schedule not in ("", made.id):
+                raise CannotMove(f"has the schedule {now.schedule} of somebody else: ask for a new quote")
+        elif call.kind is CallKind.PHASES:
+            await _plan(parts, operation, now, call, key)
+    return subscription if is_made else None
 
 
-async def _collected(parts: Parts, subscription: str, call: Call, key: str) -> bool:
-    """Have a subscription's invoices paid or closed, or its pause ended. False if Stripe stored a failure of its own.
-    Invoices are looked at before, so a call for one of them need not be made twice."""
-    stripe = parts.stripe
-    if call.kind is CallKind.RESUME:
-        return await stripe.resume(subscription, call.params, key) is not None
-    if call.kind is CallKind.PAY:
+async def _ensured(parts: Parts, quote: Quote, operation: Operation, call: Call, key: str) -> None:
+    """Have something be so that is looked at first, and so may be asked for again at any time."""
+    stripe, subscription = parts.stripe, operation.subscription
+    if call.kind is CallKind.EXPIRE_CHECKOUT:
+        await expire_pages(parts, quote)
+    elif call.kind is CallKind.FLUSH:
+        if parts.flush is None:
+            raise InvalidInput("cancel", "the usage cannot be reported from here: use `tidemark change accept`")
+        await parts.flush(operation.account)
+    elif call.kind is CallKind.PAY:
         for invoice in await stripe.open_invoices(subscription):
             await stripe.pay(invoice, f"{key} {invoice}")
-        return True
-    for invoice in call.params["invoices"]:
-        if (await stripe.invoice(invoice)).status == "open":
-            await stripe.close_invoice(invoice, call.params["how"], f"{key} {invoice}")
-    return True
+    elif call.kind is CallKind.GIVE_UP:
+        for invoice in call.params["invoices"]:
+            if (await stripe.invoice(invoice)).status == "open":
+                await stripe.close_invoice(invoice, call.params["how"], f"{key} {invoice}")
+    elif call.kind is CallKind.CANCEL:
+        if (await stripe.subscription(subscription)).status not in ("canceled", "incomplete_expired"):
+            await stripe.cancel(subscription, call.params)
+    elif call.kind is CallKind.RELEASE:
+        now, pending = await stripe.subscription(subscription), quote.base.pending
+        if pending is not None and now.schedule == pending.schedule:
+            await stripe.release(now.schedule)
 
 
 async def _plan(parts: Parts, operation: Operation, now: Subscribed, call: Call, key: str) -> None:

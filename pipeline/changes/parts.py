@@ -17,24 +17,18 @@ from schemas.catalog_changes import CatalogStore
 from schemas.clock import Clock
 from schemas.entitlements import Entitlements, Resolved, SourceKind
 from schemas.errors import InvalidInput
-from schemas.plan_changes import (
-    ChangeKind,
-    ChangeRequest,
-    PlanChanges,
-    Refusal,
-    RefusalCode,
-    StripeChanges,
-    SubscriptionView,
-)
+from schemas.plan_changes import ChangeKind, ChangeRequest, PlanChanges, Refusal, RefusalCode, SubscriptionView
 from schemas.seats import Seats
 from schemas.side_tables import Link
+from schemas.stripe_changes import StripeChanges
 
 _OWING: Final = frozenset({"past_due", "unpaid", "paused", "incomplete"})
 
 
 class Parts(NamedTuple):
     """The stores. `links` lists the links of an account. `scope` keeps the keys of two Stripe accounts apart;
-    `secret` is what the keys of trials are hashed with."""
+    `secret` is what the keys of trials are hashed with. `flush` has an account's usage until now reported to Stripe; it
+    raises `Transient` as long as that is not settled."""
 
     clock: Clock
     catalog: CatalogStore
@@ -45,6 +39,7 @@ class Parts(NamedTuple):
     scope: str
     seats: Seats
     secret: bytes = b""
+    flush: Callable[[str], Awaitable[None]] | None = None
 
 
 async def shop_of(catalog: CatalogStore) -> Shop:

@@ -42,10 +42,6 @@ _DETAILS: Final = ("items", "proration_behavior", "billing_cycle_anchor", "trial
 # A subscription of another status has nothing to credit.
 _PAID_AHEAD: Final = ("active", "past_due")
 _NOTHING: Final = InvoicePreview("", 0, 0, 0, 0, ())
-_BY_HAND: Final = {
-    CallKind.FLUSH: "usage is billed: report it by `tidemark account flush`, then cancel in Stripe's dashboard",
-}
-
 _log: Final = logging.getLogger(__name__)
 
 
@@ -102,12 +98,12 @@ def _identifier(parts: Parts, account: str, name: str) -> str:
 
 
 def _not_offered(decided: Calls, view: SubscriptionView) -> Refusal | None:
-    """What the table knows and nobody can carry out yet."""
+    """What nobody can carry out: Stripe cannot, or it would lose something."""
     kinds = [call.kind for call in decided.calls]
     if CallKind.INVOICE in kinds:
         message = f"the first invoice is open: pay it, {view.pay_url}"
         return Refusal(decided.row, RefusalCode.PAY_FIRST, "account", message)
-    message = next((_BY_HAND[kind] for kind in kinds if kind in _BY_HAND), "")
+    message = ""
     if view.has_item_discounts and CallKind.PHASES in kinds:
         message = "an item has a discount of its own, which a schedule would drop: change it in Stripe's dashboard"
     return Refusal(decided.row, RefusalCode.NOT_OFFERED, "plan", message) if message else None

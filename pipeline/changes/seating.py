@@ -138,12 +138,13 @@ def _full(
     shop: Shop, feature: str, held: int, version: EntitlementVersion | None, billed: Billed, now_ms: int
 ) -> SeatsFull:
     resolved = allowed_now(shop, version, now_ms).features.get(feature, Resolved(Decimal(0)))
-    denied = Denied(feature_named(shop, feature), resolved, Decimal(held + 1), False)
+    full = f"all {held} {feature.replace('_', ' ')} are held"
+    if any(each.status in ("past_due", "unpaid") or each.is_update_pending for each in billed.subscriptions):
+        return SeatsFull(held, f"{full}: pay the open invoice first, or release one", None)
+    denied = Denied(feature_named(shop, feature), resolved, Decimal(held + 1))
     upgrade = upgrade_of(shop.commerce, shop.prices, billed, denied, now_ms)
     remedy = f"release one, or take another plan: {upgrade.words}" if upgrade else "release one first"
-    if any(subscription.status in ("past_due", "unpaid") for subscription in billed.subscriptions):
-        remedy = "pay the open invoice first, or release one"
-    return SeatsFull(held, f"all {held} {feature.replace('_', ' ')} are held: {remedy}", upgrade)
+    return SeatsFull(held, f"{full}: {remedy}", upgrade)
 
 
 def allowed_text(allowed: Value) -> str:

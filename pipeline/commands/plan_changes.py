@@ -9,7 +9,7 @@ from pipeline.changes.operating import accept
 from pipeline.changes.pages import portal_page
 from pipeline.changes.parts import Parts
 from pipeline.changes.quoting import make_quote
-from pipeline.open import change_parts, open_base, open_side_tables, open_stripe_changes
+from pipeline.open import change_parts, open_base, open_live_view, open_side_tables, open_stripe_changes
 from pipeline.settings import Settings
 from schemas.checkout import check_return_url
 from schemas.errors import InvalidInput
@@ -80,4 +80,6 @@ async def _opened(settings: Settings) -> AsyncIterator[Parts]:
         stack.push_async_callback(stripe.close)
         tables = await open_side_tables(base)
         stack.push_async_callback(tables.close)
-        yield change_parts(base, tables, stripe)
+        view = open_live_view(settings)
+        stack.push_async_callback(view.close)
+        yield change_parts(base, tables, stripe, view)

@@ -7,6 +7,8 @@ import uuid
 from collections.abc import AsyncIterator, Callable
 from typing import NamedTuple
 
+from aggregators.columns import MakerOf
+from pipeline.native.load import load, maker_of
 from pipeline.open import Base, open_base, open_live_view
 from pipeline.rebuild.archive import ArchiveRebuild, abandon_archive
 from pipeline.rebuild.hourly import HourlyRebuild, abandon_hourly
@@ -41,6 +43,7 @@ class _Opened(NamedTuple):
     snapshots: ClickHouseSnapshots
     secret: bytes
     limits: RebuildLimits
+    maker_of: MakerOf
 
     def shadow_copy(self, name: str) -> LiveView:
         """A second live view in the same Redis, with its own key prefix."""
@@ -65,7 +68,7 @@ async def _opened(settings: Settings) -> AsyncIterator[_Opened]:
         yield _Opened(
             base, live, claimed_store(hourly, claim), ClickHouseReader(clickhouse),
             ClickHouseStaging(clickhouse, claim), ClickHouseSnapshots(clickhouse),
-            settings.secret_bytes(), limits,
+            settings.secret_bytes(), limits, maker_of(load(enabled=settings.native).library),
         )  # fmt: skip
 
 
@@ -73,7 +76,7 @@ def _live_view(opened: _Opened, progress: Callable[[Progress], None], source: st
     base = opened.base
     return LiveViewRebuild(
         base.log, opened.live, opened.hourly, base.clock, opened.secret, opened.limits, progress,
-        opened.snapshots, from_snapshot=source != "log",
+        opened.snapshots, from_snapshot=source != "log", maker_of=opened.maker_of,
     )  # fmt: skip
 
 
@@ -98,7 +101,7 @@ async def rebuild_hourly(settings: Settings, progress: Callable[[Progress], None
         if source == "log":
             await HourlyRebuild(
                 base.log, opened.live, opened.shadow_copy, opened.hourly, opened.staging, base.clock, opened.secret,
-                opened.limits, progress,
+                opened.limits, progress, maker_of=opened.maker_of,
             ).run()  # fmt: skip
             return "usage_hourly and usage_duplicates are rebuilt from the log"
         await HourlyRecount(

@@ -320,7 +320,7 @@ def _add_page(app: FastAPI, dependencies: GatewayDependencies, metrics: Metrics)
 def _add_seats(app: FastAPI, seats: SeatEndpoints) -> None:
     """Add the paths that give seats and take them back."""
     statuses = (400, 401, 403, 404, 408, 409, 413, 501, 503)
-    all_, one = "/v1/accounts/{account:name}/seats", "/v1/accounts/{account:name}/seats/{seat}"
+    all_, one = "/v1/accounts/{account:name}/seats", "/v1/accounts/{account:name}/seats/{seat:name}"
     more: dict[str, Any] = {"response_model": SeatsAnswer, "response_description": SeatsAnswer.__doc__}
     more |= {"responses": {status: REFUSALS[status] for status in (400, 401, 403, 501, 503, "default")}}
     app.add_api_route(all_, seats.listed, summary="The seats of an account", **more)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Final, NamedTuple, Protocol
 
 from aggregators.codec import parse_flush_field, report_bucket_end_ms
+from aggregators.partitioning import partition_of
 from aggregators.report_records import ReportedIntent, ReportedIntents, parse_entries
 from pipeline.logs.bindings import READ_RECORDS_MAX, AccountLog, HasAccounts, Plan, append_revised, standing
 from schemas.clock import SECOND_MS, Clock
@@ -70,6 +71,22 @@ async def flush_account(accounts: AccountLog, view: HasAccounts, account: str) -
     is_cut = after.flushed_ms != known.state.flushed_ms
     instant_ms = after.flushed_ms if is_cut else known.policy.report_bucket_end_ms(stream_time_ms)
     return Flush(account, known.partition, appended.offset, record.revision, instant_ms)
+
+
+class HasFlushes(HasAccounts, HasReports, Protocol):
+    """A live view, or the parts of one that flushes need."""
+
+
+async def flush_until_settled(
+    accounts: AccountLog, view: HasFlushes, ledger: IntentLedger, account: str, patience: Clock, timeout_s: float
+) -> None:
+    """Flush an account, and wait until Stripe has, or has refused, all of its usage until now. Raises `Transient` if
+    that takes longer than `timeout_s` of `patience`; the same again does no harm."""
+    partition = partition_of(account, accounts.partitions)
+    # Read before the flush, so that none of its intents is missed.
+    end = (await accounts.log.bounds(REPORTS_TOPIC, partition)).next
+    flushed = await flush_account(accounts, view, account)
+    await FlushWatch(accounts.log, view, flushed, end, ledger).wait(patience, timeout_s, settled=True)
 
 
 class FlushWatch:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import ctypes
+from functools import partial
 from typing import NamedTuple
 
+from aggregators.columns import MakerOf, PythonColumns
+from aggregators.native.columns import NativeColumns
 from aggregators.native.interface import bind
 from pipeline.native.build import library_path, sources_hash
 
@@ -30,3 +33,8 @@ def load(*, enabled: bool) -> Loaded:
     if library.tm_sources() != sources_hash().encode():
         return Loaded(None, f"{path} was built from other sources: remove it and run `make install`")
     return Loaded(library, "")
+
+
+def maker_of(library: ctypes.CDLL | None) -> MakerOf:
+    """What makes a partition's maker of columns: in C, or without a library in Python."""
+    return PythonColumns if library is None else partial(NativeColumns, library)

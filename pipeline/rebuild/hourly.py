@@ -21,6 +21,7 @@ from typing import Final
 
 import msgspec
 
+from aggregators.columns import MakerOf, PythonColumns
 from pipeline.rebuild.limits import RebuildLimits
 from pipeline.rebuild.no_quarantine_log import NoQuarantineLog
 from pipeline.rebuild.shadow_copy import begin, behind_the_view, check_live, check_reach
@@ -103,7 +104,7 @@ class _Filled:
 class HourlyRebuild:
     """Rebuilds both tables. An interrupted rebuild continues when it is run again.
 
-    `shadow_copy` opens the shadow copy of the given name.
+    `shadow_copy` opens the shadow copy of the given name. `maker_of`: see `RollupProcessor`.
     """
 
     log: Log
@@ -115,6 +116,7 @@ class HourlyRebuild:
     secret: bytes
     limits: RebuildLimits = field(default_factory=RebuildLimits)
     progress: Callable[[Progress], None] = lambda _: None
+    maker_of: MakerOf = field(default=PythonColumns, kw_only=True)
 
     async def run(self) -> None:
         """Rebuild both tables.
@@ -182,7 +184,7 @@ class HourlyRebuild:
             await check_reach(self.log, partition + 1, REMEDY)
             await begin(self.log, self.secret, shadow_copy.copies, partition, note.generations[partition])
         settings = RollupSettings(self.limits.events_max, replay_from_start=True)
-        rollup = RollupProcessor(log, shadow_copy.state, self.clock, self.secret, settings)
+        rollup = RollupProcessor(log, shadow_copy.state, self.clock, self.secret, settings, maker_of=self.maker_of)
         offset = await rollup.start_offset(partition)
         live = await self.live.state.load_checkpoint(partition)
         check_live(partition, live, self.secret, rollup.checkpoints[partition].log_id)

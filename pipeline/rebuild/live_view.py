@@ -22,6 +22,7 @@ from typing import Final
 import msgspec
 
 from aggregators.codec import report_bucket_end_ms, version
+from aggregators.columns import MakerOf, PythonColumns
 from aggregators.signing import fingerprint
 from pipeline.logs.control_records import find_genesis
 from pipeline.rebuild.limits import RebuildLimits
@@ -45,7 +46,8 @@ SWAP_REFUSALS_MAX: Final = 1_000
 class LiveViewRebuild:
     """Rebuilds every partition's live view and swaps it in. An interrupted rebuild continues when it is run again.
 
-    `from_snapshot`: start from the newest snapshot even if the log still has its first record.
+    `from_snapshot`: start from the newest snapshot even if the log still has its first record. `maker_of`: see
+    `RollupProcessor`.
     """
 
     log: Log
@@ -57,6 +59,7 @@ class LiveViewRebuild:
     progress: Callable[[Progress], None] = lambda _: None
     snapshots: SnapshotStore | None = None
     from_snapshot: bool = field(default=False, kw_only=True)
+    maker_of: MakerOf = field(default=PythonColumns, kw_only=True)
 
     async def run(self) -> int:
         """Rebuild all partitions. Returns the generation that is live afterwards.
@@ -152,7 +155,9 @@ class _Partition:
         self._log = NoQuarantineLog(rebuild.log)
         self._duplicates = HourlyRelay(built.outbox, built.drops, built.deferred, rebuild.hourly)
         settings = RollupSettings(rebuild.limits.events_max, replay_from_start=True)
-        self._rollup = RollupProcessor(self._log, built.state, rebuild.clock, rebuild.secret, settings)
+        self._rollup = RollupProcessor(
+            self._log, built.state, rebuild.clock, rebuild.secret, settings, maker_of=rebuild.maker_of
+        )
 
     async def run(self) -> None:
         """Fold on to the live checkpoint, and swap the generations."""

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import secrets
 from collections.abc import Callable, Coroutine, Iterator, Sequence
-from typing import Any, Generic, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 from pipeline.changes.parts import Parts
 from pipeline.clock import SystemClock
@@ -19,6 +19,9 @@ from schemas.errors import InvalidInput, OperatorNeeded, Refused, TidemarkError,
 from schemas.intent_ledger import IntentState, LedgerIntent
 from schemas.seats import Seats
 from schemas.side_tables import Link
+
+if TYPE_CHECKING:
+    from sinks.redis.view import RedisLiveView
 
 
 @contextlib.contextmanager
@@ -71,8 +74,9 @@ class OpenedAccountLinks:
     """Implements `pipeline.http.dependencies.AccountLinks`. PostgreSQL and Stripe are opened by the first request that
     needs them, so that a gateway starts and takes events without them."""
 
-    def __init__(self, base: Base) -> None:
+    def __init__(self, base: Base, view: RedisLiveView) -> None:
         self._base = base
+        self._view = view
         self._tables = _Once(lambda: open_side_tables(base, timeout_s=READ_TIMEOUT_S))
         self._objects = _Once(lambda: open_stripe_objects(base))
         self._stripe = _Once(lambda: open_stripe_changes(base))
@@ -96,7 +100,7 @@ class OpenedAccountLinks:
 
     async def changes(self) -> Parts:
         """What plan changes need. Raises `Transient` and `OperatorNeeded`."""
-        return change_parts(self._base, await self._tables(), await self._stripe())
+        return change_parts(self._base, await self._tables(), await self._stripe(), self._view)
 
     async def catalog(self) -> CatalogStore:
         """The catalog, for which Stripe need not answer. Raises `Transient` and `OperatorNeeded`."""

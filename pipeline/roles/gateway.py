@@ -101,7 +101,7 @@ async def run_gateway(settings: Settings) -> None:
     base = await open_base(settings)
     view = open_live_view(settings, LIVE_READ_TIMEOUT_S)
     clickhouse = open_clickhouse(settings.clickhouse_url, timeout_s=settings.query_timeout_s, abandons=True)
-    accounts = OpenedAccountLinks(base) if _may_link(settings) else None
+    accounts = OpenedAccountLinks(base, view) if _may_link(settings) else None
     live = LiveUsage(view.accounts, view.deferred, view.totals, view.marks)
     metrics = Metrics()
     access = None

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Awaitable, Iterable
-from typing import Final
+from collections.abc import Awaitable, Callable, Iterable
+from typing import TYPE_CHECKING, Final
 
 from pipeline.access.dunning import DunningGauges
 from pipeline.access.renewal import Renewal
@@ -12,6 +12,7 @@ from pipeline.changes import collecting, following, trials
 from pipeline.changes.duplicates import heal
 from pipeline.changes.gauges import BoughtGauges
 from pipeline.changes.operating import turn
+from pipeline.changes.parts import Parts
 from pipeline.clock import SystemClock
 from pipeline.metrics import MetricName, Metrics
 from pipeline.open import (
@@ -36,6 +37,9 @@ from schemas.log import BILLING_EVENTS_TOPIC
 from schemas.plan_changes import PlanChanges
 from schemas.seats import Seats, Waiting
 from schemas.side_tables import SideTables
+
+if TYPE_CHECKING:
+    from sinks.sql.store import PostgresSideTables
 
 # One transaction has the events of a read: small enough that its locks are short, large enough that the events of a
 # sign-up share their fetches, also when they are read again into a fresh database.
@@ -89,7 +93,7 @@ async def run_mirror(settings: Settings) -> None:
         stack.push_async_callback(tables.close)
         stripe = await open_stripe_changes(base)
         stack.push_async_callback(stripe.close)
-        changes = change_parts(base, tables, stripe)
+        changes = change_parts(base, tables, stripe, view)
 
         processor = BillingEventProcessor(base.log, tables, objects, base.clock, settings.canary_customer)
         outbox = BindingOutbox(tables, account_log(base), view)
@@ -116,34 +120,13 @@ async def run_mirror(settings: Settings) -> None:
             def not_renewed() -> None:
                 metrics.add("tidemark_relay_failures_total", view="entitlements")
 
-            def not_changed() -> None:
-                metrics.add("tidemark_relay_failures_total", view="changes")
-
-            def not_followed() -> None:
-                metrics.add("tidemark_relay_failures_total", view="seats")
-
             return (
                 relaying(owned, lambda _: outbox.relay(), settings.relay_interval_s, on_failure=failed),
                 relaying(owned, lambda _: counted.count(), COUNT_INTERVAL_S),
                 relaying(owned, lambda _: dunned.count(), COUNT_INTERVAL_S),
                 relaying(owned, lambda _: bought.count(), COUNT_INTERVAL_S),
                 relaying(owned, lambda _: renewal.turn(), RENEWAL_INTERVAL_S, on_failure=not_renewed),
-                relaying(owned, lambda _: turn(changes), CHANGES_INTERVAL_S, on_failure=not_changed),
-                relaying(
-                    owned,
-                    lambda _: collecting.collect(changes, tables.dunning),
-                    CHANGES_INTERVAL_S,
-                    on_failure=not_changed,
-                ),
-                relaying(owned, lambda _: following.follow(changes), SEATS_INTERVAL_S, on_failure=not_followed),
-                relaying(owned, lambda _: tables.seats.sweep(base.clock.now_ms(), SEATS_SWEPT_MAX), SWEEP_INTERVAL_S),
-                relaying(
-                    owned,
-                    lambda _: trials.follow(changes, tables.trials),
-                    CHANGES_INTERVAL_S,
-                    on_failure=not_changed,
-                ),
-                relaying(owned, lambda _: heal(changes, tables.duplicates), HEAL_INTERVAL_S, on_failure=not_changed),
+                *_at_stripe(owned, changes, tables, metrics),
                 relaying(owned, lambda _: tables.holds.sweep(base.clock.now_ms(), SWEPT_MAX), SWEEP_INTERVAL_S),
                 recovery.run(),
             )
@@ -159,6 +142,27 @@ async def run_mirror(settings: Settings) -> None:
             settings, BILLING_GROUP, flush_events_max=READ_EVENTS_MAX, linger_s=LINGER_S, quiet_s=QUIET_S
         )
         await run_processor(base, processor, runner, beside, metrics, refresh)
+
+
+def _at_stripe(
+    owned: Callable[[], set[int]], changes: Parts, tables: PostgresSideTables, metrics: Metrics
+) -> Iterable[Awaitable[None]]:
+    """What is done at Stripe again and again: lost operations, dunning, seats, trials and second subscriptions."""
+
+    def repeated(turn: Callable[[], Awaitable[object]], interval_s: float, view: str = "changes") -> Awaitable[None]:
+        def failed() -> None:
+            metrics.add("tidemark_relay_failures_total", view=view)
+
+        return relaying(owned, lambda _: turn(), interval_s, on_failure=failed)
+
+    return (
+        repeated(lambda: turn(changes), CHANGES_INTERVAL_S),
+        repeated(lambda: collecting.collect(changes, tables.dunning), CHANGES_INTERVAL_S),
+        repeated(lambda: following.follow(changes), SEATS_INTERVAL_S, "seats"),
+        relaying(owned, lambda _: tables.seats.sweep(changes.clock.now_ms(), SEATS_SWEPT_MAX), SWEEP_INTERVAL_S),
+        repeated(lambda: trials.follow(changes, tables.trials), CHANGES_INTERVAL_S),
+        repeated(lambda: heal(changes, tables.duplicates), HEAL_INTERVAL_S),
+    )
 
 
 class Counted:

@@ -11,11 +11,9 @@ from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import replace
 from functools import partial
 
-from aggregators.columns import PythonColumns
-from aggregators.native.columns import NativeColumns
 from pipeline.logs.control_records import tick
 from pipeline.metrics import Metrics
-from pipeline.native.load import load
+from pipeline.native.load import load, maker_of
 from pipeline.open import Base, open_base, open_live_view
 from pipeline.roles.base import relaying, run_processor, runner_settings
 from pipeline.rollup.outbox_cap import OutboxCap
@@ -87,7 +85,7 @@ async def run_worker(
         metrics.set("tidemark_native_core", native is not None)
         rollup = RollupProcessor(
             base.log, view.state, base.clock, settings.secret_bytes(), limits, snapshots, note_skipped,
-            PythonColumns if native is None else partial(NativeColumns, native),
+            maker_of(native),
         )  # fmt: skip
         outbox = OutboxCap(view.drops, settings.outbox_max, metrics)
         await run_processor(

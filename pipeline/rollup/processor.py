@@ -8,7 +8,9 @@ The steps of a flush, and the state after a crash in each step:
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Callable, Mapping, Sequence
+from operator import attrgetter
 from typing import Final, NamedTuple
 
 from aggregators.columns import Books, MakerOf, PythonColumns
@@ -124,11 +126,11 @@ class RollupProcessor:
 
     async def step(self, partition: int, records: Sequence[Record]) -> None:
         """Fold the records in one or more flushes. Returns when all are committed."""
-        left = [record for record in records if record.offset >= self._checkpoints[partition].next_offset]
+        left = _left(records, self._checkpoints[partition])
         while left:
             await self._flush(partition, left)
             checkpoint = self._checkpoints[partition]
-            left = [record for record in left if record.offset >= checkpoint.next_offset]
+            left = _left(left, checkpoint)
             if self._snapshots:
                 await self._snapshots.after_flush(partition, checkpoint)
 
@@ -223,3 +225,8 @@ class RollupProcessor:
 
     async def idle(self, partition: int) -> None:
         """Do nothing: stream time moves by ticks in the log."""
+
+
+def _left(records: Sequence[Record], checkpoint: Checkpoint) -> Sequence[Record]:
+    """The records that the checkpoint does not contain."""
+    return records[bisect_left(records, checkpoint.next_offset, key=attrgetter("offset")) :]

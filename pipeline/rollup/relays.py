@@ -36,24 +36,14 @@ class Relayed(NamedTuple):
 
 def hourly_row(cell: DirtyCell, partition: int) -> HourlyRow:
     """The `usage_hourly` row of a cell."""
-    key = parse_cell_field(cell.key.field)
+    bucket_ms, field = cell.key
+    hour_ms, period_start_ms, meter, dimensions, account = parse_cell_field(field)
     aggregation, scale, period_end_ms, value = parse_cell_text(cell.text)
+    # By position, because names would double the cost of a cell.
     return HourlyRow(
-        account=key.account,
-        meter=key.meter,
-        period_start_ms=key.period_start_ms,
-        period_end_ms=period_end_ms,
-        hour_ms=key.hour_ms,
-        dimensions=key.dimensions,
-        arrival_bucket_ms=cell.key.bucket_ms,
-        aggregation=aggregation,
-        scale=scale,
-        value_minor=value.minor,
-        latest_time_us=value.time_us,
-        latest_position=value.position,
-        partition=partition,
-        version=cell.version,
-    )
+        account, meter, period_start_ms, period_end_ms, hour_ms, dimensions, bucket_ms, aggregation, scale,
+        value.minor, value.time_us, value.position, partition, cell.version,
+    )  # fmt: skip
 
 
 class HourlyRelay:

@@ -39,6 +39,7 @@ INSERT_BYTES_MAX: Final = 64 * 1024 * 1024
 # So many rows are encoded without a break for the event loop, and may exceed `INSERT_BYTES_MAX` by their size.
 ENCODED_ROWS: Final = 1_000
 
+_VALUE: Final = HourlyRow._fields.index("value_minor")
 _ENCODER: Final = msgspec.json.Encoder()
 
 
@@ -94,7 +95,7 @@ class ClickHouseStore(ArchiveStore, HourlyStore):
     async def insert_hourly(self, rows: Sequence[HourlyRow]) -> None:
         """Store cells. The highest version of a cell wins, in any order of calls."""
         # 128-bit integers are sent as text: JSON encoders and parsers support 64 bits only.
-        texts = [row._replace(value_minor=str(row.value_minor)) for row in rows]  # type: ignore[arg-type]  # see above
+        texts = [(*row[:_VALUE], str(row[_VALUE]), *row[_VALUE + 1 :]) for row in rows]
         await self._insert("usage_hourly", HourlyRow._fields, texts)
 
     async def insert_duplicates(self, rows: Sequence[DuplicateRow]) -> None:

@@ -247,8 +247,12 @@ def _by_bucket(keys: Iterable[BucketField]) -> dict[int, list[str]]:
 
 def _pairs_by_bucket(values: Mapping[BucketField, str | int]) -> dict[int, list[str | int]]:
     grouped: dict[int, list[str | int]] = {}
+    last, flat = None, list[str | int]()
     for (bucket, field), value in values.items():
-        grouped.setdefault(bucket, []).extend((field, value))
+        if bucket != last:
+            last, flat = bucket, grouped.setdefault(bucket, [])
+        flat.append(field)
+        flat.append(value)
     return grouped
 
 

@@ -57,5 +57,6 @@ unpaid_seats: Final = table(
     integer("due_ms"),
     integer("tries"),
     text("detail"),
+    integer("is_fewer"),
 )
 Index("unpaid_seats_by_time", unpaid_seats.c.due_ms)

@@ -69,7 +69,7 @@ class SqlSeats(Seats):
     async def unpaid(self, now_ms: int, limit: int) -> Sequence[Unpaid]:
         wanted = select(unpaid_seats).where(unpaid_seats.c.due_ms <= now_ms)
         wanted = wanted.order_by(unpaid_seats.c.due_ms, unpaid_seats.c.account).limit(limit)
-        return await self._run(lambda connection: [Unpaid(**row) for row in connection.execute(wanted).mappings()])
+        return await self._run(lambda connection: [_unpaid(row) for row in connection.execute(wanted).mappings()])
 
     async def followed(self, unpaid: Unpaid) -> None:
         await self._run(lambda connection: connection.execute(delete(unpaid_seats).where(_is_same(unpaid))))
@@ -130,7 +130,7 @@ def _take(connection: Connection, seat: Seat, room: Room, actor: str, now_ms: in
         return Taken(None, held)
     connection.execute(insert(seats), _row(seat))
     _note(connection, heads, seat, None, actor, now_ms)
-    _mark(connection, seat.account, now_ms)
+    _mark(connection, seat.account, now_ms, is_fewer=False)
     save_heads(connection, heads)
     return Taken(seat, held + 1, is_new=True)
 
@@ -191,7 +191,7 @@ def _moved(
     connection.execute(update(seats).where(seats.c.id == seat.id).values(_row(after)))
     _note(connection, heads, after, seat, actor, now_ms)
     if state is SeatState.RELEASED:
-        _mark(connection, seat.account, now_ms)
+        _mark(connection, seat.account, now_ms, is_fewer=True)
     return after
 
 
@@ -208,17 +208,22 @@ def _note(
     audit.append(connection, [(row, head.audit_hash)])
 
 
-def _mark(connection: Connection, account: str, now_ms: int) -> None:
+def _mark(connection: Connection, account: str, now_ms: int, *, is_fewer: bool) -> None:
     """Note that the number of holders of a locked account changed."""
     row = connection.execute(select(unpaid_seats).where(unpaid_seats.c.account == account)).mappings().first()
-    before = Unpaid(account, 0, now_ms, now_ms) if row is None else Unpaid(**row)
+    before = Unpaid(account, 0, now_ms, now_ms) if row is None else _unpaid(row)
     due_ms = min(now_ms + QUIET_MS, max(now_ms, before.since_ms + QUIET_MS_MAX))
     # A row that was removed and made anew has another number.
     marked = Unpaid(account, max(before.number + 1, now_ms), before.since_ms, due_ms)._asdict()
+    marked["is_fewer"] = int(is_fewer or before.is_fewer)
     if row is None:
         connection.execute(insert(unpaid_seats), marked)
     else:
         connection.execute(update(unpaid_seats).where(unpaid_seats.c.account == account).values(marked))
+
+
+def _unpaid(row: RowMapping) -> Unpaid:
+    return Unpaid(**row)._replace(is_fewer=bool(row["is_fewer"]))
 
 
 def _seat(row: RowMapping) -> Seat:

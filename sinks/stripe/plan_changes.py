@@ -10,15 +10,8 @@ from schemas.billing_events import ObjectKind, ObjectName
 from schemas.checkout import OPERATION_KEY
 from schemas.clock import HOUR_MS, SECOND_MS
 from schemas.errors import Transient
-from schemas.plan_changes import (
-    Charge,
-    Charges,
-    InvoicePreview,
-    PreviewLine,
-    StripeInvoice,
-    StripeItem,
-    StripeSubscription,
-)
+from schemas.plan_changes import InvoicePreview, PreviewLine
+from schemas.stripe_changes import Charge, Charges, StripeInvoice, StripeItem, StripeSubscription
 from sinks.stripe.connection import SHAPE_ERRORS, json_of, read
 from sinks.stripe.objects import PART_PAGES_MAX
 from sinks.stripe.trials import StripeClientTrials

@@ -19,12 +19,14 @@ from stripe_simulator.pages.html import ROOT, Html, Sent, attempt, h, join
 from stripe_simulator.resources import invoices, payment_methods, portal_configurations, sessions
 from stripe_simulator.resources.payment_methods import CARDS, MESSAGES, card_error
 from stripe_simulator.resources.subscription_changes import ENDED, items_of
+from stripe_simulator.resources.tax import RATES
 from stripe_simulator.simulator import Simulator
 from stripe_simulator.store import Object
 
 # The two codes of an error by which a bank asks the cardholder.
 ASKS: Final = ("authentication_required", "invoice_payment_intent_requires_action")
 _REFUSED: Final = MESSAGES[ASKS[0]]
+_CARD: Final = {"number": "4242 4242 4242 4242", "expiry": "12 / 34", "cvc": "123"}
 _TITLES: Final = {"subscription": "Subscribe", "payment": "Pay", "setup": "Save a card"}
 
 
@@ -81,9 +83,9 @@ def _checkout(mode: Mode, session: Object, _request: Request, sent: Sent) -> Res
     )  # fmt: skip
     more = "" if session["customer"] else ui.template("payer", email=payer["email"] or "", name=payer["name"] or "")
     cancel = h("p", ui.link("Cancel", session["cancel_url"])) if session["cancel_url"] else ""
-    form = asks or _card_form(f"{title} – {total}" if session["amount_total"] else title, sent, more)
+    form = asks or _card_form(mode, f"{title} – {total}" if session["amount_total"] else title, sent, more)
     if not asks and not sessions.needs_card(session):
-        form = join(ui.template("action", label="Start without a card", action="start", field="card", value=""), form)
+        form = join(form, ui.template("action", label="Start without a card", action="start", field="card", value=""))
     return _hosted(mode, title, summary, ui.notice(problem), form, cancel, form_to=done)
 
 
@@ -95,7 +97,9 @@ def _country(mode: Mode, session: Object, sent: Sent, done: str) -> Response:
         if error is None:
             return ui.back(f"{ROOT}/checkout/{session['id']}")
         problem = error.message
-    form = ui.template("country", country=sent.get("country", ""))
+    options = [h("option", f"{code}, {rate} % of tax", value=code) for code, rate in RATES.items()]
+    options.append(h("option", "US, no tax", value="US"))
+    form = ui.template("country", options=join(*options))
     cancel = h("p", ui.link("Cancel", session["cancel_url"])) if session["cancel_url"] else ""
     return _hosted(mode, "Where do you live?", ui.notice(problem), form, cancel, form_to=done)
 
@@ -146,7 +150,7 @@ def _invoice(mode: Mode, invoice: Object, request: Request, sent: Sent) -> Respo
     due = h("p", f"{verb} ", h("strong", shown), " ", ui.badge(invoice["status"]), class_="total")
     payer = invoice["customer_name"] or invoice["customer_email"] or invoice["customer"]
     facts = h("p", f"{ui.time(invoice['effective_at'])[:10]}, for {payer}")
-    body = (_question("", sent) if asks else _card_form(f"Pay {shown}", sent)) if is_open else ""
+    body = (_question("", sent) if asks else _card_form(mode, f"Pay {shown}", sent)) if is_open else ""
     lines = ui.table(("What", "Amount"), rows, "No lines.")
     return _hosted(mode, f"Invoice {invoice['number']}", facts, due, lines, ui.notice(problem), body)
 
@@ -184,7 +188,7 @@ def _portal(mode: Mode, session: Object, request: Request, sent: Sent) -> Respon
         return _hosted(
             mode, "Your card", ui.notice(problem),
             ui.notice("The new card is saved." if "saved" in request.query_params and not sent else "", "good"),
-            h("p", card or "No card is saved."), asks or _card_form("Save this card", sent),
+            h("p", card or "No card is saved."), asks or _card_form(mode, "Save this card", sent),
             h("p", ui.link("Back", session["return_url"])) if session["return_url"] else "",
         )  # fmt: skip
     may_cancel = portal_configurations.may_cancel(mode, session["configuration"])
@@ -195,7 +199,7 @@ def _portal(mode: Mode, session: Object, request: Request, sent: Sent) -> Respon
         mode, "Your subscription", ui.notice(problem),
         ui.notice("The new card is saved." if "saved" in request.query_params and not sent else "", "good"),
         *(plans or [h("p", "There is no subscription.", class_="empty")]),
-        h("h2", "Card"), h("p", card or "No card is saved."), asks or _card_form("Save this card", sent),
+        h("h2", "Card"), h("p", card or "No card is saved."), asks or _card_form(mode, "Save this card", sent),
         h("h2", "Invoices"), ui.table(("Invoice", "Date", "Amount", "Status"), bills, "No invoice yet."),
         h("p", ui.link("Back", session["return_url"])) if session["return_url"] else "",
     )  # fmt: skip
@@ -258,12 +262,14 @@ def _question(method: str, sent: Sent) -> Html:
     return ui.template("question", method=method, email=sent.get("email", ""), name=sent.get("name", ""))
 
 
-def _card_form(submit: str, sent: Sent, more: object = "") -> Html:
+def _card_form(mode: Mode, submit: str, sent: Sent, more: object = "") -> Html:
     cards = [
         (card.number, card.decline_code.replace("_", " ") or ("asks to confirm" if card.authentication else "succeeds"))
         for card in CARDS.values()
     ]
-    values = {name: sent.get(name, "") for name in ("number", "expiry", "cvc")}
+    # In test mode a person pays by clicking.
+    known = {} if mode.livemode else _CARD
+    values = {name: sent.get(name, known.get(name, "")) for name in ("number", "expiry", "cvc")}
     return ui.template("card", submit=submit, more=more, cards=ui.table(("Number", "Charges"), cards, ""), **values)
 
 

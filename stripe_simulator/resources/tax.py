@@ -6,11 +6,15 @@ from fractions import Fraction
 from typing import Final, NamedTuple
 
 from stripe_simulator.mode import Mode, new_object
-from stripe_simulator.resources.conventions import Object, reads
+from stripe_simulator.resources.conventions import Object, check, reads
 
 INDEXED = {"tax_rate": ("country",)}
 # Standard rates in percent. Customers of other countries pay no tax.
 RATES: Final = {"AT": 20, "DE": 19, "FR": 20, "GB": 20, "IE": 23, "IT": 22, "NL": 21}
+
+
+# An address in this country is one that no tax follows from.
+NOWHERE: Final = "ZZ"
 
 
 class AppliedRate(NamedTuple):
@@ -31,6 +35,13 @@ def rate_of(mode: Mode, customer: Object) -> AppliedRate | None:
         | {"country": country, "display_name": "VAT", "jurisdiction": country, "tax_type": "vat"}
     )
     return AppliedRate(Fraction(RATES[country]), stored["id"])
+
+
+def check_location(customer: Object) -> None:
+    """Raises `ApiError` (400) if no tax follows from a customer's address."""
+    message = "The customer's location isn't recognized. Set a valid customer address in order to calculate tax."
+    is_known = (customer["address"] or {}).get("country") != NOWHERE
+    check(is_known, message, "automatic_tax", "customer_tax_location_invalid")
 
 
 ROUTES = reads("/v1/tax_rates/{tax_rate}", "tax_rate")

@@ -21,8 +21,9 @@ from pipeline.roles.opened_access import OpenedAccess
 from schemas.catalog_changes import CatalogPlan, KnownPlan, PlanState
 from schemas.errors import Transient
 from schemas.intent_ledger import IntentState
-from schemas.plan_changes import StripeChanges
 from schemas.side_tables import Link
+from schemas.stripe_changes import StripeChanges
+from sinks.redis.view import RedisLiveView
 from tests.conformance.postgres_faults import stopped
 from tests.services.postgres import SCOPE
 from tests.unit.catalog.files import SMALL, catalog_of
@@ -74,7 +75,7 @@ async def test_a_store_that_hangs_delays_no_answer_about_accounts(
     """Customers, reports and plans: asked of a gateway that knows PostgreSQL, and of one that was started meanwhile."""
     base = base_on(own_postgres)
     monkeypatch.setattr(opening, "scope_of", lambda _base: SCOPE)
-    known, late = (OpenedAccountLinks(cast("Base", base)) for _ in range(2))
+    known, late = (OpenedAccountLinks(cast("Base", base), cast("RedisLiveView", None)) for _ in range(2))
     try:
         await (await known.catalog()).standing()
         asked = [
@@ -107,7 +108,7 @@ async def test_a_stripe_that_hangs_delays_no_answer_from_postgresql(
         raise AssertionError
 
     monkeypatch.setattr(account_links, "open_stripe_changes", hangs)
-    opened = OpenedAccountLinks(cast("Base", base))
+    opened = OpenedAccountLinks(cast("Base", base), cast("RedisLiveView", None))
     try:
         await until_opened(opened)
         quoting = asyncio.create_task(opened.changes())

@@ -7,6 +7,7 @@ import asyncio
 import msgspec
 import pytest
 
+from aggregators.marks import Members
 from pipeline.local.valkey import LocalValkey
 from schemas.clock import HOUR_MS
 from schemas.errors import Fenced, OperatorNeeded
@@ -74,6 +75,20 @@ async def test_marks_are_found_in_the_slices_that_the_fold_reads(rollup_store: L
     assert set() == await rollup_store.marks.marked(0, absent)
     assert set() == await rollup_store.marks.marked(0, [])
     assert set() == await rollup_store.marks.marked(1, present)
+
+
+async def test_members_that_are_packed_already_are_the_same_members(rollup_store: LiveView) -> None:
+    """The C core makes such members."""
+    first = await started(rollup_store)
+    key, packed = MarkKey(0, 5), Members([3, -(2**63)], b"$1\r\n3\r\n$20\r\n-9223372036854775808\r\n")
+    await rollup_store.state.commit(0, first, Changes(checkpoint=checkpoint(5), marks={key: packed}))
+    wanted = Members([4, 3], b"$1\r\n4\r\n$1\r\n3\r\n")
+
+    found = await rollup_store.state.read(0, checkpoint(5), ReadRequest(marks={key: wanted}))
+    plain = await rollup_store.state.read(0, checkpoint(5), ReadRequest(marks={key: [-(2**63), 4, 3]}))
+
+    assert found.marks == {3}
+    assert plain.marks == {3, -(2**63)}
 
 
 async def test_equal_places_of_a_ranking_are_sorted_by_name_also_at_its_end(rollup_store: LiveView) -> None:

@@ -188,11 +188,24 @@ async def test_a_seat_that_changes_meanwhile_keeps_its_account_due(seats: Seats)
     await seats.followed(before)
     await seats.postpone(before, NOW_MS + HOUR_MS, "no answer")
     (after,) = await seats.unpaid(NOW_MS + 100 + QUIET_MS, 10)
-    assert (after.number > before.number, after.tries, after.since_ms) == (True, 0, NOW_MS)
+    assert (after.number > before.number, after.tries, after.since_ms, after.is_fewer) == (True, 0, NOW_MS, False)
     await seats.postpone(after, NOW_MS + HOUR_MS, "no answer")
     assert await seats.unpaid(NOW_MS + HOUR_MS - 1, 10) == []
     (waiting,) = await seats.unpaid(NOW_MS + HOUR_MS, 10)
     assert waiting == after._replace(due_ms=NOW_MS + HOUR_MS, tries=1, detail="no answer")
+
+
+async def test_a_release_among_the_changes_is_noted(seats: Seats) -> None:
+    ann = seat("ann")
+    await take(seats, ann)
+    await seats.release("acme", ann.id, "ann", NOW_MS)
+    await take(seats, seat("bob"))
+    (unpaid,) = await seats.unpaid(NOW_MS + QUIET_MS, 10)
+    assert unpaid.is_fewer is True
+    await seats.followed(unpaid)
+    await take(seats, seat("cid"))
+    (unpaid,) = await seats.unpaid(NOW_MS + QUIET_MS, 10)
+    assert unpaid.is_fewer is False
 
 
 async def test_an_account_that_is_followed_and_changes_again_is_another_row(seats: Seats) -> None:

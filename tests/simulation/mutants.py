@@ -27,7 +27,7 @@ import pipeline.rollup.relays
 import pipeline.rollup.resolver
 from aggregators.columns import Books, PythonColumns
 from aggregators.fold import _Rulings
-from aggregators.ledger import Account, Ledger
+from aggregators.ledger import Ledger
 from aggregators.meters import CompiledMeterSet, Contribution, Failure
 from aggregators.scan import LogFollower
 from pipeline.ingest.archive import ArchiveProcessor
@@ -179,15 +179,6 @@ def _identity_with_time(original: Any) -> Any:
     return decode
 
 
-def _one_millisecond_longer(original: Any) -> Any:
-    def made(self: Account, *arguments: Any) -> None:
-        original(self, *arguments)
-        if self.until_us:
-            self.from_us, self.until_us = self.from_us + 1_000, self.until_us + 1_000
-
-    return made
-
-
 def _starts_from_nothing(original: Method) -> Method:
     async def first_checkpoint(self: RollupProcessor, partition: int, committed: int | None, *log: Any) -> Any:
         if not committed:
@@ -311,7 +302,6 @@ MUTANTS: Final = (
     Mutant("forget a duplicate", _OUTBOX, "confirm_duplicates", _forgets_all_duplicates),
     Mutant("dedup key with timestamp", aggregators.columns, "decode", _identity_with_time),
     Mutant("dedup key without account", aggregators.ledger, "marker", lambda made: lambda key, _account: made(key, "")),
-    Mutant("<= at a period's end", Account, "__init__", _one_millisecond_longer),
     Mutant("count in a closed period", _PLACEMENT, "is_closed", lambda _made: lambda *_arguments: False),
     Mutant(
         "close without grace", _PLACEMENT, "is_closed",

@@ -65,7 +65,7 @@ plans:
     prices:
       - {component: location, quantity: locations, month: {usd: "149.00"}, year: {usd: "1548.00"}}
     grants: {locations: quantity, pos: true}
-    trial: {family: paid, days: 30, once_per: [account, email], early_discount: {max_percent: "50"}}
+    trial: {family: paid, days: 30, once_per: [account, email]}
   metered:
     version: 1
     name: Metered
@@ -84,6 +84,12 @@ plans:
     grants: {locations: quantity, pos: true}
 dunning: {fallback_plan: free}
 """
+
+
+KEYS = "once_per: [account, email]"
+# The same with a discount for who buys within the trial, and with cards that count.
+EARLY = CATALOG.replace(KEYS, f'{KEYS}, early_discount: {{max_percent: "50"}}')
+CARDS = EARLY.replace(KEYS, "once_per: [account, email, card]")
 
 
 def is_writing(name: str) -> bool:

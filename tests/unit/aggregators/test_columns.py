@@ -9,6 +9,7 @@ from typing import Any, Final
 
 import pytest
 
+from aggregators import columns
 from aggregators.codec import cell_text, parse_cell_text, parse_value
 from aggregators.columns import Leave, MakerOf, PythonColumns
 from aggregators.decode import decode
@@ -222,9 +223,11 @@ async def test_an_account_that_is_bound_between_two_records_of_a_flush(maker_of:
 
 
 @pytest.mark.parametrize("seed", range(6))
-async def test_columns_leave_the_same_bytes_as_exceptions(seed: int) -> None:
-    """Marks, totals, cells, versions, reports and deferred events of any traffic, in any flushes."""
+async def test_columns_leave_the_same_bytes_as_exceptions(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Marks, totals, cells, versions, reports and deferred events of any traffic, in any flushes; and caches of any
+    size."""
     chance = random.Random(seed)
+    monkeypatch.setattr(columns, "KNOWN_MAX", chance.choice([1, 7, 524_288]))
     interval_ms = chance.choice([60_000, HOUR_MS])
     meters = [{**meter, "stripe_event_name": meter["slug"]} for meter in METER_SET["meters"]]
     policy = {**METER_SET["policy"], "report_interval_ms": interval_ms}

@@ -58,6 +58,7 @@ CANCEL, NOW, UNDO = (
 )
 TO_BASIC_PENDING = Pending("sub_sched_1", Owner.OPERATION)
 ENDS = TO_BASIC_PENDING._replace(ends=True)
+OVER = TO_BASIC_PENDING._replace(is_over=True)
 YEARLY = has("pro", 20, held("base", "pro_y", interval="year"), interval=Interval.YEAR)
 TO_YEARLY = wants("pro", 20, WantedItem("base", "pro_y", 1), interval=Interval.YEAR)
 TOKENS = has("basic", 10, held("base", "basic_m"), held("tokens", "basic_tokens", None))
@@ -204,6 +205,7 @@ ROWS: Final = {
     ),
     "8": Row(PRO, TO_BASIC, When.PERIOD_END, [SCHEDULE, BASIC_PHASE]),
     "8 same rank": Row(PRO, wants("basic", 20), When.PERIOD_END, [SCHEDULE, BASIC_PHASE]),
+    "8 once more": Row(PRO._replace(pending=OVER), TO_BASIC, When.PERIOD_END, [RELEASE, SCHEDULE, BASIC_PHASE]),
     "8 past due": Row(PRO._replace(status="past_due"), TO_BASIC, When.PERIOD_END, [SCHEDULE, BASIC_PHASE]),
     "9": Row(PRO._replace(pending=TO_BASIC_PENDING), UNDO, When.NOW, [RELEASE]),
     "9 by its plan": Row(PRO._replace(pending=TO_BASIC_PENDING), TO_PRO, When.NOW, [RELEASE]),
@@ -230,6 +232,9 @@ ROWS: Final = {
     "14 with a schedule": Row(
         PRO._replace(pending=TO_BASIC_PENDING), CANCEL, When.PERIOD_END,
         [("phases", {"items": None, "end_behavior": "cancel"})],
+    ),
+    "14 after a downgrade": Row(
+        PRO._replace(pending=OVER), CANCEL, When.PERIOD_END, [RELEASE, ("update", {"cancel_at_period_end": True})]
     ),
     "14 unpaid": Row(
         PRO._replace(status="unpaid"), CANCEL, When.PERIOD_END, [("update", {"cancel_at_period_end": True})]
@@ -344,6 +349,7 @@ REFUSALS: Final[dict[str, tuple[SubscriptionView, Wanted, RefusalCode, str]]] = 
         PRO, CANCEL._replace(plan=PlanId("free", 1), excess=(BLOCKED,)), RefusalCode.OVER_LIMIT, "locations",
     ),
     "9 nothing": (PRO, UNDO, RefusalCode.NOTHING_PENDING, "account"),
+    "9 after it": (PRO._replace(pending=OVER), UNDO, RefusalCode.NOTHING_PENDING, "account"),
     "9 a new version": (PRO._replace(pending=MOVES), UNDO, RefusalCode.OTHERS_SCHEDULE, "account"),
     "14 again": (PRO._replace(cancel_at_ms=END_MS), CANCEL, RefusalCode.NOTHING_CHANGES, "cancel"),
     "14 again with a schedule": (PRO._replace(pending=ENDS), CANCEL, RefusalCode.NOTHING_CHANGES, "cancel"),

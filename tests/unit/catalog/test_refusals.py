@@ -116,6 +116,10 @@ ROWS = {
         changed("days: 14}", f"days: 14, \n            ends: {{no_card: pause}}}} {HERE}"),
         "plans.team.trial.ends", "Stripe cannot pause",
     ),
+    "pause at the end of a trial with a card": (
+        changed("days: 14}", f"days: 14, \n            ends: {{card: pause}}}} {HERE}"),
+        "plans.team.trial.ends.card", "only without a card",
+    ),
     "an urgent mail after the last one": (
         changed("dunning: {fallback_plan: free}", f"dunning: {{urgent_days: 22}} {HERE}"), "dunning.urgent_days",
         "comes after final_days",

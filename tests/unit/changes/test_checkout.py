@@ -10,7 +10,7 @@ import pytest
 from pipeline.changes.operating import PATIENCE_MS, accept, turn
 from pipeline.changes.pages import PAGE_MS, portal_page
 from schemas.checkout import check_return_url
-from schemas.clock import SECOND_MS
+from schemas.clock import DAY_MS, HOUR_MS, SECOND_MS
 from schemas.errors import InvalidInput
 from schemas.plan_changes import ChangeKind, OperationState, Refusal, RefusalCode
 from tests.worlds.changing import ACME, BACK, CATALOG, Changing
@@ -158,7 +158,7 @@ async def test_scenario_4_a_quote_has_the_tax_of_the_change() -> None:
     business.stripe.call("POST /v1/customers/{customer}", {"address": {"country": "FR"}}, business.customer)
     await business.changed("essential")
     await business.settle()
-    business.clock.ms += 9 * 86_400_000
+    business.clock.ms += 9 * DAY_MS
     business.stripe.simulator.catch_up()
     quote, _ = await business.changed("pro")
 
@@ -202,3 +202,25 @@ async def test_a_trial_without_a_card_begins_on_the_page() -> None:
     business.pays(operation.session, "")
 
     assert business.at_stripe()["status"] == "trialing"
+
+
+async def test_a_draft_whose_tax_has_no_address_is_listed_until_it_is_final() -> None:
+    """The renewal finds an address that no tax follows from: nobody is charged, and a person hears of it."""
+    business = Changing(START_MS)
+    await business.begin(TAXED)
+    route = "POST /v1/customers/{customer}"
+    business.stripe.call(route, {"address": {"country": "FR"}}, business.customer)
+    await business.changed("pro")
+    business.stripe.call(route, {"address": {"country": "ZZ"}}, business.customer)
+    business.clock.ms += 28 * DAY_MS + 2 * HOUR_MS
+    business.stripe.simulator.catch_up()
+    await business.settle()
+    (found,) = await business.sql.unfinalized.listed()
+
+    assert (found.account, found.error) == (ACME, "customer_tax_location_invalid")
+    assert business.stripe.call("GET /v1/invoices/{invoice}", {}, found.invoice)["status"] == "draft"
+    business.stripe.call(route, {"address": {"country": "FR"}}, business.customer)
+    business.stripe.call("POST /v1/invoices/{invoice}/finalize", {"auto_advance": True}, found.invoice)
+    await business.settle()
+    assert await business.sql.unfinalized.count() == 0
+    assert business.invoices() == [17880, 17880]

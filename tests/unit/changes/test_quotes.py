@@ -10,7 +10,7 @@ import pytest
 
 from pipeline.changes.operating import accept
 from schemas.clock import MINUTE_MS
-from schemas.errors import InvalidInput, TidemarkError
+from schemas.errors import InvalidInput, TidemarkError, Transient
 from schemas.periods import Interval
 from schemas.plan_changes import ChangeKind, InvoicePreview, OperationState, Refusal, RefusalCode
 from stripe_simulator.faults import Fault, FaultKind
@@ -238,6 +238,34 @@ async def test_a_pending_downgrade_becomes_a_cancellation() -> None:
     assert (business.at_stripe()["status"], business.invoices()) == ("canceled", [14900])
 
 
+async def test_a_change_that_has_happened_is_pending_no_more() -> None:
+    """Stripe keeps the schedule of a downgrade for one more period. Seats, undo and end are as without it."""
+    business = await world("2027-02-01", PRO)
+    await business.changed("essential")
+    reach(business, "2027-03-05")
+    undo = await business.ask(kind=ChangeKind.UNDO)
+    more, _ = await business.changed("essential", quantities={"locations": 2})
+
+    assert isinstance(undo, Refusal)
+    assert undo.code is RefusalCode.NOTHING_PENDING
+    assert (more.decided.row, more.charged_minor, business.bought()) == (24, 6880, {(ESSENTIAL, 2)})
+    assert business.schedules() == [("released", 2)]
+
+
+@pytest.mark.parametrize("wanted", [{"plan": "metered"}, {"kind": ChangeKind.CANCEL}], ids=["lower again", "end"])
+async def test_after_a_downgrade_the_next_one_and_the_end_are_possible(wanted: dict[str, Any]) -> None:
+    business = await world("2027-02-01", PRO)
+    await business.changed("metered")
+    reach(business, "2027-03-05")
+    await business.changed(**({"plan": "essential"} if "plan" in wanted else wanted))
+    reach(business, "2027-04-01 02:00:00")
+
+    totals = business.invoices()
+    assert (business.at_stripe()["status"], totals) == (
+        ("active", [14900, 2000, 7900]) if "plan" in wanted else ("canceled", [14900, 2000, 0])
+    )
+
+
 async def test_a_plan_without_prices_is_what_is_left_after_the_end() -> None:
     business = await world("2027-02-01", ESSENTIAL, quantity=3)
     with pytest.raises(InvalidInput, match="say how many are in use"):
@@ -397,27 +425,26 @@ async def test_what_is_not_sold_names_the_field_and_the_remedy(
     assert found.value.field == field
 
 
-NOT_OFFERED: Final[dict[str, tuple[dict[str, Any], RefusalCode]]] = {
-    "no customer": ({}, RefusalCode.NO_CUSTOMER),
-    "no card": ({"card": ""}, RefusalCode.NOT_OFFERED),
-    "trial": ({"kind": ChangeKind.TRIAL}, RefusalCode.NOT_OFFERED),
-}
-
-
-@pytest.mark.parametrize(("case", "code"), NOT_OFFERED.values(), ids=NOT_OFFERED)
-async def test_what_nobody_can_carry_out_yet_is_refused_with_the_way_out(
-    case: dict[str, Any], code: RefusalCode
-) -> None:
-    business = Changing(ms("2027-02-01"))
-    await business.begin(card=case.get("card", "pm_card_visa"))
-    if code is RefusalCode.NO_CUSTOMER:
-        await business.tables.unlink(ACME, "ann", "", business.clock.ms)
-        business.clock.ms += 2 * MINUTE_MS
-    found = await business.ask("pro", case.get("kind", ChangeKind.PLAN))
+async def test_an_account_without_a_customer_is_told_to_be_linked() -> None:
+    business = await world("2027-02-01")
+    await business.tables.unlink(ACME, "ann", "", business.clock.ms)
+    business.clock.ms += 2 * MINUTE_MS
+    found = await business.ask("pro")
 
     assert isinstance(found, Refusal)
-    assert found.code is code
-    assert ": " in found.message
+    assert (found.code, ": " in found.message) == (RefusalCode.NO_CUSTOMER, True)
+
+
+async def test_what_stripe_cannot_do_is_refused_with_the_way_out() -> None:
+    """A customer has one currency at a time."""
+    business = Changing(ms("2027-02-01"))
+    await business.begin(CATALOG.replace('month: {usd: "149.00"}', 'month: {usd: "149.00", eur: "139.00"}'))
+    await business.subscribed(ESSENTIAL)
+    found = await business.ask("pro", currency="eur", by_operator=True)
+
+    assert isinstance(found, Refusal)
+    assert (found.code, found.field) == (RefusalCode.NOT_OFFERED, "currency")
+    assert "end it with its period, and ask again" in found.message
 
 
 async def test_a_catalog_may_want_the_full_price_of_an_upgrade() -> None:
@@ -506,9 +533,35 @@ async def test_an_end_now_is_an_operators_and_credits_the_rest() -> None:
 
     assert isinstance(refused, Refusal)
     assert refused.code is RefusalCode.OPERATOR_ONLY
-    assert quote.words == "Your subscription ends today. What is paid for the time after is credited to your account."
+    assert quote.words == "Your subscription ends today. $74.50 of what is paid is credited to your account."
+    assert (quote.total.minor, quote.due_minor) == (-7450, 0)
     assert (operation.state, business.at_stripe()["status"]) == (OperationState.DONE, "canceled")
     assert business.invoices() == [14900, -7450]
+
+
+async def test_an_end_now_bills_the_usage_that_is_reported_until_then() -> None:
+    """The usage is reported first: until that is settled, nothing ends; then the invoice has it."""
+    business = await world("2027-02-01", *METERED)
+    reach(business, "2027-02-14")
+    payload = {"stripe_customer_id": business.customer, "value": "3"}
+    business.stripe.call("POST /v1/billing/meter_events", {"event_name": "calls", "payload": payload})
+    reach(business, "2027-02-15")
+    flushed: list[str] = []
+
+    async def flush(account: str) -> None:
+        flushed.append(account)
+        if len(flushed) == 1:
+            raise Transient("the reports are not settled")
+
+    quote = await business.quoted(kind=ChangeKind.CANCEL_NOW, by_operator=True)
+    parts = business.parts()._replace(flush=flush)
+    first, second = [await accept(parts, business.account, quote.id, "ann") for _ in range(2)]
+
+    assert not isinstance(first, Refusal)
+    assert not isinstance(second, Refusal)
+    assert [found[1].state for found in (first, second)] == [OperationState.SENT, OperationState.DONE]
+    assert (flushed, business.at_stripe()["status"]) == (["acme", "acme"], "canceled")
+    assert business.invoices() == [2000, -997]
 
 
 async def test_the_same_request_is_the_same_quote() -> None:

@@ -52,7 +52,9 @@ async def begun(change: Change, accounts: int) -> tuple[Seated, list[tuple[str, 
         await business.join(f"account {number}")
         await business.subscribed(SEATS, quantity=3)
         found.append((business.account, business.customer, business.subscription))
-        await business.settle()
+    await business.settle()
+    for who in found:
+        business.about(*who)
         for each in range(3):
             await business.take(f"holder {each}")
         for each in range(change.before):

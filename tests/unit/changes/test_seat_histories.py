@@ -22,7 +22,7 @@ from tests.worlds.seated import SEATS, Seated, seats_catalog
 BEGIN: Final = datetime(2027, 3, 1, tzinfo=UTC)
 PRICE: Final = 1000
 RESERVED_DAYS: Final = 7
-STEPS: Final = 22
+STEPS: Final = 18
 
 
 def rounded(amount: Fraction) -> int:
@@ -101,7 +101,7 @@ async def played(business: Seated, model: Model, random: Random) -> None:
 
 
 @pytest.mark.parametrize("policy", ["keep_paid", "prorate"])
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", range(3))
 async def test_stripe_bills_what_the_model_says(policy: str, seed: int) -> None:
     """Requests are made in the last two seconds of a day, and followed in the first of the next."""
     random, model = Random(f"{policy} {seed}"), Model(credits=policy == "prorate")
@@ -117,8 +117,8 @@ async def test_stripe_bills_what_the_model_says(policy: str, seed: int) -> None:
         assert business.quantity() == model.quantity
     model.follow()
     model.pass_days(30)
-    business.clock.ms += QUIET_MS
     await business.sql.seats.sweep(business.clock.ms, 100)
+    business.clock.ms += QUIET_MS
     await follow(business.parts())
     await business.days(30)
 

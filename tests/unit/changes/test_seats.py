@@ -8,7 +8,7 @@ import pytest
 
 from aggregators.plan_moves import phases_of
 from pipeline.changes.seating import SeatsFull
-from schemas.clock import HOUR_MS
+from schemas.clock import HOUR_MS, MINUTE_MS
 from schemas.entitlements import Grant, Operation, SourceKind
 from schemas.errors import InvalidInput
 from schemas.plan_changes import ChangeKind, Refusal, RefusalCode
@@ -123,14 +123,18 @@ async def test_a_quote_cannot_be_for_fewer_seats_than_are_held() -> None:
     assert business.quantity() == 4
 
 
-async def test_a_quantity_that_somebody_sets_stays_until_a_seat_changes() -> None:
+async def test_a_quantity_that_somebody_sets_stays_until_a_seat_is_released() -> None:
+    """So an account that pays before its holders are told loses nothing by the first of them."""
     business = await begun("keep_paid", 3)
     await business.changed("team", quantities={"seats": 7})
     await business.paid()
     assert (business.quantity(), await business.held()) == (7, 3)
     await business.take("ann")
     await business.paid()
-    assert (business.quantity(), await business.allowed()) == (4, 7)
+    assert (business.quantity(), await business.waits()) == (7, 0)
+    await business.release("holder 0")
+    await business.paid()
+    assert (business.quantity(), await business.allowed()) == (3, 7)
 
 
 async def test_what_is_in_use_comes_from_the_holders() -> None:
@@ -187,6 +191,9 @@ async def test_a_payment_that_fails_is_asked_for_once_until_it_expires() -> None
     await business.take("ann")
     await business.paid()
     assert (business.quantity(), business.invoices(), await business.waits()) == (2, [2000, 677], 1)
+    full = await business.asked("bob")
+    assert isinstance(full, SeatsFull)
+    assert (full.message, full.upgrade) == ("all 3 seats are held: pay the open invoice first, or release one", None)
     for _ in range(6):
         business.clock.ms += HOUR_MS
         await business.paid()
@@ -314,3 +321,41 @@ async def test_seats_that_an_add_on_or_a_person_gives_are_not_paid_again() -> No
     assert ("team.v1.seat.month.usd", 4) in business.bought()
     with pytest.raises(InvalidInput, match="4 seats are held and to be paid"):
         await business.ask("team", quantities={"seats": 3})
+
+
+@pytest.mark.parametrize(("policy", "next_month"), [("keep_paid", 5000), ("prorate", 5000 - 5419 + 3387)])
+async def test_08_seats_up_and_down_at_once_are_charged_once(policy: str, next_month: int) -> None:
+    """Three more for 2032; without them a minute later, nothing is credited, or what 1 814 340 of 2 678 400 seconds
+    cost."""
+    business = await begun(policy)
+    await business.until("2027-03-11")
+    for name in ("ann", "bob", "cid"):
+        await business.take(name)
+    await business.paid()
+    business.clock.ms += MINUTE_MS - QUIET_MS
+    for name in ("ann", "bob", "cid"):
+        await business.release(name)
+    await business.paid()
+    assert (business.invoices(), business.quantity()) == ([5000, 2032], 5)
+    await business.until("2027-04-01T02:00:00")
+    assert business.invoices() == [5000, 2032, next_month]
+    assert len(list(business.stripe.pages("GET /v1/subscriptions", {"customer": business.customer}))) == 1
+
+
+async def test_a_quote_of_seats_before_a_lower_plan_says_what_follows() -> None:
+    """The invoice after it is that of the lower plan in the new quantity."""
+    business = await begun("keep_paid", 2)
+    await business.changed("small")
+    await business.until("2027-03-11")
+    business.clock.ms += QUIET_MS
+    quote, operation = await business.changed("team", quantities={"seats": 3})
+
+    assert (quote.decided.row, quote.charged_minor, quote.is_differing, operation.detail) == (24, 677, False, "")
+    assert quote.ours_minor == quote.subtotal_minor == 677
+    assert quote.words == (
+        "You will be charged $6.77 today for the remaining 21 days of your billing cycle, and your next invoice on "
+        "April 1 will be $15.00."
+    )
+    await business.until("2027-04-01T02:00:00")
+    assert business.bought() == {("small.v1.seat.month.usd", 3)}
+    assert business.invoices() == [2000, 677, 1500]

@@ -17,18 +17,16 @@ from schemas.clock import DAY_MS, HOUR_MS, MINUTE_MS
 from schemas.notices import NoticeKind
 from schemas.plan_changes import ChangeKind, Operation, OperationState, Quote, Refusal, RefusalCode
 from schemas.trials import KEYS_KEPT_MS, TrialState
-from tests.worlds.changing import ACME, BACK, CATALOG, Changing
+from tests.worlds.changing import ACME, BACK, CARDS, Changing
 from tests.worlds.ending import Ends
 
 START_MS: Final = int(datetime(2027, 2, 1, tzinfo=UTC).timestamp()) * 1_000
-KEYS: Final = "once_per: [account, email]"
-ALL_KEYS: Final = CATALOG.replace(KEYS, "once_per: [account, email, card]")
-FLAGS: Final = CATALOG.replace(KEYS, "once_per: [account, email, card], repeated_card: flag")
+FLAGS: Final = CARDS.replace("card], ", "card], repeated_card: flag, ")
 OTHER: Final = "5555555555554444"
 THREE: Final = {"locations": 3}
 
 
-async def opened(catalog: str = ALL_KEYS, card: str = "") -> Changing:
+async def opened(catalog: str = CARDS, card: str = "") -> Changing:
     business = Changing(START_MS)
     await business.begin(catalog, card)
     return business

@@ -33,7 +33,8 @@ STATEMENTS = (
         since_ms BIGINT NOT NULL,
         due_ms BIGINT NOT NULL,
         tries BIGINT NOT NULL,
-        detail TEXT NOT NULL
+        detail TEXT NOT NULL,
+        is_fewer BIGINT NOT NULL
     )
     """,
     "CREATE INDEX unpaid_seats_by_time ON unpaid_seats (due_ms)",

@@ -1,0 +1,46 @@
+"""What a scrape shows of trials, second subscriptions and stuck invoices."""
+
+from __future__ import annotations
+
+from pipeline.changes.gauges import BoughtGauges
+from pipeline.metrics import Metrics
+from schemas.duplicates import DuplicateState
+from schemas.trials import TrialState
+
+
+class Counts:
+    """Stands in for the three stores."""
+
+    def __init__(self, **found: object) -> None:
+        self._found = found
+
+    def __getattr__(self, name: str) -> object:
+        async def answer() -> object:
+            return self._found[name]
+
+        return answer
+
+
+def text(metrics: Metrics) -> str:
+    return metrics.render()[0].decode()
+
+
+async def test_the_owner_shows_what_was_counted() -> None:
+    """A process without the partition shows nothing, and no zeros before the first count."""
+    trials = Counts(counts={TrialState.RUNNING: 3}, flagged=1)
+    duplicates = Counts(counts={DuplicateState.REFUND_PROPOSED: 2, DuplicateState.SETTLED: 9})
+    gauges, metrics = BoughtGauges(trials, duplicates, Counts(count=4)), Metrics()  # type: ignore[arg-type]
+    gauges.show(metrics, is_owner=True)
+    assert "tidemark_trials" not in text(metrics)
+    await gauges.count()
+    gauges.show(metrics, is_owner=True)
+    shown = text(metrics)
+
+    assert 'tidemark_trials{state="running"} 3' in shown
+    assert 'tidemark_trials{state="ending"} 0' in shown
+    assert "tidemark_trials_flagged 1" in shown
+    assert 'tidemark_duplicate_subscriptions{state="refund_proposed"} 2' in shown
+    assert 'state="settled"' not in shown
+    assert "tidemark_unfinalized_invoices 4" in shown
+    gauges.show(metrics, is_owner=False)
+    assert "tidemark_trials" not in text(metrics)
