@@ -151,7 +151,7 @@ async def _stepped(parts: Parts, quote: Quote, operation: Operation) -> Operatio
 
 
 async def _event_of(parts: Parts, operation: Operation, key: str) -> str | None:
-    """The object of the first event that a call caused, if Stripe made the call."""
+    """The subscription or schedule that a call changed, if Stripe made the call."""
     now_ms = parts.clock.now_ms()
     try:
         return await parts.stripe.carried_out(key, operation.sent_ms or now_ms, now_ms)

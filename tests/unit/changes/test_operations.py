@@ -236,6 +236,25 @@ async def test_a_call_of_yesterday_is_found_and_not_sent_again() -> None:
     await is_done(business, CHANGES["6"], quote, before)
 
 
+async def test_a_subscription_of_yesterday_is_told_from_its_invoice(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A call causes several events within a second, and Stripe promises no order of them."""
+    business, (who,) = await begun(CHANGES["2"])
+    quote, before = await quoted(business, who, CHANGES["2"])
+    # After Stripe made the subscription.
+    operation = await left(business, quote, 5)
+    real = business.client.events
+
+    async def mixed(since_s: int, until_s: int) -> list[dict[str, object]]:
+        found = await real(since_s, until_s)
+        return sorted(found, key=lambda event: not str(event["type"]).startswith("invoice."))
+
+    monkeypatch.setattr(business.client, "events", mixed)
+    found = await carry_on(business.parts(), operation)
+
+    assert found.subscription == business.subscriptions()[0]["id"]
+    await is_done(business, CHANGES["2"], quote, before)
+
+
 async def test_a_call_of_yesterday_that_never_arrived_is_not_sent() -> None:
     business, (who,) = await begun(CHANGES["6"])
     quote, _ = await quoted(business, who, CHANGES["6"])
