@@ -220,19 +220,30 @@ async def _ensured(parts: Parts, quote: Quote, operation: Operation, call: Call,
         for invoice in await stripe.open_invoices(subscription):
             # A case of dunning names its invoices: others may have been written off.
             if invoice in call.params.get("invoices", (invoice,)):
-                await stripe.pay(invoice, f"{key} {invoice}")
+                await _check_made(parts, invoice, await stripe.pay(invoice, f"{key} {invoice}"))
     elif call.kind is CallKind.GIVE_UP:
         for invoice in call.params["invoices"]:
             if (await stripe.invoice(invoice)).status == "open":
-                await stripe.close_invoice(invoice, call.params["how"], f"{key} {invoice}")
+                made = await stripe.close_invoice(invoice, call.params["how"], f"{key} {invoice}")
+                await _check_made(parts, invoice, made)
     elif call.kind is CallKind.CANCEL:
-        if (await stripe.subscription(subscription)).status not in ("canceled", "incomplete_expired"):
+        now = await stripe.subscription(subscription)
+        if now.status not in ("canceled", "incomplete_expired"):
             await _check_unpaid(parts, quote)
+            if now.schedule:
+                # Stripe refuses to cancel a subscription that a schedule has.
+                await stripe.release(now.schedule)
             await stripe.cancel(subscription, call.params)
     elif call.kind is CallKind.RELEASE:
         now, pending = await stripe.subscription(subscription), quote.base.pending
         if pending is not None and now.schedule == pending.schedule:
             await stripe.release(now.schedule)
+
+
+async def _check_made(parts: Parts, invoice: str, made: str | None) -> None:
+    """Raise `InvalidInput` if Stripe stored that it failed by itself, and the invoice is as open as before."""
+    if made is None and (await parts.stripe.invoice(invoice)).status == "open":
+        raise InvalidInput("invoice", f"Stripe failed by itself, and {invoice} is open as before")
 
 
 async def _check_unpaid(parts: Parts, quote: Quote) -> None:

@@ -245,3 +245,31 @@ async def test_who_pays_before_a_lost_process_goes_on_keeps_the_plan() -> None:
 
     assert (business.at_stripe()["status"], business.bills()[1]) == ("active", (14900, "paid"))
     assert await business.reason("pos") == Reason.INCLUDED
+
+
+async def test_19_what_is_given_up_ends_also_with_a_pending_change() -> None:
+    """Stripe refuses to end a subscription that a schedule has."""
+    business = Failing(START_MS)
+    await business.owe(give_up="void")
+    await business.changed("essential")
+    assert business.schedules() == [("active", 2)]
+    await business.reach(77)
+
+    assert (business.at_stripe()["status"], business.bills()[1]) == ("canceled", (14900, "void"))
+
+
+async def test_a_payment_that_stripe_failed_to_make_is_not_called_done(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stripe stored a failure of its own, and the invoice is open."""
+    business = Failing(START_MS)
+    await business.owe()
+    await business.reach(29.5)
+    business.use_card(GOOD)
+
+    async def fails(*_: object) -> None:
+        return None
+
+    monkeypatch.setattr(business.client, "pay", fails)
+    await collect_now(business)
+
+    assert business.bills()[1:] == [(14900, "open")]
+    assert [each[:7] for each in await business.operations()] == ["failed:"]
