@@ -87,9 +87,7 @@ async def follow(parts: Parts, store: TrialStore) -> int:
             await store.postpone(trial, now_ms + LOOK_AGAIN_MS)
         # Such as a row that an older program cannot read. There are other trials to look at.
         except Exception:  # noqa: BLE001
-            _log.exception(
-                "trial %s of account %r cannot be followed; that is tried again.id, trial.account
-            )
+            _log.exception("trial %s of account %r cannot be followed; it waits", trial.id, trial.account)
             await store.postpone(trial, now_ms + LOOK_AGAIN_MS)
     return len(found)
 
