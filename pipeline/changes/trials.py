@@ -111,7 +111,9 @@ async def _looked(parts: Parts, store: TrialStore, trial: Trial) -> None:
     keys = trial_keys(
         parts.secret, trial.terms, account=trial.account, customer=trial.customer, email=begun.email, card=begun.card
     )
-    if trial.session and trial.terms.card == "cancel" and begun.card and begun.status == "trialing":
+    # Without a card the end is the same, unless it is a pause; and a card may be stored within the trial.
+    ends = trial.terms.card == "cancel" and (begun.card or trial.terms.no_card != "pause")
+    if trial.session and ends and begun.status == "trialing":
         taken = await parts.changes.trial_taken(trial.account, TrialWish(trial.terms, trial.customer, keys))
         if not taken or trial.terms.repeated_card != "end":
             # Before the trial is noted as begun: after that nobody looks at it again.

@@ -178,3 +178,15 @@ async def test_a_trial_that_cannot_be_handled_keeps_no_other(monkeypatch: pytest
     monkeypatch.setattr(business.client, "session", fails)
     await heard(business)
     assert await states(business) == [TrialState.RUNNING]
+
+
+async def test_a_card_that_is_stored_within_a_trial_that_ends_is_not_charged() -> None:
+    """`ends.card: cancel` holds also for a card that comes after the checkout."""
+    business = await opened(CARDS.replace("card], ", "card], ends: {card: cancel}, "))
+    await begun(business, "")
+    business.use_card("pm_card_visa")
+    business.clock.ms += 31 * DAY_MS
+    await heard(business)
+
+    assert (business.at_stripe()["status"], sum(business.invoices())) == ("canceled", 0)
+    assert await states(business) == [TrialState.EXPIRED]
