@@ -273,3 +273,18 @@ async def test_a_payment_that_stripe_failed_to_make_is_not_called_done(monkeypat
 
     assert business.bills()[1:] == [(14900, "open")]
     assert [each[:7] for each in await business.operations()] == ["failed:"]
+
+
+async def test_the_quote_for_a_plan_after_a_pause_has_what_is_open() -> None:
+    """Both are charged at once: the month that was not paid, and the new one."""
+    business = Failing(START_MS)
+    await business.owe("paused")
+    await business.reach(45)
+    business.use_card(GOOD)
+    quote = await business.quoted("scale")
+    await business.accepted(quote)
+
+    assert (quote.due_minor, quote.total.minor) == (44900, 30000)
+    assert business.charges() == [(14900, "succeeded"), (30000, "succeeded")]
+    assert quote.words.startswith("You will be charged $449.00 today")
+    assert "$149.00 of that pays what is open." in quote.words
