@@ -9,8 +9,6 @@ There are two makers: `PythonColumns`, which runs everywhere, and one in C. Both
 
 from __future__ import annotations
 
-from array import array
-from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from collections.abc import Set as AbstractSet
 from itertools import chain
@@ -23,6 +21,7 @@ from aggregators.judge import Rules
 from aggregators.ledger import Account, Ledger, Place
 from aggregators.marks import by_bucket, repeats
 from aggregators.meters import CompiledMeterSet, Contribution, Failure, filter_of
+from aggregators.parallel_lists import places_of, without_places
 from aggregators.quantities import POWERS, minor_of
 from aggregators.signing import distinct_member, marks_of
 from schemas.clock import HOUR_MS, HOUR_US, MILLISECOND_US
@@ -31,7 +30,6 @@ from schemas.log import Record, position
 from schemas.meters import QUANTITY_MINOR_MAX, Meter, path_keys
 from schemas.rollup import MarkKey, MarkSlice
 
-Numbers = TypeVar("Numbers", "list[int]", "array[int]", Any)
 Key = TypeVar("Key")
 # Entries of each cache of a maker, and of the look-ups of a meter's targets; what is full is emptied.
 TEXTS_MAX: Final = 65_536
@@ -153,20 +151,20 @@ class ColumnMaker(Protocol):
 
     def unknown(self, records: Sequence[Record]) -> set[str]:
         """The accounts of the events of records that are not in the ledger; some may belong to another partition. Call
-        this ahead of `take`, for many records at once. Drains."""
+        this ahead of `take`, for many records at once. Finishes what `take` has put off."""
         ...
 
     def take(self, record: Record, leave: Leave) -> int:
         """Put the plain events of a record into the columns, and call `leave` for all others, in log order. Returns how
-        many events the record has. May put off both until `drain`."""
+        many events the record has. May put off both until `finish`."""
         ...
 
-    def drain(self) -> None:
+    def finish(self) -> None:
         """Take what `take` has put off."""
         ...
 
     def taken(self) -> Segment:
-        """Drain; then what was taken since the last call, every list in the order of positions."""
+        """Finish; then what was taken since the last call, every list in the order of positions."""
         ...
 
     def repeats(self, segments: Sequence[Segment], present: AbstractSet[int]) -> set[int]:
@@ -291,7 +289,7 @@ class PythonColumns:
             position_append(at)
         return decoded.received
 
-    def drain(self) -> None:
+    def finish(self) -> None:
         """See `ColumnMaker`."""
 
     def taken(self) -> Segment:
@@ -458,22 +456,6 @@ class _Feeder:
             return TAKEN
 
         return feed
-
-
-def places_of(some: AbstractSet[int], positions: Sequence[int]) -> list[int]:
-    """Where some positions are in a list of positions that is in order, if they are there; in order."""
-    places = ((at, bisect_left(positions, at)) for at in sorted(some))
-    return [place for at, place in places if place < len(positions) and positions[place] == at]
-
-
-def without_places(values: Numbers, places: Sequence[int]) -> Numbers:
-    """The values without those at some places, which are in order. Costs little for a few places."""
-    rest, first = values[:0], 0
-    for place in places:
-        rest += values[first:place]
-        first = place + 1
-    rest += values[first:]
-    return rest
 
 
 def _first_keys(meter: Meter) -> frozenset[str]:

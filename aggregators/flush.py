@@ -183,7 +183,7 @@ class Flush:
         if not steps:
             return
         self._go_to_stream_time()
-        self._maker.drain()
+        self._maker.finish()
         needed = self._needed(steps)
         if needed.accounts:
             needed = needed._replace(accounts=sorted({*needed.accounts, *self._unknown_behind(records, number + 1)}))

@@ -105,6 +105,11 @@ class Business(Protocol):
         on, "" if there is none. From there the customer comes back to `return_url`."""
         ...
 
+    async def awaited(self, account: str, since_ms: int) -> None:
+        """Wait some seconds for a subscription that the customer just bought on Stripe's page; returns without it if
+        the customer did not."""
+        ...
+
     async def card_page(self, account: str, return_url: str) -> Refusal | str:
         """The address of Stripe's page on which the customer stores a card, good for minutes."""
         ...

@@ -207,7 +207,7 @@ def payment_page(quote: Quote, url: str, root: str) -> Html:
         root,
         h("h1", "Payment"),
         h("p", quote.words, class_="total"),
-        h("p", "You pay on a page of Stripe, and come back here. The page is open for half an hour."),
+        h("p", "You go on at a page of Stripe, and come back here. The page is open for half an hour."),
         h("p", h("a", "Go on to Stripe", href=url, class_="button", target="_top"), " ", link("Back", root)),
     )
 
@@ -219,7 +219,7 @@ def outcome_words(quote: Quote, operation: Operation | None, now_ms: int) -> tup
     if operation.state is OperationState.FAILED:
         return "", f"The change was not made: {operation.detail}. Nothing more is tried."
     if operation.state is OperationState.DONE and operation.session:
-        return "Your payment shows here as soon as Stripe has it, mostly within seconds.", ""
+        return "What you did at Stripe shows here within seconds.", ""
     if operation.state is OperationState.DONE:
         when = "" if quote.accepted_ms is None else f" on {date_text(quote.accepted_ms, now_ms)}"
         return f"Confirmed{when}. The offer was: {quote.words}", ""

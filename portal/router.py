@@ -175,6 +175,8 @@ class _Pages:
         """The account at a glance; after a change also what became of it."""
         kept = await self._business.kept(asked.account, asked.sent["quote"]) if "quote" in asked.sent else None
         changed, problem = change.outcome_words(*kept, self._served.clock.now_ms()) if kept else ("", "")
+        if kept and kept[1] and kept[1].session:
+            await self._business.awaited(asked.account, kept[1].made_ms)
         view = page_view(await self._business.facts(asked.account))
         return self._page(overview(view, changed, problem))
 

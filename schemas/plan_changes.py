@@ -362,6 +362,10 @@ class PlanChanges(Protocol):
         nothing is noted. A trial that the account reserved and did not begin goes over to this operation."""
         ...
 
+    async def trial_taken(self, account: str, trial: TrialWish) -> str:
+        """The kind of a key by which an account cannot have a trial now, or ""."""
+        ...
+
     async def operation(self, quote: str) -> Operation | None:
         """The operation of a quote."""
         ...

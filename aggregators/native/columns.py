@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import ctypes
 from array import array
-from bisect import bisect_left
 from collections.abc import Iterable, Sequence
 from collections.abc import Set as AbstractSet
 from ctypes import byref, c_int32, c_int64
 from struct import Struct
 from typing import Final, Literal
 
-from aggregators.columns import Column, Columns, Leave, Numbers, Segment
+from aggregators.columns import Column, Columns, Leave, Segment
 from aggregators.decode import Decoded, decode, is_batch
 from aggregators.deferred import far_late_us
 from aggregators.judge import Rules
@@ -19,6 +18,7 @@ from aggregators.ledger import Account, Ledger, Place
 from aggregators.meters import NO_DIMENSIONS, CompiledMeterSet, dimensions_text
 from aggregators.native import marks
 from aggregators.native.interface import Core, LeftOut, Moment, Read, Told, ToTake
+from aggregators.parallel_lists import cuts_of, merged
 from schemas.clock import HOUR_MS, MILLISECOND_US
 from schemas.log import Record, position
 from schemas.meters import Meter
@@ -86,7 +86,7 @@ class NativeColumns:
         self._serials: dict[str, int] = {}
         self._accounts: dict[int, Account] = {}
         self._serial = 0
-        # Records that are read and wait for `drain`.
+        # Records that are read and wait for `finish`.
         self._queue: list[tuple[ToTake, Leave]] = []
         self._settled = 0
         self._many = False
@@ -103,7 +103,7 @@ class NativeColumns:
 
     def unknown(self, records: Sequence[Record]) -> set[str]:
         """See `ColumnMaker`."""
-        self.drain()
+        self.finish()
         if self._core.tape_is_full:
             self._ahead.clear()
             self._core.clear_tape()
@@ -125,7 +125,7 @@ class NativeColumns:
         """See `ColumnMaker`."""
         read = self._ahead.pop(record.offset, None) or self._read([record])[0]
         if isinstance(read, Decoded):
-            self.drain()
+            self.finish()
             self._look()
             for rejected in read.rejected:
                 leave(rejected.place, rejected)
@@ -136,7 +136,7 @@ class NativeColumns:
         self._queue.append((ToTake(value, read.at, position(record.offset), self._moment), leave))
         return read.events
 
-    def drain(self) -> None:
+    def finish(self) -> None:
         """See `ColumnMaker`."""
         if not self._queue:
             return
@@ -157,18 +157,18 @@ class NativeColumns:
 
     def taken(self) -> Segment:
         """See `ColumnMaker`."""
-        self.drain()
+        self.finish()
         core, odd = self._core, self.columns.taken()
         positions, buckets, members, unmetered = (core.column(-1, kind) for kind in range(4))
         odd_columns = {column.meter.slug: column for column in odd.columns}
         columns = [self._column(column.meter, odd_columns.get(slug)) for slug, column in self.columns.meters.items()]
         core.clear()
-        cuts = _cuts(positions, odd.positions)
+        cuts = cuts_of(positions, odd.positions)
         return Segment(
-            _merged(positions, odd.positions, cuts),
-            _merged(buckets, odd.buckets, cuts),
-            _merged(members, odd.members, cuts),
-            _merged(unmetered, odd.unmetered, _cuts(unmetered, odd.unmetered)),
+            merged(positions, odd.positions, cuts),
+            merged(buckets, odd.buckets, cuts),
+            merged(members, odd.members, cuts),
+            merged(unmetered, odd.unmetered, cuts_of(unmetered, odd.unmetered)),
             [column for column in columns if column.numbers],
         )
 
@@ -188,11 +188,11 @@ class NativeColumns:
             self._core.column(index, kind).tolist() for kind in range(4)
         )
         if odd is not None:
-            cuts = _cuts(made.positions, odd.positions)
-            made.numbers = _merged(made.numbers, odd.numbers, cuts)
-            made.positions = _merged(made.positions, odd.positions, cuts)
-            made.minors = _merged(made.minors, odd.minors, cuts)
-            made.times_us = _merged(made.times_us, odd.times_us, cuts)
+            cuts = cuts_of(made.positions, odd.positions)
+            made.numbers = merged(made.numbers, odd.numbers, cuts)
+            made.positions = merged(made.positions, odd.positions, cuts)
+            made.minors = merged(made.minors, odd.minors, cuts)
+            made.times_us = merged(made.times_us, odd.times_us, cuts)
         return made
 
     def _read(self, records: Sequence[Record]) -> list[Read | Decoded]:
@@ -253,21 +253,3 @@ class NativeColumns:
         self._settled += len(targets)
         self._core.settle(targets)
         self._many = self._core.cells_are_many
-
-
-def _cuts(positions: Sequence[int], others: Sequence[int]) -> list[int]:
-    """Where the others belong between sorted positions."""
-    return [bisect_left(positions, other) for other in others]
-
-
-def _merged(values: Numbers, others: Sequence[int], cuts: Sequence[int]) -> Numbers:
-    """The values with each of the others at its cut. Both are in order, and so are the cuts."""
-    if not others:
-        return values
-    merged, last = values[:0], 0
-    for cut, other in zip(cuts, others, strict=True):
-        merged += values[last:cut]
-        merged.append(other)
-        last = cut
-    merged += values[last:]
-    return merged

@@ -9,8 +9,9 @@ from collections.abc import Set as AbstractSet
 from ctypes import c_char, c_int64
 from typing import Final
 
-from aggregators.columns import Segment, places_of, without_places
+from aggregators.columns import Segment
 from aggregators.marks import Members, by_bucket
+from aggregators.parallel_lists import places_of, without_places
 from schemas.rollup import MarkKey, MarkSlice
 
 # With many more sets than members, the sets would cost more than the members.

@@ -60,10 +60,10 @@ async def accept(
         if refusal := await _outdated(parts, quote):
             return refusal
         try:
-            trial = await wish_of(parts, quote)
+            trial = await wish_of(parts, account, quote.base.customer, quote.decided.trial)
             operation = await parts.changes.intend(quote, by, parts.clock.now_ms(), return_url, trial)
         except TrialTaken as error:
-            return used(quote, error.kind)
+            return used(quote.decided.row, error.kind)
         if operation.quote != quote.id:
             message = f"the change of quote {operation.quote} is being carried out: wait, then ask for a new quote"
             return Refusal(quote.decided.row, RefusalCode.IN_FLIGHT, "account", message)

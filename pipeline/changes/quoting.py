@@ -16,6 +16,7 @@ from aggregators.periods import anchored_period
 from aggregators.plan_change import ENDED, decide, item_changes
 from aggregators.plan_offer import Shop, amount_of, our_lines, wanted_of
 from pipeline.changes.parts import Parts, gives_of, paid_in, seen, shop_of, with_holders
+from pipeline.changes.trials import used, wish_of
 from schemas.catalog import Plan
 from schemas.clock import DAY_MS, MINUTE_MS, SECOND_MS
 from schemas.events import check_account
@@ -75,6 +76,9 @@ async def make_quote(parts: Parts, account: str, request: ChangeRequest, by: str
         return decided
     if refusal := _not_offered(decided, view):
         return refusal
+    wish = await wish_of(parts, account, view.customer, decided.trial)
+    if wish is not None and (taken := await parts.changes.trial_taken(account, wish)):
+        return used(decided.row, taken)
     now_ms = parts.clock.now_ms()
     life_ms = shop.commerce.catalog.changes.quote_minutes * MINUTE_MS
     priced = await _priced(parts, shop, view, wanted, decided, now_ms)

@@ -15,7 +15,7 @@ from pipeline.changes.parts import Parts
 from schemas.clock import MINUTE_MS
 from schemas.errors import InvalidInput, TidemarkError
 from schemas.plan_changes import Operation, Quote, Refusal, RefusalCode
-from schemas.trials import Trial, TrialState, TrialStore, TrialWish
+from schemas.trials import Trial, TrialState, TrialStore, TrialTerms, TrialWish
 
 AT_ONCE: Final = 100
 LOOK_AGAIN_MS: Final = MINUTE_MS
@@ -27,20 +27,19 @@ _WORDS: Final = {
 _log: Final = logging.getLogger(__name__)
 
 
-async def wish_of(parts: Parts, quote: Quote) -> TrialWish | None:
-    """What a quote's trial reserves; None without a trial. Raises `Transient` and `Refused`."""
-    terms, customer = quote.decided.trial, quote.base.customer
+async def wish_of(parts: Parts, account: str, customer: str, terms: TrialTerms | None) -> TrialWish | None:
+    """What a trial reserves; None without one. Costs two calls. Raises `Transient` and `Refused`."""
     if terms is None:
         return None
     email, card = await parts.stripe.email_and_card(customer)
-    keys = trial_keys(parts.secret, terms, account=quote.account, customer=customer, email=email, card=card)
+    keys = trial_keys(parts.secret, terms, account=account, customer=customer, email=email, card=card)
     return TrialWish(terms, customer, keys)
 
 
-def used(quote: Quote, kind: str) -> Refusal:
+def used(row: int, kind: str) -> Refusal:
     """That a trial was had before."""
     message = f"{_WORDS.get(kind, kind)} had a trial of these plans already: take the plan itself, without `trial`"
-    return Refusal(quote.decided.row, RefusalCode.TRIAL_USED, "trial", message)
+    return Refusal(row, RefusalCode.TRIAL_USED, "trial", message)
 
 
 def code_of(operation: Operation) -> str:

@@ -82,6 +82,8 @@ def _line(listed: ListedCase) -> str:
         said += " or mark them uncollectible"
     if listed.unbilled:
         said += f": {listed.unbilled} at Stripe, which bills nothing: {_BILLS_NOTHING[listed.unbilled]} there"
+        if case.downgrade_ms is not None:
+            said += f"; otherwise the plan ends {format_instant_ms(case.downgrade_ms)}"
     return printable(said)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import OrderedDict
-from collections.abc import Awaitable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from decimal import Decimal
 from typing import Final, TypeVar
 
@@ -28,7 +28,7 @@ from schemas.account_records import AccountRecords, InvoiceRecord, invoice_curso
 from schemas.analytics import UsageQuery, UsageReader, Window
 from schemas.catalog import FeatureType
 from schemas.catalog_changes import CatalogStore
-from schemas.clock import DAY_MS, HOUR_MS, MINUTE_MS
+from schemas.clock import DAY_MS, HOUR_MS, MINUTE_MS, SECOND_MS
 from schemas.dunning import ListedCase
 from schemas.entitlements import Resolved
 from schemas.errors import InvalidInput, Refused, TidemarkError
@@ -133,11 +133,25 @@ class GatewayBusiness:
             return found
         if found[1].url:
             return found[1].url
-        for _ in range(MIRRORED_TRIES):
-            if await records.mirrored_of(account, parts.clock.now_ms()) != before:
-                break
-            await asyncio.sleep(MIRRORED_INTERVAL_S)
+        await self._mirrored(account, lambda mirror: mirror != before)
         return ""
+
+    async def awaited(self, account: str, since_ms: int) -> None:
+        """See `Business`."""
+
+        def has_begun(mirror: Mapping[str, Sequence[Row]]) -> bool:
+            # Stripe's seconds are rounded down.
+            return any(int(row["start_ms"] or 0) >= since_ms - SECOND_MS for row in mirror["subscriptions"])
+
+        await self._mirrored(account, has_begun)
+
+    async def _mirrored(self, account: str, is_there: Callable[[Mapping[str, Sequence[Row]]], bool]) -> None:
+        """Wait until the mirror has something, or some seconds have passed."""
+        records = await self._records()
+        for _ in range(MIRRORED_TRIES):
+            if is_there(await records.mirrored_of(account, self._dependencies.clock.now_ms())):
+                return
+            await asyncio.sleep(MIRRORED_INTERVAL_S)
 
     async def card_page(self, account: str, return_url: str) -> Refusal | str:
         """See `Business`."""

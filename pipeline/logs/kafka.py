@@ -372,5 +372,5 @@ def to_record(message: Any) -> Record:
         message.key,
         message.value,
         # Kafka allows a header without a value.
-        tuple((name, bytes(content or b"")) for name, content in message.headers),
+        tuple((name, bytes(content or b"")) for name, content in message.headers) if message.headers else (),
     )

@@ -25,7 +25,7 @@ from sinks.sql.change_tables import operations, quotes
 from sinks.sql.intents import Run
 from sinks.sql.queries import insert_new, lock_accounts, save_heads
 from sinks.sql.tables import accounts
-from sinks.sql.trials import abandoned, placed, reserve
+from sinks.sql.trials import abandoned, placed, reserve, taken_by
 
 CAUSE: Final = "plan change"
 _OPEN: Final = [state.value for state in OPEN_STATES]
@@ -51,6 +51,9 @@ class SqlPlanChanges:
         self, quote: Quote, by: str, now_ms: int, return_url: str = "", trial: TrialWish | None = None
     ) -> Operation:
         return await self._run(lambda connection: _intend(connection, quote, by, now_ms, return_url, trial))
+
+    async def trial_taken(self, account: str, trial: TrialWish) -> str:
+        return await self._run(lambda connection: taken_by(connection, account, trial))
 
     async def operation(self, quote: str) -> Operation | None:
         return await self._run(lambda connection: _of_quote(connection, quote))

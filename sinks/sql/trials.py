@@ -98,6 +98,17 @@ def reserve(connection: Connection, operation: str, account: str, wish: TrialWis
             raise TrialTaken(kind)
 
 
+def taken_by(connection: Connection, account: str, wish: TrialWish) -> str:
+    """The kind of a key that a trial has, but for one that the account reserved and did not begin; or ""."""
+    key, trial = trial_keys.c, trials.c
+    is_own = and_(trial.account == account, trial.state == TrialState.RESERVED)
+    for kind, value in sorted(wish.keys.items()):
+        same = (key.family == wish.terms.family, key.kind == kind, key.value_hash == value)
+        if connection.execute(select(key.trial).join(trials, trial.id == key.trial).where(*same, ~is_own)).first():
+            return kind
+    return ""
+
+
 def placed(connection: Connection, operation: str, subscription: str, session: str, now_ms: int) -> None:
     """Note at what page or subscription an operation's trial is to begin."""
     values: dict[str, Any] = {"subscription": subscription, "look_ms": now_ms}

@@ -29,7 +29,7 @@ async def test_the_owner_shows_what_was_counted() -> None:
     """A process without the partition shows nothing, and no zeros before the first count."""
     trials = Counts(counts={TrialState.RUNNING: 3}, flagged=1)
     duplicates = Counts(counts={DuplicateState.REFUND_PROPOSED: 2, DuplicateState.SETTLED: 9})
-    gauges, metrics = BoughtGauges(trials, duplicates, Counts(count=4)), Metrics()  # type: ignore[arg-type]
+    gauges, metrics = BoughtGauges(trials, duplicates, Counts(count=4)), Metrics()  # type: ignore[arg-type]  # stand-ins
     gauges.show(metrics, is_owner=True)
     assert "tidemark_trials" not in text(metrics)
     await gauges.count()

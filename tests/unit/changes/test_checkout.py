@@ -9,6 +9,7 @@ import pytest
 
 from pipeline.changes.operating import PATIENCE_MS, accept, turn
 from pipeline.changes.pages import PAGE_MS, portal_page
+from pipeline.changes.trials import follow
 from schemas.checkout import check_return_url
 from schemas.clock import DAY_MS, HOUR_MS, SECOND_MS
 from schemas.errors import InvalidInput
@@ -108,7 +109,8 @@ async def test_a_page_that_is_paid_while_another_is_asked_for_stays_the_only_one
     assert business.invoices() == [14900]
 
 
-async def test_a_page_whose_process_ends_after_any_call_is_one() -> None:
+@pytest.mark.parametrize(("kind", "billed"), [(ChangeKind.PLAN, 14900), (ChangeKind.TRIAL, 0)], ids=["plan", "trial"])
+async def test_a_page_whose_process_ends_after_any_call_is_one(kind: ChangeKind, billed: int) -> None:
     """Events come before another process goes on, or after, and then the customer pays once."""
     business, ends, has_ended = await without_a_card(), 0, True
     while has_ended:
@@ -116,7 +118,7 @@ async def test_a_page_whose_process_ends_after_any_call_is_one() -> None:
         for is_heard in (False, True):
             await business.join(f"account {ends} {is_heard}", "")
             await business.page("essential")
-            quote = await business.quoted("pro", by_page=True)
+            quote = await business.quoted("pro", kind, by_page=True)
             has_ended = False
             try:
                 await accept(business.parts([ends], after=True), business.account, quote.id, "ann", BACK)
@@ -132,7 +134,11 @@ async def test_a_page_whose_process_ends_after_any_call_is_one() -> None:
             open_ = list(business.stripe.pages("GET /v1/checkout/sessions", wanted))
             assert (operation.state, [each["id"] for each in open_]) == (OperationState.DONE, [operation.session])
             business.pays(operation.session)
-            assert (business.invoices(), business.bought()) == ([14900], {(PRO, 1)})
+            assert (business.invoices(), business.bought()) == ([billed], {(PRO, 1)})
+            await business.settle()
+            await follow(business.parts(), business.sql.trials)
+            trials = [trial.state.value for trial in await business.sql.trials.listed(business.account)]
+            assert trials == (["running"] if kind is ChangeKind.TRIAL else [])
     # The intent, the end of the older page between two notes, the new page between two notes, the end, and nothing.
     assert ends == 9
 

@@ -359,3 +359,10 @@ async def test_a_quote_of_seats_before_a_lower_plan_says_what_follows() -> None:
     await business.until("2027-04-01T02:00:00")
     assert business.bought() == {("small.v1.seat.month.usd", 3)}
     assert business.invoices() == [2000, 677, 1500]
+
+    # The schedule is over and still open at Stripe.
+    await business.until("2027-04-11")
+    await business.take("ann")
+    await business.take("bob")
+    await business.paid()
+    assert (business.quantity(), business.invoices()[3:], await business.waits()) == (4, [333], 0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from datetime import UTC, datetime
 from typing import Final
@@ -15,7 +16,7 @@ from pipeline.changes.trials import LOOK_AGAIN_MS, follow
 from schemas.access import Reason
 from schemas.clock import DAY_MS, HOUR_MS, MINUTE_MS
 from schemas.notices import NoticeKind
-from schemas.plan_changes import ChangeKind, Operation, OperationState, Quote, Refusal, RefusalCode
+from schemas.plan_changes import ChangeKind, Operation, OperationState, Refusal, RefusalCode
 from schemas.trials import KEYS_KEPT_MS, TrialState
 from tests.worlds.changing import ACME, BACK, CARDS, Changing
 from tests.worlds.ending import Ends
@@ -35,7 +36,8 @@ async def opened(catalog: str = CARDS, card: str = "") -> Changing:
 async def tried(business: Changing) -> Operation | Refusal:
     """A page of checkout with a trial of Pro, for the account of the world."""
     found = await business.ask("pro", ChangeKind.TRIAL, by_page=True, quantities=THREE)
-    assert isinstance(found, Quote)
+    if isinstance(found, Refusal):
+        return found
     taken = await accept(business.parts(), business.account, found.id, "ann", BACK)
     return taken if isinstance(taken, Refusal) else taken[1]
 
@@ -134,6 +136,20 @@ async def test_another_account_with_the_same_mailbox_gets_no_trial() -> None:
     assert await states(business) == []
 
 
+async def test_a_trial_that_was_taken_since_the_quote_is_refused() -> None:
+    """Both accounts had a quote before either of them accepted."""
+    business = await opened()
+    await business.name_customer("ann@acme.example")
+    first = await business.quoted("pro", ChangeKind.TRIAL, by_page=True)
+    await business.join("other", "")
+    await business.name_customer("ann@acme.example")
+    second = await business.quoted("pro", ChangeKind.TRIAL, by_page=True)
+    taken = [await accept(business.parts(), each.account, each.id, "ann", BACK) for each in (first, second)]
+
+    assert [isinstance(each, Refusal) for each in taken] == [False, True]
+    assert (await states(business), await business.sql.plan_changes.operation(second.id)) == ([], None)
+
+
 async def test_an_account_gets_no_second_trial_after_it_canceled() -> None:
     """Nor with another customer."""
     business = await opened()
@@ -167,6 +183,22 @@ async def test_two_tabs_begin_one_trial() -> None:
     business.pays(second.session)
     await heard(business)
     assert await states(business) == [TrialState.RUNNING]
+
+
+async def test_two_tabs_at_the_same_time_begin_one_trial() -> None:
+    """Either one is refused because the other is being carried out, or its page is ended."""
+    business = await opened()
+    seats = [{"locations": number} for number in (1, 2)]
+    quotes = [await business.quoted("pro", ChangeKind.TRIAL, by_page=True, quantities=each) for each in seats]
+    found = await asyncio.gather(*(accept(business.parts(), ACME, quote.id, "ann", BACK) for quote in quotes))
+    made = [each[1] for each in found if not isinstance(each, Refusal)]
+    refused = [each.code for each in found if isinstance(each, Refusal)]
+    open_ = [each["id"] for each in business.stripe.pages("GET /v1/checkout/sessions", {"status": "open"})]
+
+    assert (len(open_), len(made) + len(refused)) == (1, 2)
+    assert open_[0] in [operation.session for operation in made]
+    assert refused in ([], [RefusalCode.IN_FLIGHT])
+    assert await states(business) == [TrialState.RESERVED]
 
 
 async def test_a_page_that_is_left_gives_the_keys_back() -> None:
@@ -257,8 +289,7 @@ async def test_a_card_on_file_that_had_a_trial_is_refused_at_once() -> None:
     await heard(business)
     assert await states(business) == [TrialState.RUNNING]
     await business.join("other", "pm_card_visa")
-    quote = await business.quoted("pro", ChangeKind.TRIAL)
-    refused = await accept(business.parts(), "other", quote.id, "ann")
+    refused = await business.ask("pro", ChangeKind.TRIAL)
 
     assert isinstance(refused, Refusal)
     assert "its card" in refused.message
@@ -342,5 +373,23 @@ async def test_scenario_17_a_first_payment_that_is_declined_makes_nothing() -> N
     await heard(business)
 
     assert (operation.state, "card" in operation.detail) == (OperationState.FAILED, True)
-    assert [each["status"] for each in business.subscriptions()] in ([], ["incomplete_expired"])
+    assert business.subscriptions() == []
     assert await business.reason("pos") is Reason.NOT_IN_PLAN
+
+
+async def test_scenario_17_a_first_payment_that_is_open_gives_nothing_and_ends_after_23_hours() -> None:
+    """A subscription that was made beside us: its invoice is named; then it has expired, and the account buys anew."""
+    business = await opened(card="pm_card_chargeCustomerFail")
+    await business.subscribed("pro.v1.location.month.usd")
+    await business.settle()
+    found = await business.ask("pro")
+
+    assert (business.at_stripe()["status"], await business.reason("pos")) == ("incomplete", Reason.NOT_IN_PLAN)
+    assert isinstance(found, Refusal)
+    assert (found.row, found.code) == (19, RefusalCode.PAY_FIRST)
+    business.clock.ms += 23 * HOUR_MS
+    await heard(business)
+    (invoice,) = business.stripe.pages("GET /v1/invoices", {"customer": business.customer})
+    assert (business.at_stripe()["status"], invoice["status"]) == ("incomplete_expired", "void")
+    business.use_card("pm_card_visa")
+    assert (await business.changed("pro"))[1].state is OperationState.DONE

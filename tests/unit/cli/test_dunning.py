@@ -74,7 +74,8 @@ def test_list_says_what_is_paid_and_billed_no_more(
     recovered = ListedCase(CHURNED._replace(account="acme", outcome=DunningOutcome.RECOVERED), unbilled=status)
     monkeypatch.setattr(f"{__name__}.CASES", [recovered])
     line = run(["dunning", "list"]).out.splitlines()[0]
-    assert line.endswith(f"10:30:00Z: {status} at Stripe, which bills nothing: {remedy} there")
+    ends = "; otherwise the plan ends 2026-11-24T10:30:00Z"
+    assert line.endswith(f"10:30:00Z: {status} at Stripe, which bills nothing: {remedy} there{ends}")
     assert len(asked) == 1
 
 

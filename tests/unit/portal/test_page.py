@@ -226,6 +226,27 @@ async def test_an_offer_that_has_expired_is_not_confirmed(served: Served) -> Non
     assert (accepted.status_code, "the quote has expired" in text_of(accepted)) == (409, True)
 
 
+async def test_a_first_payment_and_a_card_lead_to_stripe_and_no_form_leaves_our_origin(served: Served) -> None:
+    """The policy of the page lets forms go to our own origin only, so a link leads to Stripe."""
+    await served.business.join("globex", card="")
+    account = "globex"
+
+    quoted = await served.send("quotes", account, kind="trial", plan="pro", interval="month")
+    identifier = quoted.url.path.rpartition("/")[2]
+    paying = await served.send(f"quotes/{identifier}/accept", account)
+    again = await served.send(f"quotes/{identifier}/accept", account)
+    card = await served.see("card", account)
+    nobody = await served.see("card", "nobody")
+
+    assert "Go on to payment" in text_of(quoted)
+    assert (paying.status_code, paying.url.host) == (200, "gateway")
+    assert re.search(r'href="http://[^"]+/_simulator/checkout/cs_\w+"[^>]* target="_top"', paying.text)
+    assert paying.text == again.text
+    assert card.status_code == 303
+    assert "/_simulator/portal/" in card.headers["location"]
+    assert (nobody.status_code, "belongs to no Stripe customer" in text_of(nobody)) == (400, True)
+
+
 async def test_an_invoice_opens_to_its_lines_hours_and_events(served: Served) -> None:
     await served.business.join("globex")
     await served.business.subscribed("scale.v1.base.month.usd")

@@ -13,7 +13,7 @@ from aggregators.account_grants import INCLUDED, Commerce
 from aggregators.catalog_prices import all_prices, prices_of
 from aggregators.plan_offer import Shop
 from aggregators.price_list import price_list
-from portal.account import Facts, Previewed, Used
+from portal.account import Facts, Previewed, SeatCount, Used
 from portal.change import offers_of
 from portal.timeline import FUTURE_MAX, future, past
 from portal.view import page_view
@@ -27,6 +27,7 @@ from schemas.meters import Meter
 from schemas.notices import ChannelName, Delivery, Notice, NoticeKind
 from schemas.periods import Period
 from schemas.plan_changes import InvoicePreview
+from schemas.seats import Seat, SeatState
 from schemas.side_tables import AuditRow, Row
 from tests.worlds.paged import CATALOG
 from tests.worlds.sold import parsed
@@ -244,6 +245,38 @@ def test_banners_of_a_failed_payment_and_of_an_old_card() -> None:
         ("bad", "A payment of $149.00 failed. Please check your card.", "https://pay.example/in_1"),
         ("wait", "Your card expires on March 12. Please store another one.", ""),
     ]
+
+
+def seat(number: int, state: SeatState = SeatState.ACTIVE) -> Seat:
+    expires_ms = NOW_MS + DAY_MS if state is SeatState.RESERVED else None
+    return Seat(f"seat_{number}", "acme", "locations", f"loc_{number}", state, START_MS, START_MS, expires_ms)
+
+
+@pytest.mark.parametrize(
+    ("count", "seats", "words", "holders", "more"),
+    [
+        (SeatCount("locations", 2, 0, Decimal(3), 3), [seat(1), seat(2)], "2 of 3 held, 3 paid",
+         [("loc_1", ""), ("loc_2", "")], 0),
+        (SeatCount("locations", 1, 1, UNLIMITED, 0), [seat(1, SeatState.RESERVED)],
+         "1 held, as many as you like allowed, 1 of them by invitations",
+         [("loc_1", "invited, until February 11")], 0),
+        (SeatCount("locations", 60, 0, Decimal(60), 0), [seat(1)], "60 of 60 held", [("loc_1", "")], 59),
+        (SeatCount("locations", 0, 0, Decimal(2), 2), [], "2 paid", [], 0),
+    ],
+    ids=["held and paid", "invited", "more than are shown", "nobody"],
+)  # fmt: skip
+def test_seats_and_who_holds_them(
+    count: SeatCount, seats: list[Seat], words: str, holders: list[tuple[str, str]], more: int
+) -> None:
+    (found,) = page_view(Facts("acme", NOW_MS, SHOP, seat_counts=[count], seats=seats)).seats
+
+    assert (found.name, found.words, [*found.holders], found.more) == ("locations", words, holders, more)
+
+
+def test_seats_that_nobody_holds_or_pays_are_not_shown() -> None:
+    count = SeatCount("locations", 0, 0, Decimal(1), 0)
+
+    assert page_view(Facts("acme", NOW_MS, SHOP, seat_counts=[count])).seats == ()
 
 
 def test_the_future_has_all_that_will_come_in_its_order() -> None:

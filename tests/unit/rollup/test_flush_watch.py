@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import cast
 
 import pytest
 
 from pipeline.commands.accounts import flush_document
-from pipeline.logs.flushes import Flush, FlushWatch
+from pipeline.logs.bindings import AccountLog
+from pipeline.logs.flushes import Flush, FlushWatch, flush_until_settled
 from schemas.clock import HOUR_MS
 from schemas.errors import Transient
 from schemas.intent_ledger import IntentLedger, IntentState, LedgerIntent
 from schemas.log import REPORTS_TOPIC
 from schemas.reports import Intent
+from tests.worlds.deployment import SECRET
 from tests.worlds.flushes import ADA, HALF_PAST, TEN, deployment, flush, requests, until
 from tests.worlds.reconciler import Deployment
 
@@ -117,3 +119,37 @@ async def test_view_that_is_behind_the_flush_is_waited_for() -> None:
     world.store.server.empty()
 
     assert not (await watching(world, of).look()).is_published
+
+
+class Patience:
+    """A clock. Whoever waits by it lets the next step happen."""
+
+    def __init__(self, *steps: Callable[[], Awaitable[object]]) -> None:
+        self._ms, self._steps = 0, list(steps)
+
+    def now_ms(self) -> int:
+        return self._ms
+
+    async def sleep(self, seconds: float) -> None:
+        self._ms += round(seconds * 1_000)
+        if self._steps:
+            await self._steps.pop(0)()
+
+
+class Empty:
+    """A ledger without intents."""
+
+    async def listed(self, *_: object) -> list[LedgerIntent]:
+        return []
+
+
+async def test_a_flush_that_is_waited_for_ends_when_stripe_has_the_usage() -> None:
+    """As an end now does: without a sink it waits no longer than it is told to, and the next time goes on."""
+    world = await deployment()
+    await requests(world, ADA, 2)
+    await until(world, HALF_PAST)
+    log = AccountLog(world.log, world.world.partitions, SECRET, world.clock)
+    ledger = cast("IntentLedger", Empty())
+    with pytest.raises(Transient, match="not settled"):
+        await flush_until_settled(log, world.store, ledger, ADA, Patience(world.fold, world.publish), 5)
+    await flush_until_settled(log, world.store, ledger, ADA, Patience(world.fold, world.publish, world.send), 5)
