@@ -179,6 +179,9 @@ async def _scheduled(parts: Parts, versions: Versions, move: Move) -> str:
     schedule = await parts.stripe.create(move.subscription, _key(parts, move, "create"))
     if now.schedule not in ("", schedule.id):
         raise CannotMove(_others(now.schedule))
+    if schedule.ends:
+        # Somebody canceled meanwhile: a release would take that back.
+        raise CannotMove("is about to be canceled")
     try:
         phases = phases_of(schedule.phases, after)
         await parts.stripe.plan(schedule.id, phases, move.mark, _key(parts, move, "plan"))
