@@ -14,12 +14,16 @@ from pipeline.webhooks.overdue import append_overdue
 from pipeline.webhooks.walker import Walker
 from schemas.access import Reason
 from schemas.clock import DAY_MS, MINUTE_MS
+from schemas.errors import InvalidInput
 from schemas.plan_changes import ChangeKind, OperationState
+from schemas.seats import SeatState
 from stripe_simulator.engine.collection import RetryPolicy
 from stripe_simulator.resources import sessions
 from tests.worlds.business import ONE
 from tests.worlds.changing import ACME, BACK, CARDS, Changing
 from tests.worlds.ending import Ends
+from tests.worlds.seated import SEATS as SEAT
+from tests.worlds.seated import Seated, seats_catalog
 
 START_MS: Final = int(datetime(2027, 2, 1, tzinfo=UTC).timestamp()) * 1_000
 ESSENTIAL: Final = "essential.v1.location.month.usd"
@@ -266,3 +270,52 @@ async def test_who_canceled_is_not_charged_because_the_card_had_a_trial_before()
 
     assert (business.at_stripe()["status"], business.invoices()) == ("canceled", [0])
     assert await business.reason("pos", account="other") is Reason.NOT_IN_PLAN
+
+
+async def test_a_plan_behind_more_rows_than_a_page_is_followed_and_changed() -> None:
+    """Elsewhere only the first ten rows of a nested list were read: who had more lost the rest. Eleven prices of
+    somebody else come before the plan's."""
+    business = await begun()
+    body = {
+        "currency": "usd",
+        "unit_amount": 100,
+        "recurring": {"interval": "month"},
+        "product_data": {"name": "extra"},
+    }
+    for number in range(11):
+        business.prices[f"tm.extra {number}"] = str(business.stripe.call("POST /v1/prices", body)["id"])
+    await business.subscribed(*(f"extra {number}" for number in range(11)), PRO)
+    await business.settle()
+    assert await business.reason("pos") is Reason.INCLUDED
+    quote, operation = await business.changed("pro", quantities={"locations": 3})
+    await business.settle()
+
+    assert (len(quote.base.items), operation.state) == (12, OperationState.DONE)
+    rows = business.stripe.pages("GET /v1/subscription_items", {"subscription": business.subscription})
+    bought = {row["price"]["id"]: row["quantity"] for row in rows}
+    assert (len(bought), bought[business.prices[f"tm.{PRO}"]]) == (12, 3)
+    assert (await business.checks.check(ACME, "locations", ONE)).decision.limit == 3
+
+
+async def test_an_invitation_holds_its_seat_and_no_reduction_goes_below_it() -> None:
+    """Elsewhere the limit was checked at the invitation alone, and the account stayed beyond it for ever. What somebody
+    reduces in the dashboard is not taken back in silence: nobody loses a seat, and the next one pays for all."""
+    business = Seated()
+    await business.begin(seats_catalog("keep_paid"))
+    await business.holding(2, SEAT)
+    invited = await business.take("ann", is_reserved=True)
+    await business.paid()
+    with pytest.raises(InvalidInput, match="3 seats are held"):
+        await business.ask("team", quantities={"seats": 2})
+    (item,) = business.at_stripe()["items"]["data"]
+    fewer = {"quantity": 1, "proration_behavior": "none"}
+    business.stripe.call("POST /v1/subscription_items/{item}", fewer, item["id"])
+    await business.settle()
+    active = await business.sql.seats.activate(ACME, invited.id, "ann", business.clock.ms)
+    await business.paid()
+
+    assert active is not None
+    assert (active.state, await business.held(), business.quantity()) == (SeatState.ACTIVE, 3, 1)
+    await business.take("bob")
+    await business.paid()
+    assert (await business.held(), business.quantity(), await business.allowed()) == (4, 4, 4)
