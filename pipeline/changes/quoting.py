@@ -47,13 +47,15 @@ _log: Final = logging.getLogger(__name__)
 
 
 class _Priced(NamedTuple):
-    """What Stripe's previews say. `restarts`: the periods begin anew at the change."""
+    """What Stripe's previews say. `restarts`: the periods begin anew at the change. `owed_minor`: what the change pays
+    of open invoices first."""
 
     decided: Calls
     now: InvoicePreview
     following: InvoicePreview | None
     following_ms: int | None
     restarts: bool
+    owed_minor: int
 
 
 async def make_quote(parts: Parts, account: str, request: ChangeRequest, by: str, key: str = "") -> Quote | Refusal:
@@ -137,7 +139,14 @@ async def _priced(
             following_ms = anchored_period(now_ms - now_ms % SECOND_MS, wanted.interval, 1, now_ms).end_ms
         if decided.trial is not None:
             following_ms = _trial_end_ms(decided.trial, now_ms)
-    return _Priced(decided._replace(calls=tuple(calls)), preview, following, following_ms, restarts)
+    owed = await _owed(parts, view) if any(call.kind is CallKind.PAY for call in calls) else 0
+    return _Priced(decided._replace(calls=tuple(calls)), preview, following, following_ms, restarts, owed)
+
+
+async def _owed(parts: Parts, view: SubscriptionView) -> int:
+    """What the open invoices of a subscription ask for. Costs one call, and one more per invoice."""
+    found = [await parts.stripe.invoice(each) for each in await parts.stripe.open_invoices(view.id)]
+    return sum(each.remaining_minor for each in found)
 
 
 def _trial_end_ms(terms: TrialTerms, now_ms: int) -> int:
@@ -225,7 +234,7 @@ def _quote(shop: Shop, view: SubscriptionView, wanted: Wanted, priced: _Priced, 
         decided=priced.decided,
         lines=preview.lines,
         total=Money(preview.total_minor, currency, exponent),
-        due_minor=preview.due_minor,
+        due_minor=preview.due_minor + priced.owed_minor,
         tax_minor=preview.tax_minor,
         drift_minor=_drift(shop, view, wanted, priced),
         subtotal_minor=preview.subtotal_minor,
@@ -292,7 +301,8 @@ def _said(shop: Shop, view: SubscriptionView, wanted: Wanted, priced: _Priced, z
         kind=ChangeKind.UNDO if decided.row in (9, 15) else wanted.kind,
         when=When.TRIAL_END if is_kept_trial else decided.when,
         plan=name,
-        due=zero._replace(minor=preview.due_minor or min(0, preview.total_minor)),
+        due=zero._replace(minor=(preview.due_minor + priced.owed_minor) or min(0, preview.total_minor)),
+        owed=zero._replace(minor=priced.owed_minor),
         tax=zero._replace(minor=preview.tax_minor),
         until_ms=None if priced.restarts else priced.following_ms,
         following=None if following is None else zero._replace(minor=following.total_minor),

@@ -164,7 +164,8 @@ def _subscription(body: Mapping[str, Any]) -> StripeSubscription:
 
 def _invoice(body: Mapping[str, Any]) -> StripeInvoice:
     pay_url = str(body["hosted_invoice_url"] or "") if body["status"] == "open" else ""
-    return StripeInvoice(str(body["id"]), str(body["status"]), int(body["total"]), pay_url)
+    remaining = int(body["amount_remaining"])
+    return StripeInvoice(str(body["id"]), str(body["status"]), int(body["total"]), pay_url, remaining)
 
 
 def _preview(body: Mapping[str, Any]) -> InvoicePreview:
