@@ -239,13 +239,18 @@ async def _ensured(parts: Parts, quote: Quote, operation: Operation, call: Call,
                 await stripe.release(now.schedule)
             await stripe.cancel(subscription, call.params)
     elif call.kind is CallKind.RELEASE:
-        now, pending = await stripe.subscription(subscription), quote.base.pending
-        if pending is not None and now.schedule == pending.schedule:
-            is_wanted = pending.ends or any(each.kind is CallKind.CANCEL for each in quote.decided.calls)
-            if not is_wanted and (await stripe.schedule(now.schedule)).ends:
-                # A release would take the cancellation back.
-                raise CannotMove(_CANCELED)
-            await stripe.release(now.schedule)
+        await _release(parts, quote, subscription)
+
+
+async def _release(parts: Parts, quote: Quote, subscription: str) -> None:
+    """Release the schedule that was pending at the quote, if the subscription still has that one."""
+    now, pending = await parts.stripe.subscription(subscription), quote.base.pending
+    if pending is not None and now.schedule == pending.schedule:
+        is_wanted = pending.ends or any(each.kind is CallKind.CANCEL for each in quote.decided.calls)
+        if not is_wanted and (await parts.stripe.schedule(now.schedule)).ends:
+            # A release would take the cancellation back.
+            raise CannotMove(_CANCELED)
+        await parts.stripe.release(now.schedule)
 
 
 async def _check_made(parts: Parts, invoice: str, made: str | None) -> None:
