@@ -3,6 +3,8 @@ SHELL := /bin/bash
 PYTHON ?= python3
 BIN := .venv/bin
 ARGS ?=
+# Where uv installs to: an environment that somebody activated before is not ours.
+export VIRTUAL_ENV := $(CURDIR)/.venv
 
 .DEFAULT_GOAL := help
 .PHONY: help install native demo test check bench mutants fuzz torture stripe-mock format clean

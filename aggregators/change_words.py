@@ -21,9 +21,9 @@ _POLICIES: Final = {
 
 class Said(NamedTuple):
     """What a quote says. `plan`: the name of the plan after the change. `due`: what is charged today, or credited if it
-    is negative; `until_ms`: the end of the time that it pays for, if that is the rest of a period. `following`: the
-    next invoice, None if there is none. `from_ms`: when the change holds, if that is later. `has_usage`: usage is
-    billed beside it. `not_refunded`: time that is paid is given up. `open`: what of the charge pays older invoices."""
+    is negative, and `owed` what of it pays open invoices; `until_ms`: the end of the time that it pays for, if that is
+    the rest of a period. `following`: the next invoice, None if there is none. `from_ms`: when the change holds, if
+    that is later. `has_usage`: usage is billed beside it. `not_refunded`: time that is paid is given up."""
 
     kind: ChangeKind
     when: When
@@ -37,14 +37,14 @@ class Said(NamedTuple):
     has_usage: bool
     not_refunded: bool = False
     excess: Sequence[Excess] = ()
-    open: Money | None = None
+    owed: Money | None = None
 
 
 def change_words(said: Said, now_ms: int) -> str:
     """A quote in a few sentences."""
     sentences = [*_main(said, now_ms)]
-    if said.open is not None and said.open.minor:
-        sentences.append(f"{money_text(said.open)} of that pays what is open")
+    if said.owed is not None and said.owed.minor:
+        sentences.append(f"{money_text(said.owed)} of that pays your open invoices")
     if said.tax.minor and said.due.minor:
         sentences.append(f"The charge has {money_text(said.tax)} of tax")
     if said.not_refunded:

@@ -7,7 +7,7 @@ from typing import Final
 
 from portal.markup import Html, h, table
 from portal.view import ChartView
-from portal.words import number_text
+from portal.words import number_text, quantity_head
 
 HEIGHT: Final = 120
 STEP: Final = 20
@@ -31,7 +31,7 @@ def chart(view: ChartView) -> Html:
     drawn = h("svg", h("title", words), *bars, line, viewBox=box, role="img", aria_label=words)
     axis = h("p", h("span", first), h("span", last), class_="soft axis", aria_hidden="true")
     rows = [(day, number_text(units)) for day, units in reversed(view.days) if units]
-    numbers = table(("Day", view.unit.capitalize()), rows, "", numbers=(view.unit.capitalize(),))
+    numbers = table(("Day", quantity_head(view.unit)), rows, "", numbers=(quantity_head(view.unit),))
     peak = h("p", f"Most on one day: {number_text(top)} {view.unit}", class_="soft")
     more = h("details", h("summary", "The numbers"), numbers)
     return h("figure", h("figcaption", view.name, " by day"), drawn, axis, peak, more, class_="chart")

@@ -13,7 +13,7 @@ from portal.account import CountedEvent, Hour
 from portal.markup import Html, h, link, table
 from portal.render import frame, invoice_table
 from portal.view import InvoiceView, invoice_view
-from portal.words import minute_text, number_text, plan_name, signed_money, terms_of
+from portal.words import minute_text, number_text, plan_name, quantity_head, signed_money, terms_of
 from schemas.account_records import InvoiceRecord
 from schemas.analytics import EVENT_TIME_MAX_US
 from schemas.clock import HOUR_MS, MILLISECOND_US, MINUTE_MS
@@ -119,8 +119,9 @@ def hours_page(line: LineView, meter: Meter, hours: Sequence[Hour], older: str, 
         for each in hours
     ]
     more = h("p", link("Later hours", f"{line.id}?after={older}")) if older else ""
-    about = f"{line.text}, {line.span_words}: {line.quantity} {meter.unit} for {line.amount}."
-    heads = ("Hour", meter.unit.capitalize())
+    quantity = f"{line.quantity} {meter.unit}".rstrip()
+    about = f"{line.text}, {line.span_words}: {quantity} for {line.amount}."
+    heads = ("Hour", quantity_head(meter.unit))
     return frame(
         f"{meter.slug}: hours",
         root,
@@ -138,7 +139,7 @@ def events_page(
 ) -> Html:
     """The events of an hour with their ids."""
     root = "../../../../../"
-    heads = ("Event", "Time", meter.unit.capitalize())
+    heads = ("Event", "Time", quantity_head(meter.unit))
     rows = [(h("code", each.id), format_instant_ms(each.time_us // MILLISECOND_US), each.value) for each in events]
     more = h("p", link("Later events", f"{hour_ms}?after={later}")) if later else ""
     return frame(

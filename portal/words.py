@@ -28,6 +28,11 @@ def number_text(number: Decimal) -> str:
     return text.rstrip("0").rstrip(".") if "." in text else text
 
 
+def quantity_head(unit: str) -> str:
+    """The head of a column of quantities."""
+    return unit.capitalize() or "Quantity"
+
+
 def minute_text(instant_ms: int) -> str:
     """An instant for people, such as `10:32 UTC`."""
     minutes = instant_ms // MINUTE_MS % (24 * 60)

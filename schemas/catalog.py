@@ -247,7 +247,8 @@ class EarlyDiscount(_Value):
 class Trial(_Value):
     """A trial of a plan, once for each key of `once_per` in a family of plans. `grants` are added while it runs.
 
-    A card is known only after the checkout. `repeated_card`: a trial whose card had one before ends, or is shown."""
+    A card is known only after the checkout. `repeated_card`: a trial whose card had one before ends, or is shown. The
+    days of the reminders before the end are fixed."""
 
     family: Slug
     days: Annotated[int, Field(ge=1, le=730)]
@@ -255,7 +256,7 @@ class Trial(_Value):
     once_per: tuple[Literal["account", "customer", "email", "card", "domain"], ...] = ("account", "email", "card")
     repeated_card: Literal["end", "flag"] = "end"
     ends: TrialEnds = TrialEnds()
-    remind_days: tuple[Annotated[int, Field(ge=1, le=365)], ...] = (7, 1)
+    remind_days: tuple[Literal[7], Literal[1]] = (7, 1)
     grants: Grants = Field(default_factory=dict)
     early_discount: EarlyDiscount | None = None
 

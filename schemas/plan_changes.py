@@ -265,11 +265,11 @@ class InvoicePreview(NamedTuple):
 class Quote(NamedTuple):
     """What a change costs, and all that its acceptance needs.
 
-    `base` is what the account had, `total` what the invoice of the change will be (with tax), `due_minor` what of it is
-    charged, with the open invoices that the change pays, `next_minor` the invoice after it at `next_ms`. `drift_minor`:
-    by how much the total may differ because seconds pass between quote and acceptance; 0 where Stripe is told the
-    instant. `subtotal_minor` is before discounts and taxes, and `ours_minor` the same by our own rating, None if
-    nothing can be compared. `charged_minor`: what the invoice was.
+    `base` is what the account had, `total` what the invoice of the change will be (with tax), `due_minor` what is
+    charged now: of that invoice, and of the open ones that the change pays first; `next_minor` the invoice after it at
+    `next_ms`. `drift_minor`: by how much the total may differ because seconds pass between quote and acceptance; 0
+    where Stripe is told the instant. `subtotal_minor` is before discounts and taxes, and `ours_minor` the same by our
+    own rating, None if nothing can be compared. `charged_minor`: what the invoice was.
     """
 
     id: str

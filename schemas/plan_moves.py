@@ -69,12 +69,13 @@ class Move(NamedTuple):
 
 class StripeSchedule(NamedTuple):
     """A schedule with its phases as Stripe's objects. `mark` is that of the move that made it, "" for another one.
-    `change`: the last change of its present phase."""
+    `change`: the last change of its present phase. `ends`: the schedule cancels the subscription when it is over."""
 
     id: str
     mark: str
     phases: Sequence[Mapping[str, Any]]
     change: str = ""
+    ends: bool = False
 
 
 class PhasesChange(NamedTuple):

@@ -294,6 +294,11 @@ class SideTables(Protocol):
         """Events that are set aside, oldest first."""
         ...
 
+    async def overdue(self, ended_ms: int, limit: int = 1_000) -> Sequence[tuple[ObjectName, str]]:
+        """The subscriptions that bill by the mirror, and whose period was over at an instant, each with its customer.
+        Those whose period ended last come first."""
+        ...
+
     async def ignored(self, canary: str = "", limit: int = 10_000) -> Mapping[str, int]:
         """How many events named no object that the mirror copies, by type, without those of the customer `canary`;
         `limit` of all are counted."""

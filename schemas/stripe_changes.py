@@ -64,13 +64,13 @@ class Charges(NamedTuple):
 
 
 class StripeInvoice(NamedTuple):
-    """An invoice at Stripe. `pay_url`: where it is paid, "" if it is not open. `open_minor`: what is left to pay."""
+    """An invoice at Stripe. `pay_url`: where it is paid, "" if it is not open. `remaining_minor`: what is owed."""
 
     id: str
     status: str
     total_minor: int
     pay_url: str
-    open_minor: int
+    remaining_minor: int = 0
 
 
 class StripeChanges(StripeSchedules, StripeSessions, StripeTrials, Protocol):

@@ -87,13 +87,15 @@ class TrialTaken(Exception):
 
 
 class Begun(NamedTuple):
-    """A trial at Stripe. `card`: the fingerprint of its card; `email`: of its customer; each "" if there is none."""
+    """A trial at Stripe. `card`: the fingerprint of its card; `email`: of its customer; each "" if there is none.
+    `is_ending`: the customer canceled."""
 
     subscription: str
     status: str
     trial_end_ms: int | None
     card: str
     email: str = ""
+    is_ending: bool = False
 
 
 class TrialStore(Protocol):

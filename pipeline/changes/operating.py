@@ -30,6 +30,8 @@ PATIENCE_MS: Final = MINUTE_MS
 AT_ONCE: Final = 100
 # Nobody has more or less by these.
 _UNFELT: Final = frozenset({CallKind.EXPIRE_CHECKOUT, CallKind.PROMOTION, CallKind.FLUSH})
+# What the customer or the dashboard did while an operation was in flight is never undone by the operation.
+_CANCELED: Final = "was canceled meanwhile, and stays so: take the cancellation back, then ask for a new quote"
 # What is looked at before it is asked for needs no key.
 LOOKED_AT: Final = frozenset(
     {
@@ -199,6 +201,8 @@ async def _made(parts: Parts, quote: Quote, operation: Operation, call: Call, ke
     else:
         now = await stripe.subscription(subscription)
         if call.kind is CallKind.SCHEDULE:
+            if now.is_ending and not now.schedule:
+                raise CannotMove(_CANCELED)
             made = await stripe.create(subscription, key)
             if now.schedule not in ("", made.id):
                 raise CannotMove(f"has the schedule {now.schedule} of somebody else: ask for a new quote")
@@ -235,9 +239,18 @@ async def _ensured(parts: Parts, quote: Quote, operation: Operation, call: Call,
                 await stripe.release(now.schedule)
             await stripe.cancel(subscription, call.params)
     elif call.kind is CallKind.RELEASE:
-        now, pending = await stripe.subscription(subscription), quote.base.pending
-        if pending is not None and now.schedule == pending.schedule:
-            await stripe.release(now.schedule)
+        await _release(parts, quote, subscription)
+
+
+async def _release(parts: Parts, quote: Quote, subscription: str) -> None:
+    """Release the schedule that was pending at the quote, if the subscription still has that one."""
+    now, pending = await parts.stripe.subscription(subscription), quote.base.pending
+    if pending is not None and now.schedule == pending.schedule:
+        is_wanted = pending.ends or any(each.kind is CallKind.CANCEL for each in quote.decided.calls)
+        if not is_wanted and (await parts.stripe.schedule(now.schedule)).ends:
+            # A release would take the cancellation back.
+            raise CannotMove(_CANCELED)
+        await parts.stripe.release(now.schedule)
 
 
 async def _check_made(parts: Parts, invoice: str, made: str | None) -> None:
@@ -262,6 +275,8 @@ async def _plan(parts: Parts, operation: Operation, now: Subscribed, call: Call,
     change = PhasesChange(f"{operation.id}.{operation.step}", call.params.get("proration_behavior", "none"))
     if (operation.id == schedule.mark and "now" not in call.params) or change.name == schedule.change:
         return
+    if call.params["end_behavior"] == "release" and (now.is_ending or schedule.ends):
+        raise CannotMove(_CANCELED)
     second_s = parts.clock.now_ms() // SECOND_MS
     present = [each for each in schedule.phases if each["start_date"] <= second_s < each["end_date"]]
     wanted = call.params["items"]
@@ -292,8 +307,10 @@ async def _failed(parts: Parts, quote: Quote, operation: Operation, detail: str)
     if is_filling and operation.step and calls[operation.step - 1].kind is CallKind.SCHEDULE:
         with contextlib.suppress(InvalidInput, Transient):
             now = await parts.stripe.subscription(operation.subscription)
-            if now.schedule and not (await parts.stripe.schedule(now.schedule)).mark:
-                await parts.stripe.release(now.schedule)
+            schedule = await parts.stripe.schedule(now.schedule) if now.schedule else None
+            # One that somebody had end the subscription meanwhile stays: its release would take that back.
+            if schedule is not None and not schedule.mark and not schedule.ends:
+                await parts.stripe.release(schedule.id)
     _log.warning("operation %s of account %r failed: %s", operation.id, operation.account, detail)
     now_ms = parts.clock.now_ms()
     return await parts.changes.settle(operation, OperationState.FAILED, detail, "", None, now_ms)

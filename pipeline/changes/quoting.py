@@ -47,15 +47,15 @@ _log: Final = logging.getLogger(__name__)
 
 
 class _Priced(NamedTuple):
-    """What Stripe's previews say. `restarts`: the periods begin anew at the change. `open_minor`: what is open, and is
-    paid by the change."""
+    """What Stripe's previews say. `restarts`: the periods begin anew at the change. `owed_minor`: what the change pays
+    of open invoices first."""
 
     decided: Calls
     now: InvoicePreview
     following: InvoicePreview | None
     following_ms: int | None
     restarts: bool
-    open_minor: int
+    owed_minor: int
 
 
 async def make_quote(parts: Parts, account: str, request: ChangeRequest, by: str, key: str = "") -> Quote | Refusal:
@@ -119,13 +119,13 @@ async def _priced(
     parts: Parts, shop: Shop, view: SubscriptionView, wanted: Wanted, decided: Calls, now_ms: int
 ) -> _Priced:
     """Have Stripe preview the invoice of the change and the one after it."""
-    calls, preview, restarts, open_minor = [], _NOTHING, False, 0
+    calls, preview, restarts, owed = [], _NOTHING, False, 0
     for call in decided.calls:
         made = _dated(call, shop, now_ms)
         if call.kind is CallKind.PAY:
             # Nothing is paid that the quote does not have.
             found = [await parts.stripe.invoice(each) for each in await parts.stripe.open_invoices(view.id)]
-            open_minor += sum(each.open_minor for each in found)
+            owed = sum(each.remaining_minor for each in found)
             made = call._replace(params={"invoices": [each.id for each in found]})
         calls.append(made)
         if params := _preview_of(made, view, wanted, now_ms):
@@ -144,7 +144,7 @@ async def _priced(
             following_ms = anchored_period(now_ms - now_ms % SECOND_MS, wanted.interval, 1, now_ms).end_ms
         if decided.trial is not None:
             following_ms = _trial_end_ms(decided.trial, now_ms)
-    return _Priced(decided._replace(calls=tuple(calls)), preview, following, following_ms, restarts, open_minor)
+    return _Priced(decided._replace(calls=tuple(calls)), preview, following, following_ms, restarts, owed)
 
 
 def _trial_end_ms(terms: TrialTerms, now_ms: int) -> int:
@@ -232,7 +232,7 @@ def _quote(shop: Shop, view: SubscriptionView, wanted: Wanted, priced: _Priced, 
         decided=priced.decided,
         lines=preview.lines,
         total=Money(preview.total_minor, currency, exponent),
-        due_minor=preview.due_minor + priced.open_minor,
+        due_minor=preview.due_minor + priced.owed_minor,
         tax_minor=preview.tax_minor,
         drift_minor=_drift(shop, view, wanted, priced),
         subtotal_minor=preview.subtotal_minor,
@@ -299,7 +299,8 @@ def _said(shop: Shop, view: SubscriptionView, wanted: Wanted, priced: _Priced, z
         kind=ChangeKind.UNDO if decided.row in (9, 15) else wanted.kind,
         when=When.TRIAL_END if is_kept_trial else decided.when,
         plan=name,
-        due=zero._replace(minor=preview.due_minor + priced.open_minor or min(0, preview.total_minor)),
+        due=zero._replace(minor=(preview.due_minor + priced.owed_minor) or min(0, preview.total_minor)),
+        owed=zero._replace(minor=priced.owed_minor),
         tax=zero._replace(minor=preview.tax_minor),
         until_ms=None if priced.restarts else priced.following_ms,
         following=None if following is None else zero._replace(minor=following.total_minor),
@@ -308,5 +309,4 @@ def _said(shop: Shop, view: SubscriptionView, wanted: Wanted, priced: _Priced, z
         has_usage=any(item.quantity is None for item in items),
         not_refunded=decided.row == 13,
         excess=decided.excess,
-        open=zero._replace(minor=priced.open_minor),
     )

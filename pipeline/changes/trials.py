@@ -133,8 +133,11 @@ async def _canceled(parts: Parts, trial: Trial, subscription: str) -> None:
 
 
 async def _ended(parts: Parts, store: TrialStore, trial: Trial) -> None:
-    """End a trial whose card had one before: the plan is paid from now on."""
-    if (await parts.stripe.begun(trial.subscription)).status == "trialing":
+    """End a trial whose card had one before: the plan is paid from now on, unless the customer canceled."""
+    begun = await parts.stripe.begun(trial.subscription)
+    if begun.status == "trialing" and begun.is_ending:
+        await parts.stripe.cancel(trial.subscription, {})
+    elif begun.status == "trialing":
         ended = await parts.stripe.update(trial.subscription, {"trial_end": "now"}, _key(parts, trial, "end"))
         if ended is None:
             raise Transient("Stripe failed by itself: the trial is not known to have ended")

@@ -168,8 +168,12 @@ async def _scheduled(parts: Parts, versions: Versions, move: Move) -> str:
     """The id of the schedule of a move. Raises `CannotMove` or `InvalidInput` if there can be none."""
     now = await parts.stripe.subscription(move.subscription)
     if now.schedule:
-        if (await parts.stripe.schedule(now.schedule)).mark == move.mark:
+        found = await parts.stripe.schedule(now.schedule)
+        if found.mark == move.mark:
             return now.schedule
+        if found.ends:
+            # Somebody canceled by the schedule that was made and not filled. The cancellation stays.
+            raise CannotMove("is about to be canceled")
         if move.sent_ms is None or move.sent_ms <= parts.clock.now_ms() - KEY_LASTS_MS:
             raise CannotMove(_others(now.schedule))
     check_movable(now)

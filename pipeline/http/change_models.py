@@ -81,7 +81,9 @@ class QuoteAnswer(Answer):
     words: str = Field(description="The quote in English.")
     row: int = Field(description="The row of the table in docs/plan-changes.md.")
     when: Literal["now", "period_end", "trial_end"]
-    due_now: MoneyAnswer = Field(description="What is charged: the total less the balance, and what is open.")
+    due_now: MoneyAnswer = Field(
+        description="What is charged: the total less the balance of the customer, and open invoices paid first."
+    )
     total: MoneyAnswer = Field(description="The total of the invoice of the change, with tax.")
     tax: MoneyAnswer
     next: NextInvoiceAnswer | None = Field(description="Null if there is none.")

@@ -28,6 +28,7 @@ from pipeline.roles.base import relaying, run_processor, runner_settings
 from pipeline.runner.runner import Runner
 from pipeline.settings import Settings
 from pipeline.webhooks.binding_outbox import BindingOutbox, OutboxStatus
+from pipeline.webhooks.overdue import append_overdue
 from pipeline.webhooks.processor import BILLING_GROUP, BillingEventProcessor, ProcessorStatus
 from pipeline.webhooks.recovery import Recovery
 from pipeline.webhooks.set_aside import append_set_aside
@@ -109,9 +110,11 @@ async def run_mirror(settings: Settings) -> None:
             def owned() -> set[int]:
                 return {0} & set(runner.assigned(BILLING_EVENTS_TOPIC))
 
-            recovery = Recovery(
-                walker, canary, base.clock, lambda: bool(owned()), lambda: append_set_aside(base.log, tables)
-            )
+            async def again() -> int:
+                overdue = await append_overdue(base.log, tables, base.clock)
+                return overdue + await append_set_aside(base.log, tables)
+
+            recovery = Recovery(walker, canary, base.clock, lambda: bool(owned()), again)
             recoveries.append(recovery)
 
             def failed() -> None:

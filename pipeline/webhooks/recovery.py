@@ -35,7 +35,7 @@ class Recovery:
         is_owner: Callable[[], bool],
         retry: Callable[[], Awaitable[int]],
     ) -> None:
-        """`retry` has the events processed again that were set aside, and returns how many."""
+        """`retry` has processed again what was set aside, and what is overdue; it returns how many."""
         self._walker = walker
         self._canary = canary
         self._clock = clock
@@ -137,10 +137,12 @@ class Recovery:
         try:
             appended = await self._retry()
         except Transient as error:
-            _log.error("the events that are set aside cannot be read again: %s", error)
+            _log.error("what is set aside or overdue cannot be read again: %s", error)
             return
         if appended:
-            _log.warning("%d events that were set aside are read again", appended)
+            _log.warning(
+                "%d events that were set aside, or subscriptions whose period is over, are read again", appended
+            )
 
     def _now_s(self) -> int:
         return self._clock.now_ms() // SECOND_MS

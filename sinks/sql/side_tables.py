@@ -56,6 +56,8 @@ from sinks.sql.unfinalized import SqlUnfinalized
 
 Answer = TypeVar("Answer")
 
+# Stripe begins the next period of these when one is over.
+BILLING: Final = ("active", "trialing", "past_due")
 # Made once, because it runs very often. The texts are in it because PostgreSQL finds the partial index only then.
 _HEARD_MS: Final = select(func.max(processed_events.c.processed_ms)).where(
     processed_events.c.type == literal_column("'customer.updated'"),
@@ -251,6 +253,19 @@ class SqlSideTables(ABC):
         )
         wanted = select(held.c.customer_id, period_end_ms.scalar_subquery(), finalizes_ms.scalar_subquery())
         return await self._run(lambda connection: [HeldCustomer(*row) for row in connection.execute(wanted).all()])
+
+    async def overdue(self, ended_ms: int, limit: int = 1_000) -> Sequence[tuple[ObjectName, str]]:
+        each, items = mirror["subscriptions"].c, mirror["subscription_items"].c
+        period = select(items.subscription_id, func.max(items.period_end_ms).label("end_ms"))
+        ended = period.group_by(items.subscription_id).subquery()
+        wanted = select(each.id, each.customer_id).join(ended, ended.c.subscription_id == each.id)
+        wanted = wanted.where(ended.c.end_ms < ended_ms, each.deleted == 0, each.ended_ms.is_(None))
+        wanted = wanted.where(each.status.in_(BILLING)).order_by(ended.c.end_ms.desc(), each.id).limit(limit)
+        return await self._run(
+            lambda connection: [
+                (ObjectName(ObjectKind.SUBSCRIPTION, name), of) for name, of in connection.execute(wanted)
+            ]
+        )
 
     async def ignored(self, canary: str = "", limit: int = 10_000) -> Mapping[str, int]:
         found = processed_events.c

@@ -164,8 +164,8 @@ def _subscription(body: Mapping[str, Any]) -> StripeSubscription:
 
 def _invoice(body: Mapping[str, Any]) -> StripeInvoice:
     pay_url = str(body["hosted_invoice_url"] or "") if body["status"] == "open" else ""
-    amounts = int(body["total"]), int(body["amount_remaining"])
-    return StripeInvoice(str(body["id"]), str(body["status"]), amounts[0], pay_url, amounts[1])
+    remaining = int(body["amount_remaining"])
+    return StripeInvoice(str(body["id"]), str(body["status"]), int(body["total"]), pay_url, remaining)
 
 
 def _preview(body: Mapping[str, Any]) -> InvoicePreview:

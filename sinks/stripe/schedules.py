@@ -82,8 +82,9 @@ class StripeClientSchedules(StripeClientObjects):
 def _schedule(body: Mapping[str, Any]) -> StripeSchedule:
     notes = body["metadata"] or {}
     return StripeSchedule(
-        str(body["id"]), str(notes.get(MARK_KEY, "")), list(body["phases"]), str(notes.get(CHANGE_KEY, ""))
-    )
+        str(body["id"]), str(notes.get(MARK_KEY, "")), list(body["phases"]), str(notes.get(CHANGE_KEY, "")),
+        body["end_behavior"] == "cancel",
+    )  # fmt: skip
 
 
 def _id(value: Any) -> str:

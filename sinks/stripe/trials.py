@@ -66,8 +66,9 @@ class StripeClientTrials(StripeClientSessions):
             card = await self._fingerprint(body["default_payment_method"])
         end_s = body.get("trial_end")
         return Begun(
-            str(body["id"]), str(body["status"]), None if end_s is None else int(end_s) * SECOND_MS, card, email
-        )
+            str(body["id"]), str(body["status"]), None if end_s is None else int(end_s) * SECOND_MS, card, email,
+            body["cancel_at"] is not None or bool(body["cancel_at_period_end"]),
+        )  # fmt: skip
 
     async def _fingerprint(self, method: Any) -> str:
         if not method:

@@ -336,6 +336,19 @@ async def test_what_stripe_says_at_the_call_counts(world: World) -> None:
     assert ("given_up", "is about to be canceled") == (last.state.value, last.detail)
 
 
+async def test_a_cancellation_between_two_calls_is_kept(world: World) -> None:
+    """The process ended when the schedule was made and not filled; then somebody had the schedule end it."""
+    await moved_world(world)
+    with pytest.raises(Ends):
+        await world.migrate(world.parts([3], after=True))
+    (made,) = await world.schedules()
+    await world.sdk("v1.subscription_schedules.update", made["id"], {"end_behavior": "cancel"})
+    ends, told = await world.migrate()
+
+    assert ({"not movable": 1}, True) == (ends, told[0].endswith("is about to be canceled"))
+    assert [("active", "cancel")] == [(each["status"], each["end_behavior"]) for each in await world.schedules()]
+
+
 async def test_a_schedule_that_cannot_be_filled_is_released(world: World) -> None:
     await moved_world(world)
     (price,) = [await world.price("tm.team.v2.seat.month.usd")]

@@ -18,7 +18,9 @@ from tests.simulation.mutant import Mutant
 HISTORIES_MAX: Final = 300
 
 
-def _one_second_less(original: Any) -> Any:
+def one_second_less(original: Any) -> Any:
+    """Charge from a second later on."""
+
     def charged(debit: Any, at: int, sign: int) -> Any:
         return original(debit, at + (sign > 0), sign)._replace(period=original(debit, at, sign).period)
 
@@ -46,7 +48,7 @@ def _a_day_late(original: Any) -> Any:
 
 
 MUTANTS: Final = (
-    Mutant("a proration is a second short", proration, "_proration", _one_second_less),
+    Mutant("a proration is a second short", proration, "_proration", one_second_less),
     Mutant(
         "the period after a pause is billed twice", subscription_changes, "commit_when_paid",
         lambda made: lambda mode, body, change, **how: made(mode, body, change._replace(lines=change.lines * 2), **how),

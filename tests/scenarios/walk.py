@@ -171,7 +171,7 @@ class Walk:
         """What may be done now, as often as it is likely."""
         sub, oracle = person.oracle.live, person.oracle
         if sub is None:
-            return ["sign up"] * 12 + ["cancel", "undo"] + ["break"] * bool(oracle.works)
+            return ["sign up"] * 9 + ["try"] * 4 + ["cancel", "undo"] + ["break"] * bool(oracle.works)
         later = ["down", "cancel", "undo", "nothing", "shorter"] + ["currency"] * (not sub.update)
         drafts = any(bill.status == "draft" and bill.final_at for bill in oracle.bills)
         if drafts or sub.end - at < 2 * HOUR_S or (not oracle.works and sub.end - at < 26 * HOUR_S):
@@ -179,8 +179,14 @@ class Walk:
         more = ["up"] * 4 + ["longer"] * 2 + ["seats down"] * 2 + ["down"] * 2 + ["undo"] * (3 * bool(sub.pending))
         # A schedule knows no change that waits for its payment.
         more += ["seats up"] * (3 * (oracle.works or not isinstance(sub.pending, Terms)))
-        can_add = oracle.works and sub.status == "active" and not sub.pending and has_seats(sub.terms.plan)
-        return [*later, *more, *["extra"] * (2 * can_add), *["break"] * (3 * oracle.works)]
+        return [*later, *more, *["extra"] * (2 * self._can_add(oracle)), *["break"] * (3 * oracle.works)]
+
+    def _can_add(self, oracle: Account) -> bool:
+        """Whether an add-on can be bought in the dashboard and is paid at once."""
+        sub, drafts = oracle.live, any(bill.status == "draft" for bill in oracle.bills)
+        if sub is None or drafts or sub.end - self._now() < 2 * HOUR_S:
+            return False
+        return oracle.works and sub.status == "active" and not (sub.pending or sub.update) and has_seats(sub.terms.plan)
 
     def _wish(self, person: Person, kind: str) -> Wish:
         """What is asked for, to the letter."""
@@ -188,10 +194,10 @@ class Walk:
         if kind in ("cancel", "undo"):
             return Wish(kind)
         if sub is None:
-            plan = draw.choice(PLANS)
+            plan = model.TRIED if kind == "try" else draw.choice(PLANS)
             interval = draw.choice(("month", "month", "month", "year"))
             seats = draw.randrange(1, 6) if has_seats(plan) else 0
-            return Wish("plan", plan, interval, seats, currency=person.oracle.currency)
+            return Wish("trial" if kind == "try" else "plan", plan, interval, seats, currency=person.oracle.currency)
         now = sub.terms
         place = PLANS.index(now.plan)
         seats = draw.randrange(1, 6)
@@ -212,6 +218,8 @@ class Walk:
         if not has_seats(plan):
             return Wish("plan", plan)
         named = seats if not has_seats(now.plan) or draw.random() < 0.3 else 0
+        if plan == now.plan:
+            named = min(named, now.seats)
         used = draw.randrange(1, (named or now.seats) + 1 + (draw.random() < 0.15))
         return Wish("plan", plan, seats=named, used=used)
 
@@ -221,6 +229,10 @@ class Walk:
         expected = oracle.judged(wish)
         self._note(person, f"asks {_words(wish)}, expecting {expected}")
         found = await self.world.quote_of(person.name, _request(wish))
+        if isinstance(found, Quote) and expected == frozenset({"trial_used"}):
+            # The keys of a trial are taken, or are another trial's, when the quote is accepted.
+            refused = await self.world.accept(person.name, found.id)
+            found = refused if isinstance(refused, Refusal) else found
         if isinstance(found, Refusal) or not isinstance(expected, int):
             code = str(found.code) if isinstance(found, Refusal) else f"a quote of row {found.decided.row}"
             if isinstance(expected, int) or code not in expected:
@@ -248,6 +260,8 @@ class Walk:
         oracle = person.oracle
         if at > quoted:
             self._later(number)
+            if self._can_add(oracle) and person.draw.random() < 0.15:
+                await self._extra(person, at)
         found = await self.world.accept(person.name, quote.id)
         refusal = "quote_expired" if at - quoted >= LIFE_S else "changed" if base != _base(oracle) else ""
         self._note(person, f"accepts it, row {row}{', expecting ' + refusal if refusal else ''}")
@@ -256,8 +270,8 @@ class Walk:
             self.count[f"refused {refusal}"] += 1
             return
         kept, operation = found
+        fails = oracle.fails(wish, row)
         bill = oracle.take(wish, row, quoted, at)
-        fails = oracle.live is None
         self._same(person, "operation", operation.state, OperationState.FAILED if fails else OperationState.DONE)
         self._same(person, "charge", kept.charged_minor, bill.total if bill else None)
         self._same(person, "differing", kept.is_differing, False)
@@ -398,7 +412,7 @@ class Walk:
         found, wanted = await self.world.access(person.name), person.oracle.gives(now_ms // 1_000)
         self._same(person, "access", (found.pos, found.calls, found.locations), wanted[1:])
         self.count[f"access {wanted.why}"] += 1
-        if wanted.pos or wanted.why in ("grace",):
+        if wanted.pos or wanted.why == "grace":
             self._same(
                 person,
                 "reason",

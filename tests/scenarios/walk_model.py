@@ -21,6 +21,10 @@ RETRY_DAYS: Final = (1, 3, 5, 7, 9, 11, 13, 14)
 # The smallest charge in dollars and yen, in minor units. Less than that is kept on the balance.
 CHARGE_MIN: Final = 50
 UNLIMITED: Final = -1
+# The one plan that can be tried, for how long, and its calls meanwhile.
+TRIED: Final = "professional"
+TRIAL_S: Final = 14 * DAY_S
+TRIAL_CALLS: Final = 5_000
 MONTHS: Final = {"month": 1, "year": 12}
 NAMED: Final = {1: "month", 12: "year"}
 
@@ -68,7 +72,7 @@ EXTRA_CALLS: Final = 10_000
 
 
 class Gives(NamedTuple):
-    """What an account may do: the flag, the limit and the seats, and why: `plan`, `grace`, `fallback` or `none`."""
+    """What an account may do: the flag, the limit and the seats. `why`: plan, trial, grace, fallback or none."""
 
     why: str
     pos: bool
@@ -108,7 +112,7 @@ def has_seats(plan: str) -> bool:
 
 
 class Wish(NamedTuple):
-    """What an account asks for. `kind`: plan, cancel or undo. `seats` 0: as they are. `used`: locations in use."""
+    """What an account asks for. `kind`: plan, trial, cancel or undo. `seats` 0: as they are. `used`: in use."""
 
     kind: str
     plan: str = ""
@@ -208,6 +212,7 @@ class Subscription:
     update: Update | None = None
     case: Case | None = None
     spans: dict[str, list[Span]] = field(default_factory=dict)
+    trial_end: int = 0
 
     @property
     def start(self) -> int:
@@ -215,7 +220,7 @@ class Subscription:
 
     @property
     def end(self) -> int:
-        return months_later(self.anchor, (self.periods + 1) * MONTHS[self.terms.interval])
+        return self.trial_end or months_later(self.anchor, (self.periods + 1) * MONTHS[self.terms.interval])
 
     def is_reduced(self, at: int) -> bool:
         """Whether more is paid for than is held, because seats were given up without a credit."""
@@ -232,7 +237,7 @@ class Subscription:
 
     def begin(self, at: int, terms: Terms) -> list[int]:
         """A new period from now on; returns the charges."""
-        self.terms, self.anchor, self.periods = terms, at, 0
+        self.terms, self.anchor, self.periods, self.trial_end = terms, at, 0, 0
         return self.charge(self.terms.items(self.currency), at)
 
     def charge(self, items: Mapping[str, tuple[int, int]], at: int) -> list[int]:
@@ -269,6 +274,7 @@ class Account:
     currency: str
     works: bool = True
     balance: int = 0
+    has_tried: bool = False
     bills: list[Bill] = field(default_factory=list)
     subscriptions: list[Subscription] = field(default_factory=list)
 
@@ -292,13 +298,17 @@ class Account:
         sub = self.live
         if sub is None:
             codes = {"undo": {"nothing_pending", "no_subscription"}, "cancel": {"no_subscription"}}
-            return frozenset(codes[wish.kind]) if wish.kind in codes else 2
+            if wish.kind in codes:
+                return frozenset(codes[wish.kind])
+            return 2 if wish.kind == "plan" else frozenset({"trial_used"}) if self.has_tried else 3
         if sub.update:
             return frozenset({"update_pending"})
         if wish.kind == "undo":
             return 15 if isinstance(sub.pending, Ends) else 9 if sub.pending else frozenset({"nothing_pending"})
         if wish.kind == "cancel":
             return frozenset({"nothing_changes", "cancel_pending"}) if isinstance(sub.pending, Ends) else 14
+        if wish.kind == "trial":
+            return frozenset({"trial_used"})
         codes_ = self._refusals(sub, wish)
         return frozenset(codes_) if codes_ else self._row(sub, self.wanted(wish))
 
@@ -309,16 +319,18 @@ class Account:
         only_seats = wanted != now and wanted == now._replace(seats=wanted.seats)
         if isinstance(sub.pending, Ends) and (sub.pending.by_schedule or not only_seats):
             codes.add("cancel_pending")
-        if sub.status != "active" and _is_more(now, wanted):
+        if sub.status in ("past_due", "unpaid") and _is_more(now, wanted):
             codes.add("pay_first")
         if has_seats(wanted.plan) and wish.used > wanted.seats:
             codes.add("over_limit")
-        if wanted == now and not sub.pending:
+        if wanted == now and not sub.pending and not sub.trial_end:
             codes.add("nothing_changes")
         return codes
 
     def _row(self, sub: Subscription, wanted: Terms) -> int:
         now, is_pending = sub.terms, isinstance(sub.pending, Terms)
+        if sub.trial_end:
+            return 4 if wanted == now else 5
         if wanted == now:
             return 9
         if wanted.plan == now.plan and wanted.interval == now.interval:
@@ -330,9 +342,14 @@ class Account:
     def take(self, wish: Wish, row: int, quoted: int, at: int) -> Bill | None:
         """Carry a wish out that was quoted and is accepted at these seconds. Returns the invoice."""
         sub, wanted = self.live, self.wanted(wish)
+        is_paid = self.works or wanted.total(self.currency) + self.balance < CHARGE_MIN
         if sub is None:
-            is_paid = self.works or wanted.total(self.currency) + self.balance < CHARGE_MIN
-            return self._sign_up(wanted, at) if is_paid else None
+            return self._sign_up(wanted, at, is_trial=row == 3) if is_paid or row == 3 else None
+        if row == 5 and wanted.plan == TRIED:
+            sub.terms = wanted
+            return None
+        if row in (4, 5):
+            return self._end_trial(sub, wanted, at) if is_paid else None
         if row in (9, 14, 15):
             sub.pending = Ends(isinstance(sub.pending, Terms)) if row == 14 else None
             return None
@@ -371,10 +388,26 @@ class Account:
         terms = sub.terms._replace(extra=quantity)
         return self._update(sub, Update(terms, at, Bill(0, at, "update", ()), restarts=False))
 
-    def _sign_up(self, terms: Terms, at: int) -> Bill:
+    def fails(self, wish: Wish, row: int) -> bool:
+        """Whether nothing is made, because the card does not pay what must be paid first."""
+        wanted = self.wanted(wish)
+        if row not in (2, 4, 5) or (row == 5 and wanted.plan == TRIED):
+            return False
+        return not self.works and wanted.total(self.currency) + self.balance >= CHARGE_MIN
+
+    def _sign_up(self, terms: Terms, at: int, *, is_trial: bool) -> Bill:
         sub = Subscription(len(self.subscriptions), terms, self.currency, at)
         self.subscriptions.append(sub)
-        bill = Bill(sub.number, at, "create", tuple(sub.begin(at, terms)))
+        if is_trial:
+            sub.status, sub.trial_end, self.has_tried = "trialing", at + TRIAL_S, True
+        lines = [0] if is_trial else sub.begin(at, terms)
+        return self._billed(Bill(sub.number, at, "create", tuple(lines)), at)
+
+    def _end_trial(self, sub: Subscription, terms: Terms, at: int) -> Bill:
+        sub.status = "active"
+        return self._billed(Bill(sub.number, at, "update", tuple(sub.begin(at, terms))), at)
+
+    def _billed(self, bill: Bill, at: int) -> Bill:
         self.bills.append(bill)
         self._finalize(bill, at)
         return bill
@@ -418,6 +451,9 @@ class Account:
     def give_up(self) -> list[Bill]:
         """End the subscription now without proration, and void what is open."""
         assert self.live
+        if self.live.case and not self.live.case.outcome:
+            # Nobody asks for the money any more.
+            self.live.case.outcome = "written_off"
         self._end(self.live)
         found = [bill for bill in self.bills if bill.status == "open"]
         for bill in found:
@@ -474,7 +510,10 @@ class Account:
             self._end(sub)
             return
         terms, sub.pending = sub.pending or sub.terms, None
-        if terms.interval == sub.terms.interval:
+        if sub.trial_end:
+            sub.status = "active"
+            lines = sub.begin(at, terms)
+        elif terms.interval == sub.terms.interval:
             sub.terms, sub.periods = terms, sub.periods + 1
             lines = sub.charge(terms.items(sub.currency), at)
         else:
@@ -529,7 +568,8 @@ class Account:
         if sub.update and sub.update.bill is bill:
             self._apply(sub)
             return
-        if bill is [each for each in self.bills if each.number == sub.number][-1] and sub.status != "canceled":
+        is_latest = bill is [each for each in self.bills if each.number == sub.number][-1]
+        if is_latest and sub.status in ("past_due", "unpaid"):
             sub.status = "active"
         if sub.case and not self._owed(sub):
             sub.case.is_paid, sub.case.outcome = True, sub.case.outcome or "recovered"
@@ -551,6 +591,8 @@ class Account:
             why = "grace"
         plan = PLANS[sub.terms.plan]
         seats = sub.terms.seats if has_seats(sub.terms.plan) else UNLIMITED
+        if sub.trial_end:
+            return Gives("trial", plan.pos, TRIAL_CALLS, seats)
         return Gives(why, plan.pos, plan.calls + EXTRA_CALLS * sub.terms.extra, seats)
 
 

@@ -12,6 +12,7 @@ from sqlalchemy import Connection, select
 
 from pipeline.changes.operating import accept
 from pipeline.changes.quoting import make_quote
+from pipeline.changes.trials import follow
 from schemas.entitlements import UNLIMITED
 from schemas.plan_changes import ChangeRequest, Operation, Quote, Refusal
 from sinks.sql.tables import mirror
@@ -53,6 +54,7 @@ plans:
         month: {usd: "99.00", jpy: "14900"}
         year: {usd: "1048.00", jpy: "150007"}
     grants: {locations: quantity, pos: true, api_calls: 50000}
+    trial: {family: paid, days: 14, once_per: [account], grants: {api_calls: 5000}}
     over_limit: {locations: block_downgrade}
   scale:
     version: 1
@@ -72,7 +74,8 @@ dunning: {fallback_plan: limited}
 BAD_CARD: Final = "pm_card_chargeCustomerFail"
 REASONS: Final = {
     "included": "plan", "within_limit": "plan", "unlimited": "plan", "payment_failed_grace": "grace",
-    "not_in_plan": "none", "no_account": "none", "downgraded_unpaid": "fallback",
+    "trial": "trial", "not_in_plan": "none", "trial_over": "none", "no_account": "none",
+    "downgraded_unpaid": "fallback",
 }  # fmt: skip
 
 
@@ -129,6 +132,7 @@ class WalkWorld(Changing):
         while await self.renewal.turn():
             pass
         await self.checks.refresh()
+        await follow(self.parts(), self.sql.trials)
 
     def happened_to(self) -> set[str]:
         """The customers of the events that the product has not heard of yet."""

@@ -287,4 +287,4 @@ async def test_the_quote_for_a_plan_after_a_pause_has_what_is_open() -> None:
     assert (quote.due_minor, quote.total.minor) == (44900, 30000)
     assert business.charges() == [(14900, "succeeded"), (30000, "succeeded")]
     assert quote.words.startswith("You will be charged $449.00 today")
-    assert "$149.00 of that pays what is open." in quote.words
+    assert "$149.00 of that pays your open invoices." in quote.words

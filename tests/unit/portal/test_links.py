@@ -69,7 +69,7 @@ def test_a_link_ends_with_a_second_and_keeps_a_path_of_the_proxy() -> None:
 
     made = page_link(given, (SECRET, "o" * 32), "a/b é", 60, NOW_MS)
 
-    address, token = re.fullmatch(r"(.*)/page/([^/]+)/", made.url).groups()  # type: ignore[union-attr]  # it must match
+    address, _, token = made.url.rstrip("/").rpartition("/page/")
     assert (address, made.expires_ms) == ("https://example.com/billing", 1_800_000_060_000)
     assert account_of(token, (SECRET,), made.expires_ms - 1) == "a/b é"
     assert account_of(token, (SECRET,), made.expires_ms) is None
