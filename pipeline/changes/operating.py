@@ -330,6 +330,9 @@ async def _finished(parts: Parts, quote: Quote, operation: Operation) -> Operati
                 detail = f"waits for the payment of the invoice: {invoice.pay_url}"
     except Transient as error:
         raise _NoAnswer(str(error)) from error
+    except InvalidInput as error:
+        # All calls were made, so the change has not failed.
+        _log.error("the invoice of operation %s cannot be compared with its quote: %s", operation.id, error)
     if charged is not None and quote._replace(charged_minor=charged).is_differing:
         _log.error("quote %s says %d, invoice %s is %d", quote.id, quote.total.minor, identifier, charged)
     now_ms = parts.clock.now_ms()

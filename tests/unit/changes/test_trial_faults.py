@@ -10,7 +10,7 @@ import pytest
 from pipeline.changes.operating import accept
 from pipeline.changes.trials import LOOK_AGAIN_MS, follow
 from schemas.clock import DAY_MS
-from schemas.errors import Transient
+from schemas.errors import InvalidInput, Transient
 from schemas.plan_changes import ChangeKind, Operation, OperationState, Refusal, RefusalCode
 from schemas.trials import TrialState
 from tests.worlds.changing import ACME, BACK, CARDS, Changing
@@ -190,3 +190,19 @@ async def test_a_card_that_is_stored_within_a_trial_that_ends_is_not_charged() -
 
     assert (business.at_stripe()["status"], sum(business.invoices())) == ("canceled", 0)
     assert await states(business) == [TrialState.EXPIRED]
+
+
+async def test_a_trial_whose_invoice_cannot_be_read_has_begun(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All calls were made: the operation has not failed, and the keys are not given back."""
+    business = await opened(card="pm_card_visa")
+    quote = await business.quoted("pro", ChangeKind.TRIAL)
+
+    async def fails(*_: object) -> None:
+        raise InvalidInput("stripe", "no such invoice")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(business.client, "invoice", fails)
+        assert (await business.accepted(quote))[1].state is OperationState.DONE
+    await heard(business)
+
+    assert await states(business) == [TrialState.RUNNING]
