@@ -108,7 +108,7 @@ def _paying(found: Collecting) -> Wish | None:
     new = [card for card in (found.own_card, found.customer_card) if card and card not in known]
     if not new or not found.invoices:
         return None
-    card, pay = new[0], (Call(CallKind.PAY),)
+    card, pay = new[0], (Call(CallKind.PAY, {"invoices": list(found.invoices)}),)
     is_other = found.own_card not in ("", card)
     set_card = (Call(CallKind.UPDATE, {"default_payment_method": card}),) if is_other else ()
     return Wish(f"pay {card}", "The new payment method pays what is open.", set_card + pay, card)

@@ -140,7 +140,7 @@ def _incomplete(now: SubscriptionView, wanted: Wanted) -> Calls | Refusal:
     again = _first(now._replace(status="", id=""), wanted)
     if isinstance(again, Refusal):
         return again._replace(row=19)
-    return Calls(19, When.NOW, (Call(CallKind.CANCEL), *again.calls), again.excess)
+    return again._replace(row=19, calls=(Call(CallKind.CANCEL), *again.calls))
 
 
 def _paused(now: SubscriptionView, wanted: Wanted) -> Calls | Refusal:
@@ -148,6 +148,9 @@ def _paused(now: SubscriptionView, wanted: Wanted) -> Calls | Refusal:
     paid yet, so another plan follows at once, higher or lower: it is in the first invoice."""
     if wanted.kind is ChangeKind.UNDO:
         return _refused(18, RefusalCode.NOTHING_PENDING, "account", "no change is pending: nothing is to be taken back")
+    if wanted.kind is ChangeKind.TRIAL:
+        message = "a trial is for an account without a subscription, and this one is paused: ask for the plan itself"
+        return _refused(18, RefusalCode.TRIAL_USED, "trial", message)
     if wanted.kind is ChangeKind.CANCEL:
         return Calls(18, When.NOW, (Call(CallKind.CANCEL),))
     if wanted.currency != now.currency:

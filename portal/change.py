@@ -220,6 +220,8 @@ def outcome_words(quote: Quote, operation: Operation | None, now_ms: int) -> tup
         return "", f"The change was not made: {operation.detail}. Nothing more is tried."
     if operation.state is OperationState.DONE and operation.session:
         return "What you did at Stripe shows here within seconds.", ""
+    if operation.state is OperationState.DONE and operation.detail:
+        return "", f"The change was not paid when you confirmed it: it {operation.detail}"
     if operation.state is OperationState.DONE:
         when = "" if quote.accepted_ms is None else f" on {date_text(quote.accepted_ms, now_ms)}"
         return f"Confirmed{when}. The offer was: {quote.words}", ""

@@ -131,9 +131,9 @@ async def _answered(served: Served, request: Request, run: Callable[[_Asked], Aw
         )
     except Exception:  # noqa: BLE001  # for any error the customer gets a page
         _log.exception("the customer's page failed")
-        return _said(
-            served, request, 500, "Not available", "Something went wrong here. Nothing was changed by this page."
-        )
+        # A change may have been made before the error.
+        text = "Something went wrong here. Open your page again to see what holds now."
+        return _said(served, request, 500, "Not available", text)
 
 
 async def _not_there(served: Served, request: Request) -> Response:

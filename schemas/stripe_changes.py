@@ -130,5 +130,6 @@ class StripeChanges(StripeSchedules, StripeSessions, StripeTrials, Protocol):
         ...
 
     async def carried_out(self, key: str, since_ms: int, until_ms: int) -> str | None:
-        """The id of the object of the first event that a call with this key caused; None if no event names the key."""
+        """The id of the subscription or schedule that a call with this key changed; None if no event of one names the
+        key."""
         ...

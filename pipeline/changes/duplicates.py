@@ -38,6 +38,9 @@ async def _tried(parts: Parts, store: DuplicateStore, duplicate: Duplicate, *, i
         await _healed(parts, store, duplicate, is_noted=is_noted)
     except TidemarkError as error:
         _log.warning("second subscription %s waits: %s", duplicate.subscription, error)
+    # Such as a row that an older program cannot read. There are other customers.
+    except Exception:  # noqa: BLE001
+        _log.exception("second subscription %s cannot be handled; it is tried again later", duplicate.subscription)
 
 
 async def _healed(parts: Parts, store: DuplicateStore, duplicate: Duplicate, *, is_noted: bool) -> None:

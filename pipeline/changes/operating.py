@@ -96,7 +96,10 @@ async def carry_on(parts: Parts, operation: Operation) -> Operation:
         try:
             operation = await (_finished(parts, quote, operation) if is_over else _stepped(parts, quote, operation))
         except (CannotMove, InvalidInput) as error:
-            return await _failed(parts, quote, operation, str(error))
+            failed = await _failed(parts, quote, operation, str(error))
+            if failed.step == operation.step:
+                return failed
+            operation = failed
         except _NoAnswer as error:
             _log.warning("operation %s waits: %s", operation.id, error)
             return await parts.changes.operation(quote.id) or operation
@@ -167,7 +170,7 @@ async def _stepped(parts: Parts, quote: Quote, operation: Operation) -> Operatio
 
 
 async def _event_of(parts: Parts, operation: Operation, key: str) -> str | None:
-    """The object of the first event that a call caused, if Stripe made the call."""
+    """The subscription or schedule that a call changed, if Stripe made the call."""
     now_ms = parts.clock.now_ms()
     try:
         return await parts.stripe.carried_out(key, operation.sent_ms or now_ms, now_ms)
@@ -197,7 +200,11 @@ async def _made(parts: Parts, quote: Quote, operation: Operation, call: Call, ke
     """
     stripe, subscription = parts.stripe, operation.subscription
     if call.kind in LOOKED_AT:
-        await _ensured(parts, quote, operation, call, key)
+        try:
+            await _ensured(parts, quote, operation, call, key)
+        except InvalidInput:
+            # Another process, or a person, has made it so since this one looked; or Stripe refuses the same again.
+            await _ensured(parts, quote, operation, call, key)
         return subscription
     if call.kind is CallKind.CREATE:
         return await stripe.subscribe({**call.params, "metadata": marks(operation)}, key)
@@ -232,22 +239,49 @@ async def _ensured(parts: Parts, quote: Quote, operation: Operation, call: Call,
         await parts.flush(operation.account)
     elif call.kind is CallKind.PAY:
         for invoice in await stripe.open_invoices(subscription):
-            await stripe.pay(invoice, f"{key} {invoice}")
+            # A case of dunning names its invoices: others may have been written off.
+            if invoice in call.params.get("invoices", (invoice,)):
+                await _check_made(parts, invoice, await stripe.pay(invoice, f"{key} {invoice}"))
     elif call.kind is CallKind.GIVE_UP:
         for invoice in call.params["invoices"]:
             if (await stripe.invoice(invoice)).status == "open":
-                await stripe.close_invoice(invoice, call.params["how"], f"{key} {invoice}")
+                made = await stripe.close_invoice(invoice, call.params["how"], f"{key} {invoice}")
+                await _check_made(parts, invoice, made)
     elif call.kind is CallKind.CANCEL:
-        if (await stripe.subscription(subscription)).status not in ("canceled", "incomplete_expired"):
+        now = await stripe.subscription(subscription)
+        if now.status not in ("canceled", "incomplete_expired"):
+            await _check_unpaid(parts, quote)
+            if now.schedule:
+                # Stripe refuses to cancel a subscription that a schedule has.
+                await stripe.release(now.schedule)
             await stripe.cancel(subscription, call.params)
     elif call.kind is CallKind.RELEASE:
-        now, pending = await stripe.subscription(subscription), quote.base.pending
-        if pending is not None and now.schedule == pending.schedule:
-            is_wanted = pending.ends or any(each.kind is CallKind.CANCEL for each in quote.decided.calls)
-            if not is_wanted and (await stripe.schedule(now.schedule)).ends:
-                # A release would take the cancellation back.
-                raise CannotMove(_CANCELED)
-            await stripe.release(now.schedule)
+        await _release(parts, quote, subscription)
+
+
+async def _release(parts: Parts, quote: Quote, subscription: str) -> None:
+    """Release the schedule that was pending at the quote, if the subscription still has that one."""
+    now, pending = await parts.stripe.subscription(subscription), quote.base.pending
+    if pending is not None and now.schedule == pending.schedule:
+        is_wanted = pending.ends or any(each.kind is CallKind.CANCEL for each in quote.decided.calls)
+        if not is_wanted and (await parts.stripe.schedule(now.schedule)).ends:
+            # A release would take the cancellation back.
+            raise CannotMove(_CANCELED)
+        await parts.stripe.release(now.schedule)
+
+
+async def _check_made(parts: Parts, invoice: str, made: str | None) -> None:
+    """Raise `InvalidInput` if Stripe stored that it failed by itself, and the invoice is as open as before."""
+    if made is None and (await parts.stripe.invoice(invoice)).status == "open":
+        raise InvalidInput("invoice", f"Stripe failed by itself, and {invoice} is open as before")
+
+
+async def _check_unpaid(parts: Parts, quote: Quote) -> None:
+    """Raise `CannotMove` if somebody has paid what a change gives up: the plan stays then. It may have waited long."""
+    for call in quote.decided.calls:
+        for invoice in call.params["invoices"] if call.kind is CallKind.GIVE_UP else ():
+            if (await parts.stripe.invoice(invoice)).status == "paid":
+                raise CannotMove(f"was paid meanwhile: invoice {invoice}")
 
 
 async def _plan(parts: Parts, operation: Operation, now: Subscribed, call: Call, key: str) -> None:
@@ -276,8 +310,12 @@ async def _plan(parts: Parts, operation: Operation, now: Subscribed, call: Call,
 
 
 async def _failed(parts: Parts, quote: Quote, operation: Operation, detail: str) -> Operation:
-    """Note that an operation failed. A schedule that it made and could not fill would stand in everybody's way."""
-    operation = await parts.changes.operation(quote.id) or operation
+    """Note that an operation failed, unless another process went on with it meanwhile: who is behind is told what that
+    one has done. A schedule that it made and could not fill would stand in everybody's way."""
+    noted = await parts.changes.operation(quote.id) or operation
+    if noted.step != operation.step:
+        return noted
+    operation = noted
     calls = quote.decided.calls
     felt = sum(call.kind not in _UNFELT for call in calls[: operation.step])
     if felt:

@@ -200,7 +200,11 @@ def _following(view: SubscriptionView, wanted: Wanted, decided: Calls) -> Mappin
     would come into a preview of the subscription, the items are previewed as those of a new one."""
     items = wanted.items if wanted.kind is not ChangeKind.UNDO else None
     is_simple = view.id and not view.pending and decided.when is When.NOW and items is not None
-    if is_simple and view.status not in (*ENDED, "paused") and len({item.interval for item in view.items}) == 1:
+    if (
+        is_simple
+        and view.status not in (*ENDED, "paused", "incomplete")
+        and len({item.interval for item in view.items}) == 1
+    ):
         details = {"items": item_changes(view.items, wanted.items)}
         return {"subscription": view.id, "subscription_details": details, "preview_mode": "recurring"}
     if wanted.later and any(call.kind is CallKind.PHASES for call in decided.calls) and decided.when is When.NOW:

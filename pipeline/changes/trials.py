@@ -13,7 +13,7 @@ from typing import Any, Final
 from aggregators.trials import trial_keys
 from pipeline.changes.parts import Parts
 from schemas.clock import MINUTE_MS
-from schemas.errors import InvalidInput, TidemarkError
+from schemas.errors import InvalidInput, TidemarkError, Transient
 from schemas.plan_changes import Operation, Quote, Refusal, RefusalCode
 from schemas.trials import Trial, TrialState, TrialStore, TrialTerms, TrialWish
 
@@ -85,6 +85,10 @@ async def follow(parts: Parts, store: TrialStore) -> int:
         except TidemarkError as error:
             _log.warning("trial %s of account %r is looked at again: %s", trial.id, trial.account, error)
             await store.postpone(trial, now_ms + LOOK_AGAIN_MS)
+        # Such as a row that an older program cannot read. There are other trials to look at.
+        except Exception:  # noqa: BLE001
+            _log.exception("trial %s of account %r cannot be followed; it waits", trial.id, trial.account)
+            await store.postpone(trial, now_ms + LOOK_AGAIN_MS)
     return len(found)
 
 
@@ -107,14 +111,25 @@ async def _looked(parts: Parts, store: TrialStore, trial: Trial) -> None:
     keys = trial_keys(
         parts.secret, trial.terms, account=trial.account, customer=trial.customer, email=begun.email, card=begun.card
     )
+    # Without a card the end is the same, unless it is a pause; and a card may be stored within the trial.
+    ends = trial.terms.card == "cancel" and (begun.card or trial.terms.no_card != "pause")
+    if trial.session and ends and begun.status == "trialing":
+        taken = await parts.changes.trial_taken(trial.account, TrialWish(trial.terms, trial.customer, keys))
+        if not taken or trial.terms.repeated_card != "end":
+            # Before the trial is noted as begun: after that nobody looks at it again.
+            await _canceled(parts, trial, subscription)
     after = await store.begin(trial, begun, keys, now_ms)
     if after.state is TrialState.ENDING:
         _log.error("trial %s of account %r ends now: its card or mailbox had one before", trial.id, trial.account)
         await _ended(parts, store, after)
     elif after.is_flagged:
         _log.error("trial %s of account %r has a card or mailbox that had one before", trial.id, trial.account)
-    elif trial.session and trial.terms.card == "cancel" and begun.card:
-        await parts.stripe.update(subscription, {"cancel_at_period_end": True}, _key(parts, trial, "cancel"))
+
+
+async def _canceled(parts: Parts, trial: Trial, subscription: str) -> None:
+    """Have the subscription end with its trial. Raises `Transient` if Stripe does not say that it will."""
+    if await parts.stripe.update(subscription, {"cancel_at_period_end": True}, _key(parts, trial, "cancel")) is None:
+        raise Transient("Stripe failed by itself: the subscription is not known to end with its trial")
 
 
 async def _ended(parts: Parts, store: TrialStore, trial: Trial) -> None:
@@ -123,7 +138,9 @@ async def _ended(parts: Parts, store: TrialStore, trial: Trial) -> None:
     if begun.status == "trialing" and begun.is_ending:
         await parts.stripe.cancel(trial.subscription, {})
     elif begun.status == "trialing":
-        await parts.stripe.update(trial.subscription, {"trial_end": "now"}, _key(parts, trial, "end"))
+        ended = await parts.stripe.update(trial.subscription, {"trial_end": "now"}, _key(parts, trial, "end"))
+        if ended is None:
+            raise Transient("Stripe failed by itself: the trial is not known to have ended")
     await store.refuse(trial, parts.clock.now_ms())
 
 

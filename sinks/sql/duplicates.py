@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from itertools import zip_longest
 from typing import Any, Final
 
-from sqlalchemy import Connection, RowMapping, func, or_, select, update
+from sqlalchemy import Column, ColumnElement, Connection, RowMapping, and_, func, or_, select, update
+from sqlalchemy.sql.base import ReadOnlyColumnCollection
 
 from schemas.catalog_changes import CatalogKind
 from schemas.duplicates import Duplicate, DuplicateState
@@ -69,32 +70,34 @@ class SqlDuplicates:
 
 
 def _suspects(connection: Connection, now_ms: int, limit: int) -> list[Duplicate]:
-    """Customers with two subscriptions to plans. An account whose customer changed has two as well, and pays for one
-    after the other: that is what its links say."""
-    row, item = mirror["subscriptions"].c, mirror["subscription_items"].c
-    price, plan = stripe_objects.c, plan_versions.c
+    """The later ones of two subscriptions of a customer to plans that nobody noted yet. An account whose customer
+    changed has two as well, and pays for one after the other: that is what its links say."""
+    row, older = mirror["subscriptions"].c, mirror["subscriptions"].alias().c
+    is_older = or_(older.start_ms < row.start_ms, and_(older.start_ms == row.start_ms, older.id < row.id))
+    is_kept = and_(older.customer_id == row.customer_id, is_older, *_billed(older))
+    kept = select(older.id).where(is_kept).order_by(older.start_ms, older.id).limit(1).scalar_subquery()
+    is_new = row.id.not_in(select(duplicates.c.subscription))
+    is_linked = row.customer_id.in_(select(account_customers.c.customer_id))
+    wanted = select(row.id, row.customer_id, kept.label("kept"))
+    wanted = wanted.where(*_billed(row), is_new, is_linked, select(older.id).where(is_kept).exists())
+    found = []
+    for each in connection.execute(wanted.order_by(row.customer_id, row.start_ms, row.id).limit(limit)):
+        if account := _account(connection, each.customer_id, now_ms):
+            state = DuplicateState.FOUND
+            found.append(Duplicate(each.id, each.kept, account, each.customer_id, state, now_ms))
+    return found
+
+
+def _billed(row: ReadOnlyColumnCollection[str, Column[Any]]) -> tuple[ColumnElement[bool], ...]:
+    """That a subscription to a plan is billed."""
+    item, price, plan = mirror["subscription_items"].c, stripe_objects.c, plan_versions.c
     of_plan = (
         select(item.subscription_id)
         .join(stripe_objects, price.stripe_id == item.price_id)
         .join(plan_versions, (plan.plan == price.plan) & (plan.version == price.plan_version))
         .where(price.kind == CatalogKind.PRICE.value, plan.kind == "plan")
     )
-    is_billed = (row.status.in_(_BILLED), or_(row.deleted.is_(None), row.deleted == 0), row.id.in_(of_plan))
-    twice = select(row.customer_id).where(*is_billed).group_by(row.customer_id).having(func.count() > 1).limit(limit)
-    known = select(duplicates.c.subscription)
-    wanted = select(row.id, row.customer_id).where(row.customer_id.in_(twice), *is_billed)
-    wanted = wanted.order_by(row.customer_id, row.start_ms, row.id)
-    found: list[Duplicate] = []
-    kept: dict[str, str] = {}
-    noted = set(connection.execute(known.where(duplicates.c.customer.in_(twice))).scalars())
-    for subscription, customer in connection.execute(wanted):
-        if customer not in kept:
-            kept[customer] = subscription
-        elif subscription not in noted:
-            account = _account(connection, customer, now_ms)
-            if account:
-                found.append(Duplicate(subscription, kept[customer], account, customer, DuplicateState.FOUND, now_ms))
-    return found
+    return row.status.in_(_BILLED), or_(row.deleted.is_(None), row.deleted == 0), row.id.in_(of_plan)
 
 
 def _account(connection: Connection, customer: str, now_ms: int) -> str:

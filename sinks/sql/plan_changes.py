@@ -181,11 +181,10 @@ def _settle(
 ) -> Operation:
     heads = lock_accounts(connection, {operation.account})
     row = connection.execute(select(operations).where(operations.c.id == operation.id)).mappings().one()
-    if row["state"] not in _OPEN:
+    if row["state"] not in _OPEN or row["step"] != operation.step:
+        # Another process has gone on.
         return _operation(row)
-    settled = _change(
-        connection, operation._replace(step=row["step"]), state=state.value, detail=detail, touched_ms=now_ms
-    )
+    settled = _change(connection, operation, state=state.value, detail=detail, touched_ms=now_ms)
     connection.execute(
         update(quotes).where(quotes.c.id == operation.quote).values(invoice=invoice, charged_minor=charged_minor)
     )

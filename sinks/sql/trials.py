@@ -9,8 +9,10 @@ import msgspec
 from sqlalchemy import Connection, RowMapping, and_, delete, exists, func, insert, or_, select, update
 
 from schemas.clock import HOUR_MS, MINUTE_MS
+from schemas.plan_changes import OPEN_STATES
 from schemas.trials import KEYS_KEPT_MS, Begun, Trial, TrialState, TrialTaken, TrialTerms, TrialWish
 from sinks.sql import audit
+from sinks.sql.change_tables import operations
 from sinks.sql.intents import Run
 from sinks.sql.queries import Head, insert_new, lock_accounts, save_heads
 from sinks.sql.tables import mirror
@@ -38,9 +40,11 @@ class SqlTrials:
             row.customer_id == trial.customer, row.trial_end_ms.is_not(None), row.start_ms >= trial.made_ms - _SLACK_MS
         )
         is_reserved = and_(trial.state == TrialState.RESERVED, or_(trial.look_ms <= now_ms, has_begun))
-        # Whose operation has not got so far is looked at when it has.
-        is_placed = or_(trial.session != "", trial.subscription != "")
-        wanted = select(trials).where(or_(and_(is_reserved, is_placed), trial.state == TrialState.ENDING))
+        # Whose operation has not got so far is looked at when it has: an older page says nothing about it.
+        is_open = exists().where(operations.c.id == trial.operation, operations.c.state.in_(list(OPEN_STATES)))
+        is_placed = and_(or_(trial.session != "", trial.subscription != ""), ~is_open)
+        is_ending = and_(trial.state == TrialState.ENDING, or_(trial.look_ms.is_(None), trial.look_ms <= now_ms))
+        wanted = select(trials).where(or_(and_(is_reserved, is_placed), is_ending))
         wanted = wanted.order_by(trial.look_ms, trial.id).limit(limit)
         return await self._run(lambda connection: [_trial(row) for row in connection.execute(wanted).mappings()])
 
@@ -111,7 +115,8 @@ def taken_by(connection: Connection, account: str, wish: TrialWish) -> str:
 
 def placed(connection: Connection, operation: str, subscription: str, session: str, now_ms: int) -> None:
     """Note at what page or subscription an operation's trial is to begin."""
-    values: dict[str, Any] = {"subscription": subscription, "look_ms": now_ms}
+    # A page that was left before says nothing about the trial any more.
+    values: dict[str, Any] = {"subscription": subscription, "session": "", "look_ms": now_ms}
     if session:
         values = {"session": session, "look_ms": now_ms + _PAGE_MS}
     here = (trials.c.operation == operation) & (trials.c.state == TrialState.RESERVED)

@@ -18,6 +18,7 @@ from sinks.stripe.trials import StripeClientTrials
 
 _SUBSCRIPTIONS: Final = "/v1/subscriptions"
 _ENDED: Final = ("canceled", "incomplete_expired")
+_CHANGED: Final = ("subscription", "subscription_schedule")
 _OPEN: Final = ("not_started", "active")
 
 
@@ -119,8 +120,9 @@ class StripeClientChanges(StripeClientTrials):
         found = await self.events((since_ms - HOUR_MS) // SECOND_MS, (until_ms + HOUR_MS) // SECOND_MS)
         for event in found:
             about: Any = event
-            if ((about.get("request") or {}).get("idempotency_key")) == key:
-                body = about["data"]["object"]
+            body = about["data"]["object"]
+            # One call causes several events, such as those of its invoice, and Stripe promises no order of them.
+            if ((about.get("request") or {}).get("idempotency_key")) == key and body["object"] in _CHANGED:
                 return str(body["id"])
         return None
 

@@ -200,3 +200,76 @@ async def test_a_pause_ends_once_all_is_paid() -> None:
     assert await business.operations() == [PAYS, "done: All is paid: the pause ends."]
     assert await business.reason("pos") == Reason.INCLUDED
     assert (await business.case()).case.downgrade_ms is None
+
+
+async def test_a_new_card_does_not_pay_what_was_written_off() -> None:
+    """Nobody asks for that money any more; the card pays the invoice of the next month, which failed as well."""
+    business = Failing(START_MS)
+    await business.owe("past_due")
+    await business.reach(31)
+    case = (await business.case()).case.id
+    await business.sql.dunning.write_off(case, "ann", "a courtesy", business.clock.now_ms())
+    await business.reach(60)
+    assert business.bills()[1:] == [(14900, "open"), (14900, "open")]
+    business.use_card(GOOD)
+    await collect_now(business)
+
+    assert business.bills()[1:] == [(14900, "open"), (14900, "paid")]
+
+
+async def collect_now(business: Failing) -> None:
+    """The mirror hears of a card, and dunning takes its turn, before Stripe tries again by itself."""
+    await business.settle()
+    await collect(business.parts(), business.sql.dunning)
+    await business.settle()
+
+
+async def test_who_pays_before_a_lost_process_goes_on_keeps_the_plan() -> None:
+    """The case was given up, and the process ended before it called Stripe."""
+    business = Failing(START_MS)
+    await business.owe(give_up="void")
+    await business.reach(75)
+    business.clock.ms += DAY_MS
+    business.stripe.simulator.catch_up()
+    await business.settle()
+    with pytest.raises(Ends):
+        # After the intention.
+        await collect(business.parts([2], after=True), business.sql.dunning)
+    assert business.at_stripe()["status"] == "unpaid"
+    business.use_card(GOOD)
+    (invoice,) = business.stripe.pages("GET /v1/invoices", {"customer": business.customer, "status": "open"})
+    business.stripe.call("POST /v1/invoices/{invoice}/pay", {}, invoice["id"])
+    business.clock.ms += PATIENCE_MS
+    await turn(business.parts())
+    await business.look()
+
+    assert (business.at_stripe()["status"], business.bills()[1]) == ("active", (14900, "paid"))
+    assert await business.reason("pos") == Reason.INCLUDED
+
+
+async def test_19_what_is_given_up_ends_also_with_a_pending_change() -> None:
+    """Stripe refuses to end a subscription that a schedule has."""
+    business = Failing(START_MS)
+    await business.owe(give_up="void")
+    await business.changed("essential")
+    assert business.schedules() == [("active", 2)]
+    await business.reach(77)
+
+    assert (business.at_stripe()["status"], business.bills()[1]) == ("canceled", (14900, "void"))
+
+
+async def test_a_payment_that_stripe_failed_to_make_is_not_called_done(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stripe stored a failure of its own, and the invoice is open."""
+    business = Failing(START_MS)
+    await business.owe()
+    await business.reach(29.5)
+    business.use_card(GOOD)
+
+    async def fails(*_: object) -> None:
+        return None
+
+    monkeypatch.setattr(business.client, "pay", fails)
+    await collect_now(business)
+
+    assert business.bills()[1:] == [(14900, "open")]
+    assert [each[:7] for each in await business.operations()] == ["failed:"]

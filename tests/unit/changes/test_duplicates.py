@@ -116,3 +116,40 @@ async def test_who_settles_says_why() -> None:
         await store.settle(second, "ann", " ", now_ms)
     with pytest.raises(InvalidInput, match="no second subscription"):
         await store.settle("sub_1", "ann", "known", now_ms)
+
+
+async def test_a_row_that_cannot_be_handled_keeps_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    business, _, _ = await bought_twice(**OURS)
+    real, mine = business.client.subscriptions, business.customer
+    await business.join("other")
+    await business.subscribed("pro.v1.location.month.usd")
+    business.clock.ms += MINUTE_MS
+    business.stripe.simulator.catch_up()
+    second = await business.subscribed("essential.v1.location.month.usd", metadata=OURS)
+    await business.settle()
+
+    async def fails(customer: str) -> Any:
+        if customer == mine:
+            raise KeyError("a shape that nobody knows")
+        return await real(customer)
+
+    monkeypatch.setattr(business.client, "subscriptions", fails)
+    assert [each.subscription for each in await healed(business)] == [second]
+
+
+async def test_what_is_known_hides_no_other_customer() -> None:
+    """A second subscription that a person leaves as it is takes no place among those that are looked for."""
+    business, _, first = await bought_twice()
+    await business.join("other")
+    await business.subscribed("pro.v1.location.month.usd")
+    business.clock.ms += MINUTE_MS
+    business.stripe.simulator.catch_up()
+    second = await business.subscribed("essential.v1.location.month.usd")
+    await business.settle()
+    store, now_ms, found = business.sql.duplicates, business.clock.now_ms(), []
+    while suspects := await store.suspects(now_ms, 1):
+        (suspect,) = suspects
+        found.append(suspect.subscription)
+        await store.note(suspect._replace(state=DuplicateState.FOREIGN), now_ms)
+
+    assert sorted(found) == sorted([first, second])

@@ -236,6 +236,25 @@ async def test_a_call_of_yesterday_is_found_and_not_sent_again() -> None:
     await is_done(business, CHANGES["6"], quote, before)
 
 
+async def test_a_subscription_of_yesterday_is_told_from_its_invoice(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A call causes several events within a second, and Stripe promises no order of them."""
+    business, (who,) = await begun(CHANGES["2"])
+    quote, before = await quoted(business, who, CHANGES["2"])
+    # After Stripe made the subscription.
+    operation = await left(business, quote, 5)
+    real = business.client.events
+
+    async def mixed(since_s: int, until_s: int) -> list[dict[str, object]]:
+        found = await real(since_s, until_s)
+        return sorted(found, key=lambda event: not str(event["type"]).startswith("invoice."))
+
+    monkeypatch.setattr(business.client, "events", mixed)
+    found = await carry_on(business.parts(), operation)
+
+    assert found.subscription == business.subscriptions()[0]["id"]
+    await is_done(business, CHANGES["2"], quote, before)
+
+
 async def test_a_call_of_yesterday_that_never_arrived_is_not_sent() -> None:
     business, (who,) = await begun(CHANGES["6"])
     quote, _ = await quoted(business, who, CHANGES["6"])
@@ -288,3 +307,46 @@ async def test_a_declined_upgrade_of_an_ended_trial_changes_nothing() -> None:
     assert not isinstance(found, Refusal)
     assert (found[1].state, "card" in found[1].detail) == (OperationState.FAILED, True)
     assert business.at_stripe()["status"] == "trialing"
+
+
+async def test_who_is_behind_does_not_fail_what_another_process_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A second click is at the first call, and finds the subscription that the first one has made with the second."""
+    business, (who,) = await begun(CHANGES["2"])
+    quote, before = await quoted(business, who, CHANGES["2"])
+    real = business.client.open_sessions
+
+    async def overtaken(customer: str) -> Any:
+        monkeypatch.setattr(business.client, "open_sessions", real)
+        with pytest.raises(Ends):
+            # After the process noted that the subscription was made.
+            await accept(business.parts([5], after=True), who.account, quote, "ann")
+        assert len(business.subscriptions()) == 1
+        return await real(customer)
+
+    monkeypatch.setattr(business.client, "open_sessions", overtaken)
+    found = await accept(business.parts(), who.account, quote, "ann")
+
+    assert not isinstance(found, Refusal)
+    assert found[1].state is OperationState.DONE
+    await is_done(business, CHANGES["2"], quote, before)
+
+
+@pytest.mark.parametrize("name", ["16", "9"])
+async def test_what_another_process_has_just_ended_is_no_failure(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both looked, and both ask Stripe: the second one is told that there is nothing to end."""
+    business, (who,) = await begun(CHANGES[name])
+    quote, before = await quoted(business, who, CHANGES[name])
+    call = "cancel" if name == "16" else "release"
+    real = getattr(business.client, call)
+
+    async def twice(*arguments: Any) -> Any:
+        await real(*arguments)
+        return await real(*arguments)
+
+    monkeypatch.setattr(business.client, call, twice)
+    found = await accept(business.parts(), who.account, quote, "ann")
+
+    assert not isinstance(found, Refusal)
+    assert (found[1].state, found[1].detail) == (OperationState.DONE, "")
+    monkeypatch.undo()
+    await is_done(business, CHANGES[name], quote, before)

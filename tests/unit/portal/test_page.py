@@ -165,6 +165,34 @@ async def test_a_change_is_quoted_in_words_and_cents_before_it_is_made(served: S
     assert served.business.bought() == {("pro.v1.location.month.usd", 1)}
 
 
+async def test_a_change_whose_payment_fails_is_not_called_made(served: Served) -> None:
+    """The plan changes once the invoice is paid, and the page says so."""
+    served.business.use_card("pm_card_chargeCustomerFail")
+    quoted = await served.send("quotes", kind="plan", plan="pro", interval="month", **{"quantity.locations": "1"})
+    confirmed = text_of(await served.send(f"quotes/{quoted.url.path.rpartition('/')[2]}/accept"))
+
+    assert served.business.bought() == {("essential.v1.location.month.usd", 1)}
+    assert "was not paid when you confirmed it: it waits for the payment of the invoice: http" in confirmed
+    assert "The offer was" not in confirmed
+
+
+async def test_a_confirmation_that_fails_after_the_change_does_not_deny_it(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    quoted = await served.send("quotes", kind="plan", plan="pro", interval="month", **{"quantity.locations": "1"})
+
+    async def fails(*_: object) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(served.business.client, "invoice", fails)
+    answer = await served.send(f"quotes/{quoted.url.path.rpartition('/')[2]}/accept")
+
+    assert served.business.bought() == {("pro.v1.location.month.usd", 1)}
+    assert answer.status_code == 500
+    assert "Open your page again to see what holds now." in text_of(answer)
+    assert "Nothing was changed" not in text_of(answer)
+
+
 async def test_a_cancellation_is_confirmed_and_taken_back(served: Served) -> None:
     async def do(**fields: str) -> str:
         quoted = await served.send("quotes", **fields)
