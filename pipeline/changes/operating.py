@@ -111,13 +111,30 @@ async def turn(parts: Parts) -> int:
     found = await parts.changes.open_before(parts.clock.now_ms() - PATIENCE_MS, AT_ONCE)
     for operation in found:
         try:
-            await carry_on(parts, operation)
+            await _taken_up(parts, operation)
         except TidemarkError as error:
             _log.warning("operation %s waits: %s", operation.id, error)
         # Such as a row that an older program cannot read. There are other accounts to go on with.
         except Exception:  # noqa: BLE001
             _log.exception("operation %s cannot be carried on; it is tried again later", operation.id)
     return len(found)
+
+
+async def _taken_up(parts: Parts, operation: Operation) -> None:
+    """Go on with an operation of a lost process. If nothing was asked of Stripe yet, what somebody changed there since
+    the quote counts, and the operation fails."""
+    quote = await parts.changes.quote(operation.account, operation.quote)
+    # What dunning does has no row, and looks at each object before its call.
+    if quote is not None and quote.decided.row and not operation.step and operation.sent_ms is None:
+        now = await seen(parts, await shop_of(parts.catalog), operation.account)
+        field = "" if isinstance(now, Refusal) else changed_field(quote.base, now)
+        # Read after Stripe: a process that only stood still may have made the change by now, and notes each call first.
+        operation = await parts.changes.operation(quote.id) or operation
+        if field and not operation.step and operation.sent_ms is None:
+            detail = f"the {field} of the subscription changed since the quote: ask for a new one"
+            await _failed(parts, quote, operation, detail)
+            return
+    await carry_on(parts, operation)
 
 
 class _NoAnswer(Exception):

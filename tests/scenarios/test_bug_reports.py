@@ -118,6 +118,23 @@ async def test_a_cancellation_by_the_customer_during_an_own_operation_is_kept(
         assert await business.reason("pos", account=account) is Reason.NOT_IN_PLAN, account
 
 
+async def test_seats_that_somebody_adds_before_a_lost_operation_goes_on_are_kept() -> None:
+    """The process ends before Stripe is asked for anything, and somebody sets the quantity in the dashboard."""
+    business = await begun(ESSENTIAL)
+    quote = await business.quoted("pro")
+    with pytest.raises(Ends):
+        await accept(business.parts([1], after=True), ACME, quote.id, "ann", BACK)
+    (item,) = business.at_stripe()["items"]["data"]
+    business.stripe.call("POST /v1/subscription_items/{item}", {"quantity": 5}, item["id"])
+    pass_time(business, PATIENCE_MS)
+    await turn(business.parts())
+    operation = await business.sql.plan_changes.operation(quote.id)
+
+    assert operation is not None
+    assert (operation.state, business.bought()) == (OperationState.FAILED, {(ESSENTIAL, 5)})
+    assert "changed since the quote" in operation.detail
+
+
 async def test_events_in_the_wrong_order_revive_nobody() -> None:
     """Elsewhere `updated` with the status `active`, which came after `deleted`, gave the plan back."""
     business = await begun(PRO)
