@@ -78,7 +78,7 @@ def _effective_ms(change: AuditChange) -> int:
         if row.get("ended_ms") is not None:
             found = int(row["ended_ms"])
         elif "start_ms" in row and row.get("status") in _PAYING:
-            found = min(found, max(int(row["start_ms"] or found), int(row["trial_end_ms"] or 0)))
+            found = min(found, max(int(row["start_ms"] or found), int(row.get("trial_end_ms") or 0)))
     return found
 
 

@@ -11,6 +11,8 @@ import hashlib
 import logging
 from typing import Any, Final
 
+import msgspec
+
 from aggregators.plan_moves import CannotMove, phases_of
 from aggregators.plan_offer import changed_field
 from pipeline.changes.pages import expire_pages, marks, open_page
@@ -18,7 +20,17 @@ from pipeline.changes.parts import Parts, seen, shop_of
 from pipeline.changes.trials import promoted, used, wish_of, with_code
 from schemas.clock import HOUR_MS, MINUTE_MS, SECOND_MS
 from schemas.errors import InvalidInput, TidemarkError, Transient
-from schemas.plan_changes import OPEN_STATES, Call, CallKind, Operation, OperationState, Quote, Refusal, RefusalCode
+from schemas.plan_changes import (
+    OPEN_STATES,
+    Call,
+    CallKind,
+    ChangeRequest,
+    Operation,
+    OperationState,
+    Quote,
+    Refusal,
+    RefusalCode,
+)
 from schemas.plan_moves import PhasesChange, Subscribed, SubscribedItem
 from schemas.stripe_changes import StripeSubscription
 from schemas.trials import TrialTaken
@@ -43,17 +55,21 @@ _log: Final = logging.getLogger(__name__)
 
 
 async def accept(
-    parts: Parts, account: str, identifier: str, by: str, return_url: str = ""
+    parts: Parts, account: str, identifier: str, by: str, return_url: str = "", *, by_operator: bool = False
 ) -> tuple[Quote, Operation] | Refusal:
     """Accept a quote and carry it out, as far as Stripe answers. The same quote again goes on with its operation.
 
     `return_url`: where the customer comes back to, if the quote leads to a page of checkout; the operation has the
-    page's address then. What the account has is read again: a quote for something else is refused. Raises `Transient`
-    if SQL does not answer, or Stripe before anything was intended.
+    page's address then. What the account has is read again: a quote for something else is refused. What an operator
+    quoted, an operator accepts. Raises `Transient` if SQL does not answer, or Stripe before anything was intended.
     """
     quote = await parts.changes.quote(account, identifier)
-    if quote is None:
+    # What dunning does at Stripe is a quote of row 0, which nobody accepts.
+    if quote is None or not quote.decided.row:
         return Refusal(0, RefusalCode.NO_QUOTE, "quote", "the account has no such quote: ask for a new one")
+    if not by_operator and msgspec.json.decode(quote.request, type=ChangeRequest).by_operator:
+        message = "an operator made the quote: ask for a quote of your own"
+        return Refusal(quote.decided.row, RefusalCode.OPERATOR_ONLY, "quote", message)
     operation = await parts.changes.operation(quote.id)
     if operation is None:
         if quote.decided.opens_checkout and not return_url:

@@ -59,7 +59,7 @@ async def undo(settings: Settings, account: str, by: str) -> tuple[Quote, Operat
 
 
 async def _accepted(parts: Parts, account: str, quote: str, by: str, return_url: str = "") -> tuple[Quote, Operation]:
-    found = await accept(parts, account, quote, by, return_url)
+    found = await accept(parts, account, quote, by, return_url, by_operator=True)
     if isinstance(found, Refusal):
         raise InvalidInput(found.field, found.message)
     return found

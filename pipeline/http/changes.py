@@ -85,16 +85,16 @@ class ChangeEndpoints:
         check_account(account)
         async with self._bodies.read(request) as body:
             wanted = decoded(body, AcceptBody, '{"by": "ann"}, or nothing') if body.strip() else AcceptBody()
-        return await self._accepted(await self._parts(), account, quote, actor(wanted.by, key))
+        return await self._accepted(await self._parts(), account, quote, actor(wanted.by, key), key)
 
     async def undo(self, account: AccountInPath, key: Billing) -> Response:
         """Takes a pending change or a coming end back: quotes that and accepts the quote."""
         check_account(account)
         parts, by = await self._parts(), actor("", key)
-        found = await make_quote(parts, account, ChangeRequest(ChangeKind.UNDO, by_operator=_is_operator(key)), by)
+        found = await make_quote(parts, account, ChangeRequest(ChangeKind.UNDO, by_operator=is_operator(key)), by)
         if isinstance(found, Refusal):
             raise refused(found)
-        return await self._accepted(parts, account, found.id, by)
+        return await self._accepted(parts, account, found.id, by, key)
 
     async def plans(self, _key: PlanReader) -> Response:
         """The plans that are sold, with their prices."""
@@ -105,8 +105,8 @@ class ChangeEndpoints:
         sold = [] if catalog is None else sorted(catalog.plans.items(), key=lambda each: (each[1].rank, each[0]))
         return json_answer(models.PlansAnswer(plans=[_plan(catalog, name, plan) for name, plan in sold if catalog]))
 
-    async def _accepted(self, parts: Parts, account: str, identifier: str, by: str) -> Response:
-        found = await accept(parts, account, identifier, by)
+    async def _accepted(self, parts: Parts, account: str, identifier: str, by: str, key: ApiKey) -> Response:
+        found = await accept(parts, account, identifier, by, by_operator=is_operator(key))
         if isinstance(found, Refusal):
             raise refused(found)
         quote, operation = found
@@ -151,11 +151,11 @@ def requested(wanted: QuoteBody, key: ApiKey) -> ChangeRequest:
         wanted.currency,
         wanted.quantities,
         {name: quantity_of("used", text) for name, text in wanted.used.items()},
-        _is_operator(key),
+        is_operator(key),
     )
 
 
-def _is_operator(key: ApiKey) -> bool:
+def is_operator(key: ApiKey) -> bool:
     """Whether a key speaks for the business, and not for one of its accounts."""
     return key.may(Role.OPERATOR) and key.account is None
 

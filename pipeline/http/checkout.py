@@ -18,6 +18,7 @@ from pipeline.http.changes import (
     actor,
     decoded,
     idempotency_key,
+    is_operator,
     parts_of,
     quote_answer,
     refused,
@@ -74,7 +75,9 @@ class CheckoutEndpoints:
         if made is not None and not made.decided.opens_checkout:
             message = "this change needs no page: POST …/quotes, and accept the quote"
             raise ApiError(409, "no_checkout", message, "plan")
-        found = await accept(parts, account, made.id if made else wanted.quote, by, wanted.return_url)
+        found = await accept(
+            parts, account, made.id if made else wanted.quote, by, wanted.return_url, by_operator=is_operator(key)
+        )
         if isinstance(found, Refusal):
             raise refused(found)
         quote, operation = found

@@ -262,7 +262,7 @@ class Changing(Business):
 
     async def accepted(self, quote: Quote) -> tuple[Quote, Operation]:
         """Accept a quote, which must be accepted."""
-        found = await accept(self.parts(), self.account, quote.id, "ann", BACK)
+        found = await accept(self.parts(), self.account, quote.id, "ann", BACK, by_operator=True)
         assert not isinstance(found, Refusal), found
         return found
 

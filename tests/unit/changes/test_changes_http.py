@@ -118,7 +118,12 @@ async def test_who_may_change_plans(served: Served) -> None:
 
 async def test_only_operators_end_a_subscription_at_once(served: Served) -> None:
     for key, status in (("billing", 403), ("acme", 403), ("operator", 201)):
-        assert (await served.quote({"cancel": "now"}, key))[0] == status
+        made, quote = await served.quote({"cancel": "now"}, key)
+        assert made == status
+    # Whoever gets to know the quote's id cannot accept what they may not quote.
+    status, refused = await served.accept(quote["id"], key="billing")
+    assert (status, refused["error"]["code"], served.business.at_stripe()["status"]) == (403, "operator_only", "active")
+    assert (await served.accept(quote["id"], key="operator"))[0] == 200
 
 
 async def test_the_plans_are_listed(served: Served) -> None:

@@ -163,7 +163,7 @@ async def test_a_change_whose_process_ends_after_any_call_is_made_once(name: str
             quote, before = await quoted(business, customers.pop(), change)
             has_ended = False
             try:
-                await accept(business.parts([ends], after=True), business.account, quote, "ann")
+                await accept(business.parts([ends], after=True), business.account, quote, "ann", by_operator=True)
             except Ends:
                 has_ended = True
             if is_heard:
@@ -186,7 +186,7 @@ async def test_a_change_whose_answers_are_lost_is_made_once(name: str) -> None:
     fault = Fault(FaultKind.SERVER_ERROR_AFTER_COMMIT, count=3, path="/v1/subscription", method=method)
     business.stripe.simulator.faults.add(fault)
     for _ in range(5):
-        await accept(business.parts(), business.account, quote, "ann")
+        await accept(business.parts(), business.account, quote, "ann", by_operator=True)
     assert business.stripe.simulator.faults.happened
 
     await is_done(business, change, quote, before)
@@ -219,7 +219,7 @@ async def test_the_same_quote_accepted_twice_is_one_change() -> None:
 async def left(business: Changing, quote: str, call: int) -> Operation:
     """An operation whose process ended after a writing call, 23 hours ago."""
     with pytest.raises(Ends):
-        await accept(business.parts([call], after=True), business.account, quote, "ann")
+        await accept(business.parts([call], after=True), business.account, quote, "ann", by_operator=True)
     business.clock.ms += KEY_LASTS_MS
     operation = await business.sql.plan_changes.operation(quote)
     assert operation is not None
@@ -344,7 +344,7 @@ async def test_what_another_process_has_just_ended_is_no_failure(name: str, monk
         return await real(*arguments)
 
     monkeypatch.setattr(business.client, call, twice)
-    found = await accept(business.parts(), who.account, quote, "ann")
+    found = await accept(business.parts(), who.account, quote, "ann", by_operator=True)
 
     assert not isinstance(found, Refusal)
     assert (found[1].state, found[1].detail) == (OperationState.DONE, "")

@@ -555,7 +555,7 @@ async def test_an_end_now_bills_the_usage_that_is_reported_until_then() -> None:
 
     quote = await business.quoted(kind=ChangeKind.CANCEL_NOW, by_operator=True)
     parts = business.parts()._replace(flush=flush)
-    first, second = [await accept(parts, business.account, quote.id, "ann") for _ in range(2)]
+    first, second = [await accept(parts, business.account, quote.id, "ann", by_operator=True) for _ in range(2)]
 
     assert not isinstance(first, Refusal)
     assert not isinstance(second, Refusal)
