@@ -99,8 +99,9 @@ def test_a_broken_library_is_not_used(sources: Path) -> None:
     assert "cannot be loaded" in load(enabled=True).why
 
 
-def test_the_setting_turns_the_core_off() -> None:
+def test_the_setting_turns_the_core_off(monkeypatch: pytest.MonkeyPatch) -> None:
     """`TIDEMARK_NATIVE=0`."""
+    monkeypatch.delenv("TIDEMARK_NATIVE", raising=False)
     assert load(enabled=Settings(native=True).native).library is not None
     assert load(enabled=False).why == "TIDEMARK_NATIVE is off"
     assert Settings().native
