@@ -254,7 +254,10 @@ def commit_when_paid(
 
 
 def end(mode: Mode, subscription: Object, at: int, reason: str = "cancellation_requested") -> Object:
-    """Cancel a subscription now, without any invoice. A schedule ends with its subscription."""
+    """Cancel a subscription now, without any invoice. A schedule ends with its subscription, and so does a change that
+    waits for its payment."""
+    if (notes := ledger(mode, subscription["id"]))["pending"]:
+        mode.store.put({**notes, "pending": None})
     body = end_schedule(mode, subscription, "canceled")
     body["cancellation_details"] = {**body["cancellation_details"], "reason": reason}
     body |= {"status": "canceled", "canceled_at": body["canceled_at"] or at, "ended_at": at}
