@@ -2,57 +2,21 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
 from typing import Final
 
 import pytest
 
 from pipeline.changes.operating import accept
-from pipeline.changes.trials import LOOK_AGAIN_MS, follow
+from pipeline.changes.trials import LOOK_AGAIN_MS
 from schemas.clock import DAY_MS
 from schemas.errors import InvalidInput, Transient
 from schemas.plan_changes import ChangeKind, Operation, OperationState, Refusal, RefusalCode
 from schemas.trials import TrialState
-from tests.worlds.changing import ACME, BACK, CARDS, Changing
+from tests.worlds.changing import ACME, CARDS
 from tests.worlds.ending import Ends
+from tests.worlds.trying import begun, heard, opened, states, tried
 
-START_MS: Final = int(datetime(2027, 2, 1, tzinfo=UTC).timestamp()) * 1_000
 OTHER: Final = "5555555555554444"
-THREE: Final = {"locations": 3}
-
-
-async def opened(catalog: str = CARDS, card: str = "") -> Changing:
-    business = Changing(START_MS)
-    await business.begin(catalog, card)
-    return business
-
-
-async def tried(business: Changing) -> Operation | Refusal:
-    """A page of checkout with a trial of Pro, for the account of the world."""
-    found = await business.ask("pro", ChangeKind.TRIAL, by_page=True, quantities=THREE)
-    if isinstance(found, Refusal):
-        return found
-    taken = await accept(business.parts(), business.account, found.id, "ann", BACK)
-    return taken if isinstance(taken, Refusal) else taken[1]
-
-
-async def begun(business: Changing, card: str = "4242424242424242") -> None:
-    """The customer completes a page, and the mirror hears of it."""
-    operation = await tried(business)
-    assert isinstance(operation, Operation)
-    business.pays(operation.session, card)
-    await heard(business)
-
-
-async def heard(business: Changing) -> None:
-    business.stripe.simulator.catch_up()
-    await business.settle()
-    await follow(business.parts(), business.sql.trials)
-    await business.settle()
-
-
-async def states(business: Changing) -> list[TrialState]:
-    return [trial.state for trial in await business.sql.trials.listed(business.account)]
 
 
 async def test_a_trial_that_began_after_a_page_was_left_keeps_its_keys() -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-from datetime import UTC, datetime
 from typing import Final
 
 import pytest
@@ -18,47 +17,12 @@ from schemas.clock import DAY_MS, HOUR_MS, MINUTE_MS
 from schemas.notices import NoticeKind
 from schemas.plan_changes import ChangeKind, Operation, OperationState, Refusal, RefusalCode
 from schemas.trials import KEYS_KEPT_MS, TrialState
-from tests.worlds.changing import ACME, BACK, CARDS, Changing
+from tests.worlds.changing import ACME, BACK, CARDS
 from tests.worlds.ending import Ends
+from tests.worlds.trying import START_MS, THREE, begun, heard, opened, states, tried
 
-START_MS: Final = int(datetime(2027, 2, 1, tzinfo=UTC).timestamp()) * 1_000
 FLAGS: Final = CARDS.replace("card], ", "card], repeated_card: flag, ")
 OTHER: Final = "5555555555554444"
-THREE: Final = {"locations": 3}
-
-
-async def opened(catalog: str = CARDS, card: str = "") -> Changing:
-    business = Changing(START_MS)
-    await business.begin(catalog, card)
-    return business
-
-
-async def tried(business: Changing) -> Operation | Refusal:
-    """A page of checkout with a trial of Pro, for the account of the world."""
-    found = await business.ask("pro", ChangeKind.TRIAL, by_page=True, quantities=THREE)
-    if isinstance(found, Refusal):
-        return found
-    taken = await accept(business.parts(), business.account, found.id, "ann", BACK)
-    return taken if isinstance(taken, Refusal) else taken[1]
-
-
-async def begun(business: Changing, card: str = "4242424242424242") -> None:
-    """The customer completes a page, and the mirror hears of it."""
-    operation = await tried(business)
-    assert isinstance(operation, Operation)
-    business.pays(operation.session, card)
-    await heard(business)
-
-
-async def heard(business: Changing) -> None:
-    business.stripe.simulator.catch_up()
-    await business.settle()
-    await follow(business.parts(), business.sql.trials)
-    await business.settle()
-
-
-async def states(business: Changing) -> list[TrialState]:
-    return [trial.state for trial in await business.sql.trials.listed(business.account)]
 
 
 async def test_scenario_15_a_trial_of_thirty_days_is_free_and_then_paid() -> None:
