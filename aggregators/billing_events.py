@@ -100,6 +100,12 @@ def _touched(thing: Mapping[str, Any]) -> tuple[tuple[ObjectName, ...], str]:
     for holder in (thing, details if isinstance(details, dict) else {}):
         if kind != "subscription" and (subscription := _reference(holder, "subscription")):
             names.append(ObjectName(ObjectKind.SUBSCRIPTION, subscription))
+    # What an invoice takes from a grant is an entry of Stripe's ledger, which names the grant and no customer.
+    if grant := _reference(thing, "credit_grant"):
+        names.append(ObjectName(ObjectKind.CREDIT_GRANT, grant))
+    # A credit note lowers what is left to pay, and may settle the invoice.
+    if kind == ObjectKind.CREDIT_NOTE and (invoice := _reference(thing, "invoice")):
+        names.append(ObjectName(ObjectKind.INVOICE, invoice))
     if customer and kind in ("checkout.session", "payment_method"):
         names.append(ObjectName(ObjectKind.CUSTOMER, customer))
     return tuple(dict.fromkeys(names)), customer

@@ -16,6 +16,7 @@ from schemas.catalog import (
     AddOn,
     Amounts,
     Catalog,
+    CreditPool,
     FeatureType,
     GrantValue,
     Merge,
@@ -118,10 +119,28 @@ def _pools(catalog: Catalog) -> Iterator[Found]:
             elif mode != pool.mode:
                 both = "a pool of ours and a credit grant of Stripe would both pay for the same usage"
                 yield (*path, "covers", meter), f"{other} pays for {meter} in mode {mode}: {both}"
+        if pool.mode == "stripe":
+            yield from _money_pool(catalog, path, pool)
         for pack_name, pack in pool.packs.items():
             yield from _whole_amounts(catalog, (*path, "packs", pack_name), dict(pack.amounts))
         if pool.top_up and pool.top_up.pack not in pool.packs:
             yield (*path, "top_up", "pack"), f"the pool has no pack {pool.top_up.pack}"
+
+
+def _money_pool(catalog: Catalog, path: Path, pool: CreditPool) -> Iterator[Found]:
+    """Stripe keeps credits in money, draws what the usage costs, and bills the rest."""
+    if pool.unit not in catalog.currencies:
+        yield (*path, "unit"), "a pool of mode stripe is money, in minor units: name one of currencies, such as usd"
+    for meter, rate in pool.covers.items():
+        if rate != "1":
+            yield (*path, "covers", meter), "Stripe draws what the usage costs: say 1 in mode stripe"
+    if pool.overdraft != "bill":
+        yield (*path, "overdraft"), "Stripe bills what its grants do not pay: say bill in mode stripe"
+    if pool.top_up:
+        yield (*path, "top_up"), "Stripe says what is left when an invoice is final, which is too late: remove it"
+    for name, pack in pool.packs.items():
+        if other := sorted(pack.amounts.keys() - {pool.unit}):
+            yield (*path, "packs", name, other[0]), f"grants in {pool.unit} pay no invoice in {other[0]}: remove it"
 
 
 def _coupons(catalog: Catalog) -> Iterator[Found]:
@@ -216,6 +235,8 @@ def _plan_references(catalog: Catalog, path: Path, plan: Plan) -> Iterator[Found
     for index, credit in enumerate(plan.credits):
         if credit.pool not in catalog.credit_pools:
             yield (*path, "credits", index, "pool"), f"there is no credit pool {credit.pool}"
+        elif credit.rollover_max and catalog.credit_pools[credit.pool].mode == "stripe":
+            yield (*path, "credits", index, "rollover_max"), "grants at Stripe end with their period: say 0"
     if plan.trial and metered and "pause" in (plan.trial.ends.no_card, plan.trial.ends.card):
         yield (*path, "trial", "ends"), "Stripe cannot pause a subscription with metered components at a trial's end"
     if plan.trial and plan.trial.ends.card == "pause":

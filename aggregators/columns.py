@@ -20,10 +20,11 @@ from aggregators.instants import SECONDS_US, parse_instant_us
 from aggregators.judge import Rules
 from aggregators.ledger import Account, Ledger, Place
 from aggregators.marks import by_bucket, repeats
-from aggregators.meters import CompiledMeterSet, Contribution, Failure, filter_of
+from aggregators.meters import CompiledMeterSet, Contribution, Failure, filter_of, slow_types
 from aggregators.parallel_lists import places_of, without_places
-from aggregators.quantities import POWERS, minor_of
+from aggregators.quantities import POWERS, minor_of, plain_minor
 from aggregators.signing import distinct_member, marks_of
+from schemas.adjustments import adjusting
 from schemas.clock import HOUR_MS, HOUR_US, MILLISECOND_US
 from schemas.events import EventStruct
 from schemas.log import Record, position
@@ -95,16 +96,28 @@ class Columns:
 
     `positions` and `digests` are parallel: the events that have a mark, in log order, and what `signing.marks_of` makes
     their marks of. `unmetered` are the positions of the events that no meter wants, at their dedup decisions if they
-    were deferred. `meters` has the column of each meter in force, by slug.
+    were deferred. `meters` has the column of each meter in force, by slug, and `adjusted` those of the adjustments of
+    `count` meters: a count has no quantities, so its adjustments are summed in a column of their own.
     """
 
-    __slots__ = ("digests", "meters", "positions", "unmetered")
+    __slots__ = ("adjusted", "digests", "meters", "positions", "unmetered")
 
     def __init__(self, meters: dict[str, Column]) -> None:
         self.positions: list[int] = []
         self.digests: list[bytes] = []
         self.unmetered: list[int] = []
         self.meters = meters
+        self.adjusted: dict[str, Column] = {}
+
+    def of(self, contribution: Contribution) -> Column:
+        """The column that takes a contribution."""
+        meter, column = contribution.meter, self.meters[contribution.meter.slug]
+        if column.has_minors or contribution.minor == 1:
+            return column
+        summed = self.adjusted.get(meter.slug)
+        if summed is None:
+            summed = self.adjusted[meter.slug] = Column(adjusting(meter) or meter)
+        return summed
 
     def mark(self, at: int, account: Account, event_id: str) -> None:
         """Add the mark of the event at a position."""
@@ -115,7 +128,8 @@ class Columns:
 
     def taken(self) -> Segment:
         """The columns so far; these are empty afterwards."""
-        columns = [column.taken() for column in self.meters.values() if column.numbers]
+        made = chain(self.meters.values(), self.adjusted.values())
+        columns = [column.taken() for column in made if column.numbers]
         buckets, members = marks_of(self.digests)
         taken = Segment(self.positions[:], buckets, members, self.unmetered[:], columns)
         self.positions.clear()
@@ -226,6 +240,7 @@ class PythonColumns:
         for feeder in self._feeders.values():
             by_type.setdefault(feeder.column.meter.event_type, []).append(feeder)
         self._feeds = {name: _all_of(feeders) for name, feeders in by_type.items()}
+        self._feeds.update(dict.fromkeys(slow_types(compiled.meter_set), _leave))
 
     def go_to(self, stream_time_ms: int, rules: Rules) -> None:
         """See `ColumnMaker`."""
@@ -338,18 +353,25 @@ class PythonColumns:
     def _slowly(self, account: Account, event: EventStruct, time_us: int, at: int) -> bool:
         """Put an event into the columns whose form is new to its feed. Returns False if the event is not plain."""
         compiled, data = self._compiled, event.data or {}
-        made = compiled.contributions(event.type, data)
-        if isinstance(made, Failure) or compiled.skips(event.type, data):
+        made = compiled.contributions(event.type, data, time_us)
+        if isinstance(made, Failure) or compiled.skips(event.type, data, time_us):
             return False
         place, hour = Place(account.name, account.period, account.state.flushed_ms), time_us // HOUR_US
         for contribution in made:
+            if contribution.is_sample:
+                continue
             feeder = self._feeders[contribution.meter.slug]
             number = self._ledger.target(place, contribution.meter, hour * HOUR_MS, contribution.dimensions)
-            feeder.remember(account, data, hour, number)
-            feeder.column.append(number, at, feeder.minor(contribution), time_us)
+            if event.type == contribution.meter.event_type:
+                feeder.remember(account, data, hour, number)
+            self.columns.of(contribution).append(number, at, feeder.minor(contribution), time_us)
         if not made:
             self.columns.unmetered.append(at)
         return True
+
+
+def _leave(_account: Account, _data: dict[str, Any], _hour: int, _time_us: int, _at: int) -> int:
+    return LEFT
 
 
 def _all_of(feeders: list[_Feeder]) -> _Feed:
@@ -409,7 +431,7 @@ class _Feeder:
         """A feed that answers `LEFT` for whatever it has not met in this form."""
         meter, known, column, members = self.column.meter, self.known, self.column, self._members
         if not self._is_shallow:
-            return lambda *_event: LEFT
+            return _leave
         passes, rule, value = filter_of(meter), meter.aggregation.rule, self._value
         # Most events lack what a filter looks at.
         looked_at, passes_without = _first_keys(meter), passes is None or passes({})
@@ -440,7 +462,7 @@ class _Feeder:
                     elif type(given) is int and 0 <= given <= highest:
                         minor = given * power
                     else:
-                        plain = _plain_minor(given, scale) if type(given) is str else None
+                        plain = plain_minor(given, scale) if type(given) is str else None
                         exact = minor_of(given, scale, allow_negative) if plain is None else plain
                         if not isinstance(exact, int):
                             return LEFT
@@ -466,18 +488,3 @@ def _bounded(cache: dict[Key, int], entries_max: int = TEXTS_MAX) -> dict[Key, i
     if len(cache) >= entries_max:
         cache.clear()
     return cache
-
-
-def _plain_minor(text: str, scale: int) -> int | None:
-    """The minor units of a short decimal text without a sign and an exponent; None for any other text."""
-    whole, _, fraction = text.partition(".")
-    if (
-        len(text) < 18 - scale
-        and text.isascii()
-        and whole.isdigit()
-        and fraction.isdigit()
-        and len(fraction) <= scale
-        and (whole[0] != "0" or len(whole) == 1)
-    ):
-        return int(whole + fraction + "0" * (scale - len(fraction)))
-    return None

@@ -16,6 +16,7 @@ from aggregators.deferred import contributions_at, deferred_entry
 from aggregators.instants import hour_of_us
 from aggregators.judge import Rules
 from aggregators.ledger import Account, Ledger, Place, open_period
+from aggregators.levels import Carry, standing_in
 from aggregators.meters import CompiledMeterSet, Contribution, quarantines_late
 from aggregators.placement import placed_at_arrival, placed_at_decision
 from aggregators.scan import arrival_of
@@ -27,7 +28,7 @@ from schemas.log import index_of
 from schemas.meters import Policy
 from schemas.periods import Period
 from schemas.reasons import Reason
-from schemas.rollup import Deferred
+from schemas.rollup import Deferred, TotalKey
 
 
 class Now(NamedTuple):
@@ -56,7 +57,8 @@ class Exceptions:
     """The exceptions of one flush.
 
     `kept_out` and `deferred` are by position; an event among them may turn out to be a duplicate, and then it is only
-    that. `skipped` has the number of valid events that a meter skipped for their data, by meter and reason.
+    that. `skipped` has the number of valid events that a meter skipped for their data, by meter and reason. `carries`
+    are the levels that late events of the segment in hand may have moved.
     """
 
     def __init__(self, ledger: Ledger) -> None:
@@ -66,6 +68,7 @@ class Exceptions:
         self.deferred: dict[int, Deferred] = {}
         self.decided: list[Decided] = []
         self.skipped: Counter[tuple[str, Reason]] = Counter()
+        self.carries: dict[Carry, None] = {}
 
     def take(self, at: int, event: EventStruct | Rejected, raws: Raws, now: Now, columns: Columns) -> None:
         """Take one event at a position. `raws` are the bytes of its record's events."""
@@ -77,7 +80,9 @@ class Exceptions:
         if isinstance(arrival, Quarantined):
             self.quarantined.append(arrival)
             return
-        self.skipped.update((slug, why.reason) for slug, why in now.compiled.skips(event.type, arrival.data))
+        self.skipped.update(
+            (slug, why.reason) for slug, why in now.compiled.skips(event.type, arrival.data, arrival.time_us)
+        )
         account = self._ledger.accounts[event.subject]
         columns.mark(at, account, event.id)
         time_us, contributions = arrival.time_us, arrival.contributions
@@ -98,6 +103,7 @@ class Exceptions:
             self.kept_out[at] = Quarantined(at, stream_time_ms, Reason.PERIOD_CLOSED, detail, raw)
             return
         self._contribute(account, placed.period, contributions, time_us, at, columns)
+        self._carry(account, placed.period, contributions, stream_time_ms)
 
     def decide(self, step: DedupDecisionStep, event: Deferred | None, policy: Policy, columns: Columns) -> None:
         """Take one dedup decision. `event` is the deferred event at its position; None if none waits there."""
@@ -114,6 +120,7 @@ class Exceptions:
         if not contributions:
             columns.unmetered.append(at)
         self._contribute(account, placed.period, contributions, event.time_us, at, columns)
+        self._carry(account, placed.period, contributions, step.stream_time_ms)
 
     def _at_stream_time(self, account: Account, now: Now) -> Account:
         """The account with the period of stream time as its open one, so that its next events may be plain."""
@@ -129,11 +136,27 @@ class Exceptions:
     ) -> None:  # fmt: skip
         place, ledger = Place(account.name, period, account.state.flushed_ms), self._ledger
         for contribution in contributions:
+            if contribution.is_sample:
+                continue
             meter = contribution.meter
             number = ledger.target(place, meter, hour_of_us(time_us), contribution.dimensions)
             is_distinct = meter.aggregation.rule.distinct
             minor = distinct_member(ledger.hash_key, contribution.text) if is_distinct else contribution.minor
-            columns.meters[meter.slug].append(number, at, minor, time_us)
+            columns.of(contribution).append(number, at, minor, time_us)
+
+    def _carry(
+        self, account: Account, period: Period, contributions: tuple[Contribution, ...], stream_time_ms: int
+    ) -> None:
+        """Carry the levels of a period that has ended over to the periods after it, which have begun."""
+        if period.end_ms > stream_time_ms:
+            return
+        ledger, key = self._ledger, TotalKey(account.name, period.start_ms)
+        for contribution in contributions:
+            if contribution.meter.carry_over:
+                total = ledger.level(key, contribution.meter)
+                for after in standing_in(account.state, period, stream_time_ms):
+                    place = Place(account.name, after, account.state.flushed_ms)
+                    self.carries[Carry(total, ledger.level_target(place, contribution.meter))] = None
 
 
 def refused(event: Deferred) -> Quarantined:

@@ -106,5 +106,6 @@ def with_expired(changes: Changes, expired: Expired, view: View) -> Changes:
     """The changes of a flush with its retired totals and new due times; `view` must contain the retired totals."""
     if not expired.retired and not expired.due:
         return changes
-    retired = {key: tuple(view.totals[key]) for key in expired.retired}
+    # A level may have been carried over to a total that the same record retires.
+    retired = {key: tuple({**view.totals[key], **changes.totals.get(key, {})}) for key in expired.retired}
     return changes._replace(due={**changes.due, **expired.due}, retired=retired)

@@ -16,17 +16,31 @@ from aggregators.codec import FlushKey, flush_field, flushes_bucket_ms
 from aggregators.columns import Books, Segment
 from aggregators.decode import Raws
 from aggregators.exceptions import Exceptions, Now
-from aggregators.expiry import Moment, Passed
+from aggregators.expiry import NEVER_MS, Moment, Passed
 from aggregators.judge import rules_at
+from aggregators.ledger import Place
+from aggregators.levels import CARRIED_MAX, Carried, Carry, carried, due_again
 from aggregators.marks import current_slice, live_slices, unchanged_until_ms
+from aggregators.meters import CompiledMeterSet
 from aggregators.partitioning import partition_of
 from aggregators.scan import LogFollower, LogState, accounts_of_control, has_control_header, is_restatement
 from aggregators.steps import AccountControl, Arrival, DedupDecisionStep
 from schemas.control import RestatementRecord
 from schemas.log import Record, position
-from schemas.meters import Policy
+from schemas.meters import Meter, Policy
 from schemas.periods import AccountState
-from schemas.rollup import BucketField, Checkpoint, Deferred, MarkKey, MarkSlice, ReadRequest, UniqueKey, View
+from schemas.rollup import (
+    BucketField,
+    Checkpoint,
+    Deferred,
+    DueTotal,
+    MarkKey,
+    MarkSlice,
+    ReadRequest,
+    TotalKey,
+    UniqueKey,
+    View,
+)
 
 # The maker looks at so much at once. Small records are then taken together, while they are in the processor's cache.
 LOOK_BYTES_MAX: Final = 64 * 1024
@@ -35,17 +49,19 @@ AHEAD_BYTES_MAX: Final = 4 * 1024 * 1024
 
 
 class Part(NamedTuple):
-    """A segment, and the policy in force."""
+    """A segment, the policy in force, and the levels to carry over at the segment's end."""
 
     segment: Segment
     policy: Policy
+    carries: Sequence[Carry]
 
 
 class Flush:
     """One flush of a partition, from the records to what the fold needs. Used once.
 
     `parts` are the segments. `deferred` are the stored events that the dedup decisions name, by position. `before` are
-    the states at the checkpoint, and `accounts` the states after the flush, of the accounts that changed.
+    the states at the checkpoint, and `accounts` the states after the flush, of the accounts that changed. `levels` are
+    the new times at which levels are due, and `levels_wait` says that some are due and wait for the next flush.
     """
 
     def __init__(self, partition: int, checkpoint: Checkpoint, books: Books, secret: bytes) -> None:
@@ -57,6 +73,7 @@ class Flush:
         self.ledger = books.ledger
         # The meter set of the segment, and the maker of its columns.
         self._compiled = self.log.compiled
+        self._carrying = _carrying(self._compiled)
         self._maker = books.maker(self._compiled)
         self._now: Now | None = None
         # The maker has looked at the records before this one.
@@ -72,6 +89,11 @@ class Flush:
         self.account_flushes: list[BucketField] = []
         self.deferred: dict[int, Deferred] = {}
         self.restatement: AccountControl | None = None
+        self.levels: dict[TotalKey, int | None] = {}
+        self.levels_wait = False
+        # When the first total retires that a level has begun.
+        self._retires_ms = NEVER_MS
+        self._due_levels: Sequence[DueTotal] = ()
         self.received = 0
         self.next_offset = checkpoint.next_offset
         # After `request`: the slices that may have marks, and the marks of all events by set of the last slice.
@@ -87,20 +109,29 @@ class Flush:
         """Take the first of these records, and go on at `next_offset`. Never raises for any record.
 
         Yields what must be read at the checkpoint first; give the answer to `know` and go on. Takes at least one
-        record. Stops before a mark slice begins or ends, and after `events_max` events. A restatement record is taken
-        alone.
+        record. Stops before a mark slice begins or ends, before a record at which levels may be carried over, and after
+        `events_max` events. A restatement record is taken alone.
         """
         policy, first_ms = self.log.policy, max(self.checkpoint.stream_time_ms, records[0].timestamp_ms)
         before_ms = unchanged_until_ms(self.checkpoint.slices, first_ms, policy.window_ms)
         for number, record in enumerate(records):
             alone = is_restatement(record)
             if number and (
-                alone or self.received >= events_max or max(self.log.stream_time_ms, record.timestamp_ms) >= before_ms
+                alone
+                or self.received >= events_max
+                or (next_ms := max(self.log.stream_time_ms, record.timestamp_ms)) >= before_ms
+                or next_ms >= self.ledger.levels_before_ms
             ):
                 break
             self.policies[record.offset] = self.log.policy
             before = self.received
-            if self.log.is_control(record):
+            is_control = self.log.is_control(record)
+            if self.log.compiled is not self._compiled:
+                self._switch(number)
+            if not number and not alone:
+                yield from self._carry_over()
+                before_ms = min(before_ms, self._retires_ms)
+            if is_control:
                 yield from self._controls(records, number)
             else:
                 now = self._go_to_stream_time()
@@ -117,6 +148,7 @@ class Flush:
         """Take the answer to what `take` has yielded."""
         self.ledger.enter(view.accounts, self.log.policy, self.log.stream_time_ms)
         self.deferred.update(view.deferred)
+        self._due_levels = view.levels
 
     # Events
 
@@ -161,9 +193,43 @@ class Flush:
         return self._now
 
     def _end_segment(self) -> None:
-        segment = self._maker.taken()
-        if segment.positions or segment.columns or segment.unmetered:
-            self.parts.append(Part(segment, self._compiled.meter_set.policy))
+        segment, carries = self._maker.taken(), list(self.exceptions.carries)
+        self.exceptions.carries.clear()
+        if segment.positions or segment.columns or segment.unmetered or carries:
+            self.parts.append(Part(segment, self._compiled.meter_set.policy, carries))
+
+    # Levels
+
+    def _carry_over(self) -> Iterator[ReadRequest]:
+        """Carry over the levels that are due at the first record's stream time. All that is due is in the store: a
+        flush ends before the record at which a level becomes due, so that the boundaries of flushes do not matter."""
+        ledger, stream_time_ms = self.ledger, self.log.stream_time_ms
+        if stream_time_ms < ledger.levels_before_ms:
+            return
+        if self._carrying:
+            ledger.watch_ends(self.log.policy, stream_time_ms)
+        if stream_time_ms < ledger.levels_due_ms:
+            return
+        yield ReadRequest(levels_max=CARRIED_MAX + 1)
+        due = self._due_levels
+        accounts = {total.key.account for total in due if total.due_ms <= stream_time_ms}
+        if unknown := sorted(accounts - ledger.accounts.keys()):
+            yield ReadRequest(accounts=unknown)
+        states = {account: ledger.accounts[account].state for account in accounts}
+        self._go_to_stream_time()
+        self._carry(carried(due, states, stream_time_ms))
+
+    def _carry(self, found: Carried) -> None:
+        ledger, accounts = self.ledger, self.ledger.accounts
+        self.levels.update(found.due)
+        ledger.levels_due_ms = found.next_due_ms
+        self.levels_wait = found.next_due_ms <= self.log.stream_time_ms
+        for key, after in found.totals:
+            self._retires_ms = min(self._retires_ms, after.end_ms + self.log.policy.periods_kept_ms)
+            place = Place(key.account, after, accounts[key.account].state.flushed_ms)
+            for meter in self._carrying:
+                carry = Carry(ledger.level(key, meter), ledger.level_target(place, meter))
+                self.exceptions.carries[carry] = None
 
     # Control records
 
@@ -174,12 +240,6 @@ class Flush:
         log.steps.clear()
         self.received += log.received
         log.received = 0
-        if log.compiled is not self._compiled:
-            self._end_segment()
-            self.ledger.turn()
-            self._compiled = log.compiled
-            self._maker = self._books.maker(log.compiled)
-            self._looked_at = number + 1
         if not steps:
             return
         self._go_to_stream_time()
@@ -199,6 +259,19 @@ class Flush:
             else:
                 self._end_segment()
                 self._apply(step)
+
+    def _switch(self, number: int) -> None:
+        """Go on with the meter set in force after `records[number]`."""
+        self._end_segment()
+        self.ledger.turn()
+        self._compiled = self.log.compiled
+        self._carrying = _carrying(self._compiled)
+        if self._carrying:
+            self.ledger.watch_ends(self.log.policy, self.log.stream_time_ms)
+        else:
+            self.ledger.watch_no_ends()
+        self._maker = self._books.maker(self._compiled)
+        self._looked_at = number + 1
 
     def _needed(self, steps: Sequence[AccountControl | DedupDecisionStep]) -> ReadRequest:
         accounts: set[str] = set()
@@ -222,6 +295,8 @@ class Flush:
         self.accounts[account] = after
         self.controls.append(step)
         self.ledger.enter({account: after}, policy, stream_time_ms)
+        if self._carrying:
+            self.levels.update(due_again(account, after, stream_time_ms, policy, stream_time_ms))
         if after.flushed_ms != before.flushed_ms:
             key = FlushKey(report_start_ms(before, policy, stream_time_ms), after.flushed_ms, account)
             bucket_ms = flushes_bucket_ms(policy.report_bucket_end_ms(stream_time_ms))
@@ -262,6 +337,10 @@ class Flush:
                     for number, member in zip(column.numbers, column.minors, strict=True):
                         members.setdefault(ledger.total_of[number], set()).add(member)
         return {ledger.unique_key(total): list(found) for total, found in members.items()}
+
+
+def _carrying(compiled: CompiledMeterSet) -> list[Meter]:
+    return [meter for meter in compiled.meter_set.meters if meter.carry_over]
 
 
 def _up_to(records: Sequence[Record], number: int, bytes_max: int) -> Iterator[Record]:

@@ -17,8 +17,10 @@ from aggregators.exceptions import refused
 from aggregators.flush import Flush
 from aggregators.judge import event_time_us
 from aggregators.ledger import Ledger
+from aggregators.levels import Carry
 from aggregators.marks import expired_keys
 from aggregators.steps import Quarantined
+from schemas.adjustments import is_reserved
 from schemas.log import index_of, offset_of
 from schemas.meters import Meter, Policy
 from schemas.rollup import (
@@ -115,7 +117,8 @@ class _Rulings:
         policy = self._flush.policies[offset_of(event.position)]
         # An event that is not far-late waits for a restatement. That takes minutes, so there is no limit of events.
         far_late = event.time_us < far_late_us(policy, event.stream_time_ms)
-        if far_late and self.waiting >= policy.deferred_max:
+        # Nobody would send an adjustment again: whoever told the difference finds the adjustment in the archive.
+        if far_late and self.waiting >= policy.deferred_max and not is_reserved(event.type):
             # The event has a mark, unlike other quarantined events: from here on the archive contains its identity.
             self.refused.append(refused(event))
             return
@@ -165,7 +168,7 @@ class _Rulings:
 class _Sums:
     """Merges columns into the ledger, and keeps what changes. Used for one call of `fold`."""
 
-    def __init__(self, ledger: Ledger, present: dict[UniqueKey, set[int]]) -> None:
+    def __init__(self, ledger: Ledger, present: dict[UniqueKey, set[int]], stream_time_ms: int) -> None:
         self._ledger = ledger
         self._present = present
         self.uniques: dict[UniqueKey, list[int]] = {}
@@ -176,9 +179,12 @@ class _Sums:
         self.entries: dict[int, tuple[int, Any]] = {}
         self._reported: dict[int, int] = {}
         self.due: dict[TotalKey, int] = {}
+        # When the levels of new totals are due.
+        self._stream_time_ms = stream_time_ms
+        self.levels: dict[TotalKey, int | None] = {}
 
-    def add(self, columns: Iterable[Column], policy: Policy) -> None:
-        """Merge the columns of a segment."""
+    def add(self, columns: Iterable[Column], policy: Policy, carries: Iterable[Carry]) -> None:
+        """Merge the columns of a segment, then the levels that are carried over."""
         for column in columns:
             self._merge(column, policy)
         # A later segment may count in another report bucket.
@@ -186,6 +192,27 @@ class _Sums:
         for entry, number in self._reported.items():
             self.entries[entry] = number, ledger.total_values[ledger.total_of[number]]
         self._reported.clear()
+        for total, number in carries:
+            value = ledger.total_values[total]
+            if value is not None:
+                self._carry(value, number, policy)
+
+    def _carry(self, value: Any, number: int, policy: Policy) -> None:
+        """Merge a level into the total of a target, which has no cell."""
+        ledger = self._ledger
+        total, entry, meter = ledger.total_of[number], ledger.entry_of[number], ledger.meters[number]
+        before = ledger.total_values[total]
+        after = value if before is None else meter.aggregation.rule.joined(before, value)
+        if after == before:
+            return
+        if before is None:
+            self._begin(number, policy)
+        if entry >= 0:
+            if ledger.entry_values[entry] is None:
+                ledger.entry_values[entry] = _opened(meter, before)
+            self.entries[entry] = number, after
+        ledger.total_values[total] = after
+        self.totals[total] = None
 
     def _merge(self, column: Column, policy: Policy) -> None:
         ledger, rule = self._ledger, column.meter.aggregation.rule
@@ -207,7 +234,12 @@ class _Sums:
                 reported[entry] = number
             totals[total] = value if before is None else joined(before, value)
             changed[total] = None
-        self.positions.update(zip(column.numbers, column.positions, strict=True))
+        positions, last = self.positions, zip(column.numbers, column.positions, strict=True)
+        if is_reserved(column.meter.event_type):
+            # The plain events of a count are in a column of their own, which may reach further.
+            positions.update((number, max(at, positions.get(number, at))) for number, at in dict(last).items())
+        else:
+            positions.update(last)
 
     def _new(self, column: Column) -> Column:
         """The contributions of members that are new in their period; each counts 1."""
@@ -224,12 +256,15 @@ class _Sums:
         return new
 
     def _begin(self, number: int, policy: Policy) -> None:
-        """Set the time at which a new total is due."""
+        """Set the times at which a new total is due."""
         ledger = self._ledger
         key = ledger.total_keys[ledger.total_of[number]]
         if key not in ledger.stored:
             ledger.stored.add(key)
             self.due[key] = ledger.end_ms[number] + policy.periods_kept_ms
+        # Where the period has ended, the level is carried over in this flush.
+        if ledger.meters[number].carry_over and ledger.end_ms[number] > self._stream_time_ms:
+            self.levels[key] = ledger.end_ms[number]
 
     def cells(self, generation: int) -> tuple[dict[BucketField, str], dict[BucketField, int]]:
         """The texts and the versions of the changed cells. Several targets may share a cell: the last event decides."""
@@ -309,10 +344,11 @@ def fold(flush: Flush, view: View) -> Folded:
     """
     flush.ledger.learn(view)
     rulings = _Rulings(flush, view.marks)
-    sums = _Sums(flush.ledger, {key: set(members) for key, members in view.uniques.items()})
-    for segment, policy in flush.parts:
+    present = {key: set(members) for key, members in view.uniques.items()}
+    sums = _Sums(flush.ledger, present, flush.log.stream_time_ms)
+    for segment, policy, carries in flush.parts:
         out = rulings.out
-        sums.add((column.without(out) if out else column for column in segment.columns), policy)
+        sums.add((column.without(out) if out else column for column in segment.columns), policy, carries)
     quarantined = [*flush.log.quarantined, *flush.exceptions.quarantined]
     counters = rulings.counters(flush.checkpoint.counters, len(quarantined))
     changes = _changes(flush, rulings, sums, counters)
@@ -341,6 +377,7 @@ def _changes(flush: Flush, rulings: _Rulings, sums: _Sums, counters: Counters) -
         deferred=list(rulings.deferred.values()),
         decided=rulings.decided,
         due=sums.due,
+        levels={**sums.levels, **flush.levels},
     )
 
 

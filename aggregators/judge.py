@@ -10,6 +10,7 @@ import msgspec
 from aggregators.instants import format_instant_ms, parse_instant_us, why_no_instant
 from aggregators.meters import CompiledMeterSet, Contribution, Failure, compiled
 from aggregators.partitioning import partition_of
+from schemas.adjustments import is_reserved
 from schemas.clock import MILLISECOND_US
 from schemas.events import TIME_MIN_US, EventStruct
 from schemas.meters import MeterSet
@@ -35,7 +36,7 @@ class Rules(msgspec.Struct, frozen=True):
     `home` is the partition that the events were read from, or None if their partition is not chosen yet.
     """
 
-    contributions: Callable[[str, dict[str, Any]], tuple[Contribution, ...] | Failure]
+    contributions: Callable[[str, dict[str, Any], int], tuple[Contribution, ...] | Failure]
     earliest_us: int
     latest_us: int
     home: Home | None = None
@@ -68,12 +69,14 @@ def judge(event: EventStruct, time_us: int | None, rules: Rules) -> tuple[Contri
         if partition != home.partition:
             return Failure(Reason.WRONG_PARTITION, f"subject belongs on partition {partition} of {home.partitions}")
         home.accounts.add(event.subject)
-    if not rules.earliest_us <= time_us <= rules.latest_us:
+    # What Tidemark finds out about old usage is never too old.
+    earliest_us = TIME_MIN_US if is_reserved(event.type) else rules.earliest_us
+    if not earliest_us <= time_us <= rules.latest_us:
         if time_us < TIME_MIN_US:
             return Failure(Reason.TOO_FAR_IN_PAST, f"time: {event.time} is before 1970")
-        if time_us < rules.earliest_us:
-            earliest = format_instant_ms(rules.earliest_us // MILLISECOND_US)
+        if time_us < earliest_us:
+            earliest = format_instant_ms(earliest_us // MILLISECOND_US)
             return Failure(Reason.TOO_OLD, f"time: {event.time} is before {earliest}")
         latest = format_instant_ms(rules.latest_us // MILLISECOND_US)
         return Failure(Reason.TOO_FAR_IN_FUTURE, f"time: {event.time} is after {latest}")
-    return rules.contributions(event.type, event.data or {})
+    return rules.contributions(event.type, event.data or {}, time_us)

@@ -9,6 +9,7 @@ only: after any error, and wherever the stored checkpoint is another one, the le
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Callable, Mapping
 from hashlib import blake2b
 from typing import Any, Final, NamedTuple
@@ -33,6 +34,8 @@ from schemas.periods import AccountState, Period
 from schemas.rollup import BucketField, Changes, ReadRequest, TotalKey, UniqueKey, View
 
 NO_PERIOD: Final = Period(0, 0)
+# No event has this hour.
+_NO_HOUR_MS: Final = -1
 
 
 class Account:
@@ -77,8 +80,10 @@ class Ledger:
         self.epoch = 0
         self._turned = False
         self._arrival_ms = self._report_ms = -1
-        # No total is due before this stream time; 0 if the store was not asked yet.
-        self.due_ms = 0
+        # No total is due before this stream time; 0 if the store was not asked yet. The same of levels.
+        self.due_ms = self.levels_due_ms = 0
+        # The ends of the open periods with their accounts, as a heap; None while no meter carries over.
+        self._ends: list[tuple[int, str]] | None = None
         self.total_numbers: dict[TotalKey, dict[str, int]] = {}
         self.total_keys: list[TotalKey] = []
         self.total_meters: list[Meter] = []
@@ -112,7 +117,7 @@ class Ledger:
     def size(self) -> int:
         """The number of entries: accounts, targets, totals with what was read of them, and report entries. There are no
         more cells than targets."""
-        totals = (self.total_keys, self.total_numbers, self.stored, self._texts)
+        totals = (self.total_keys, self.total_numbers, self.stored, self._texts, self._ends or ())
         return sum(map(len, (self.accounts, self.entered, self.cell_of, self.entry_keys, *totals)))
 
     # Accounts
@@ -125,6 +130,32 @@ class Ledger:
             account = Account(name, state, open_period(state, policy, stream_time_ms), hasher)
             self.accounts[name] = account
             self.entered.append(account)
+            if self._ends is not None:
+                heapq.heappush(self._ends, (period_at(state, stream_time_ms).end_ms, name))
+
+    # Levels
+
+    @property
+    def levels_before_ms(self) -> int:
+        """Before this stream time no level is due and, while a meter carries over, no period of a known account
+        ends."""
+        return min(self._ends[0][0], self.levels_due_ms) if self._ends else self.levels_due_ms
+
+    def watch_ends(self, policy: Policy, stream_time_ms: int) -> None:
+        """From now on, know when periods of accounts end. Accounts whose period has ended get the next one, so that
+        late usage is no longer plain."""
+        if self._ends is None:
+            self._ends = []
+            ended = set(self.accounts)
+        else:
+            ended = set[str]()
+            while self._ends and self._ends[0][0] <= stream_time_ms:
+                ended.add(heapq.heappop(self._ends)[1])
+        self.enter({name: self.accounts[name].state for name in sorted(ended)}, policy, stream_time_ms)
+
+    def watch_no_ends(self) -> None:
+        """No meter carries over any more."""
+        self._ends = None
 
     # Targets
 
@@ -148,17 +179,30 @@ class Ledger:
         key = (place.account, meter.slug, hour_ms, dimensions, place.period, place.flushed_ms)
         number = self._targets.get(key)
         if number is None:
-            number = self._targets[key] = self._new_target(place, meter, hour_ms, dimensions)
+            field = cell_field(CellKey(hour_ms, place.period.start_ms, meter.slug, dimensions, place.account))
+            cell = self._cell(BucketField(self._arrival_ms, field), meter.aggregation.rule)
+            number = self._targets[key] = self._new_target(place, meter, cell)
         return number
 
-    def _new_target(self, place: Place, meter: Meter, hour_ms: int, dimensions: str) -> int:
+    def level(self, key: TotalKey, meter: Meter) -> int:
+        """The number of a total whose level is carried over."""
+        return self._total(key, meter)
+
+    def level_target(self, place: Place, meter: Meter) -> int:
+        """The number of the target of levels that are carried over to a period. It has no cell: no event made them."""
+        key = (place.account, meter.slug, _NO_HOUR_MS, "", place.period, place.flushed_ms)
+        number = self._targets.get(key)
+        if number is None:
+            number = self._targets[key] = self._new_target(place, meter, -1)
+        return number
+
+    def _new_target(self, place: Place, meter: Meter, cell: int) -> int:
         account, (start_ms, end_ms), slug = place.account, place.period, meter.slug
-        field = cell_field(CellKey(hour_ms, start_ms, slug, dimensions, account))
         entry = -1
         if meter.stripe_event_name:
             report_ms = max(self._report_ms, place.flushed_ms)
             entry = self._entry(BucketField(report_ms, report_field(ReportKey(start_ms, slug, account))))
-        self.cell_of.append(self._cell(BucketField(self._arrival_ms, field), meter.aggregation.rule))
+        self.cell_of.append(cell)
         self.total_of.append(self._total(TotalKey(account, start_ms), meter))
         self.entry_of.append(entry)
         self.end_ms.append(end_ms)
@@ -240,6 +284,7 @@ class Ledger:
     def commit(self, changes: Changes) -> None:
         """Go on after a commit: forget what retired, and the targets of earlier epochs."""
         self.due_ms = min([self.due_ms, *changes.due.values()])
+        self.levels_due_ms = min([self.levels_due_ms, *(due for due in changes.levels.values() if due is not None)])
         for key in changes.retired:
             self.total_numbers.pop(key, None)
             self._texts.pop(key, None)

@@ -17,6 +17,7 @@ from schemas.currencies import currency_exponent
 from schemas.errors import InvalidInput
 from schemas.periods import INSTANT_MAX_MS, INTERVAL_COUNT_MAX, Interval
 from schemas.side_tables import PARTS_OF, TABLE_OF, Row
+from schemas.stripe_credits import GRANT_KEY
 
 Rows = Mapping[str, Sequence[Row]]
 
@@ -178,6 +179,10 @@ class _Fields:
         """The sum of an integer field of the objects of an array."""
         return sum(row.integer(field) for row in self.each(path))
 
+    def inclusive(self, path: str) -> int:
+        """The sum of the taxes of an array that are a part of the amount."""
+        return sum(row.integer("amount") for row in self.each(path) if row.maybe_text("tax_behavior") == "inclusive")
+
 
 _Read = tuple[Row, Sequence[Row]]
 
@@ -225,10 +230,33 @@ def _subscription(fields: _Fields) -> _Read:
         "pending_update_until_ms": fields.maybe_ms("pending_update.expires_at"),
         "latest_invoice_id": fields.maybe_id("latest_invoice"),
         "default_payment_method": fields.maybe_id("default_payment_method"),
-        "discounts_json": _json(fields.ids("discounts")),
+        "discounts_json": _json(_discounts(fields)),
         "deleted": 0,
         "cancellation_reason": fields.maybe_text("cancellation_details.reason"),
     }, [_item(item, fields.text("id")) for item in items]
+
+
+def _discounts(fields: _Fields) -> list[object]:
+    """The discounts of a subscription with their coupons; the id alone of one whose coupon the answer does not have."""
+    rows = fields.maybe("discounts")
+    whole = isinstance(rows, list) and all(isinstance(row, Mapping) and row.get("source") for row in rows)
+    return [_discount(each) for each in fields.each("discounts")] if whole else list(fields.ids("discounts"))
+
+
+def _discount(fields: _Fields) -> object:
+    if not isinstance(fields.maybe("source.coupon"), Mapping):
+        return fields.text("id")
+    percent = fields.maybe("source.coupon.percent_off")
+    return {
+        "id": fields.text("id"),
+        "coupon": fields.id("source.coupon"),
+        "percent": None if percent is None else format(Decimal(str(percent)).normalize(), "f"),
+        "amount_minor": fields.maybe_integer("source.coupon.amount_off"),
+        "currency": fields.maybe_text("source.coupon.currency"),
+        "duration": fields.text("source.coupon.duration"),
+        "start_ms": fields.ms("start"),
+        "end_ms": fields.maybe_ms("end"),
+    }
 
 
 def _item(fields: _Fields, subscription: str) -> Row:
@@ -312,6 +340,10 @@ def _invoice(fields: _Fields) -> _Read:
         "deleted": 0,
         "decline_code": fields.maybe_text("last_payment_error.decline_code"),
         "finalization_error": _finalization_error(fields),
+        "number": fields.maybe_text("number"),
+        "paid_minor": fields.integer("amount_paid"),
+        "voided_ms": fields.maybe_ms("status_transitions.voided_at"),
+        "uncollectible_ms": fields.maybe_ms("status_transitions.marked_uncollectible_at"),
     }, [_line(line, fields.text("id")) for line in fields.list_of("lines")]
 
 
@@ -337,7 +369,92 @@ def _line(fields: _Fields, invoice: str) -> Row:
         "tax_minor": fields.sum_of("taxes", "amount"),
         "start_ms": fields.ms("period.start"),
         "end_ms": fields.ms("period.end"),
+        "inclusive_tax_minor": fields.inclusive("taxes"),
+        "credit_minor": sum(
+            each.integer("amount")
+            for each in fields.each("pretax_credit_amounts")
+            if each.maybe_text("type") == "credit_balance_transaction"
+        ),
     }
+
+
+def _credit_grant(fields: _Fields) -> _Read:
+    """A credit grant. `prices_json`: the prices whose usage it pays, an empty list for all metered ones."""
+    currency = fields.text("amount.monetary.currency")
+    return {
+        "id": fields.text("id"),
+        "customer_id": fields.id("customer"),
+        "name": fields.maybe_text("name"),
+        "category": fields.text("category"),
+        "currency": currency,
+        "exponent": currency_exponent(currency),
+        "amount_minor": fields.integer("amount.monetary.value"),
+        "available_minor": fields.maybe_integer("available"),
+        "priority": fields.maybe_integer("priority"),
+        "prices_json": _json([price.id("id") for price in fields.each("applicability_config.scope.prices")]),
+        "source": fields.maybe_text(f"metadata.{GRANT_KEY}"),
+        "created_ms": fields.ms("created"),
+        "effective_ms": fields.maybe_ms("effective_at"),
+        "expires_ms": fields.maybe_ms("expires_at"),
+        "voided_ms": fields.maybe_ms("voided_at"),
+        "deleted": 0,
+    }, ()
+
+
+def _credit_note(fields: _Fields) -> _Read:
+    currency = fields.text("currency")
+    refunds = [
+        {"refund": each.id("refund"), "amount_minor": each.integer("amount_refunded")}
+        for each in fields.each("refunds")
+        if each.maybe("refund") is not None
+    ]
+    return {
+        "id": fields.text("id"),
+        "customer_id": fields.id("customer"),
+        "invoice_id": fields.id("invoice"),
+        "number": fields.maybe_text("number"),
+        "status": fields.text("status"),
+        "reason": fields.maybe_text("reason"),
+        "currency": currency,
+        "exponent": currency_exponent(currency),
+        "tax_minor": fields.sum_of("total_taxes", "amount"),
+        "total_minor": fields.integer("total"),
+        "refunds_json": _json(refunds),
+        "created_ms": fields.ms("created"),
+        "effective_ms": fields.maybe_ms("effective_at"),
+        "voided_ms": fields.maybe_ms("voided_at"),
+        "deleted": 0,
+    }, [_credit_note_line(line, fields.text("id")) for line in fields.list_of("lines")]
+
+
+def _credit_note_line(fields: _Fields, note: str) -> Row:
+    return {
+        "id": fields.text("id"),
+        "credit_note_id": note,
+        "invoice_line_id": fields.maybe_id("invoice_line_item"),
+        "amount_minor": fields.integer("amount"),
+        "discount_minor": fields.integer("discount_amount"),
+        "tax_minor": fields.sum_of("taxes", "amount"),
+        "inclusive_tax_minor": fields.inclusive("taxes"),
+    }
+
+
+def _given_back(fields: _Fields) -> _Read:
+    """A refund or a dispute: the same columns."""
+    currency = fields.text("currency")
+    return {
+        "id": fields.text("id"),
+        "customer_id": fields.maybe_id("customer"),
+        "invoice_id": fields.maybe_id("invoice"),
+        "payment_intent_id": fields.maybe_id("payment_intent"),
+        "status": fields.maybe_text("status"),
+        "reason": fields.maybe_text("reason"),
+        "currency": currency,
+        "exponent": currency_exponent(currency),
+        "amount_minor": fields.integer("amount"),
+        "created_ms": fields.ms("created"),
+        "deleted": 0,
+    }, ()
 
 
 def _json(value: object) -> str:
@@ -349,4 +466,8 @@ _READERS: Final = {
     ObjectKind.SUBSCRIPTION: _subscription,
     ObjectKind.SCHEDULE: _schedule,
     ObjectKind.INVOICE: _invoice,
+    ObjectKind.CREDIT_GRANT: _credit_grant,
+    ObjectKind.CREDIT_NOTE: _credit_note,
+    ObjectKind.REFUND: _given_back,
+    ObjectKind.DISPUTE: _given_back,
 }

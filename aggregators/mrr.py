@@ -6,13 +6,15 @@ past. The formulas are in docs/revenue.md.
 
 from __future__ import annotations
 
+import json
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
+from functools import lru_cache
 from itertools import pairwise
 from math import floor
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from schemas.clock import DAY_MS
 from schemas.periods import Interval
@@ -40,6 +42,16 @@ _TABLES: Final = ("subscriptions", "subscription_items")
 def monthly(amount: Fraction, interval: Interval, interval_count: int) -> Fraction:
     """What an amount for a period is in a month: a year has 12 months, 52 weeks and 365 days."""
     return amount / (_MONTHS[interval] * interval_count)
+
+
+class Discount(NamedTuple):
+    """What a coupon takes off each invoice in `[start_ms, end_ms)`: a percentage, or an amount in minor units."""
+
+    percent: Fraction | None
+    minor: int
+    currency: str
+    start_ms: int
+    end_ms: int | None
 
 
 @dataclass
@@ -105,9 +117,10 @@ def _apply_case(state: _Account, change: AuditChange) -> None:
 
 
 def _pass(state: _Account, until_ms: int, amount_of: AmountOf) -> None:
-    """Note the downgrades that take effect, without any row, until an instant."""
+    """Note what takes effect without any row until an instant: downgrades, and ends of discounts."""
     last_ms = state.points[-1][0] if state.points else -1
-    for at_ms in sorted({each for each in state.downgrades.values() if last_ms < each <= until_ms}):
+    ends = {each.end_ms for row in state.rows["subscriptions"].values() for each in _discounts(row) if each.end_ms}
+    for at_ms in sorted(each for each in ends | set(state.downgrades.values()) if last_ms < each <= until_ms):
         _note(state, at_ms, amount_of)
 
 
@@ -121,15 +134,51 @@ def _note(state: _Account, at_ms: int, amount_of: AmountOf) -> None:
         is_failed |= is_downgraded or status in _FAILED or subscription.get("cancellation_reason") == _PAYMENT_FAILED
         if status not in _PAYING or is_downgraded or subscription.get("deleted"):
             continue
+        amounts: dict[tuple[Interval, int], Fraction] = defaultdict(Fraction)
         for item_name, item in state.rows["subscription_items"].items():
             if item.get("subscription_id") == name and item.get("quantity") is not None:
                 amount = amount_of(str(item["price_id"]), int(item["quantity"]), currency)
                 if amount is None:
                     state.unpriced.add(item_name)
                 else:
-                    found[currency] += monthly(amount, Interval(item["interval"]), int(item["interval_count"] or 1))
+                    amounts[Interval(item["interval"]), int(item["interval_count"] or 1)] += amount
+        for discount in _discounts(subscription):
+            if discount.start_ms <= at_ms and (discount.end_ms is None or at_ms < discount.end_ms):
+                _take_off(discount, amounts, currency)
+        found[currency] += sum((monthly(amount, *period) for period, amount in amounts.items()), Fraction())
     minor = Counter({currency: _rounded(amount) for currency, amount in found.items()})
     state.points.append((at_ms, minor, is_failed))
+
+
+def _discounts(subscription: Mapping[str, Any]) -> Sequence[Discount]:
+    return _read_discounts(str(subscription.get("discounts_json") or "[]"))
+
+
+@lru_cache(maxsize=1_024)
+def _read_discounts(text: str) -> Sequence[Discount]:
+    """The discounts of a subscription that recur. One of which only the id is known takes nothing off."""
+    return [
+        Discount(
+            None if each["percent"] is None else Fraction(each["percent"]),
+            int(each["amount_minor"] or 0),
+            str(each["currency"]),
+            int(each["start_ms"]),
+            None if each["end_ms"] is None else int(each["end_ms"]),
+        )
+        for each in json.loads(text)
+        if isinstance(each, dict) and each["duration"] != "once"
+    ]
+
+
+def _take_off(discount: Discount, amounts: dict[tuple[Interval, int], Fraction], currency: str) -> None:
+    """Take a discount off what a subscription's items cost by period, after the discounts before. An amount is taken
+    off each invoice, so off what is billed most often."""
+    if discount.percent is not None:
+        for period in amounts:
+            amounts[period] *= 1 - discount.percent / 100
+    elif amounts and discount.currency == currency:
+        often = max(amounts, key=lambda period: monthly(Fraction(1), *period))
+        amounts[often] = max(Fraction(), amounts[often] - discount.minor)
 
 
 def _rounded(amount: Fraction) -> int:

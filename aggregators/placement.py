@@ -12,7 +12,7 @@ import msgspec
 
 from aggregators.bindings import apply, is_payable_in, is_waiting
 from aggregators.deferred import deferred_entry
-from aggregators.meters import Contribution, quarantines_late
+from aggregators.meters import Contribution, add_nothing, quarantines_late
 from aggregators.periods import is_closed, open_period, period_at
 from aggregators.scan import Scan
 from aggregators.steps import AccountControl, Arrival, DedupDecisionStep
@@ -54,7 +54,7 @@ def placed_at_arrival(
     """Where an event with contributions counts that arrives at a stream time and is not deferred."""
     instant_ms = time_us // 1000
     period = period_at(state, instant_ms)
-    if not is_closed(state, period, policy.grace_ms, stream_time_ms):
+    if add_nothing(contributions) or not is_closed(state, period, policy.grace_ms, stream_time_ms):
         return Placed(period, kept_out=False)
     carried = open_period(state, stream_time_ms)
     kept_out = quarantines_late(contributions) or not is_payable_in(state, instant_ms, carried)
@@ -104,7 +104,9 @@ def place(scan: Scan, states: Mapping[str, AccountState]) -> Placement:
                 arrivals.append(msgspec.structs.replace(step, deferred=entry))
                 continue
             placed = placed_at_arrival(state, step.time_us, step.contributions, policy, step.stream_time_ms)
-            if placed.period.start_ms <= step.time_us // 1000 < placed.period.end_ms:
+            # The period of what adds nothing may be closed.
+            is_own = placed.period.start_ms <= step.time_us // 1000 < placed.period.end_ms
+            if is_own and not add_nothing(step.contributions):
                 running[step.account] = (*placed.period, placed.period.end_ms + policy.grace_ms)
             if not placed.kept_out:
                 arrivals.append(step)

@@ -25,7 +25,7 @@ class CannotMove(Exception):
 
 
 class Versions:
-    """Two versions of a plan with their prices at Stripe."""
+    """Two versions of a plan, or two plans, with their prices at Stripe."""
 
     def __init__(self, standing: Standing, source: PlanId, target: PlanId) -> None:
         """Raises `CannotMove` if one of them was never applied, or is an add-on."""
@@ -34,8 +34,6 @@ class Versions:
         for plan, known in zip((source, target), plans, strict=True):
             if not isinstance(known, Plan):
                 raise CannotMove(f"there is no plan {plan}: see `tidemark catalog show --versions`")
-        if source.name != target.name or source == target:
-            raise CannotMove(f"a move leads to another version of the same plan, and not from {source} to {target}")
         self.source, self.target = source, target
         self._before, self._after = (known for known in plans if isinstance(known, Plan))
         prices = [record for record in standing.records.values() if record.kind is CatalogKind.PRICE]
@@ -102,6 +100,8 @@ class Versions:
         Raises `CannotMove` if the new version has no price for what was bought.
         """
         bought = [(self._pins[item.price], item) for item in items if item.price in self._pins]
+        if not bought:
+            raise CannotMove(f"has no price of {self.source}")
         if set(self._ids.values()) & {item.price for item in items}:
             raise CannotMove(f"has prices of {self.target} already")
         after = {line.component: line for line in self._after.prices}

@@ -36,6 +36,26 @@ def minor_of(value: object, scale: int, allow_negative: bool) -> int | Reason:
     return Reason.NEGATIVE_QUANTITY if minor < 0 and not allow_negative else minor
 
 
+def at_most(minor: int) -> int:
+    """The quantity, or as much of it as one event may have. Who tells differences tells the rest next time."""
+    return max(-QUANTITY_MINOR_MAX, min(minor, QUANTITY_MINOR_MAX))
+
+
+def plain_minor(text: str, scale: int) -> int | None:
+    """The minor units of a short decimal text without a sign and an exponent; None for any other text."""
+    whole, _, fraction = text.partition(".")
+    if (
+        len(text) < 18 - scale
+        and text.isascii()
+        and whole.isdigit()
+        and fraction.isdigit()
+        and len(fraction) <= scale
+        and (whole[0] != "0" or len(whole) == 1)
+    ):
+        return int(whole + fraction + "0" * (scale - len(fraction)))
+    return None
+
+
 def _decimal_of(value: object) -> Decimal | None:
     if isinstance(value, str):
         if len(value) > _DECIMAL_CHARACTERS_MAX or _DECIMAL_TEXT.fullmatch(value) is None:

@@ -41,6 +41,20 @@ class Rating(NamedTuple):
     rounds_up: bool = False
 
 
+class Part(NamedTuple):
+    """A part of an amount that is rounded by itself: `quantity` units, or packages, at `unit_amount` each; of a flat
+    amount, one."""
+
+    quantity: Fraction
+    unit_amount: Fraction
+    is_flat: bool = False
+
+    @property
+    def exact(self) -> Fraction:
+        """Its minor units before rounding."""
+        return self.quantity * self.unit_amount
+
+
 def rating_of(terms: str) -> Rating:
     """The terms of a price, from the fields of Stripe's object as JSON. Raises `InvalidInput` with the field."""
     try:
@@ -80,30 +94,30 @@ def amount_of(rating: Rating, quantity: Decimal) -> int:
     A fraction of a unit belongs to the tier of the unit that it begins. No usage is in the first tier, so the tier's
     flat amount is due.
     """
-    return sum(rounded(part) for part in _parts(rating, quantity))
+    return sum(rounded(part.exact) for part in parts_of(rating, quantity))
 
 
 @lru_cache(maxsize=16_384)
 def exact_amount(rating: Rating, quantity: int) -> Fraction:
     """What a quantity that is paid ahead costs for a whole period, before rounding: Stripe prorates this amount."""
-    return sum(_parts(rating, Decimal(quantity)), Fraction(0))
+    return sum((part.exact for part in parts_of(rating, Decimal(quantity))), Fraction(0))
 
 
-def _parts(rating: Rating, quantity: Decimal) -> Iterator[Fraction]:
-    """The parts of an amount that are rounded by themselves."""
+def parts_of(rating: Rating, quantity: Decimal) -> Iterator[Part]:
+    """The parts of an amount, the first tier first."""
     units = max(Fraction(quantity), Fraction(0))
     if not rating.tiers:
         packages = units / rating.divide_by
         if rating.divide_by > 1:
             packages = Fraction(-(-packages // 1) if rating.rounds_up else packages // 1)
-        yield packages * rating.unit_amount
+        yield Part(packages, rating.unit_amount)
     below = Fraction(0)
     for tier in rating.tiers:
         is_last = tier.up_to is None or units <= tier.up_to
         if is_last or not rating.is_volume:
             upper = units if is_last else Fraction(tier.up_to or 0)
-            yield (upper - below) * tier.unit_amount
-            yield tier.flat_amount
+            yield Part(upper - below, tier.unit_amount)
+            yield Part(Fraction(1), tier.flat_amount, is_flat=True)
             below = upper
         if is_last:
             break

@@ -11,12 +11,13 @@ from typing import Final, NamedTuple
 
 from pydantic import TypeAdapter, ValidationError
 
+from aggregators.quantities import decimal_text
 from schemas.clock import SECOND_MS
 from schemas.errors import OperatorNeeded
 from schemas.events import NAME_CHARACTERS_MAX
 from schemas.intent_ledger import IntentState, LedgerIntent
 from schemas.periods import INSTANT_MAX_MS, INSTANT_MIN_MS
-from schemas.reports import Attempt, Intent, OutcomeStatus, Redrive, ReportEntry, ReportOutcome
+from schemas.reports import Allocation, Attempt, Intent, OutcomeStatus, Redrive, ReportEntry, ReportOutcome
 
 _ENTRY: Final[TypeAdapter[ReportEntry]] = TypeAdapter(ReportEntry)
 _ENTRIES: Final[TypeAdapter[list[ReportEntry]]] = TypeAdapter(list[ReportEntry])
@@ -61,7 +62,7 @@ def within_time(entry: ReportEntry) -> ReportEntry:
     the ledger's columns have 64 bits. An intent of the far future waits, and what does not depend on the time stays."""
     changes: dict[str, int] = {}
     for name, value in entry:
-        if isinstance(value, int) and name != "delta_minor":
+        if isinstance(value, int) and not name.endswith("_minor"):
             unit_ms = SECOND_MS if name.endswith("_s") else 1
             within = min(max(value, INSTANT_MIN_MS // unit_ms), INSTANT_MAX_MS // unit_ms)
             changes |= {name: within} if within != value else {}
@@ -78,6 +79,16 @@ def supersedes(attempt: Attempt, known: Attempt | None) -> bool:
     return known is None or attempt.replaces_ms == known.attempted_at_ms
 
 
+def _allocates(entry: Allocation, intent: Intent) -> bool:
+    """Whether an allocation is one of the intent: a foreign writer may write any numbers."""
+    return entry.drawn_minor + entry.remainder_minor == intent.delta_minor
+
+
+def _knows(attempt: Attempt, intent: Intent, drawn_minor: int | None) -> bool:
+    """Whether an attempt was made by who had read the allocation; without one, every attempt was."""
+    return drawn_minor is None or attempt.value == decimal_text(intent.delta_minor - drawn_minor, intent.scale)
+
+
 def recorded(known: LedgerIntent | None, partition: int, offset: int, entry: ReportEntry) -> LedgerIntent | None:
     """What the ledger knows of an intent after an entry, of what it knew before; None if the entry's intent is unknown.
 
@@ -86,11 +97,16 @@ def recorded(known: LedgerIntent | None, partition: int, offset: int, entry: Rep
     """
     if known is None:
         return LedgerIntent(partition, offset, entry) if isinstance(entry, Intent) else None
+    is_pending = known.state is IntentState.PENDING
     match entry:
-        case Attempt() if known.state is IntentState.PENDING and supersedes(entry, known.attempt):
+        case Allocation() if is_pending and known.attempt is None and known.drawn_minor is None:
+            return known._replace(drawn_minor=entry.drawn_minor) if _allocates(entry, known.intent) else known
+        case Attempt() if (
+            is_pending and supersedes(entry, known.attempt) and _knows(entry, known.intent, known.drawn_minor)
+        ):
             customer = entry.stripe_customer
             return known._replace(attempt=entry, stripe_customer=customer, in_doubt=True, hold="", absent_at_ms=None)
-        case ReportOutcome() if known.state is IntentState.PENDING:
+        case ReportOutcome() if is_pending:
             return known._replace(
                 state=IntentState(entry.status),
                 stripe_customer=entry.stripe_customer or known.stripe_customer,
@@ -105,7 +121,7 @@ def recorded(known: LedgerIntent | None, partition: int, offset: int, entry: Rep
 
 
 class ReportedIntent(NamedTuple):
-    """An intent of a partition of `billing.reports`, its attempt in force, its outcome and its redrive.
+    """An intent of a partition of `billing.reports`, its attempt and allocation in force, its outcome and its redrive.
 
     A redriven intent is neither accepted nor dead: its next revision stands for it.
     """
@@ -115,6 +131,12 @@ class ReportedIntent(NamedTuple):
     attempt: Attempt | None = None
     outcome: ReportOutcome | None = None
     redrive: Redrive | None = None
+    allocation: Allocation | None = None
+
+    @property
+    def billed_minor(self) -> int:
+        """What is left for Stripe of the intent's delta."""
+        return self.intent.delta_minor if self.allocation is None else self.allocation.remainder_minor
 
     @property
     def is_accepted(self) -> bool:
@@ -143,6 +165,7 @@ class ReportedIntents:
         self._attempts: dict[str, Attempt] = {}
         self._outcomes: dict[str, ReportOutcome] = {}
         self._redrives: dict[str, Redrive] = {}
+        self._allocations: dict[str, Allocation] = {}
 
     def add(self, partition: int, entry: ReportEntry) -> None:
         """Add an entry. The first outcome wins; an attempt after the outcome replaces no other attempt."""
@@ -150,18 +173,33 @@ class ReportedIntents:
         match entry:
             case Intent():
                 self._intents.setdefault(identifier, (partition, entry))
+            case Allocation():
+                self._allocate(entry)
             case Attempt():
-                known = self._attempts.get(identifier)
-                if known is None or (identifier not in self._outcomes and supersedes(entry, known)):
-                    self._attempts[identifier] = entry
+                self._attempt(entry)
             case ReportOutcome():
                 self._outcomes.setdefault(identifier, entry)
             case Redrive():
                 self._redrives.setdefault(identifier, entry)
 
+    def _allocate(self, entry: Allocation) -> None:
+        identifier = entry.identifier
+        before = (self._attempts, self._outcomes, self._redrives, self._allocations)
+        is_late = any(identifier in known for known in before)
+        if identifier in self._intents and not is_late and _allocates(entry, self._intents[identifier][1]):
+            self._allocations[identifier] = entry
+
+    def _attempt(self, entry: Attempt) -> None:
+        identifier = entry.identifier
+        known, allocation = self._attempts.get(identifier), self._allocations.get(identifier)
+        if allocation and not _knows(entry, self._intents[identifier][1], allocation.drawn_minor):
+            return
+        if known is None or (identifier not in self._outcomes and supersedes(entry, known)):
+            self._attempts[identifier] = entry
+
     def forget(self, identifier: str) -> None:
         """Drop an intent and what is known of it."""
-        for known in (self._intents, self._attempts, self._outcomes, self._redrives):
+        for known in (self._intents, self._attempts, self._outcomes, self._redrives, self._allocations):
             known.pop(identifier, None)
 
     def get(self, identifier: str) -> ReportedIntent | None:
@@ -173,6 +211,7 @@ class ReportedIntents:
             self._attempts.get(identifier),
             self._outcomes.get(identifier),
             self._redrives.get(identifier),
+            self._allocations.get(identifier),
         )
 
     def __iter__(self) -> Iterator[ReportedIntent]:

@@ -6,6 +6,8 @@ has computed them without any code of the fold; this module only puts them in pl
 
 from __future__ import annotations
 
+from collections.abc import Set as AbstractSet
+
 import msgspec
 
 from aggregators.bindings import apply, report_start_ms
@@ -22,6 +24,7 @@ from aggregators.codec import (
     version,
     void_text,
 )
+from aggregators.levels import HELD_UP_MS_MAX, due_again
 from aggregators.steps import AccountControl
 from schemas.aggregations import Value
 from schemas.clock import HOUR_MS
@@ -53,15 +56,24 @@ def restatement_changes(
     after = apply(state, control, step.position, policy, step.stream_time_ms)
     if after == state:
         return Changes(checkpoint=moved)
-    if control.declined or control.begins:
-        return Changes(checkpoint=moved, accounts={control.account: after})
-    return _placed(moved, step, policy, state, reports)._replace(accounts={control.account: after})
+    changes = Changes(checkpoint=moved, accounts={control.account: after})
+    carrying = {meter.slug for meter in moved.meter_set.meters if meter.carry_over} if moved.meter_set else set()
+    if carrying:
+        # A restatement that begins too often is given up, and the binding takes effect ahead: the period ends sooner.
+        from_ms = step.stream_time_ms - HELD_UP_MS_MAX
+        changes = changes._replace(levels=due_again(control.account, after, from_ms, policy, step.stream_time_ms))
+    return changes if control.begins or control.declined else _placed(changes, step, policy, state, reports, carrying)
 
 
 def _placed(
-    checkpoint: Checkpoint, step: AccountControl, policy: Policy, state: AccountState, reports: dict[BucketField, str]
+    changes: Changes,
+    step: AccountControl,
+    policy: Policy,
+    state: AccountState,
+    reports: dict[BucketField, str],
+    carrying: AbstractSet[str],
 ) -> Changes:
-    account, content = step.control.account, step.content
+    account, content, checkpoint = step.control.account, step.content, changes.checkpoint
     bucket_ms = report_start_ms(state, policy, step.stream_time_ms)
     cells = {_cell_key(account, cell): _cell_text(cell) for cell in content.cells}
     # The old totals begin anew at 0, so their entries in the open bucket have nothing to report.
@@ -72,6 +84,8 @@ def _placed(
     totals: dict[TotalKey, dict[str, str]] = {}
     rankings: dict[RankingKey, dict[str, int]] = {}
     due: dict[TotalKey, int] = {}
+    # Of the running period, the state after the record knows the end: another binding may have waited.
+    levels = dict(changes.levels)
     for total in content.totals:
         key = TotalKey(account, total.period_start_ms)
         totals.setdefault(key, {})[total.meter] = value_text(
@@ -79,14 +93,15 @@ def _placed(
         )
         rankings.setdefault(RankingKey(total.meter, total.period_start_ms), {})[account] = total.value_minor
         due[key] = total.period_end_ms + policy.periods_kept_ms
+        if total.meter in carrying:
+            levels.setdefault(key, total.period_end_ms)
         if total.event_name:
             field = report_field(ReportKey(total.period_start_ms, total.meter, account))
             base_minor = total.value_minor - total.reported_minor
             entries[BucketField(bucket_ms, field)] = report_text(
                 ReportValue(base_minor, total.value_minor, total.period_end_ms, total.scale, total.event_name)
             )
-    return Changes(
-        checkpoint=checkpoint,
+    return changes._replace(
         totals=totals,
         rankings=rankings,
         cells=cells,
@@ -95,6 +110,7 @@ def _placed(
         uniques={UniqueKey(account, item.meter, item.period_start_ms): item.members for item in content.distinct},
         due=due,
         replaced={TotalKey(account, start_ms): tuple(meters) for start_ms, meters in content.replaced},
+        levels=levels,
     )
 
 

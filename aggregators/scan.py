@@ -26,6 +26,7 @@ from schemas.control import (
     AccountControlRecord,
     Control,
     ControlKind,
+    CorrectionRecord,
     DedupDecisionRecord,
     Genesis,
     MeterSetRecord,
@@ -153,7 +154,7 @@ class LogFollower:
             return self._refuse(record, Reason.BAD_CONTROL, problem)
         if isinstance(control, MeterSetRecord) and not self._is_in_force(control.meter_set):
             return None
-        account = control.account if isinstance(control, AccountControlRecord) else ""
+        account = control.account if isinstance(control, AccountControlRecord | CorrectionRecord) else ""
         kept = control.model_copy(update={"content": ""}) if isinstance(control, RestatementRecord) else None
         text = value.decode() if kept is None else kept.model_dump_json()
         self.controls.append(ControlEntry(position(record.offset), self.stream_time_ms, kind, account, text))
@@ -171,6 +172,8 @@ class LogFollower:
             return self._decisions(control, record_position)
         if partition_of(control.account, self.partitions) != self.partition:
             return f"account {control.account[:100]} does not live on partition {self.partition}"
+        if isinstance(control, CorrectionRecord):
+            return None
         content = NO_RESTATEMENT
         if isinstance(control, RestatementRecord) and not (control.begins or control.declined):
             try:

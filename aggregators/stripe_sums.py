@@ -135,7 +135,7 @@ def bounds_of(sent: Iterable[ReportedIntent], recent_from_ms: int, *, try_unsett
     accepted = lowest = highest = gross = events = reductions = 0
     doubtful = []
     for reported in sent:
-        units, outcome = _units(reported.intent), reported.outcome
+        units, outcome = _units(reported), reported.outcome
         events, gross = events + 1, gross + abs(units)
         if outcome is not None and reported.is_accepted:
             accepted, reductions = accepted + units, reductions - min(units, 0)
@@ -172,5 +172,6 @@ def units_of(value: str) -> Decimal:
         return Decimal(value).scaleb(SCALE_MAX)
 
 
-def _units(intent: Intent) -> int:
-    return intent.delta_minor * int(10 ** (SCALE_MAX - intent.scale))
+def _units(reported: ReportedIntent) -> int:
+    """What Stripe adds up of an intent."""
+    return reported.billed_minor * int(10 ** (SCALE_MAX - reported.intent.scale))

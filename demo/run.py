@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import multiprocessing
 import random
@@ -40,6 +41,7 @@ from sinks.clickhouse.writer import ClickHouseStore
 KILLS_MAX: Final = 25
 SETTLE_TIMEOUT_S: Final = 120.0
 WORKERS_LAG_MAX: Final = 3
+IN_HAND_TIMEOUT_S: Final = 2.0
 
 
 class Demo:
@@ -148,8 +150,19 @@ class Demo:
             # A share of the events between two kills: even a slow machine makes progress.
             await self._received(self.story.counters["received"] + self.chance.randrange(share // 2, share))
             await asyncio.sleep(self.chance.uniform(0.0, 0.5))
+            if not self.story.replayed:
+                await self._in_hand()
             self.story.kills += self.dev.kill_worker()
             self.story.replayed = self._replayed()
+
+    async def _in_hand(self) -> None:
+        """Return when the worker has uncommitted records, so that a kill makes it read them again; or at the timeout,
+        because the traffic may have ended."""
+        counter, partitions = ReplayCounter(self.settings.data_dir), range(self.settings.partitions)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(IN_HAND_TIMEOUT_S):
+                while not any(map(counter.is_in_hand, partitions)):  # noqa: ASYNC110 - the worker is another process
+                    await asyncio.sleep(0.001)
 
     async def _received(self, count: int) -> None:
         """Return when the worker has received `count` events."""

@@ -20,7 +20,9 @@ class TruthFile:
 
     def write(self, batch: bytes) -> None:
         """Write a JSON list of events. Call before sending."""
-        self._file.write(b'{"sent_at":%d,"events":%s}\n' % (self._clock.now_ms(), batch))
+        # The line breaks of JSON stand between values: a text has none.
+        events = batch.replace(b"\n", b"")
+        self._file.write(b'{"sent_at":%d,"events":%s}\n' % (self._clock.now_ms(), events))
 
     def write_events(self, events: Sequence[dict[str, Any]]) -> None:
         """Encode and write events. Call before sending."""

@@ -23,7 +23,7 @@ _WIDTH: Final = 20
 
 
 class ReplayCounter:
-    """Two numbers per partition, in files of the worker's data directory. They survive kill -9."""
+    """Three numbers per partition, in files of the worker's data directory. They survive kill -9."""
 
     def __init__(self, data_dir: Path) -> None:
         self._folder = data_dir / "replays"
@@ -37,10 +37,16 @@ class ReplayCounter:
         """The number of committed events that were delivered again."""
         return self._numbers(partition)[1]
 
-    def note(self, partition: int, next_offset: int, replayed: int = 0) -> None:
-        """Raise the delivered offset to `next_offset`, and add `replayed` events."""
-        delivered, before = self._numbers(partition)
-        text = f"{max(delivered, next_offset):{_WIDTH}d}{before + replayed:{_WIDTH}d}"
+    def is_in_hand(self, partition: int) -> bool:
+        """Whether the worker has records that it has not committed."""
+        delivered, _, folded = self._numbers(partition)
+        return delivered > folded
+
+    def note(self, partition: int, next_offset: int, replayed: int = 0, folded: int = 0) -> None:
+        """Raise the delivered offset to `next_offset` and the committed one to `folded`, and add `replayed` events."""
+        delivered, before, committed = self._numbers(partition)
+        numbers = max(delivered, next_offset), before + replayed, max(committed, folded)
+        text = "".join(f"{number:{_WIDTH}d}" for number in numbers)
         number = os.open(self._path(partition), os.O_WRONLY | os.O_CREAT, 0o600)
         os.pwrite(number, text.encode(), 0)
         os.close(number)
@@ -48,10 +54,11 @@ class ReplayCounter:
     def _path(self, partition: int) -> Path:
         return self._folder / f"partition-{partition}"
 
-    def _numbers(self, partition: int) -> tuple[int, int]:
+    def _numbers(self, partition: int) -> tuple[int, int, int]:
         path = self._path(partition)
         text = path.read_text() if path.exists() else ""
-        return int(text[:_WIDTH] or 0), int(text[_WIDTH:] or 0)
+        delivered, replayed, folded = (int(text[at * _WIDTH : (at + 1) * _WIDTH] or 0) for at in range(3))
+        return delivered, replayed, folded
 
 
 class CountedReplays:
@@ -80,6 +87,7 @@ class CountedReplays:
             self._counter.note(partition, 0, after - before)
         if fresh := records[len(again) :]:
             await self._rollup.step(partition, fresh)
+        self._counter.note(partition, 0, folded=records[-1].next_offset)
 
 
 @click.command()

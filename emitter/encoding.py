@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from typing import Any, Final, NamedTuple
@@ -14,6 +14,8 @@ ID_CHARACTERS_MAX: Final = 128
 NAME_CHARACTERS_MAX: Final = 256
 TIME_CHARACTERS_MAX: Final = 40
 
+# JSON texts have no line break, so a batch is split without a parser.
+_BETWEEN: Final = b",\n"
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 
 
@@ -69,6 +71,22 @@ def encoded(event: Event, source: str) -> bytes:
         return _encode(document).encode()
     except RecursionError:
         raise ValueError("data is nested too deep") from None
+
+
+def decoded(body: bytes) -> Event:
+    """The event of a body that `encoded` made. Numbers with a fraction are `Decimal`."""
+    document = json.loads(body, parse_float=Decimal)
+    return Event(document["id"], document["type"], document["subject"], document["data"], document["time"])
+
+
+def batch(events: Iterable[bytes]) -> bytes:
+    """A JSON list of events that `encoded` made."""
+    return b"[" + _BETWEEN.join(events) + b"]"
+
+
+def bodies(events: bytes) -> list[bytes]:
+    """The bytes of each event of a `batch`."""
+    return events[1:-1].split(_BETWEEN)
 
 
 def _time_text(instant_ns: int) -> str:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import http.client
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Final, NamedTuple
 
 from emitter.answers import error, event_answers, pause_s
-from emitter.encoding import Event, encoded
+from emitter.encoding import Event, batch, encoded
 from emitter.notices import Notices
-from emitter.pending import PendingEvents
+from emitter.pending import Entry, PendingEvents
 from emitter.transport import Answer, Transport
 
 _NO_HEADERS: Final[Mapping[str, str]] = {}
@@ -51,24 +51,29 @@ class Sender:
 
     def run(self) -> None:
         """The body of the sending thread. Returns after `close`, when no events are left or its timeout has passed."""
-        while batch := self._events.take(self._settings.flush_interval_s):
-            chunk: list[_Item] = []
-            size = 0
-            for number, event in batch:
-                item = self._encoded(number, event)
-                if item is None:
-                    continue
-                if chunk and size + len(item.body) > self._settings.batch_bytes_max:
-                    self._deliver(chunk)
-                    chunk, size = [], 0
-                chunk.append(item)
-                size += len(item.body) + 1
-            if chunk:
-                self._deliver(chunk)
+        while taken := self._events.take(self._settings.flush_interval_s):
+            self.send(taken)
 
-    def _encoded(self, number: int, event: Event) -> _Item | None:
+    def send(self, entries: Sequence[tuple[int, Entry]]) -> None:
+        """Send events with their numbers until all of it is settled, or the emitter is closed."""
+        chunk: list[_Item] = []
+        size = 0
+        for number, entry in entries:
+            item = self._encoded(number, entry)
+            if item is None:
+                continue
+            if chunk and size + len(item.body) > self._settings.batch_bytes_max:
+                self._deliver(chunk)
+                chunk, size = [], 0
+            chunk.append(item)
+            size += len(item.body) + 2
+        if chunk:
+            self._deliver(chunk)
+
+    def _encoded(self, number: int, entry: Entry) -> _Item | None:
+        event = entry.event
         try:
-            return _Item(number, event, encoded(event, self._settings.source))
+            return _Item(number, event, entry.body or encoded(event, self._settings.source))
         except Exception as failure:  # noqa: BLE001  # objects of the application in `data` may raise anything
             self._reject(number, event, "not_serializable", str(failure))
             return None
@@ -101,7 +106,7 @@ class Sender:
     def _post(self, items: list[_Item], *, again: bool) -> Answer | None:
         self._events.attempted(again=again)
         try:
-            return self._transport(b"[" + b",".join(item.body for item in items) + b"]", self._headers)
+            return self._transport(batch(item.body for item in items), self._headers)
         except (OSError, http.client.HTTPException) as failure:
             self._events.failed(f"no answer: {type(failure).__name__}: {failure}")
         except Exception as failure:  # noqa: BLE001  # a transport of the application may raise anything

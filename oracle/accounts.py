@@ -7,7 +7,7 @@ Written only from docs/invariants.md (I8, I9, I10, S11). Times are int milliseco
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from oracle.rules import MINUTE_MS, Binding, binding_of, period_containing
@@ -89,6 +89,14 @@ class Accounts:
         """The account's period that contains the instant, by the bindings processed so far."""
         return period_containing(self._bindings.get(account, ()), instant_ms)
 
+    def ended(self, account: str, from_ms: int, log_ms: int) -> Iterator[tuple[Period, Period]]:
+        """The periods that end after an instant and not after a stream time, each with the next one."""
+        period = self.period(account, from_ms)
+        while period[1] <= log_ms:
+            after = self.period(account, period[1])
+            yield period, after
+            period = after
+
     def carrying_period(self, account: str, log_ms: int, serial: int | None = None) -> Period:
         """The first period from stream time on that no close record closed."""
         closed = self._starts_closed(account, serial)
@@ -129,6 +137,10 @@ class Accounts:
         """Whether somebody was named for usage at an instant, and another one pays for a period."""
         paid, paying = (_paying(self._payers[account], instant_ms) for instant_ms in (usage_ms, period_start_ms))
         return paid.billing != "unmapped" and paid[3:] != paying[3:]
+
+    def has_several_payers(self, account: str) -> bool:
+        """Whether the bindings named more than one payer, at any time."""
+        return len({payer[3:] for payer in self._payers[account]}) > 1
 
     def is_newest(self, account: str, revision: int | None) -> bool:
         """Whether no binding or closing of the account with this or a higher revision was processed; counts the other

@@ -1,6 +1,6 @@
 """A naive count of usage in dicts: exact, without dedup window, flush or recovery.
 
-Written only from docs/invariants.md (I1 to I10, S1 to S11). Times are int milliseconds UTC (`*_ms`) or
+Written only from docs/invariants.md (I1 to I10, S1 to S13). Times are int milliseconds UTC (`*_ms`) or
 microseconds (`*_us`), quantities are ints of minor units. Reasons are values of `schemas.reasons.Reason`.
 """
 
@@ -8,19 +8,20 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 from oracle.accounts import Accounts, Policy
+from oracle.records import Accepted, Counted, Deferred, Duplicate, Place, Report, Ruling, Winner
 from oracle.rules import (
     CONTROL_HEADER,
     HOUR_MS,
     Contribution,
     Event,
     RejectedError,
-    canonical,
     contributions,
     decode,
     event_of,
+    levels_of,
     partition_of,
     policy_of,
     require_home,
@@ -30,75 +31,8 @@ from oracle.rules import (
 Period = tuple[int, int]
 TotalKey = tuple[str, str, Period]
 CellKey = tuple[str, str, Period, int, str, int]
+_NO_RANK = (-(1 << 62), -1, -1)
 COUNTERS = ("received", "counted", "duplicate", "unmetered", "late", "rejected", "deferred")
-
-
-class Place(NamedTuple):
-    """The position of an event in the log. A record that is rejected as a whole has index 0."""
-
-    partition: int
-    offset: int
-    event_index: int
-
-
-class Ruling(NamedTuple):
-    """The result of one event. `outcome` is in `COUNTERS`, never `received`. Unknown accounts and ids are empty."""
-
-    outcome: str
-    reason: str | None = None
-    account: str = ""
-    id: str = ""
-
-
-class Duplicate(NamedTuple):
-    """An event whose identity arrived before. `conflict` is set if type, source or data differ from the first
-    event."""
-
-    place: Place
-    account: str
-    id: str
-    conflict: bool
-
-
-class Report(NamedTuple):
-    """A total at the start of a report bucket and after the bucket's last event, and the first Stripe event name."""
-
-    base: int
-    current: int
-    event_name: str
-
-
-class _Deferred(NamedTuple):
-    """An event before its dedup decision. Its contributions are calculated at its arrival."""
-
-    event: Event
-    fed: list[Contribution]
-
-
-class _Counted(NamedTuple):
-    """A counted event with the position, the stream time and the grace at which it counts."""
-
-    place: Place
-    event: Event
-    fed: Sequence[Contribution]
-    log_ms: int
-    grace_ms: int
-
-
-class _Winner(NamedTuple):
-    """The first arrival of an identity. `period` is None for unmetered events.
-
-    `time_us` is set if a latest meter counts the event, because such meters compare event times.
-    """
-
-    event: Event
-    period: Period | None
-    time_us: int | None
-
-    @property
-    def payload(self) -> tuple[str, str, str]:
-        """Type, source and data, which a duplicate must repeat."""
-        return self.event.type, self.event.source, canonical(self.event.data)
 
 
 class Oracle:
@@ -122,6 +56,8 @@ class Oracle:
         """The report entries, by the start of the report bucket, of accounts without a restatement."""
         self.duplicates: list[Duplicate] = []
         self.conflicts: set[tuple[str, str]] = set()
+        self.accepted: dict[tuple[str, str], Accepted] = {}
+        """The counted events, by identity."""
         self.kept_out: set[Place] = set()
         """Deferred events whose period was closed at the dedup decision: not counted, but still first arrivals."""
         self.order_sensitive: set[tuple[str, str]] = set()
@@ -130,10 +66,12 @@ class Oracle:
         self.accounts = Accounts()
         self.flushed: dict[tuple[str, int], dict[TotalKey, int]] = {}
         """The totals of an account at each of its flushes, by (account, instant), since the last restatement."""
-        self._counted: dict[str, list[_Counted]] = defaultdict(list)
+        self._counted: dict[str, list[Counted]] = defaultdict(list)
         self._ends: dict[tuple[str, int], int] = {}
-        self._winners: dict[tuple[str, str], _Winner] = {}
-        self._deferred: dict[Place, _Deferred] = {}
+        # Up to which stream time the levels of accounts were carried over.
+        self._carried_ms: dict[str, int] = {}
+        self._winners: dict[tuple[str, str], Winner] = {}
+        self._deferred: dict[Place, Deferred] = {}
         self._distinct: dict[TotalKey, set[str]] = defaultdict(set)
         self._latest: dict[TotalKey | CellKey, tuple[int, int, int]] = {}
         self._aggregations: dict[str, str] = {}
@@ -168,8 +106,14 @@ class Oracle:
 
     def set_meter_set(self, partition: int, meter_set: Mapping[str, Any], timestamp_ms: int | None = None) -> None:
         """Process a meter set record, which applies to all later records of the partition."""
-        self._advance(partition, timestamp_ms)
+        if not levels_of(self._meter_sets[partition]):
+            # Until now no level was carried over.
+            log_ms = self.stream_times.get(partition, 0)
+            for account in self._with_usage(partition):
+                if not self.accounts.is_waiting(account, log_ms):
+                    self._carried_ms[account] = log_ms
         self._meter_sets[partition] = meter_set
+        self._advance(partition, timestamp_ms)
 
     def bind(
         self,
@@ -229,8 +173,9 @@ class Oracle:
     def begin_restatement(
         self, partition: int, account: str, answers: int, offset: int, timestamp_ms: int | None = None
     ) -> None:
-        """Process the record at `offset` that begins the restatement of the binding at `answers`; defers events."""
-        self._advance(partition, timestamp_ms)
+        """Process the record at `offset` that begins the restatement of the binding at `answers`; defers events. No
+        level is carried over at this record."""
+        self._advance(partition, timestamp_ms, carry=False)
         self.accounts.begin(account, answers, offset, *self._there(partition))
 
     def restatement(
@@ -238,9 +183,10 @@ class Oracle:
     ) -> None:
         """Process the record that ends the restatement begun at `offset`.
 
-        Counts all events of the account again as if the binding were older. Other and repeated records do nothing.
+        Counts all events of the account again as if the binding were older. Other and repeated records do nothing. No
+        level of another account is carried over at this record.
         """
-        self._advance(partition, timestamp_ms)
+        self._advance(partition, timestamp_ms, carry=False)
         log_ms, policy = self._there(partition)
         if not self.accounts.answer(account, offset, declined=declined, log_ms=log_ms, policy=policy):
             return
@@ -251,6 +197,9 @@ class Oracle:
             time_ms = usage.event.time_us // 1000
             period, _ = self.accounts.counting_period(account, time_ms, usage.log_ms, usage.grace_ms, number)
             self._count_all(usage.place, usage.event, usage.fed, period, usage.log_ms, usage.grace_ms)
+            self._carried_ms[account] = min(self._carried_ms[account], period[0])
+        if counted:
+            self._carry_over(partition, account)
 
     def _there(self, partition: int) -> tuple[int, Policy]:
         """Stream time and the policy of the meter set in force."""
@@ -291,9 +240,32 @@ class Oracle:
         if partition != partition_of(account, self.partitions):
             raise ValueError(f"{account} is not of partition {partition}: its control records go to its own only")
 
-    def _advance(self, partition: int, timestamp_ms: int | None) -> None:
+    def _advance(self, partition: int, timestamp_ms: int | None, *, carry: bool = True) -> None:
         if timestamp_ms is not None:
             self.stream_times[partition] = max(self.stream_times.get(partition, timestamp_ms), timestamp_ms)
+        if carry and levels_of(self._meter_sets[partition]):
+            for account in self._with_usage(partition):
+                self._carry_over(partition, account)
+
+    def _with_usage(self, partition: int) -> list[str]:
+        return [name for name in self._carried_ms if partition_of(name, self.partitions) == partition]
+
+    def _carry_over(self, partition: int, account: str) -> None:
+        """Let the account's levels stand in the periods that have begun since the last call (S13)."""
+        log_ms = self.stream_times.get(partition, 0)
+        if not self.accounts.is_waiting(account, log_ms):
+            for period, after in self.accounts.ended(account, self._carried_ms[account], log_ms):
+                for meter in levels_of(self._meter_sets[partition]):
+                    self._stand(partition, account, meter, period, after)
+            self._carried_ms[account] = log_ms
+
+    def _stand(self, partition: int, account: str, meter: str, period: Period, after: Period) -> None:
+        """Let the level of a period stand in the next one, unless a later event changed the level there."""
+        source, target = ((account, meter, self._named(account, each)) for each in (period, after))
+        if source in self._latest and self._latest[source] > self._latest.get(target, _NO_RANK):
+            before = self.totals.get(target, 0)
+            self._latest[target], self.totals[target] = self._latest[source], self.totals[source]
+            self._report(partition, target, before, self.stream_times[partition])
 
     def _conclude(self, place: Place, ruling: Ruling) -> None:
         self.rulings[place] = ruling
@@ -308,7 +280,9 @@ class Oracle:
         try:
             event = event_of(body, policy_of(meter_set, "event_bytes_max"), log_ms)
             require_home(event.account, place.partition, self.partitions)
-            require_in_time(event, log_ms, policy_of(meter_set, "future_ms"), policy_of(meter_set, "late_max_ms"))
+            # An adjustment is never too old.
+            late_max_ms = log_ms if event.type.startswith("tidemark.") else policy_of(meter_set, "late_max_ms")
+            require_in_time(event, log_ms, policy_of(meter_set, "future_ms"), late_max_ms)
             fed = contributions(event, meter_set)
         except RejectedError as rejected:
             self._conclude(place, Ruling("rejected", rejected.reason, account, identifier))
@@ -316,22 +290,25 @@ class Oracle:
         # An event may arrive before its own time, and its duplicate a dedup window after that time.
         known_ms = max(0, policy_of(meter_set, "window_ms") - policy_of(meter_set, "future_ms"))
         if event.time_us < (log_ms - known_ms) * 1000 or (fed and self.accounts.is_waiting(event.account, log_ms)):
-            self._defer(place, event, fed)
+            self._defer(place, Deferred(event, fed, meter_set))
             return
-        period = self._counting_period(event, fed, log_ms, policy_of(meter_set, "grace_ms")) if fed else None
+        adding = _adding(fed)
+        period = self._counting_period(event, adding, log_ms, policy_of(meter_set, "grace_ms")) if adding else None
         identity = (account, identifier)
-        if fed and period is None and identity not in self._winners:
+        if adding and period is None and identity not in self._winners:
             self._conclude(place, Ruling("late", "period_closed", account, identifier))
             return
         ordered = any(contribution.aggregation == "latest" for contribution in fed)
-        arrival = _Winner(event, period, event.time_us if ordered else None)
+        arrival = Winner(event, period, event.time_us if ordered else None)
         if self._is_repeated(place, arrival):
             return
         if period is not None:
-            self._count_all(place, event, fed, period, log_ms, policy_of(meter_set, "grace_ms"))
+            self._count_all(place, event, adding, period, log_ms, policy_of(meter_set, "grace_ms"))
+        if fed:
+            self.accepted[identity] = Accepted(place, event, fed, meter_set)
         self._conclude(place, Ruling("counted" if fed else "unmetered", None, account, identifier))
 
-    def _is_repeated(self, place: Place, arrival: _Winner) -> bool:
+    def _is_repeated(self, place: Place, arrival: Winner) -> bool:
         """Record the identity; return whether the event is a duplicate."""
         identity = (arrival.event.account, arrival.event.id)
         winner = self._winners.setdefault(identity, arrival)
@@ -346,13 +323,14 @@ class Oracle:
         self._conclude(place, Ruling("duplicate", None, *identity))
         return True
 
-    def _defer(self, place: Place, event: Event, fed: list[Contribution]) -> None:
+    def _defer(self, place: Place, deferred: Deferred) -> None:
         """Defer an event older than the dedup window: it counts at its dedup decision.
 
         The oracle rules a duplicate at once. The pipeline may defer the duplicate, but decides the same.
         """
-        if not self._is_repeated(place, _Winner(event, None, event.time_us)):
-            self._deferred[place] = _Deferred(event, fed)
+        event = deferred.event
+        if not self._is_repeated(place, Winner(event, None, event.time_us)):
+            self._deferred[place] = deferred
             self._conclude(place, Ruling("deferred", None, event.account, event.id))
 
     def resolve(self, place: Place, offset: int, event_index: int = 0, timestamp_ms: int | None = None) -> None:
@@ -367,20 +345,22 @@ class Oracle:
         deferred = None if waits else self._deferred.pop(place, None)
         if deferred is None:
             return
-        event, fed = deferred
+        event, fed, then = deferred
         log_ms, meter_set = self.stream_times[place.partition], self._meter_sets[place.partition]
         outcome, reason = "unmetered", None
-        if fed:
-            period = self._counting_period(event, fed, log_ms, policy_of(meter_set, "grace_ms"))
-            known = {meter["slug"] for meter in meter_set["meters"]}
-            left = [contribution for contribution in fed if contribution.meter in known]
-            if period is None:
-                outcome, reason = "late", "period_closed"
-                self.kept_out.add(place)
-            elif left:
-                outcome = "counted"
+        adding, grace_ms = _adding(fed), policy_of(meter_set, "grace_ms")
+        period = self._counting_period(event, adding, log_ms, grace_ms) if adding else None
+        known = {meter["slug"] for meter in meter_set["meters"]}
+        left = [contribution for contribution in fed if contribution.meter in known]
+        if adding and period is None:
+            outcome, reason = "late", "period_closed"
+            self.kept_out.add(place)
+        elif left:
+            outcome = "counted"
+            self.accepted[event.account, event.id] = Accepted(place, event, left, then)
+            if period is not None and _adding(left):
                 decision = Place(place.partition, offset, event_index)
-                self._count_all(decision, event, left, period, log_ms, policy_of(meter_set, "grace_ms"))
+                self._count_all(decision, event, _adding(left), period, log_ms, grace_ms)
         self.rulings[place] = Ruling(outcome, reason, event.account, event.id)
         self.counters[place.partition]["deferred"] -= 1
         self.counters[place.partition][outcome] += 1
@@ -399,13 +379,21 @@ class Oracle:
         log_ms: int,
         grace_ms: int,
     ) -> None:
-        self._counted[event.account].append(_Counted(place, event, fed, log_ms, grace_ms))
-        # The start identifies a period: a binding may move the end of a running period.
-        named = (period[0], self._ends.setdefault((event.account, period[0]), period[1]))
+        self._counted[event.account].append(Counted(place, event, fed, log_ms, grace_ms))
+        self._carried_ms.setdefault(event.account, log_ms)
+        named = self._named(event.account, period)
         for contribution in fed:
             before = self.totals.get((event.account, contribution.meter, named))
             self._count(place, event, contribution, named, log_ms)
-            self._report(place, (event.account, contribution.meter, named), before or 0, log_ms)
+            self._report(place.partition, (event.account, contribution.meter, named), before or 0, log_ms)
+            if contribution.meter in levels_of(self._meter_sets[place.partition]):
+                # A late event: its level stands in the periods that have begun since.
+                for ended, after in self.accounts.ended(event.account, period[0], log_ms):
+                    self._stand(place.partition, event.account, contribution.meter, ended, after)
+
+    def _named(self, account: str, period: Period) -> Period:
+        """The name of a period in keys: the start identifies it, because a binding may move the end while it runs."""
+        return period[0], self._ends.setdefault((account, period[0]), period[1])
 
     def _counting_period(self, event: Event, fed: Sequence[Contribution], log_ms: int, grace_ms: int) -> Period | None:
         """The period in which the event counts; None if its own is closed, and a meter has the policy quarantine or
@@ -451,9 +439,9 @@ class Oracle:
             case _:
                 raise ValueError(f"{meter}: no aggregation is called {aggregation}")
 
-    def _report(self, place: Place, total: TotalKey, before: int, log_ms: int) -> None:
+    def _report(self, partition: int, total: TotalKey, before: int, log_ms: int) -> None:
         """Note the change of a total in its report bucket. What changes nothing opens no entry of a unique meter."""
-        meter_set = self._meter_sets[place.partition]
+        meter_set = self._meter_sets[partition]
         names = {meter["slug"]: meter.get("stripe_event_name") for meter in meter_set["meters"]}
         name = names.get(total[1])
         if not name or (self._aggregations[total[1]] == "unique" and self.totals[total] == before):
@@ -462,6 +450,10 @@ class Oracle:
         bucket_ms = max([log_ms // interval_ms * interval_ms, *self.accounts.flushes[total[0]]])
         opened = self.reports.get((total, bucket_ms), Report(before, before, name))
         self.reports[total, bucket_ms] = opened._replace(current=self.totals[total])
+
+
+def _adding(fed: Sequence[Contribution]) -> list[Contribution]:
+    return [contribution for contribution in fed if not contribution.is_sample]
 
 
 def _names(body: object) -> tuple[str, str]:

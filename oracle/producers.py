@@ -6,7 +6,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from oracle.model import Oracle, Place
+from oracle.model import Oracle
+from oracle.records import Place
 from oracle.rules import RejectedError, decode, time_us_of
 
 

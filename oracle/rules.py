@@ -44,6 +44,8 @@ _NUMBER: Final = re.compile(r"-?(?:0|[1-9][0-9]*)(?:\.[0-9]+)?(?:[eE][+-]?[0-9]{
 _NUMBER_TEXT_CHARACTERS_MAX: Final = 64
 _COMPACT: Final = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), sort_keys=True, default=str)
 _INTEGER_DIGITS_MAX: Final = 4_000
+_MEASURED: Final = ("time_weighted", "duration", "peak")
+_ADJUSTABLE: Final = ("count", "sum", *_MEASURED)
 
 
 class RejectedError(Exception):
@@ -66,7 +68,10 @@ class Event(NamedTuple):
 
 
 class Contribution(NamedTuple):
-    """The contribution of an event to a meter: `minor` units, or the distinct `text` for unique meters."""
+    """The contribution of an event to a meter: `minor` units, or the distinct `text` for unique meters.
+
+    A sample adds nothing, but its meter wants the event.
+    """
 
     meter: str
     aggregation: str
@@ -74,11 +79,17 @@ class Contribution(NamedTuple):
     minor: int
     text: str
     dimensions: str
+    is_sample: bool = False
 
 
 def policy_of(meter_set: Mapping[str, Any], name: str) -> int:
     """A setting of the meter set's policy, or its default."""
     return int(meter_set.get("policy", {}).get(name, POLICY_DEFAULTS[name]))
+
+
+def levels_of(meter_set: Mapping[str, Any]) -> list[str]:
+    """The meters whose totals are levels, which stand beyond their period."""
+    return [meter["slug"] for meter in meter_set["meters"] if meter.get("carry_over")]
 
 
 def canonical(value: object) -> str:
@@ -216,11 +227,17 @@ def contributions(event: Event, meter_set: Mapping[str, Any]) -> list[Contributi
         for meter in meter_set["meters"]
         if meter["event_type"] == event.type and all(_passes(event.data, test) for test in meter.get("filters", ()))
     ]
+    wanted += [
+        _as_adjusted(meter)
+        for meter in meter_set["meters"]
+        if meter["aggregation"] in _ADJUSTABLE and event.type == f"tidemark.adjusted.{meter['slug']}"
+    ]
     good: list[Contribution] = []
     bad: list[RejectedError] = []
     for meter in wanted:
         try:
-            good.append(_contribution(event.data, meter))
+            is_sample = meter["aggregation"] in _MEASURED
+            good.append(_sample(event, meter) if is_sample else _contribution(event.data, meter))
         except RejectedError as rejected:
             if meter.get("on_bad", "reject_event") == "reject_event":
                 bad.append(rejected)
@@ -231,20 +248,76 @@ def contributions(event: Event, meter_set: Mapping[str, Any]) -> list[Contributi
     return good
 
 
-def _contribution(data: dict[str, Any], meter: Mapping[str, Any]) -> Contribution:
+def _as_adjusted(meter: Mapping[str, Any]) -> Mapping[str, Any]:
+    """How the meter reads the signed quantity that this system adds to it."""
+    names = meter.get("dimensions", {})
+    return {
+        "slug": meter["slug"],
+        "aggregation": "sum",
+        "value_path": "$.quantity",
+        "scale": meter.get("scale", 0),
+        "allow_negative": True,
+        "late": meter.get("late", "carry_forward"),
+        "dimensions": {name: f"$.dimensions.{name}" for name in names},
+    }
+
+
+def _sample(event: Event, meter: Mapping[str, Any]) -> Contribution:
+    _dimensions(event.data, meter)
+    if meter.get("value_path"):
+        present, value = _at(event.data, meter["value_path"])
+        if not present:
+            raise RejectedError("missing_quantity")
+        _minor(value, meter.get("scale", 0), allow_negative=meter.get("allow_negative", False))
+    if meter.get("start_path"):
+        _require_span(event, meter["start_path"])
+    if meter.get("session_path"):
+        _distinct_text(event.data, meter["session_path"])
+    if meter.get("series_path"):
+        present, value = _at(event.data, meter["series_path"])
+        _dimension_text(value if present else "")
+    return Contribution(meter["slug"], "sum", False, 0, "", "", True)
+
+
+def _require_span(event: Event, path: str) -> None:
+    present, value = _at(event.data, path)
+    if not present:
+        raise RejectedError("missing_quantity")
+    try:
+        start_us = time_us_of(value) if isinstance(value, str) else -(10**18)
+    except ValueError:
+        raise RejectedError("bad_quantity") from None
+    if start_us > event.time_us or event.time_us - start_us > 35 * DAY_MS * 1000:
+        raise RejectedError("bad_quantity")
+
+
+def _distinct_text(data: dict[str, Any], path: str) -> str:
+    present, value = _at(data, path)
+    if not present:
+        raise RejectedError("missing_quantity")
+    text = _text(value) or ""
+    if not 1 <= len(text) <= DIMENSION_CHARACTERS_MAX:
+        raise RejectedError("missing_quantity" if value == "" else "bad_quantity")
+    return text
+
+
+def _dimensions(data: dict[str, Any], meter: Mapping[str, Any]) -> dict[str, str]:
     names: dict[str, str] = {}
     for name, path in meter.get("dimensions", {}).items():
         present, value = _at(data, path)
         names[name] = _dimension_text(value) if present else ""
+    return names
+
+
+def _contribution(data: dict[str, Any], meter: Mapping[str, Any]) -> Contribution:
+    names = _dimensions(data, meter)
     minor, text = 1, ""
     if meter["aggregation"] != "count":
         present, value = _at(data, meter["value_path"])
         if not present:
             raise RejectedError("missing_quantity")
         if meter["aggregation"] == "unique":
-            text = _text(value) or ""
-            if not 1 <= len(text) <= DIMENSION_CHARACTERS_MAX:
-                raise RejectedError("missing_quantity" if value == "" else "bad_quantity")
+            text = _distinct_text(data, meter["value_path"])
         else:
             minor = _minor(value, meter.get("scale", 0), allow_negative=meter.get("allow_negative", False))
     quarantine = meter.get("late", "carry_forward") == "quarantine"

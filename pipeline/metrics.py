@@ -23,6 +23,8 @@ MetricName = Literal[
     "tidemark_gateway_append_events",
     "tidemark_gateway_unkept_rejections_total",
     "tidemark_gateway_meter_set_read_seconds",
+    "tidemark_gateway_keys_ending",
+    "tidemark_gateway_keys_read_seconds",
     "tidemark_webhook_deliveries_total",
     "tidemark_native_core",
     "tidemark_partition_next_offset",
@@ -37,6 +39,10 @@ MetricName = Literal[
     "tidemark_intents_total",
     "tidemark_dedup_decisions_total",
     "tidemark_restatements_total",
+    "tidemark_measured_adjustments_total",
+    "tidemark_correction_adjustments_total",
+    "tidemark_measured_left_out_accounts",
+    "tidemark_measured_until_seconds",
     "tidemark_snapshots_total",
     "tidemark_snapshot_stream_time_seconds",
     "tidemark_sink_pending_intents",
@@ -76,7 +82,9 @@ MetricName = Literal[
     "tidemark_trials_flagged",
     "tidemark_duplicate_subscriptions",
     "tidemark_unfinalized_invoices",
+    "tidemark_credits_stuck_orders",
     "tidemark_changes_oldest_age_seconds",
+    "tidemark_migrations_halted",
     "tidemark_seats_unpaid_accounts",
     "tidemark_seats_oldest_age_seconds",
     "tidemark_notices_swept_seconds",
@@ -144,6 +152,14 @@ METRICS: Final[dict[MetricName, MetricSpec]] = {
         "When the gateway last read the meter set from Redis, Unix time. Over 10 s old: Redis does not answer, and the "
         "gateway checks events with the meter set of that time.",
     ),
+    "tidemark_gateway_keys_ending": MetricSpec(
+        "gauge", "API keys in SQL that end within 14 days and have no successor: `tidemark key rotate` makes one."
+    ),
+    "tidemark_gateway_keys_read_seconds": MetricSpec(
+        "gauge",
+        "When the gateway last read the API keys from PostgreSQL, Unix time. A day later the keys are answered with "
+        "503.",
+    ),
     "tidemark_native_core": MetricSpec(
         "gauge",
         "1: worker or archive uses the C core. 0: Python does the same work, at a lower speed; `tidemark doctor` says "
@@ -191,6 +207,24 @@ METRICS: Final[dict[MetricName, MetricSpec]] = {
     ),
     "tidemark_restatements_total": MetricSpec(
         "counter", "Records that begin or end the restatement of an account, repeats included."
+    ),
+    "tidemark_correction_adjustments_total": MetricSpec(
+        "counter", "Adjustments appended by the corrector for corrected events, repeats included."
+    ),
+    "tidemark_measured_adjustments_total": MetricSpec(
+        "counter", "Adjustments appended by the measurer for meters that are measured, repeats included."
+    ),
+    "tidemark_measured_left_out_accounts": MetricSpec(
+        "gauge",
+        "Accounts that the last pass of the measurer left out, because they have more than a million samples. Above 0: "
+        "their measured meters stand still; the worker's log names them.",
+        ("partition",),
+    ),
+    "tidemark_measured_until_seconds": MetricSpec(
+        "gauge",
+        "Instant up to which the measured meters of a partition are told, Unix time; absent without such meters. "
+        "More than minutes behind stream time: the archive is behind, or ClickHouse does not answer.",
+        ("partition",),
     ),
     "tidemark_snapshots_total": MetricSpec(
         "counter",
@@ -373,6 +407,17 @@ METRICS: Final[dict[MetricName, MetricSpec]] = {
         "gauge",
         "How old the oldest change of a plan is that is accepted and not carried out; 0 if none is. Grows: Stripe does "
         "not answer.",
+    ),
+    "tidemark_migrations_halted": MetricSpec(
+        "gauge",
+        "Migrations from a flat price to a price for usage of which nothing goes on, because a figure differs. Above "
+        "0: docs/runbook/migration-halted.md.",
+    ),
+    "tidemark_credits_stuck_orders": MetricSpec(
+        "gauge",
+        "Credit grants that Stripe does not have: those that it refused in the last seven days, and those that have "
+        "waited for more than an hour. Above 0: docs/runbook/credit-grants.md.",
+        ("state",),
     ),
     "tidemark_seats_unpaid_accounts": MetricSpec(
         "gauge", "Accounts whose paid quantity does not follow their seats yet. Stays up: docs/runbook/plan-changes.md."

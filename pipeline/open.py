@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import secrets
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple
 
@@ -14,6 +14,7 @@ from aggregators.meters import successor
 from aggregators.yaml_lines import BYTES_MAX, Unreadable, read_yaml
 from pipeline.changes.parts import Parts as ChangeParts
 from pipeline.clock import AnyClock, SystemClock, clock_from_text
+from pipeline.credits.stores import PackParts
 from pipeline.logs.bindings import AccountLog
 from pipeline.logs.control_records import ensure_deployment, ensure_meter_set
 from pipeline.logs.flushes import flush_until_settled
@@ -28,6 +29,8 @@ from schemas.stripe_changes import StripeChanges
 from schemas.validation import YAML, first_problem
 
 if TYPE_CHECKING:
+    from sinks.clickhouse.corrections import ClickHouseCorrections
+    from sinks.clickhouse.evidence import ClickHouseEvidence
     from sinks.clickhouse.period_totals import ClickHousePeriodTotals
     from sinks.clickhouse.reader import ClickHouseReader
     from sinks.clickhouse.writer import ClickHouseStore
@@ -122,6 +125,27 @@ def open_usage_reader(settings: Settings) -> ClickHouseReader:
     return ClickHouseReader(open_clickhouse(settings.clickhouse_url, timeout_s=settings.store_timeout_s, abandons=True))
 
 
+def open_usage_evidence(
+    settings: Settings,
+) -> tuple[ClickHouseEvidence, ClickHouseReader, Callable[[], Awaitable[None]]]:
+    """The readers of what stands behind a total, and what closes them."""
+    from sinks.clickhouse.client import open_clickhouse
+    from sinks.clickhouse.evidence import ClickHouseEvidence
+    from sinks.clickhouse.reader import ClickHouseReader
+
+    clickhouse = open_clickhouse(settings.clickhouse_url, timeout_s=settings.store_timeout_s, abandons=True)
+    return ClickHouseEvidence(clickhouse), ClickHouseReader(clickhouse), clickhouse.close
+
+
+def open_corrections(settings: Settings) -> tuple[ClickHouseCorrections, Callable[[], Awaitable[None]]]:
+    """The reader of corrected events, and what closes it."""
+    from sinks.clickhouse.client import open_clickhouse
+    from sinks.clickhouse.corrections import ClickHouseCorrections
+
+    clickhouse = open_clickhouse(settings.clickhouse_url, timeout_s=settings.store_timeout_s, abandons=True)
+    return ClickHouseCorrections(clickhouse), clickhouse.close
+
+
 def open_period_totals(settings: Settings) -> ClickHousePeriodTotals:
     """The reader of past periods, which many accounts are asked for at once."""
     from sinks.clickhouse.client import open_clickhouse
@@ -206,6 +230,14 @@ def change_parts(base: Base, tables: PostgresSideTables, stripe: StripeChanges, 
     return ChangeParts(
         base.clock, tables.catalog, tables.entitlements, tables.links, tables.plan_changes, stripe, scope_of(base),
         tables.seats, base.settings.secret_bytes(), flush,
+    )  # fmt: skip
+
+
+def pack_parts(base: Base, tables: PostgresSideTables, stripe: StripeChanges) -> PackParts:
+    """The stores of credits at Stripe, and of packs that are bought."""
+    return PackParts(
+        base.clock, tables.catalog, tables.links, tables.packs, tables.credits, tables.grant_orders, stripe,
+        scope_of(base),
     )  # fmt: skip
 
 

@@ -185,6 +185,11 @@ class Settings(BaseSettings):
         description="File with the secrets that sign notices, `whsec_…`, one on each line; each line signs; a change "
         "needs no restart",
     )
+    journal_webhook_url: str = Field(
+        default="",
+        description="Where the role `notifier` posts the entries of the journal, signed as notices are, `https://…`; "
+        "nowhere if unset",
+    )
     mail_url: SecretStr = Field(
         default=SecretStr("off"),
         description="`off`; `smtps://USER:PASSWORD@HOST:PORT?from=ADDRESS`, or `smtp+starttls://…` or `smtp://…`, to "
@@ -221,7 +226,9 @@ class Settings(BaseSettings):
     )
     metrics_host: str = Field(default="127.0.0.1", description="Address of `/metrics`, `/healthz` and `/readyz`")
     metrics_port: int = Field(default=0, ge=0, le=65535, description="Port of `/metrics`; 0 takes a free port")
-    api_keys: Path | None = Field(default=None, description="File of hashed API keys; `tidemark key` writes it")
+    api_keys: Path | None = Field(
+        default=None, description="File of hashed API keys beside those in SQL; `tidemark key` writes it"
+    )
     body_bytes_max: int = Field(
         default=8 * 1024 * 1024, ge=1024, description="Largest request body that the gateway reads, in bytes"
     )
@@ -251,6 +258,13 @@ class Settings(BaseSettings):
         description="Seconds between two runs of the relays and the resolver; `usage_hourly` is written every 10 "
         "seconds while a partition is behind",
     )
+    measure_delay_s: float = Field(
+        default=120.0,
+        ge=0,
+        le=1_800,
+        description="Seconds after the end of an hour or period before measured meters are told of it; later samples "
+        "change it by another adjustment",
+    )
     relay_cells_max: int = Field(
         default=50_000, ge=1, le=1_000_000, description="Limit of cells that a relay writes at once"
     )
@@ -259,6 +273,13 @@ class Settings(BaseSettings):
         ge=1_000,
         description="Limit of cells, and of duplicates, of a partition that wait for ClickHouse; more are dropped, see "
         "the runbook",
+    )
+    quarantine_percent_max: int = Field(
+        default=100,
+        ge=1,
+        le=100,
+        description="Limit of the share of events that a worker quarantines, in percent of the last events of a "
+        "partition; above the limit the worker stops before it writes anything; 100 is no limit",
     )
     snapshot_interval_h: float = Field(
         default=24.0,
@@ -287,7 +308,7 @@ class Settings(BaseSettings):
             raise ValueError(f"must be off, or start with {', '.join(MAIL_SCHEMES)}")
         return value
 
-    @field_validator("stripe_api_base", "stripe_webhook_url", "notices_webhook_url", "page_url")
+    @field_validator("stripe_api_base", "stripe_webhook_url", "notices_webhook_url", "journal_webhook_url", "page_url")
     @classmethod
     def _web_address(cls, value: str) -> str:
         if value and not value.startswith(("http://", "https://")):

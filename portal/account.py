@@ -8,9 +8,12 @@ from typing import NamedTuple, Protocol
 
 from aggregators.plan_offer import Shop
 from schemas.account_records import InvoiceRecord
+from schemas.credit_balances import AccountBalance
 from schemas.dunning import ListedCase
 from schemas.entitlements import Override, Resolved, Value
+from schemas.explained import LineExplanation
 from schemas.meters import Meter
+from schemas.packs import Purchase
 from schemas.periods import Period
 from schemas.plan_changes import ChangeRequest, InvoicePreview, Operation, Quote, Refusal
 from schemas.seats import Seat
@@ -49,7 +52,7 @@ class Facts(NamedTuple):
 
     `used` None: the live view does not answer. `preview` None: there is no next invoice, or Stripe does not answer.
     `overrides`: what people granted. `audit`: the last rows, the newest first.
-    `seats`: the first ones that are held, the oldest first.
+    `seats`: the first ones that are held, the oldest first. `credits` None: there are none, or they are not known.
     `days`: the usage by meter and by the start of each day in UTC, in units; without a meter whose usage nobody knows.
     """
 
@@ -68,6 +71,7 @@ class Facts(NamedTuple):
     audit: Sequence[AuditRow] = ()
     seat_counts: Sequence[SeatCount] = ()
     seats: Sequence[Seat] = ()
+    credits: AccountBalance | None = None
 
 
 class Hour(NamedTuple):
@@ -110,6 +114,15 @@ class Business(Protocol):
         the customer did not."""
         ...
 
+    async def buy_pack(self, account: str, fields: Mapping[str, str], return_url: str) -> Purchase:
+        """Make Stripe's page of a pack. The fields are those of its button. From there the customer comes back to
+        `return_url`, with the purchase's id after it."""
+        ...
+
+    async def bought(self, account: str, purchase: str) -> tuple[Purchase, bool] | None:
+        """A purchase of the account, and whether its credits have arrived, for which some seconds are waited."""
+        ...
+
     async def card_page(self, account: str, return_url: str) -> Refusal | str:
         """The address of Stripe's page on which the customer stores a card, good for minutes."""
         ...
@@ -124,10 +137,16 @@ class Business(Protocol):
         """An invoice of the account with its first lines, and what says what they are of."""
         ...
 
+    async def explained(self, account: str, invoice: str, line: str) -> LineExplanation | None:
+        """Why a line of an invoice says what it says; None if there is no such line, or nobody can explain it now."""
+        ...
+
     async def hours(self, account: str, meter: Meter, span: Period, after_ms: int, limit: int) -> Sequence[Hour]:
         """The hours with usage in the periods that begin in a span, by time, behind an hour."""
         ...
 
-    async def events(self, account: str, meter: Meter, hour_ms: int, after: str, limit: int) -> Sequence[CountedEvent]:
-        """The events of an hour that a meter counts, by id, behind the id `after`."""
+    async def events(
+        self, account: str, meter: Meter, hour_ms: int, after: str, limit: int, span: Period
+    ) -> Sequence[CountedEvent]:
+        """The events of an hour that a meter counts in a span, by id, behind the id `after`."""
         ...

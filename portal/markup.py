@@ -48,11 +48,15 @@ def _template(path: Path) -> Template:
     return Template(path.read_text("utf-8"))
 
 
-def page_response(markup: Html, status: int = 200, *, form_to: str = "", frames: str = "") -> Response:
+def page_response(
+    markup: Html, status: int = 200, *, form_to: str = "", frames: str = "", live: bool = False
+) -> Response:
     """A whole page with the headers that keep it apart from others. `form_to`: an origin to which a form of the page
-    may redirect. `frames`: the origins whose pages may embed the page, separated by spaces; "" for none."""
+    may redirect. `frames`: the origins whose pages may embed the page, separated by spaces; "" for none. `live`: the
+    page has a script of ours, which asks for parts of the page again."""
     ancestors = frames or "'none'"
     policy = f"default-src 'none'; style-src 'self'; img-src data:; base-uri 'none'; form-action 'self' {form_to}"
+    policy += "; script-src 'self'; connect-src 'self'" if live else ""
     headers = {
         "Content-Security-Policy": f"{policy.strip()}; frame-ancestors {ancestors}",
         "Cache-Control": "no-store",

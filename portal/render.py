@@ -12,6 +12,7 @@ from portal.view import Banner, InvoiceView, MeterView, PageView, Projected
 from portal.words import minute_text
 
 TEMPLATES: Final = Path(__file__).parent / "templates"
+_NOTHING: Final = Html()
 _STATES: Final = {"open": "to pay", "paid": "paid", "void": "void", "uncollectible": "not paid"}
 
 
@@ -20,9 +21,9 @@ def frame(title: str, root: str, *children: object) -> Html:
     return template(TEMPLATES, "page", title=title, root=root, body=join(*children))
 
 
-def overview(view: PageView, changed: str = "", problem: str = "") -> Html:
-    """The account's page. `changed` and `problem`: what became of a change, in words."""
-    first = [_plan(view), _usage(view), *([_seats(view)] if view.seats else [])]
+def overview(view: PageView, changed: str = "", problem: str = "", *, credits_card: Html = _NOTHING) -> Html:
+    """The account's page. `changed` and `problem`: what became of a change, in words. `credits_card`: "" without."""
+    first = [_plan(view), credits_card, _usage(view), *([_seats(view)] if view.seats else [])]
     second = [
         *([_projected(view.projected)] if view.projected else []),
         _happenings("What comes next", view.coming, "Nothing is due."),

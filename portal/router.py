@@ -17,6 +17,7 @@ from starlette.responses import FileResponse, RedirectResponse, Response
 from starlette.routing import Route
 
 from portal import change, evidence
+from portal import credits as credits_
 from portal.account import Business
 from portal.markup import STYLESHEET, Html, h, page_response
 from portal.render import frame, overview
@@ -26,6 +27,7 @@ from schemas.account_records import InvoiceRecord
 from schemas.clock import Clock
 from schemas.errors import InvalidInput, OperatorNeeded, Refused, TidemarkError
 from schemas.meters import Meter
+from schemas.packs import PurchaseState
 from schemas.plan_changes import Refusal
 
 FORM_BYTES_MAX: Final = 16 * 1024
@@ -77,23 +79,30 @@ def routes(served: Served) -> list[Route]:
         "invoices/{invoice}/lines/{line}/hours/{hour:int}": pages.events,
     }  # fmt: skip
     posts: dict[str, Callable[[_Asked], Awaitable[Response]]] = {
-        "quotes": pages.ask, "quotes/{quote}/accept": pages.accept,
+        "quotes": pages.ask, "quotes/{quote}/accept": pages.accept, "credits": pages.buy,
     }  # fmt: skip
     return [
-        Route("/page/style.css", lambda _: _stylesheet(STYLESHEET)),
-        Route("/page/theme.css", lambda _: _stylesheet(served.theme)),
-        Route("/page/{token}", lambda request: RedirectResponse(f"{quote(request.path_params['token'])}/", 307)),
+        Route("/page/style.css", lambda _: stylesheet(STYLESHEET)),
+        Route("/page/theme.css", lambda _: stylesheet(served.theme)),
+        Route("/page/{token}", with_slash),
         *(_route(served, f"/page/{{token}}/{path}", run, "GET") for path, run in gets.items()),
         *(_route(served, f"/page/{{token}}/{path}", run, "POST") for path, run in posts.items()),
         _route(served, "/page/{token}/{rest:path}", pages.nothing, "GET"),
     ]
 
 
-def _stylesheet(path: Path | None) -> Response:
+def stylesheet(path: Path | None) -> Response:
+    """The answer with a stylesheet; an empty one if there is none."""
     headers = {"Cache-Control": "max-age=300", "X-Content-Type-Options": "nosniff"}
     if path is None or not path.is_file():
         return Response("", 200, headers, "text/css")
     return FileResponse(path, headers=headers, media_type="text/css")
+
+
+def with_slash(request: Request) -> Response:
+    """To the page of a token whose last slash is missing."""
+    # What is no token may have a character that no text has.
+    return RedirectResponse(f"{quote(request.path_params['token'], errors='replace')}/", 307)
 
 
 def _route(served: Served, path: str, run: Callable[[_Asked], Awaitable[Response]], method: str) -> Route:
@@ -111,7 +120,7 @@ async def _answered(served: Served, request: Request, run: Callable[[_Asked], Aw
     """The answer to a request; an error is a page in words."""
     try:
         async with asyncio.timeout(ANSWER_TIMEOUT_S):
-            sent = await _form(request) if request.method == "POST" else dict(request.query_params)
+            sent = await form_of(request) if request.method == "POST" else dict(request.query_params)
             parts = dict(request.path_params)
             token = parts.pop("token")
             account = account_of(token, served.secrets(), served.clock.now_ms())
@@ -147,7 +156,7 @@ def _said(served: Served, request: Request, status: int, title: str, text: str) 
     return page_response(frame(title, root, h("h1", title), h("p", text)), status, frames=served.frames)
 
 
-async def _form(request: Request) -> dict[str, str]:
+async def form_of(request: Request) -> dict[str, str]:
     """The fields of a form. Raises `InvalidInput` for a form that none of the pages has."""
     body = bytearray()
     async for chunk in request.stream():
@@ -177,8 +186,12 @@ class _Pages:
         changed, problem = change.outcome_words(*kept, self._served.clock.now_ms()) if kept else ("", "")
         if kept and kept[1] and kept[1].session:
             await self._business.awaited(asked.account, kept[1].made_ms)
+        bought = await self._business.bought(asked.account, asked.sent["bought"]) if "bought" in asked.sent else None
+        if bought:
+            changed, problem = credits_.outcome_words(bought[0], has_arrived=bought[1])
         view = page_view(await self._business.facts(asked.account))
-        return self._page(overview(view, changed, problem))
+        shown = credits_.credits_card(view.pools) if view.pools else Html()
+        return self._page(overview(view, changed, problem, credits_card=shown))
 
     async def nothing(self, _asked: _Asked) -> Response:
         """No page."""
@@ -223,6 +236,13 @@ class _Pages:
             return self._page(change.payment_page(kept[0], found, "../../"))
         return self._page(change.quote_page(kept[0], self._served.clock.now_ms(), "../../", found.message), 409)
 
+    async def buy(self, asked: _Asked) -> Response:
+        """The way to Stripe's page on which a pack is paid."""
+        purchase = await self._business.buy_pack(asked.account, asked.sent, f"{asked.home}?bought=")
+        if purchase.state is not PurchaseState.OPEN:
+            return RedirectResponse(f"./?bought={quote(purchase.id)}", 303)
+        return self._page(credits_.payment_page(purchase, "./"))
+
     async def card(self, asked: _Asked) -> Response:
         """To Stripe's page of the card."""
         found = await self._business.card_page(asked.account, asked.home)
@@ -247,7 +267,9 @@ class _Pages:
         after, most = evidence.as_after(asked.sent), evidence.HOURS_MAX
         hours = await self._business.hours(asked.account, meter, line.span, after, most + 1)
         later = str(hours[most - 1].start_ms) if len(hours) > most else ""
-        return self._page(evidence.hours_page(line, meter, hours[:most], later, self._served.clock.now_ms()))
+        found = await self._business.explained(asked.account, line.invoice, line.id) if after < 0 else None
+        now_ms = self._served.clock.now_ms()
+        return self._page(evidence.hours_page(line, meter, hours[:most], later, now_ms, found))
 
     async def events(self, asked: _Asked) -> Response:
         """The events of an hour."""
@@ -255,7 +277,8 @@ class _Pages:
         hour_ms, most = int(asked.parts["hour"]), evidence.EVENTS_MAX
         if not evidence.is_hour(hour_ms):
             raise _NotThere
-        found = await self._business.events(asked.account, meter, hour_ms, asked.sent.get("after", ""), most + 1)
+        after = asked.sent.get("after", "")
+        found = await self._business.events(asked.account, meter, hour_ms, after, most + 1, line.span)
         later = quote(found[most - 1].id, safe="") if len(found) > most else ""
         now_ms = self._served.clock.now_ms()
         return self._page(evidence.events_page(line, meter, hour_ms, found[:most], later, now_ms))

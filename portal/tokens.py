@@ -19,8 +19,10 @@ from schemas.clock import SECOND_MS
 
 # An account has up to 256 characters, each of up to four bytes, or six in JSON.
 TOKEN_CHARACTERS_MAX: Final = 4_096
-# What the same secret signs elsewhere is no token.
-_PURPOSE: Final = b"tidemark page link 1\n"
+# What the same secret signs for something else is no token.
+CUSTOMER: Final = b"tidemark page link 1\n"
+FINANCE: Final = b"tidemark finance link 1\n"
+OPERATOR: Final = b"tidemark operator link 1\n"
 
 
 class _Content(msgspec.Struct, array_like=True, frozen=True, forbid_unknown_fields=True):
@@ -28,19 +30,21 @@ class _Content(msgspec.Struct, array_like=True, frozen=True, forbid_unknown_fiel
     expires_s: int
 
 
-def signed(account: str, expires_ms: int, secret: str) -> str:
-    """A token for an account that opens its page until `expires_ms`, rounded down to a second."""
+def signed(account: str, expires_ms: int, secret: str, purpose: bytes = CUSTOMER) -> str:
+    """A token for an account that opens its page until `expires_ms`, rounded down to a second. The pages of `FINANCE`
+    belong to no account: ""; those of `OPERATOR` name the person who asked for the link."""
     content = _encoded(msgspec.json.encode(_Content(account, expires_ms // SECOND_MS)))
-    return f"{content}.{_encoded(_signature(content, secret))}"
+    return f"{content}.{_encoded(_signature(content, secret, purpose))}"
 
 
-def account_of(token: str, secrets: Sequence[str], now_ms: int) -> str | None:
-    """The account that a token opens. None for a token that has ended, or that none of the secrets signed as it is."""
+def account_of(token: str, secrets: Sequence[str], now_ms: int, purpose: bytes = CUSTOMER) -> str | None:
+    """The account that a token opens. None for a token that has ended, that none of the secrets signed as it is, or
+    that is for another purpose."""
     content, _, signature = token.partition(".")
     if len(token) > TOKEN_CHARACTERS_MAX or not token.isascii():
         return None
     # Each one is compared, so that the duration does not show which secret is valid.
-    matches = [hmac.compare_digest(_encoded(_signature(content, secret)), signature) for secret in secrets]
+    matches = [hmac.compare_digest(_encoded(_signature(content, secret, purpose)), signature) for secret in secrets]
     if not any(matches):
         return None
     try:
@@ -50,8 +54,8 @@ def account_of(token: str, secrets: Sequence[str], now_ms: int) -> str | None:
     return found.account if now_ms < found.expires_s * SECOND_MS else None
 
 
-def _signature(content: str, secret: str) -> bytes:
-    return hmac.new(secret.encode(), _PURPOSE + content.encode(), sha256).digest()
+def _signature(content: str, secret: str, purpose: bytes) -> bytes:
+    return hmac.new(secret.encode(), purpose + content.encode(), sha256).digest()
 
 
 def _encoded(content: bytes) -> str:

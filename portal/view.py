@@ -13,6 +13,8 @@ from aggregators.price_list import Terms
 from aggregators.rating import amount_of, rounded
 from aggregators.upgrade_words import date_text, money_text
 from portal.account import Facts
+from portal.balances import PoolView, pool_views
+from portal.balances import banners as credit_banners
 from portal.subscribed import Seen, card_expires_ms, method_of, renews_ms, seen_of
 from portal.timeline import future, is_told, past
 from portal.words import number_text, paid_for, plan_name, price_words, signed_money, terms_of
@@ -129,6 +131,7 @@ class PageView(NamedTuple):
     happened: tuple[tuple[str, str], ...] = ()
     seats: tuple[SeatView, ...] = ()
     may_store_card: bool = False
+    pools: tuple[PoolView, ...] = ()
 
 
 def page_view(facts: Facts) -> PageView:
@@ -151,6 +154,7 @@ def page_view(facts: Facts) -> PageView:
         tuple(dict.fromkeys(_happened(facts)))[:TOLD_MAX],
         tuple(_seats(facts)),
         any(not row["deleted"] for row in facts.mirror.get("stripe_customers", ())),
+        pool_views(facts.credits, seen.view.currency),
     )
 
 
@@ -316,6 +320,8 @@ def _banners(facts: Facts, seen: Seen, meters: Sequence[MeterView]) -> Iterator[
             of = "your limit" if each.limit not in ("", "unlimited") else "what is included"
             kind = "bad" if each.percent >= 100 else "wait"
             yield Banner(kind, f"You have used {each.percent} % of {of} of {each.name} in this period.")
+    for kind, text in credit_banners(facts.credits):
+        yield Banner(kind, text)
     expires_ms = card_expires_ms(facts)
     if expires_ms is not None and expires_ms - facts.now_ms <= NOTICE_DAYS * DAY_MS and seen.view.id:
         has = "has expired" if expires_ms <= facts.now_ms else f"expires on {date_text(expires_ms, facts.now_ms)}"

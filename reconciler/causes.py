@@ -61,12 +61,15 @@ class Pair(StrEnum):
 
     REDIS = "usage_events ↔ redis"
     HOURLY = "usage_events ↔ usage_hourly"
+    MEASURED = "samples ↔ adjustments"
     INTENTS = "usage_events ↔ intents"
     STRIPE = "intents ↔ stripe"
     INVOICES = "intents ↔ invoices"
+    CREDITS = "intents ↔ credits"
     MIRROR = "stripe ↔ mirror"
     ENTITLEMENTS = "mirror ↔ entitlements"
     FLAGS = "entitlements ↔ stripe"
+    REVENUE = "mirror ↔ revenue"
     COUNTERS = "counters"
     DUPLICATES = "usage_events ↔ usage_duplicates"
 

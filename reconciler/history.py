@@ -132,6 +132,8 @@ class History:
     policy: Policy
     from_ms: int
     to_ms: int
+    # The stream times of the records at which the meter set changed, by position.
+    changed_ms: Mapping[int, int]
     # The shortest span for which any meter set kept ended periods in the live view.
     kept_ms: int
 
@@ -163,6 +165,7 @@ class _Building:
         self.meters: dict[str, list[tuple[int, int]]] = {}
         self.reported: dict[str, list[tuple[int, int]]] = {}
         self.definitions: dict[str, Meter] = {}
+        self.changed_ms: dict[int, int] = {}
         # The meter at the start of each of its spans, by slug and position.
         self.opened: dict[tuple[str, int], Meter] = {}
         self.accounts: dict[str, AccountHistory] = {}
@@ -171,6 +174,7 @@ class _Building:
         if self.first_ms is None:
             self.first_ms = row.stream_time_ms
         if row.kind == ControlKind.METER_SET:
+            self.changed_ms[row.position] = row.stream_time_ms
             self._meter_set(row.position, MeterSetRecord.model_validate_json(row.value).meter_set)
         elif row.kind == ControlKind.BINDING:
             bound = BindingRecord.model_validate_json(row.value)
@@ -334,6 +338,7 @@ class _Building:
             policy=self.policy,
             from_ms=(self.first_ms or 0) - window_ms,
             to_ms=max(stream_time_ms, self.first_ms or 0) + future_ms,
+            changed_ms=self.changed_ms,
             kept_ms=min(policy.periods_kept_ms for policy in self.policies[1:] or self.policies),
         )
 

@@ -13,6 +13,7 @@ from reconciler.report import Findings, Row, instant_text
 from reconciler.views import Behind, PartitionStates, Views, same_log
 from schemas.analytics import RecountKey
 from schemas.clock import HOUR_MS
+from schemas.rollup import Checkpoint
 
 NAMES_MAX: Final = 10
 RESTATED: Final = "late bindings had the usage of accounts restated while usage_hourly was read: {}"
@@ -94,32 +95,37 @@ class CellsComparison:
         }
 
     async def _settled(self, state: PartitionState) -> Settled:
-        """The settled buckets: stream time, relay and archive have passed them, and no cell is dirty or dropped."""
-        checkpoint = state.checkpoint
-        limits = [
-            Settled(_hour(checkpoint.stream_time_ms), "the arrival bucket is still open: stream time has not passed it")
-        ]
-        _, oldest_dirty = await self.views.live.outbox.dirty(state.partition, 1)
-        if oldest_dirty:
-            bucket_ms = oldest_dirty[0].key.bucket_ms
-            limits.append(Settled(bucket_ms, "cells of the arrival bucket wait in Redis to be relayed"))
         dropped = await self.views.live.drops.dropped(state.partition)
-        if dropped.cells:
-            first_ms = min(dropped.cells)
-            detail = DROPPED.format(sum(dropped.cells.values()), "cells", f" from {instant_text(first_ms)} on")
-            limits.append(Settled(first_ms, detail, Cause.UNCHECKED))
         if dropped.duplicates:
             row = Row(
                 Pair.DUPLICATES, Cause.UNCHECKED, state.partition, detail=DROPPED.format(dropped.duplicates, "rows", "")
             )
             self.findings.add(row, dropped.duplicates)
-        relayed = (await self.views.hourly.load_relayed()).get(state.partition)
-        relayed_ms = _hour(relayed.stream_time_ms) if relayed else 0
-        limits.append(Settled(relayed_ms, "the relay to usage_hourly has not passed the arrival bucket"))
-        archived = await self.states.archived(state.partition, checkpoint)
-        archived_ms = _hour(archived.stream_time_ms) if archived else 0
-        limits.append(Settled(archived_ms, "the archive has not passed the arrival bucket"))
-        return min(limits, key=lambda limit: limit.before_ms)
+        return await settled(self.views, self.states, state.partition, state.checkpoint)
+
+
+async def settled(views: Views, states: PartitionStates, partition: int, checkpoint: Checkpoint) -> Settled:
+    """The settled buckets of a partition: stream time, relay and archive have passed them, and no cell is dirty or
+    dropped."""
+    limits = [
+        Settled(_hour(checkpoint.stream_time_ms), "the arrival bucket is still open: stream time has not passed it")
+    ]
+    _, oldest_dirty = await views.live.outbox.dirty(partition, 1)
+    if oldest_dirty:
+        bucket_ms = oldest_dirty[0].key.bucket_ms
+        limits.append(Settled(bucket_ms, "cells of the arrival bucket wait in Redis to be relayed"))
+    dropped = await views.live.drops.dropped(partition)
+    if dropped.cells:
+        first_ms = min(dropped.cells)
+        detail = DROPPED.format(sum(dropped.cells.values()), "cells", f" from {instant_text(first_ms)} on")
+        limits.append(Settled(first_ms, detail, Cause.UNCHECKED))
+    relayed = (await views.hourly.load_relayed()).get(partition)
+    relayed_ms = _hour(relayed.stream_time_ms) if relayed else 0
+    limits.append(Settled(relayed_ms, "the relay to usage_hourly has not passed the arrival bucket"))
+    archived = await states.archived(partition, checkpoint)
+    archived_ms = _hour(archived.stream_time_ms) if archived else 0
+    limits.append(Settled(archived_ms, "the archive has not passed the arrival bucket"))
+    return min(limits, key=lambda limit: limit.before_ms)
 
 
 def _hour(instant_ms: int) -> int:

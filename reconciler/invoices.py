@@ -31,7 +31,7 @@ from schemas.reports import OutcomeStatus
 # Invoices, invoice items and subscriptions of one customer.
 READS_PER_CUSTOMER: Final = 3
 # What nobody is to pay for at Stripe.
-_NOT_PAID: Final = frozenset({OutcomeStatus.FREE, OutcomeStatus.REPLACED})
+_NOT_PAID: Final = frozenset({OutcomeStatus.CREDITED, OutcomeStatus.FREE, OutcomeStatus.REPLACED})
 
 
 @dataclass(slots=True)
@@ -128,7 +128,7 @@ class InvoiceComparison:
             intent, attempt = reported.intent, reported.attempt
             usage = Usage(
                 attempt.timestamp_s * SECOND_MS if attempt else intent.instant_ms,
-                intent.delta_minor * int(10 ** (SCALE_MAX - intent.scale)),
+                reported.billed_minor * int(10 ** (SCALE_MAX - intent.scale)),
                 self.period_of(reported),
                 intent.account,
                 intent.meter,

@@ -14,7 +14,7 @@ from typing import Any, Final
 from reconciler.causes import Cause, Pair
 from reconciler.report import Findings, Row
 from reconciler.views import Views
-from schemas.billing_events import ObjectKind
+from schemas.billing_events import OLD_CHANGE_NO_MORE, ObjectKind
 from schemas.clock import DAY_MS, MINUTE_MS, SECOND_MS, Clock
 from schemas.errors import InvalidInput, OperatorNeeded, Refused, Transient
 from schemas.invoices import StripeInvoices
@@ -23,7 +23,7 @@ from schemas.side_tables import Row as MirrorRow
 
 # The walker reads Stripe's list of events every quarter of an hour, and a step of the mirror takes minutes.
 DELAY_MS: Final = 30 * MINUTE_MS
-# Older invoices change no more, and are too many.
+# Older invoices, credit notes, refunds and disputes change no more, and are too many.
 INVOICES_MS: Final = 62 * DAY_MS
 KNOWN_AT_ONCE: Final = 1_000
 RESYNC: Final = "run `tidemark billing resync`; if it stays, the role mirror is stuck"
@@ -67,6 +67,10 @@ def _sum(path: str) -> Callable[[Mapping[str, Any]], object]:
     return lambda body: sum(each["amount"] for each in body.get(path) or ())
 
 
+_OF_PAYMENT: Final[Mapping[str, _Column]] = {
+    "payment_intent_id": "payment_intent", "status": "status", "reason": "reason", "currency": "currency",
+    "amount_minor": "amount", "created_ms": "created",
+}  # fmt: skip
 # Where a column is in Stripe's object; `_ms` columns are in seconds there.
 _COLUMNS: Final[Mapping[str, Mapping[str, _Column]]] = {
     "stripe_customers": {
@@ -96,7 +100,9 @@ _COLUMNS: Final[Mapping[str, Mapping[str, _Column]]] = {
         "tax_minor": _sum("total_taxes"), "total_minor": "total", "remaining_minor": "amount_remaining",
         "attempt_count": "attempt_count", "next_attempt_ms": "next_payment_attempt", "created_ms": "created",
         "finalizes_ms": "automatically_finalizes_at", "finalized_ms": "status_transitions.finalized_at",
-        "paid_ms": "status_transitions.paid_at", "hosted_url": "hosted_invoice_url",
+        "paid_ms": "status_transitions.paid_at", "hosted_url": "hosted_invoice_url", "number": "number",
+        "paid_minor": "amount_paid", "voided_ms": "status_transitions.voided_at",
+        "uncollectible_ms": "status_transitions.marked_uncollectible_at",
     },
     "invoice_lines": {
         "item_id": "parent.subscription_item_details.subscription_item", "price_id": "pricing.price_details.price",
@@ -104,8 +110,25 @@ _COLUMNS: Final[Mapping[str, Mapping[str, _Column]]] = {
         "discount_minor": _sum("discount_amounts"), "tax_minor": _sum("taxes"), "start_ms": "period.start",
         "end_ms": "period.end",
     },
+    "stripe_credit_grants": {
+        "customer_id": "customer", "name": "name", "category": "category", "currency": "amount.monetary.currency",
+        "amount_minor": "amount.monetary.value", "available_minor": "available", "priority": "priority",
+        "source": "metadata.tidemark_grant", "created_ms": "created", "effective_ms": "effective_at",
+        "expires_ms": "expires_at", "voided_ms": "voided_at",
+    },
+    "credit_notes": {
+        "customer_id": "customer", "invoice_id": "invoice", "number": "number", "status": "status", "reason": "reason",
+        "currency": "currency", "tax_minor": _sum("total_taxes"), "total_minor": "total", "created_ms": "created",
+        "effective_ms": "effective_at", "voided_ms": "voided_at",
+    },
+    "credit_note_lines": {
+        "invoice_line_id": "invoice_line_item", "amount_minor": "amount", "discount_minor": "discount_amount",
+        "tax_minor": _sum("taxes"),
+    },
+    "refunds": _OF_PAYMENT,
+    "disputes": _OF_PAYMENT,
 }  # fmt: skip
-_PARTS: Final = {ObjectKind.SUBSCRIPTION: "items", ObjectKind.INVOICE: "lines"}
+_PARTS: Final = {ObjectKind.SUBSCRIPTION: "items", ObjectKind.INVOICE: "lines", ObjectKind.CREDIT_NOTE: "lines"}
 _FAILURES: Final = (Transient, Refused, OperatorNeeded, InvalidInput)
 
 
@@ -204,7 +227,7 @@ class MirrorComparison:
             suspects = {name.id: owner for name, owner in known if name.id not in listed}
             rows = (await tables.mirrored(kind, list(suspects)))[TABLE_OF[kind]]
             for row in rows:
-                is_old = kind is ObjectKind.INVOICE and int(row["created_ms"] or 0) < from_ms
+                is_old = kind in OLD_CHANGE_NO_MORE and int(row["created_ms"] or 0) < from_ms
                 if not row["deleted"] and not is_old:
                     identifier = str(row["id"])
                     self._add(Cause.EXTRA, kind, identifier, suspects[identifier], "Stripe does not list it", changed)
@@ -237,6 +260,8 @@ def _found(column: str, row: MirrorRow) -> object:
     if not column.endswith("_json"):
         return value
     parsed: Any = json.loads(str(value or "null"))
+    if column == "discounts_json":
+        return [_id(each) for each in parsed or ()]
     if column != "phases_json":
         return parsed
     return [

@@ -44,7 +44,20 @@ def request_at(state: PartitionState, accounts: frozenset[str] | None = None) ->
         boundaries={name: _boundaries(history, account) for name, account in wanted.items() if account.bindings},
         closings={name: tuple(account.closings) for name, account in wanted.items() if account.closings},
         accounts=None if accounts is None else sorted(accounts),
+        levels_ms=_levels_ms(history, state.checkpoint.stream_time_ms),
     )
+
+
+def _levels_ms(history: History, stream_time_ms: int) -> dict[str, int]:
+    """Until when levels stand: to the present, or until the meter was removed from the meter set."""
+    levels_ms = {}
+    for span in history.meters:
+        if span.meter.carry_over:
+            removed_ms = history.changed_ms.get(span.before_position)
+            until_ms = stream_time_ms if removed_ms is None else removed_ms - 1
+            # The last span of a meter counts.
+            levels_ms[span.meter.slug] = min(stream_time_ms, until_ms)
+    return levels_ms
 
 
 def _boundaries(history: History, account: AccountHistory) -> tuple[Period, ...]:
@@ -82,6 +95,10 @@ class Recounter:
         """The last totals of the partition, or None if they may differ at the state."""
         last, totals = self._last.get(state.partition, (None, {}))
         if last is None or not _same_rules(last.history, state.history):
+            return None
+        if _levels_ms(last.history, last.checkpoint.stream_time_ms) != _levels_ms(
+            state.history, state.checkpoint.stream_time_ms
+        ):
             return None
         if last.before_position != state.before_position:
             # The rollup's counters cannot be used: they are being checked.
@@ -129,6 +146,9 @@ class Recounter:
         meters = [span for span in state.history.meters if span.meter.slug == slug]
         before_position = min(below, state.before_position)
         request = request_at(state, accounts)._replace(meters=meters, before_position=before_position)
+        then_ms = state.history.changed_ms.get(below, state.checkpoint.stream_time_ms)
+        levels_ms = {of: min(until_ms, then_ms) for of, until_ms in request.levels_ms.items()}
+        request = request._replace(levels_ms=levels_ms)
         return await self._reader.recount_totals(request, before_ms)
 
 

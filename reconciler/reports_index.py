@@ -43,6 +43,10 @@ class ReportsIndex:
         """All intents of one partition or of all partitions, in the log's order."""
         return (reported for reported in self._reported if partition in (None, reported.partition))
 
+    def get(self, identifier: str) -> ReportedIntent | None:
+        """The intent with this identifier, or None."""
+        return self._reported.get(identifier)
+
     def _count(self, partition: int, entries: int) -> None:
         self._entries[partition] = self._entries.get(partition, 0) + entries
         if self._entries[partition] > self._entries_max:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import partial
 from typing import Final
 
@@ -13,17 +13,20 @@ from reconciler.attribution import Attribution, StartName, attribution_of, total
 from reconciler.causes import ARCHIVE_HAS_MORE, ARCHIVE_LACKS, Cause, Pair, direction
 from reconciler.compare import Difference, Range
 from reconciler.coverage import NOTHING_DUE
+from reconciler.credits import CreditComparison
 from reconciler.entitlements import EntitlementComparison
 from reconciler.history import History
 from reconciler.hourly_cells import CellsComparison
 from reconciler.intents import IntentsComparison
 from reconciler.invoices import InvoiceComparison
+from reconciler.measured import MeasuredComparison
 from reconciler.mirror import MirrorComparison
 from reconciler.past import Past
 from reconciler.recount import PartitionState, Recounter, TotalName
 from reconciler.redis_totals import TotalsComparison
 from reconciler.report import Findings, Report, Row
 from reconciler.reports_index import ReportsIndex
+from reconciler.revenue import RevenueComparison
 from reconciler.stripe_flags import FlagComparison
 from reconciler.stripe_sums import StripeComparison
 from reconciler.views import Behind, PartitionStates, ReconcilePolicy, Views, attempted
@@ -140,19 +143,26 @@ class _Run:
             self._total_rows(Pair.INTENTS, state, differing, attribution)
         self._unsent(partition)
 
-    async def everywhere(self, partitions: Iterable[int]) -> None:
-        """Compare what concerns all partitions together: Stripe's sums and conflicting payloads."""
+    async def everywhere(self, partitions: Sequence[int]) -> None:
+        """Compare what concerns all partitions together, as Stripe's sums and conflicting payloads, and the samples of
+        one partition after the other."""
+        measured = MeasuredComparison(self.views, self.policy, self.states, self.clock, self.findings, self.range)
+        await measured.run(partitions)
         if self.unread_reports:
             detail = f"billing.reports was not read on partitions {', '.join(map(str, self.unread_reports))}"
             self.findings.add(Row(Pair.STRIPE, Cause.UNCHECKED, detail=detail))
         else:
             await self._at_stripe(partitions)
+            drawn = CreditComparison(self.views, self.index, self._period_of, self.findings, self.range)
+            await attempted(self.findings, Pair.CREDITS, None, drawn.run())
         await attempted(
             self.findings,
             Pair.ENTITLEMENTS,
             None,
             EntitlementComparison(self.views, self.clock, self.findings).run(),
         )
+        revenue = RevenueComparison(self.views, self.clock, self.findings)
+        await attempted(self.findings, Pair.REVENUE, None, revenue.run())
         reading = self.views.reader.conflicts(self.policy.rows_max)
         conflicts = await attempted(self.findings, Pair.DUPLICATES, None, reading)
         if conflicts is None:
@@ -292,7 +302,7 @@ class _Run:
                 cause = Cause.UNKNOWN_CUSTOMER
             name = (intent.account, intent.meter, period)
             count, minor = waiting.get((cause, name), (0, 0))
-            waiting[cause, name] = (count + 1, minor + intent.delta_minor)
+            waiting[cause, name] = (count + 1, minor + reported.billed_minor)
             scales[name] = intent.scale
         for (cause, name), (count, minor) in waiting.items():
             reason = UNPAID if cause is Cause.UNKNOWN_CUSTOMER else "not settled yet"

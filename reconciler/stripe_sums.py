@@ -192,7 +192,7 @@ class StripeComparison:
             is_mentioned = is_contained or intent.identifier in self.perhaps_contained
             if outcome is None or not reported.is_dead or not (is_mentioned or self.limits.overlaps(period)):
                 continue
-            amount = decimal_text(intent.delta_minor, intent.scale)
+            amount = decimal_text(reported.billed_minor, intent.scale)
             detail = outcome.detail or "a dead letter without a reason"
             if is_mentioned:
                 detail += CONTAINED if is_contained else PERHAPS_CONTAINED

@@ -18,7 +18,9 @@ _VERDICTS: Final = {
     Verdict.DRIFT: "drift: two views hold different values",
     Verdict.INCOMPLETE: "incomplete: no difference, but not everything could be compared",
 }
-WITHOUT_PERIODS: Final = (Pair.COUNTERS, Pair.DUPLICATES, Pair.MIRROR, Pair.ENTITLEMENTS, Pair.FLAGS)
+WITHOUT_PERIODS: Final = (
+    Pair.COUNTERS, Pair.DUPLICATES, Pair.MIRROR, Pair.ENTITLEMENTS, Pair.FLAGS, Pair.REVENUE,
+)  # fmt: skip
 NOTHING_IN_RANGE: Final = "equal, but no period with usage lies in the range: no total was compared"
 
 

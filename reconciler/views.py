@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Final, NamedTuple, TypeVar
 
+from aggregators.mrr import AmountOf
 from reconciler.causes import Cause, Pair
 from reconciler.history import history_of
 from reconciler.recount import PartitionState
@@ -13,12 +14,15 @@ from reconciler.report import ROWS_MAX, Findings, Row
 from schemas.analytics import ArchivePosition, HourlyStore, UsageReader
 from schemas.bills import Bills
 from schemas.clock import MINUTE_MS, Clock
+from schemas.credits import Credits
 from schemas.entitlement_recount import EntitlementRecount
 from schemas.errors import InvalidInput, OperatorNeeded, Refused, Transient
 from schemas.invoices import StripeInvoices
 from schemas.live_view import LiveView
 from schemas.log import Log, position
+from schemas.measured_recount import MeasuredRecount
 from schemas.reports import StripeMeters, StripeRejections
+from schemas.revenue import RevenueStores
 from schemas.rollup import Checkpoint
 from schemas.side_tables import SideTables
 
@@ -31,9 +35,10 @@ T = TypeVar("T")
 class Views:
     """The views to compare. `stripe` is None if no reporting is configured. `rejections` reads what Stripe rejected
     after answering 200; if it is None, a shortage at Stripe is reported as such a rejection. Without `invoices`, as
-    without a key, nothing is said about bills and the mirror. `bills` knows what was
-    written off, `recount` computes entitlements a second time. `no_tables` says why the side tables cannot be read, ""
-    if the deployment has none."""
+    without a key, nothing is said about bills and the mirror. `bills` knows what was written off, `recount` computes
+    entitlements a second time, `revenue` has what revenue is computed from, and `amounts` what items cost, None before
+    the first catalog. `credits` is the ledger of credits. `measured` reads the samples of measured meters. `no_tables`
+    says why the side tables cannot be read, "" if the deployment has none."""
 
     live: LiveView
     reader: UsageReader
@@ -46,6 +51,10 @@ class Views:
     bills: Bills | None = None
     no_tables: str = ""
     recount: EntitlementRecount | None = None
+    revenue: RevenueStores | None = None
+    amounts: Callable[[], Awaitable[AmountOf | None]] | None = None
+    credits: Credits | None = None
+    measured: MeasuredRecount | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +65,8 @@ class ReconcilePolicy:
     Redis in one transaction. `archive_wait_s`: how long to wait until the archive reaches a checkpoint. `reports_max`:
     entries of `billing.reports` per partition; over the limit, intents are unchecked. `stripe_*`: reads of Stripe in
     all, at one time and per second (Stripe allows 25/s and at least 10 000 a month). `stripe_settle_ms`: how long an
-    accepted meter event may take to show in Stripe's summaries.
+    accepted meter event may take to show in Stripe's summaries. `measured_rows_max`: samples and adjustments in
+    memory at one time; accounts are read together up to the limit, and one over the limit is unchecked.
     """
 
     partitions_at_once: int = 4
@@ -68,6 +78,7 @@ class ReconcilePolicy:
     stripe_reads_per_s: float = 15.0
     stripe_settle_ms: int = 15 * MINUTE_MS
     rows_max: int = ROWS_MAX
+    measured_rows_max: int = 500_000
 
 
 class Behind(NamedTuple):

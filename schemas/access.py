@@ -22,6 +22,7 @@ class Reason(StrEnum):
     - `not_in_plan`: nothing gives the feature.
     - `limit_reached`, `seats_full`: the limit or the seats have no room for the quantity.
     - `spend_cap_reached`: the overage would cost more than the cap of the plan.
+    - `credits_exhausted`: no credits are left that pay for the quantity, and the catalog refuses usage beyond them.
     - `trial_over`: the feature was given within a trial, which has ended.
     - `downgraded_unpaid`: the plan gives the feature, and does not hold because the account did not pay.
     - `denied_by_override`: a person took the feature away.
@@ -40,6 +41,7 @@ class Reason(StrEnum):
     LIMIT_REACHED = "limit_reached"
     SEATS_FULL = "seats_full"
     SPEND_CAP_REACHED = "spend_cap_reached"
+    CREDITS_EXHAUSTED = "credits_exhausted"
     TRIAL_OVER = "trial_over"
     DOWNGRADED_UNPAID = "downgraded_unpaid"
     DENIED_BY_OVERRIDE = "denied_by_override"

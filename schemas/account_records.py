@@ -32,6 +32,10 @@ class AccountRecords(Protocol):
         """One of the invoices that `invoices` lists, with its first lines."""
         ...
 
+    async def accounts_of_invoice(self, identifier: str) -> Sequence[str]:
+        """The accounts whose customer an invoice is for, and that see it."""
+        ...
+
     async def audit_before(self, account: str, limit: int, before: int | None = None) -> Sequence[AuditRow]:
         """A page of the account's audit rows, the newest first, behind the number `before`."""
         ...

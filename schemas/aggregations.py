@@ -26,6 +26,9 @@ class Aggregation(StrEnum):
     MIN = "min"
     UNIQUE = "unique"
     LATEST = "latest"
+    TIME_WEIGHTED = "time_weighted"
+    DURATION = "duration"
+    PEAK = "peak"
 
     @property
     def rule(self) -> AggregationRule:
@@ -61,15 +64,24 @@ class AggregationRule(ABC):
     code: ClassVar[str]
     """The letter of the aggregation in the text of a cell. Letters are stored: never reuse one."""
     takes_value: ClassVar[bool] = True
-    """Whether a meter needs a `value_path`; without it every event has the quantity 1."""
+    """Whether a meter has a `value_path`; without it every event has the quantity 1."""
     takes_scale: ClassVar[bool] = True
     """Whether quantities may have decimal digits."""
     distinct: ClassVar[bool] = False
     """Whether quantities are texts. Every distinct text counts once per period."""
     ordered: ClassVar[bool] = False
     """Whether a value has the time and position of its event, because `merge` needs them."""
+    is_level: ClassVar[bool] = False
+    """Whether a value may stand beyond its period (`Meter.carry_over`). Merging a value twice must change nothing."""
     additive: ClassVar[bool] = False
-    """Whether values of hours and dimensions may be added up."""
+    """Whether values of hours and dimensions may be added up. Then the meter takes adjustments (S14)."""
+    measured: ClassVar[bool] = False
+    """Whether the application's events are samples, which add nothing themselves: adjustments add all usage (S15)."""
+    covers: ClassVar[bool] = False
+    """Whether samples cover spans of time, and their quantity is a weight that may be left out; else they are levels,
+    which stand until the next one."""
+    greatest: ClassVar[bool] = False
+    """Whether samples are levels of which the greatest counts, and not level × time."""
     empty_minor: ClassVar[int | None] = None
     """The value of a period without events; None if 0 would mean something else."""
     merged_sql: ClassVar[str]
@@ -140,6 +152,31 @@ class Count(Sum):
         return Counter(column.numbers)
 
 
+class TimeWeighted(Sum):
+    """The sum of levels × the time for which each stands. Its cells are sums of adjustments."""
+
+    aggregation = Aggregation.TIME_WEIGHTED
+    code = "w"
+    measured = True
+
+
+class Peak(Sum):
+    """The greatest level that stood in the period, also one from before. Its cells are sums of adjustments: by how much
+    the greatest level so far has grown."""
+
+    aggregation = Aggregation.PEAK
+    code = "p"
+    measured = greatest = True
+
+
+class Duration(Sum):
+    """The time that spans or sessions cover, × their weight. Its cells are sums of adjustments."""
+
+    aggregation = Aggregation.DURATION
+    code = "d"
+    measured = covers = True
+
+
 class Unique(Sum):
     """The number of distinct texts. A cell counts the texts that are new in the period, so cells add up to the period.
     They do not give the distinct texts of an hour: those are counted over the events."""
@@ -192,7 +229,7 @@ class Latest(AggregationRule):
 
     aggregation = Aggregation.LATEST
     code = "l"
-    ordered = True
+    ordered = is_level = True
     merged_sql = "argMax(value_minor, (latest_time_us, latest_position, account))"
 
     def merge(self, first: Value, second: Value) -> Value:
@@ -229,4 +266,8 @@ def _extremes(numbers: Iterable[int], values: Iterable[Any], chosen: Callable[[A
     return found
 
 
-_RULES: Final = {rule.aggregation: rule for rule in (Count(), Sum(), Max(), Min(), Unique(), Latest())}
+ADJUSTED_AS: Final = Aggregation.SUM
+"""How adjustments add up, whatever the aggregation of their meter."""
+
+_ALL: Final = (Count(), Sum(), Max(), Min(), Unique(), Latest(), TimeWeighted(), Duration(), Peak())
+_RULES: Final = {rule.aggregation: rule for rule in _ALL}

@@ -257,6 +257,14 @@ class PeriodUsage(NamedTuple):
     carried_minor: int | None
 
 
+class PeriodLevel(NamedTuple):
+    """A billing period with events of a meter with levels, and the level at its end: the value of the newest event of
+    this period and all before, in minor units."""
+
+    period: Period
+    value_minor: int
+
+
 class RecountKey(NamedTuple):
     """Identifies a recounted cell. The period's start identifies the period; `dimensions` is canonical JSON."""
 
@@ -286,7 +294,8 @@ class RecountRequest(NamedTuple):
     position. Before them, and for accounts without an entry, periods are calendar months (UTC).
     `closings` are close records: account → (start of the period, position of the record). A deferred event counts with
     the position and stream time of its decision, and not at all without a decision or as a duplicate.
-    `accounts` None means all accounts.
+    `accounts` None means all accounts. `levels_ms` has the meters whose levels stand beyond their period (S13), by
+    slug: a level stands in all later periods that begin by that stream time. Only totals have such levels.
     """
 
     partition: int
@@ -296,6 +305,7 @@ class RecountRequest(NamedTuple):
     boundaries: Mapping[str, Sequence[Period]]
     closings: Mapping[str, Sequence[tuple[int, int]]]
     accounts: Sequence[str] | None = None
+    levels_ms: Mapping[str, int] = {}
 
 
 # What a repetition of an event does not change. Another time is a retry: the time is no part of the payload.
@@ -334,6 +344,11 @@ class UsageReader(Protocol):
     ) -> Sequence[PeriodUsage]:
         """The periods with usage in `usage_hourly`, oldest first. One row more than `rows_max` means that there are
         more."""
+        ...
+
+    async def period_levels(self, meter: str, account: str, to_ms: int) -> Sequence[PeriodLevel]:
+        """The newest `PERIODS_MAX` periods with events of a meter with levels that begin before `to_ms`, oldest
+        first."""
         ...
 
     async def recount_cells(self, request: RecountRequest) -> Mapping[RecountKey, int]:

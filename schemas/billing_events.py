@@ -46,6 +46,11 @@ MIRRORED_TYPES: Final = (
     "invoice.marked_uncollectible", "invoice.voided", "invoice.overdue", "invoice.overpaid", "invoice.sent",
     "checkout.session.completed",
     "payment_method.attached", "payment_method.updated", "payment_method.automatically_updated",
+    "billing.credit_grant.created", "billing.credit_grant.updated", "billing.credit_balance_transaction.created",
+    "credit_note.created", "credit_note.updated", "credit_note.voided",
+    "refund.created", "refund.updated", "refund.failed",
+    "charge.dispute.created", "charge.dispute.updated", "charge.dispute.closed",
+    "charge.dispute.funds_withdrawn", "charge.dispute.funds_reinstated",
 )  # fmt: skip
 
 
@@ -64,6 +69,16 @@ class ObjectKind(StrEnum):
     SUBSCRIPTION = "subscription"
     SCHEDULE = "subscription_schedule"
     INVOICE = "invoice"
+    CREDIT_GRANT = "billing.credit_grant"
+    CREDIT_NOTE = "credit_note"
+    REFUND = "refund"
+    DISPUTE = "dispute"
+
+
+# There are ever more of these, and those of earlier months change no more.
+OLD_CHANGE_NO_MORE: Final = frozenset(
+    {ObjectKind.INVOICE, ObjectKind.CREDIT_NOTE, ObjectKind.REFUND, ObjectKind.DISPUTE}
+)
 
 
 class ObjectName(NamedTuple):
@@ -92,8 +107,10 @@ class StripeObjects(Protocol):
 
     async def fetch(self, name: ObjectName) -> dict[str, object] | None:
         """The object as JSON, with all pages of its nested lists. None if Stripe says that it does not exist; a deleted
-        customer has `deleted: true`. If the key may read them, a customer has `payment_methods` beside, and an open
-        invoice whose payment failed has `last_payment_error`, that of its payment intent."""
+        customer has `deleted: true`. If the key may read them, a customer has `payment_methods` beside, an open
+        invoice whose payment failed has `last_payment_error`, that of its payment intent, a subscription has its
+        discounts with their coupons instead of ids, and a refund or dispute has the `invoice` that was paid and the
+        `customer`. A credit grant has `available`, what is left of it in minor units."""
         ...
 
     async def events(self, since_s: int, until_s: int) -> list[dict[str, object]]:
@@ -105,7 +122,8 @@ class StripeObjects(Protocol):
     async def names(self, kind: ObjectKind, after: str = "", customer: str = "") -> list[tuple[ObjectName, str]]:
         """One page of all objects of a kind, or of one customer's, each with its customer; `after` is the place of the
         last one (`cursor_of`). Empty at the end. Canceled subscriptions and deleted customers' subscriptions are among
-        them. Raises `Transient` if all objects of the place are gone: the list must be read anew."""
+        them. Of one customer no refunds and disputes are listed, because Stripe has no such list. Raises `Transient` if
+        all objects of the place are gone: the list must be read anew."""
         ...
 
     async def touch(self, customer: str, beat: str) -> None:

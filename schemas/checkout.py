@@ -19,7 +19,7 @@ URL_CHARACTERS_MAX: Final = 2048
 
 class StripeSession(NamedTuple):
     """A session of checkout. `status`: `open`, `complete` or `expired`. `url` is "" unless it is open. `account` and
-    `operation` are "" of a session that Tidemark did not make; `subscription` is "" until it is complete."""
+    `operation` are "" of a session that Tidemark did not make, `subscription` and `invoice` until it is complete."""
 
     id: str
     status: str
@@ -28,6 +28,7 @@ class StripeSession(NamedTuple):
     account: str = ""
     operation: str = ""
     subscription: str = ""
+    invoice: str = ""
 
 
 class StripeSessions(Protocol):

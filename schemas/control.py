@@ -11,7 +11,7 @@ from typing import Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from schemas.events import NAME_CHARACTERS_MAX
+from schemas.events import ID_CHARACTERS_MAX, NAME_CHARACTERS_MAX
 from schemas.log import POSITION_MAX
 from schemas.meters import MeterSet
 from schemas.periods import INSTANT_MAX_MS, INSTANT_MIN_MS, Binding
@@ -32,6 +32,7 @@ class ControlKind(StrEnum):
     FLUSH = "flush"
     DEDUP_DECISION = "decision"
     RESTATEMENT = "restatement"
+    CORRECTION = "correction"
 
 
 class _Control(BaseModel):
@@ -92,8 +93,8 @@ class FlushRecord(_Control):
 class DedupDecision(_Control):
     """Whether a deferred event is the first arrival of its identity, according to the archive.
 
-    `position`, `time_us`, `metered` (a meter wants it) and `quarantine` (one of its meters quarantines late usage) are
-    those of the event, so that the archive can follow a decision without the event.
+    `position`, `time_us`, `metered` (the event adds to a meter) and `quarantine` (one of its meters quarantines late
+    usage) are those of the event, so that the archive can follow a decision without the event.
     """
 
     position: int = Field(ge=0, le=POSITION_MAX)
@@ -127,9 +128,28 @@ class RestatementRecord(_Control):
     content: str = ""
 
 
+class CorrectionRecord(_Control):
+    """Voids or amends one event of an account: the newest record of an event says what counts instead.
+
+    The fold and the archive only keep the record: adjustments follow from it (S16). `data` is the JSON text of an
+    amended event's data, "" for a void. Of two records with one `correction`, the first counts. `counts` is false if
+    the period of the event was closed and the correction is settled outside: `treatment` says how.
+    """
+
+    account: str = Field(min_length=1, max_length=NAME_CHARACTERS_MAX)
+    correction: str = Field(min_length=1, max_length=NAME_CHARACTERS_MAX)
+    event: str = Field(min_length=1, max_length=ID_CHARACTERS_MAX)
+    kind: Literal["void", "amend"]
+    data: str = ""
+    by: str = Field(min_length=1, max_length=NAME_CHARACTERS_MAX)
+    reason: str = Field(min_length=1, max_length=1_000)
+    treatment: Literal["next_period", "credit_note", "write_off"] = "next_period"
+    counts: bool = True
+
+
 RevisedRecord = BindingRecord | CloseRecord | FlushRecord
 AccountControlRecord = RevisedRecord | RestatementRecord
-Control = Genesis | Tick | MeterSetRecord | DedupDecisionRecord | AccountControlRecord
+Control = Genesis | Tick | MeterSetRecord | DedupDecisionRecord | AccountControlRecord | CorrectionRecord
 
 CONTROL_CLASSES: Final[dict[ControlKind, type[Control]]] = {
     ControlKind.GENESIS: Genesis,
@@ -140,6 +160,7 @@ CONTROL_CLASSES: Final[dict[ControlKind, type[Control]]] = {
     ControlKind.FLUSH: FlushRecord,
     ControlKind.DEDUP_DECISION: DedupDecisionRecord,
     ControlKind.RESTATEMENT: RestatementRecord,
+    ControlKind.CORRECTION: CorrectionRecord,
 }
 # A process that restarts applies these records again to restore the meter set and the states of the accounts.
 REPLAYED_KINDS: Final = (

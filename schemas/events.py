@@ -30,7 +30,7 @@ TIME_MIN_US = 0
 
 _Id = Annotated[str, Field(min_length=1, max_length=ID_CHARACTERS_MAX)]
 _Name = Annotated[str, Field(min_length=1, max_length=NAME_CHARACTERS_MAX)]
-_Time = Annotated[str, Field(min_length=1, max_length=TIME_CHARACTERS_MAX)]
+_Time = Annotated[str, Field(min_length=1, max_length=TIME_CHARACTERS_MAX, json_schema_extra={"format": "date-time"})]
 
 
 def check_account(account: str) -> None:

@@ -20,6 +20,7 @@ class IntentState(StrEnum):
 
     PENDING = "pending"
     ACCEPTED = "accepted"
+    CREDITED = "credited"
     FREE = "free"
     REPLACED = "replaced"
     LATE = "late"
@@ -33,6 +34,7 @@ class LedgerIntent(NamedTuple):
     `stripe_customer` is the payer, "" while nobody was named. `hold` and `detail` say why a pending intent waits or how
     an intent ended. `in_doubt`: Stripe may have the event although it did not say so; of every pending intent with an
     attempt. `not_before_ms`, `failures`, `absent_at_ms`: the sender's progress, which only the sender writes.
+    `drawn_minor`: what credits pay of the intent's delta; None without an allocation.
     """
 
     partition: int
@@ -48,6 +50,12 @@ class LedgerIntent(NamedTuple):
     not_before_ms: int = 0
     failures: int = 0
     absent_at_ms: int | None = None
+    drawn_minor: int | None = None
+
+    @property
+    def billed_minor(self) -> int:
+        """What is left for Stripe of the intent's delta."""
+        return self.intent.delta_minor - (self.drawn_minor or 0)
 
 
 class Waiting(NamedTuple):
@@ -61,7 +69,8 @@ class Waiting(NamedTuple):
 
 
 class IntentTotals(NamedTuple):
-    """The change that the intents of one meter and customer report for a span, in units of the meter.
+    """The change that the intents of one meter and customer report for a span, in units of the meter, without what
+    credits pay of them.
 
     `accepted`: Stripe took the event. `late`: the event was not sent, because the invoice was finalized. `dead`: dead
     letters that were not redriven. `pending`: intents whose payer is known and whose outcome is not.
@@ -112,6 +121,11 @@ class IntentLedger(Protocol):
 
     async def totals(self, event_name: str, stripe_customer: str, start_ms: int, end_ms: int) -> IntentTotals:
         """The totals of the intents whose event's timestamp, or instant if nothing was sent, is in the span."""
+        ...
+
+    async def drawn(self, event_name: str, stripe_customer: str, start_ms: int, end_ms: int) -> Decimal:
+        """What credits pay of the intents of the span, without those for which another one stands, in units of the
+        meter."""
         ...
 
     async def listed(

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from typing import Protocol
 
+from schemas.measures import MeasuredTo
 from schemas.periods import AccountState
 from schemas.rebuild import Generations, RebuildLease
 from schemas.rollup import (
@@ -170,6 +171,19 @@ class AccountDirectory(Protocol):
         ...
 
 
+class MeasuredInstants(Protocol):
+    """How far each partition's measured meters are told. A note about the log: no generation of the view owns it, and
+    a lost note is written again by the measurer's next pass."""
+
+    async def measured_to(self, partition: int) -> MeasuredTo | None:
+        """The note of the last pass; None before the first one, or after the server was emptied."""
+        ...
+
+    async def note_measured(self, partition: int, reached: MeasuredTo) -> None:
+        """Keep the note in the place of the last one. Repeatable."""
+        ...
+
+
 class LiveTotals(Protocol):
     """Period totals, as they are now."""
 
@@ -224,6 +238,9 @@ class LiveView(Protocol):
 
     @property
     def totals(self) -> LiveTotals: ...
+
+    @property
+    def measured(self) -> MeasuredInstants: ...
 
     @property
     def rebuilds(self) -> RebuildLease: ...

@@ -11,7 +11,7 @@ from typing import Annotated, Self
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator, model_validator
 
 from schemas.aggregations import Aggregation
-from schemas.clock import DAY_MS, HOUR_MS, MINUTE_MS
+from schemas.clock import DAY_MS, HOUR_MS, HOUR_US, MINUTE_MS, SECOND_US
 from schemas.spelling import DATA_PATH, SLUG
 
 Slug = Annotated[str, StringConstraints(pattern=SLUG)]
@@ -21,6 +21,12 @@ DIMENSION_CHARACTERS_MAX = 256
 RESERVED_DIMENSIONS = frozenset({"account"})
 QUANTITY_MINOR_MAX = 10**18 - 1
 GRACE_MAX_MS = 35 * DAY_MS
+# The prefix of the event types of this system's own events (`schemas.adjustments`).
+RESERVED_PREFIX = "tidemark."
+SESSION_GAP_S_MAX = 3600
+# The longest span of one event of a `duration` meter.
+SPAN_S_MAX = 35 * DAY_MS // 1000
+STANDS_S_MAX = 36_600 * DAY_MS // 1000
 
 
 class LatePolicy(StrEnum):
@@ -35,6 +41,19 @@ class OnBad(StrEnum):
 
     REJECT_EVENT = "reject_event"
     SKIP_METER = "skip_meter"
+
+
+class TimeUnit(StrEnum):
+    """The unit of time in which a measured meter states level × time."""
+
+    SECOND = "second"
+    MINUTE = "minute"
+    HOUR = "hour"
+
+    @property
+    def us(self) -> int:
+        """The microseconds of the unit."""
+        return {TimeUnit.SECOND: SECOND_US, TimeUnit.MINUTE: 60 * SECOND_US, TimeUnit.HOUR: HOUR_US}[self]
 
 
 class FilterOperator(StrEnum):
@@ -62,6 +81,13 @@ class Meter(BaseModel):
     `value_path` is the path of the quantity: a number or a decimal string, or the distinct value for `unique`; `count`
     has none. `scale` is the number of decimal digits of the minor unit (I5). If the meter cannot use an event's data,
     `on_bad` says whether the event is rejected (it counts in no meter) or counts in its other meters only.
+    `carry_over`: the quantity is a level, which stands in later periods until another event changes it (S13).
+
+    Of a measured meter (S15) the events are samples, and its total is level × time in units of `per`. `time_weighted`:
+    a level stands until the next sample with the same dimensions and the same text at `series_path`, for at most
+    `stands_s_max` seconds. `peak`: the greatest sum of such levels, without time. `duration`: an event covers the time
+    since the instant at `start_path`; or the events with the same text at `session_path` cover the time between them,
+    except gaps of more than `session_gap_s_max` seconds.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -75,6 +101,13 @@ class Meter(BaseModel):
     unit: str = Field(default="", max_length=64)
     scale: int = Field(default=0, ge=0, le=12)
     allow_negative: bool = False
+    carry_over: bool = False
+    series_path: Path | None = None
+    stands_s_max: int | None = Field(default=None, ge=1, le=STANDS_S_MAX)
+    start_path: Path | None = None
+    session_path: Path | None = None
+    session_gap_s_max: int = Field(default=SESSION_GAP_S_MAX, ge=1, le=SPAN_S_MAX)
+    per: TimeUnit = TimeUnit.HOUR
     late: LatePolicy = LatePolicy.CARRY_FORWARD
     on_bad: OnBad = OnBad.REJECT_EVENT
     stripe_event_name: str | None = Field(default=None, max_length=100)
@@ -99,10 +132,39 @@ class Meter(BaseModel):
         rule = self.aggregation.rule
         if not rule.takes_value and self.value_path is not None:
             raise ValueError(f"a {self.aggregation} meter takes no value_path: remove it, or use sum")
-        if rule.takes_value and self.value_path is None:
+        if rule.takes_value and not rule.covers and self.value_path is None:
             raise ValueError(f"a {self.aggregation} meter needs a value_path such as $.tokens")
         if not rule.takes_scale and self.scale:
             raise ValueError(f"a {self.aggregation} meter counts whole things: scale must be 0")
+        if self.carry_over and not rule.is_level:
+            raise ValueError(f"a {self.aggregation} meter has no level: remove carry_over, or use latest or peak")
+        if self.event_type.startswith(RESERVED_PREFIX):
+            raise ValueError(f"event types that begin with {RESERVED_PREFIX} are reserved: name another event_type")
+        return self
+
+    @model_validator(mode="after")
+    def _measures_what_it_can(self) -> Self:
+        rule = self.aggregation.rule
+        is_duration, is_gauge = rule.covers, rule.measured and not rule.covers
+        is_peak = rule.greatest
+        fields = [
+            ("series_path", self.series_path is not None, is_gauge, "time_weighted or peak"),
+            ("stands_s_max", self.stands_s_max is not None, is_gauge, "time_weighted or peak"),
+            ("start_path", self.start_path is not None, is_duration, "duration"),
+            ("session_path", self.session_path is not None, is_duration, "duration"),
+            ("per", self.per is not TimeUnit.HOUR, rule.measured and not is_peak, "time_weighted or duration"),
+        ]
+        for name, is_set, fits, aggregations in fields:
+            if is_set and not fits:
+                raise ValueError(f"a {self.aggregation} meter has no {name}: remove it, or use {aggregations}")
+        if self.session_gap_s_max != SESSION_GAP_S_MAX and self.session_path is None:
+            raise ValueError("session_gap_s_max belongs to session_path: remove it, or add session_path")
+        if is_duration and (self.start_path is None) is (self.session_path is None):
+            raise ValueError("a duration meter needs either start_path or session_path, such as $.started_at")
+        if is_duration and self.value_path is not None and self.start_path is None:
+            raise ValueError("a session has no weight: remove value_path, or use start_path")
+        if (is_duration or is_peak) and self.allow_negative:
+            raise ValueError(f"the quantities of a {self.aggregation} meter are 0 or more: remove allow_negative")
         return self
 
 

@@ -22,6 +22,7 @@ class NoticeKind(StrEnum):
     - `card_expires`: the card that pays a subscription expires in a month or in a week.
     - `payment_urgent`, `downgrade_warning`, `downgraded`, `win_back`: a dunning case is in that state
       (`schemas.dunning`); the first of its states is what `payment_failed` says.
+    - `journal_entry`: an entry of the journal has its number (`schemas.journal`). Only the channel `finance` has it.
     """
 
     LIMIT_WARNING = "limit_warning"
@@ -34,14 +35,17 @@ class NoticeKind(StrEnum):
     DOWNGRADE_WARNING = "downgrade_warning"
     DOWNGRADED = "downgraded"
     WIN_BACK = "win_back"
+    JOURNAL_ENTRY = "journal_entry"
 
 
 class ChannelName(StrEnum):
-    """By which way a notice goes. A deployment has at most one channel of each name."""
+    """By which way a notice goes. A deployment has at most one channel of each name. `finance` is the webhook of the
+    finance system, which gets the journal and nothing else."""
 
     WEBHOOK = "webhook"
     MAIL = "mail"
     FILE = "file"
+    FINANCE = "finance"
 
 
 class DeliveryState(StrEnum):
@@ -172,14 +176,20 @@ class NoticeOutbox(Protocol):
         ...
 
     async def listed(
-        self, state: DeliveryState | None = None, account: str = "", limit: int = 100, before: str = ""
+        self,
+        state: DeliveryState | None = None,
+        account: str = "",
+        limit: int = 100,
+        before: str = "",
+        *,
+        but: ChannelName | None = None,
     ) -> Sequence[Delivery]:
-        """One page of deliveries, the newest first; `before` is `cursor_of` the last one of the page before. Raises
-        `InvalidInput` for another text."""
+        """One page of deliveries, the newest first, without those of one channel if named; `before` is `cursor_of` the
+        last one of the page before. Raises `InvalidInput` for another text."""
         ...
 
-    async def counts(self) -> DeliveryCounts:
-        """How many deliveries wait and are dead."""
+    async def counts(self, *, but: ChannelName | None = None) -> DeliveryCounts:
+        """How many deliveries wait and are dead; without those of one channel if named."""
         ...
 
     async def facts(

@@ -241,13 +241,15 @@ class ChangeRequest(NamedTuple):
 
 
 class PreviewLine(NamedTuple):
-    """A line of an invoice to come, as Stripe says it."""
+    """A line of an invoice to come, as Stripe says it. `quantity`: decimal text, "" if the line has none."""
 
     text: str
     amount_minor: int
     is_proration: bool
     start_ms: int
     end_ms: int
+    price: str = ""
+    quantity: str = ""
 
 
 class InvoicePreview(NamedTuple):

@@ -31,8 +31,7 @@ class SubscribedItem(NamedTuple):
 class Subscribed(NamedTuple):
     """What decides whether and how a subscription can be moved. `schedule` is the id of its open schedule, "" if none.
     `renews_ms` is the last end of its items' periods, in a trial the end of the trial. `has_item_discounts` is known to
-    Stripe only. `account` is "" in what Stripe says, and for a customer without
-    one."""
+    Stripe only, `customer` to the mirror only. `account` is "" in what Stripe says, and for a customer without one."""
 
     id: str
     status: str
@@ -43,6 +42,7 @@ class Subscribed(NamedTuple):
     has_item_discounts: bool
     items: tuple[SubscribedItem, ...]
     account: str = ""
+    customer: str = ""
 
 
 class Move(NamedTuple):

@@ -28,6 +28,7 @@ class Reason(StrEnum):
     NEGATIVE_QUANTITY = "negative_quantity"
     BAD_DIMENSION = "bad_dimension"
     BAD_FOR_ONE_METER = "bad_for_one_meter"
+    RESERVED_TYPE = "reserved_type"
     WRONG_PARTITION = "wrong_partition"
     FORGED_CONTROL = "forged_control"
     BAD_CONTROL = "bad_control"
@@ -41,7 +42,7 @@ class Reason(StrEnum):
 UNCHANGED_BY_REDRIVE = frozenset({
     Reason.BAD_ENCODING, Reason.BAD_JSON, Reason.TOO_DEEP, Reason.TOO_MANY_EVENTS, Reason.NOT_AN_EVENT,
     Reason.MISSING_FIELD, Reason.BAD_FIELD, Reason.BAD_TIME, Reason.TOO_FAR_IN_PAST, Reason.TOO_MANY_DEFERRED,
-    Reason.FORGED_CONTROL, Reason.BAD_CONTROL, Reason.PERIOD_CLOSED, Reason.BAD_STRIPE_EVENT,
+    Reason.RESERVED_TYPE, Reason.FORGED_CONTROL, Reason.BAD_CONTROL, Reason.PERIOD_CLOSED, Reason.BAD_STRIPE_EVENT,
     Reason.FOREIGN_STRIPE_EVENT, Reason.STRIPE_OBJECT_MISSING,
 })  # fmt: skip
 
@@ -78,6 +79,10 @@ REMEDIES: dict[Reason, str] = {
     Reason.BAD_FOR_ONE_METER: (
         "an event counts in all of its meters or in none: correct the value in the detail. To count the event in the "
         "other meters, set on_bad: skip_meter on the meter in the detail, or give that meter a filter"
+    ),
+    Reason.RESERVED_TYPE: (
+        "types that begin with tidemark. are of Tidemark's own events, and so are ids of the form of an adjustment's: "
+        "name another type or id. To take usage back, send a correction"
     ),
     Reason.WRONG_PARTITION: "write to usage.inbox, or key usage.events by murmur2 of the account; then redrive",
     Reason.FORGED_CONTROL: "control records are signed: write them with the tidemark command and TIDEMARK_SECRET",

@@ -106,6 +106,10 @@ class ReconciliationRecords(Protocol):
         """The run that began last, of one role if named."""
         ...
 
+    async def causes(self, run: str, limit: int) -> Sequence[tuple[str, str, int]]:
+        """How many rows of a run there are by pair and cause, without those that are right; the most first."""
+        ...
+
     async def note_repair(self, row: RepairRow) -> None:
         """Store a step of a repair; a later row of the same step replaces it."""
         ...

@@ -77,10 +77,26 @@ class Attempt(_Frozen):
     replaces_ms: int | None = None
 
 
+class Allocation(_Frozen):
+    """What credits pay of an intent, written before the first attempt. The first allocation in the log counts, unless
+    an attempt precedes it.
+
+    Stripe is sent `remainder_minor`. `drawn_minor` and `remainder_minor` add up to the intent's delta. `draws`: the
+    credits that each grant lost; negative: got back.
+    """
+
+    kind: Literal["allocation"] = "allocation"
+    identifier: str
+    drawn_minor: int
+    remainder_minor: int
+    draws: dict[str, int] = {}
+
+
 class OutcomeStatus(StrEnum):
     """How an intent ended."""
 
     ACCEPTED = "accepted"
+    CREDITED = "credited"
     FREE = "free"
     REPLACED = "replaced"
     LATE = "late"
@@ -88,9 +104,9 @@ class OutcomeStatus(StrEnum):
 
 
 class ReportOutcome(_Frozen):
-    """Settles an intent: Stripe accepted it; or the account is free; or a restatement reports the usage by other
-    intents; or its invoice was finalized, so an invoice item bills it (late); or an operator must act (dead letter).
-    `in_doubt`: Stripe may have the event of the dead letter, or of the late intent."""
+    """Settles an intent: Stripe accepted it; or credits paid all of it; or the account is free; or a restatement
+    reports the usage by other intents; or its invoice was finalized, so an invoice item bills it (late); or an operator
+    must act (dead letter). `in_doubt`: Stripe may have the event of the dead letter, or of the late intent."""
 
     kind: Literal["outcome"] = "outcome"
     identifier: str
@@ -118,7 +134,7 @@ class Redrive(_Frozen):
     redriven_at_ms: int
 
 
-ReportEntry = Annotated[Intent | Attempt | ReportOutcome | Redrive, Field(discriminator="kind")]
+ReportEntry = Annotated[Intent | Allocation | Attempt | ReportOutcome | Redrive, Field(discriminator="kind")]
 
 
 class MeterEvent(NamedTuple):

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from enum import StrEnum
 from typing import Any, NamedTuple, Protocol
+
+from schemas.catalog_changes import CatalogStore
+from schemas.recognition import InvoiceBooks
+from schemas.side_tables import Row
 
 
 class MovementKind(StrEnum):
@@ -86,9 +90,35 @@ class Cohort(NamedTuple):
     accounts: tuple[int, ...]
 
 
+class AccountStanding(NamedTuple):
+    """What the mirror has of an account now. `downgrades`: from when on a subscription gives only the fallback plan."""
+
+    account: str
+    subscriptions: Sequence[Row]
+    items: Sequence[Row]
+    downgrades: Mapping[str, int]
+
+
 class RevenueStore(Protocol):
     """Reads the audit for revenue. May raise `Transient`."""
 
     def changes(self) -> AsyncIterator[list[AuditChange]]:
         """All rows about subscriptions and dunning cases: those of one account together and in their order."""
         ...
+
+    def changes_of(self, accounts: Sequence[str]) -> AsyncIterator[list[AuditChange]]:
+        """The same of some accounts."""
+        ...
+
+    async def standings(self, after: str = "", limit: int = 200) -> Sequence[AccountStanding]:
+        """The next accounts behind `after` that were linked once, to a customer of no other account; none at the end.
+        The audit of other accounts does not say all that happened to their customers."""
+        ...
+
+
+class RevenueStores(NamedTuple):
+    """What all figures of revenue are computed from."""
+
+    catalog: CatalogStore
+    changes: RevenueStore
+    books: InvoiceBooks

@@ -135,6 +135,7 @@ class ReadRequest(NamedTuple):
     accounts: Sequence[str] = ()
     deferred: Sequence[int] = ()
     due_max: int = 0
+    levels_max: int = 0
 
 
 class View(NamedTuple):
@@ -142,7 +143,8 @@ class View(NamedTuple):
     account states, deferred events by position.
 
     Every requested total and account has an entry; other absent keys have none. `due` are the first `due_max` totals by
-    due time, then by the bytes of `start:account`.
+    due time, then by the bytes of `start:account`. `levels` are the first `levels_max` totals whose levels must be
+    carried over, in the same order.
     """
 
     marks: frozenset[int] = frozenset()
@@ -153,6 +155,7 @@ class View(NamedTuple):
     accounts: Mapping[str, AccountState] = {}
     deferred: Mapping[int, Deferred] = {}
     due: Sequence[DueTotal] = ()
+    levels: Sequence[DueTotal] = ()
 
 
 class RankingKey(NamedTuple):
@@ -182,6 +185,7 @@ class Changes(NamedTuple):
     events begin to wait with this commit; `decided` events got their dedup decision. `due` sets the due times of
     totals; a total without a time is due at once. `retired` maps totals to their meters; they are deleted with their
     ranking entries and distinct values. `replaced` totals are deleted likewise, but before anything else is written.
+    `levels` sets the stream times at which the levels of totals must be carried over; None: no more (S13).
     """
 
     checkpoint: Checkpoint
@@ -200,6 +204,7 @@ class Changes(NamedTuple):
     due: Mapping[TotalKey, int] = {}
     retired: Mapping[TotalKey, Sequence[str]] = {}
     replaced: Mapping[TotalKey, Sequence[str]] = {}
+    levels: Mapping[TotalKey, int | None] = {}
 
 
 class DirtyCell(NamedTuple):

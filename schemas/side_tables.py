@@ -39,11 +39,31 @@ MIRROR_COLUMNS: Final[Mapping[str, tuple[str, ...]]] = {
     "invoices": (
         "id", "customer_id", "subscription_id", "status", "billing_reason", "currency", "exponent", "subtotal_minor",
         "tax_minor", "total_minor", "remaining_minor", "attempt_count", "next_attempt_ms", "created_ms", "finalizes_ms",
-        "finalized_ms", "paid_ms", "hosted_url", "deleted", "decline_code", "finalization_error",
+        "finalized_ms", "paid_ms", "hosted_url", "deleted", "decline_code", "finalization_error", "number",
+        "paid_minor", "voided_ms", "uncollectible_ms",
     ),
     "invoice_lines": (
         "id", "invoice_id", "item_id", "price_id", "is_proration", "quantity", "amount_minor", "discount_minor",
-        "tax_minor", "start_ms", "end_ms",
+        "tax_minor", "start_ms", "end_ms", "inclusive_tax_minor", "credit_minor",
+    ),
+    "credit_notes": (
+        "id", "customer_id", "invoice_id", "number", "status", "reason", "currency", "exponent", "tax_minor",
+        "total_minor", "refunds_json", "created_ms", "effective_ms", "voided_ms", "deleted",
+    ),
+    "credit_note_lines": (
+        "id", "credit_note_id", "invoice_line_id", "amount_minor", "discount_minor", "tax_minor", "inclusive_tax_minor",
+    ),
+    "refunds": (
+        "id", "customer_id", "invoice_id", "payment_intent_id", "status", "reason", "currency", "exponent",
+        "amount_minor", "created_ms", "deleted",
+    ),
+    "disputes": (
+        "id", "customer_id", "invoice_id", "payment_intent_id", "status", "reason", "currency", "exponent",
+        "amount_minor", "created_ms", "deleted",
+    ),
+    "stripe_credit_grants": (
+        "id", "customer_id", "name", "category", "currency", "exponent", "amount_minor", "available_minor", "priority",
+        "prices_json", "source", "created_ms", "effective_ms", "expires_ms", "voided_ms", "deleted",
     ),
 }  # fmt: skip
 # The columns that name a person, or lead to a page that does. The audit has none of their values, and a customer or
@@ -55,11 +75,16 @@ TABLE_OF: Final[Mapping[ObjectKind, str]] = {
     ObjectKind.SUBSCRIPTION: "subscriptions",
     ObjectKind.SCHEDULE: "subscription_schedules",
     ObjectKind.INVOICE: "invoices",
+    ObjectKind.CREDIT_GRANT: "stripe_credit_grants",
+    ObjectKind.CREDIT_NOTE: "credit_notes",
+    ObjectKind.REFUND: "refunds",
+    ObjectKind.DISPUTE: "disputes",
 }
 PARTS_OF: Final[Mapping[ObjectKind, tuple[str, str]]] = {
     ObjectKind.CUSTOMER: ("payment_methods", "customer_id"),
     ObjectKind.SUBSCRIPTION: ("subscription_items", "subscription_id"),
     ObjectKind.INVOICE: ("invoice_lines", "invoice_id"),
+    ObjectKind.CREDIT_NOTE: ("credit_note_lines", "credit_note_id"),
 }
 
 

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple, Protocol
 from schemas.checkout import StripeSessions
 from schemas.plan_changes import InvoicePreview
 from schemas.plan_moves import StripeSchedule, StripeSchedules
+from schemas.stripe_credits import StripeCredits
 from schemas.trials import StripeTrials
 
 
@@ -73,7 +74,7 @@ class StripeInvoice(NamedTuple):
     remaining_minor: int = 0
 
 
-class StripeChanges(StripeSchedules, StripeSessions, StripeTrials, Protocol):
+class StripeChanges(StripeSchedules, StripeSessions, StripeTrials, StripeCredits, Protocol):
     """What plan changes need of Stripe. Every call may raise `Transient`, `Refused` and `InvalidInput`.
 
     A call that writes has a key. Within 23 hours the same key gives the same answer, and nothing happens twice. It

@@ -72,6 +72,8 @@ class Fault(StrEnum):
     CATALOG_REPLACED = "another catalog becomes active"
     OVERRIDE_CHANGED = "a person grants something or takes it back"
     ACCOUNT_FLUSHED = "an account is flushed"
+    CORRECTED = "a person voids or amends an event"
+    CORRECTION_REFUSED = "a person corrects what cannot be corrected"
     DUPLICATE = "the same event again"
     OTHER_PRODUCER = "another producer sends the same event"
     OLD_DUPLICATE = "the same event again after the dedup window"
@@ -98,6 +100,7 @@ class Fault(StrEnum):
 OF_THE_TRAFFIC: Final = frozenset({
     Fault.PRODUCER_CRASH, Fault.METER_SET_CHANGED, Fault.BINDING_CHANGED, Fault.CUSTOMER_CHANGED, Fault.PAYER_CHANGED,
     Fault.CONTROL_REPEATED, Fault.BINDING_LATE, Fault.ACCOUNT_FLUSHED,
+    Fault.CORRECTED, Fault.CORRECTION_REFUSED,
     Fault.PERIOD_CLOSED, Fault.SUBSCRIPTION_CHANGED, Fault.SUBSCRIPTION_CANCELED, Fault.SUBSCRIPTION_PAUSED,
     Fault.SUBSCRIPTION_SCHEDULED, Fault.TRIAL, Fault.CUSTOMER_DELETED, Fault.DASHBOARD_EDIT, Fault.LINKED_LATE,
     Fault.CARD_FAILS,
@@ -153,6 +156,10 @@ class Rates(NamedTuple):
             webhooks=chance.choice((0.0, 0.1, 0.3)),
             empties_ledger=chance.random() < 0.3,
         )
+
+    def with_long_lives(self) -> Rates:
+        """The same, but no call ends a process: what one that starts again would mend stays as it is."""
+        return self._replace(refused=0.0, answer_lost=0.0, crash=0.0)
 
 
 class Failure(NamedTuple):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine
 from decimal import Decimal
 from typing import Any, Final, NamedTuple, cast
 
@@ -12,15 +11,14 @@ from oracle.entitlements import EVER_MS, PersonsGrant
 from schemas.catalog_changes import CatalogPlan, CatalogStore, KnownPlan, PlanState
 from schemas.clock import HOUR_MS, MINUTE_MS
 from schemas.entitlements import UNLIMITED, Entitlements, Grant, Operation, SourceKind, Value
-from schemas.errors import Fenced, Transient
+from simulation.commands import Commands
 from simulation.commerce import CATALOGS, METER, Commerce, catalog_of
 from simulation.faults import Fault
-from simulation.processes import Killed, Process, Reached
+from simulation.processes import Process, Reached
 from simulation.services import Deployment
 from simulation.traffic import ACCOUNTS, LINKED
 
 GRANTS: Final = 16
-AGAIN_S: Final = 60.0
 # The accounts that are linked to customers, and one that only people know.
 ENTITLED: Final = (*LINKED, ACCOUNTS[0])
 ACTOR: Final = "ann"
@@ -33,9 +31,6 @@ _WISHES: Final[tuple[tuple[str, str, Any], ...]] = (
 )  # fmt: skip
 
 
-Command = Callable[[Process], Coroutine[Any, Any, None]]
-
-
 class Made(NamedTuple):
     """What a person granted to an account, under the number that the store gave it."""
 
@@ -44,18 +39,15 @@ class Made(NamedTuple):
     number: int
 
 
-class People:
-    """Does one command after the other; a command that dies is repeated until its answer came.
+class People(Commands):
+    """They apply catalogs and grant.
 
     `granted` has what people granted and did not take back. `made` counts all that was ever granted.
     """
 
     def __init__(self, world: Deployment, commerce: Commerce) -> None:
-        self._world = world
+        super().__init__(world, "people")
         self._commerce = commerce
-        self._chance = world.chance("people")
-        self._runs = 0
-        self._doing: Command | None = None
         self.granted: list[Made] = []
         self.made = 0
 
@@ -75,8 +67,7 @@ class People:
 
     async def settle(self) -> None:
         """End what was begun, and apply the catalogs that are left: then every price of ours is known."""
-        if self._doing is not None:
-            await self._done(self._doing)
+        await self.finish()
         while self._commerce.applied < len(CATALOGS):
             await self._apply()
 
@@ -133,28 +124,6 @@ class People:
 
     def _entitlements(self, process: Process) -> Entitlements:
         return cast("Entitlements", Reached(process, "sql", self._world.tables.entitlements))
-
-    def _strike(self, kind: Fault) -> bool:
-        return self._world.faults.strike(kind, f"people.{self._runs}")
-
-    async def _done(self, command: Command) -> None:
-        """Run a command in a process of its own until it succeeds."""
-        self._doing = command
-        while self._doing is not None:
-            self._runs += 1
-            world, name = self._world, f"people.{self._runs}"
-            process = Process(name, world.chance(name), world.faults, world.rates, world.trace)
-            work = process.run(command(process))
-            try:
-                await asyncio.wait([work])
-            finally:
-                process.kill()
-            try:
-                work.result()
-            except (Killed, asyncio.CancelledError, Transient, Fenced):
-                await asyncio.sleep(AGAIN_S)
-            else:
-                self._doing = None
 
 
 def _exact(value: Any) -> Value:

@@ -83,7 +83,7 @@ class Process:
         draw = self._chance.random
         fault_draw, crash_draw, stall_draw, latency_draw = draw(), draw(), draw(), draw()
         if latency_draw > AT_ONCE:
-            slow = latency_draw > SLOW[service]
+            slow = latency_draw > SLOW[service] and self._faults.active
             await asyncio.sleep(latency_draw * (SLOW_LATENCY_S[service] if slow else LATENCY_S))
             self.check()
         rates = self._rates

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, Final, NamedTuple, cast
 
 from pipeline.access.renewal import Renewal
@@ -15,6 +15,8 @@ from pipeline.ingest.archive import ARCHIVE_GROUP, ArchiveProcessor
 from pipeline.ingest.router import ROUTER_GROUP, RouterProcessor
 from pipeline.logs.bindings import AccountLog
 from pipeline.logs.control_records import tick
+from pipeline.rollup.corrector import Corrector
+from pipeline.rollup.measurer import Measurer
 from pipeline.rollup.processor import ROLLUP_GROUP, RollupProcessor, RollupSettings
 from pipeline.rollup.relays import HourlyRelay, ReportRelay
 from pipeline.rollup.resolver import Resolver
@@ -30,6 +32,7 @@ from schemas.bills import Bills
 from schemas.catalog_changes import CatalogStore
 from schemas.clock import MINUTE_MS
 from schemas.control import Genesis
+from schemas.corrections import CorrectionArchive
 from schemas.entitlements import Entitlements
 from schemas.errors import Transient
 from schemas.intent_ledger import IntentLedger
@@ -40,10 +43,12 @@ from schemas.live_view import (
     DeferredEvents,
     LiveTotals,
     LiveView,
+    MeasuredInstants,
     OutboxDrops,
     ReportOutbox,
 )
-from schemas.log import Log
+from schemas.log import EVENTS_TOPIC, Log
+from schemas.measures import MeasureArchive
 from schemas.processing import Processor
 from schemas.rebuild import RowRecounts
 from schemas.reports import StripeMeters
@@ -56,6 +61,9 @@ from simulation.renewals import WatchedRenewals
 from simulation.services import LosingView, SharedTables, UnsureObjects, WatchedLog
 from simulation.traffic import PARTITIONS
 from sinks.clickhouse.fake import FakeClickHouse
+from sinks.clickhouse.fake_corrections import FakeCorrections
+from sinks.clickhouse.fake_measures import FakeMeasures
+from sinks.redis.fake import FakeAccounts
 from sinks.stripe.fake import FakeStripe
 
 SECRET: Final = b"the secret of a simulated deployment"
@@ -64,6 +72,11 @@ TICK_INTERVAL_S: Final = 2_400.0
 RELAY_INTERVAL_S: Final = 450.0
 RESTATEMENT_INTERVAL_S: Final = 200.0
 BINDINGS_INTERVAL_S: Final = 300.0
+# The product does both twice a second, and at once. A first pass looks at all there is.
+FIRST_S_MAX: Final = 300.0
+MEASURE_INTERVAL_S: Final = 600.0
+CORRECT_INTERVAL_S: Final = 700.0
+MEASURE_DELAY_MS: Final = 2 * MINUTE_MS
 # The product looks twice a second, which would cost a run real time.
 RENEWAL_INTERVAL_S: Final = 150.0
 # The product looks every five seconds, for what is due after minutes.
@@ -75,7 +88,8 @@ SENDER: Final = SenderPolicy(hold_retry_ms=60 * MINUTE_MS)
 
 
 class Services(NamedTuple):
-    """The services of a simulated process. `tables` is the deployment's one SQL store, for whoever keeps rows there."""
+    """The services of a simulated process. `tables` is the deployment's one SQL store, for whoever keeps rows there.
+    `corrected` says up to which offset a corrector has found a partition's records told; None without correctors."""
 
     log: WatchedLog
     store: LosingView
@@ -89,6 +103,7 @@ class Services(NamedTuple):
     invoicing: Invoicing | None
     gateways: Gateways
     renewals: WatchedRenewals
+    corrected: dict[int, int] | None
 
 
 class Slot:
@@ -145,7 +160,7 @@ async def _worker(
     restater = Restater(log, view.accounts, view.deferred, view.totals, archive, cast("RowRecounts", reached), SECRET)
     settings = RollupSettings(chance.choice((5, 50, 20_000)), chance.choice((3, 100, 500_000)), slot.replays_from_start)
     rollup = RollupProcessor(log, view.state, clock, SECRET, settings)
-    hourly_relay = HourlyRelay(view.outbox, view.drops, view.deferred, hourly, chance.choice((2, 50_000)))
+    hourly_relay = HourlyRelay(view.outbox, view.drops, view.deferred, hourly, chance.choice((4, 50_000)))
     report_relay = ReportRelay(view.reports, view.accounts, log)
     await _all(
         process,
@@ -154,8 +169,44 @@ async def _worker(
         _relaying(rollup.owned, report_relay.relay),
         _relaying(rollup.owned, resolver.resolve),
         _relaying(rollup.owned, restater.restatement, RESTATEMENT_INTERVAL_S),
+        *_adjusting(services, process, log, view, archive, rollup, chance),
         _ticking(log, services.genesis),
     )
+
+
+def _adjusting(
+    services: Services,
+    process: Process,
+    log: WatchedLog,
+    view: _ReachedView,
+    archive: ArchiveStore,
+    rollup: RollupProcessor,
+    chance: random.Random,
+) -> list[Coroutine[Any, Any, None]]:
+    """The measurer and the corrector of a worker. Some workers take all partitions for theirs, like a zombie."""
+    corrected = services.corrected
+    if corrected is None:
+        return []
+    samples = cast("MeasureArchive", Reached(process, "clickhouse", FakeMeasures(services.clickhouse)))
+    corrections = cast("CorrectionArchive", Reached(process, "clickhouse", FakeCorrections(services.clickhouse)))
+    measurer = Measurer(log, view.directory, archive, samples, view.measured, MEASURE_DELAY_MS)
+    corrector = Corrector(log, archive, corrections)
+    takes_all = chance.random() < 0.25
+
+    def owned() -> set[int]:
+        return set(range(PARTITIONS)) if takes_all else rollup.owned()
+
+    async def correct(partition: int) -> None:
+        end = services.log.end(EVENTS_TOPIC, partition)
+        archived = services.clickhouse.archived.get(partition)
+        told = await corrector.correct(partition)
+        if not told and archived is not None and archived.next_offset >= end and partition in rollup.owned():
+            corrected[partition] = end
+
+    return [
+        _relaying(owned, measurer.measure, MEASURE_INTERVAL_S, chance.uniform(0, FIRST_S_MAX)),
+        _relaying(owned, correct, CORRECT_INTERVAL_S, chance.uniform(0, FIRST_S_MAX)),
+    ]
 
 
 async def _archive(
@@ -250,6 +301,9 @@ class _ReachedView:
         self.deferred: DeferredEvents = reached(view.deferred)
         self.accounts: AccountDirectory = reached(view.accounts)
         self.totals: LiveTotals = reached(view.totals)
+        self.measured: MeasuredInstants = reached(view.measured)
+        # Unwatched: only what relays and sinks read says who may pay.
+        self.directory: AccountDirectory = reached(FakeAccounts(view.server))
 
 
 async def _all(process: Process, *works: Any) -> None:
@@ -312,9 +366,13 @@ async def _partition_worker(
 
 
 async def _relaying(
-    owned: Callable[[], set[int]], relay: Callable[[int], Awaitable[object]], interval_s: float = RELAY_INTERVAL_S
+    owned: Callable[[], set[int]],
+    relay: Callable[[int], Awaitable[object]],
+    interval_s: float = RELAY_INTERVAL_S,
+    after_s: float = 0.0,
 ) -> None:
     """Relay the owned partitions for ever. The next round repeats after a `Transient` error."""
+    await asyncio.sleep(after_s)
     while True:
         for partition in sorted(owned()):
             try:

@@ -22,13 +22,14 @@ from simulation.roles import SECRET
 from simulation.traffic import PARTITIONS
 from simulation.verify import unsettled, verify
 from simulation.verify_access import unentitled, verify_access
+from simulation.verify_adjusted import unadjusted
 from simulation.verify_dunning import verify_dunning
 from simulation.verify_invoices import unbilled, verify_invoices
 from simulation.verify_mirror import unmirrored, verify_mirror
 from simulation.world import World
 
 REST_S: Final = 300.0
-# A relay of two cells per round needs eighty rounds for a restatement; other work may need as many.
+# A relay of four cells per round needs forty rounds for a restatement; other work may need as many.
 ROUNDS_MAX: Final = 600
 SHRINK_RUNS_MAX: Final = 200
 SEEDS_AT_ONCE: Final = 5
@@ -167,6 +168,8 @@ async def _moving(world: World, closed_ms: int) -> str:
         archived = world.clickhouse.archived.get(partition)
         if archived is None or archived.next_offset < end:
             return f"the archive of partition {partition}"
+        if world.adjusts and (what := unadjusted(world, partition)):
+            return what
         waits = any(state.pending for state in stored.accounts.values())
         if waits or stored.dirty or stored.duplicates or stored.reports or stored.deferred:
             return f"the relays of partition {partition}"

@@ -27,6 +27,7 @@ from simulation.loop import SimulatedClock
 from simulation.processes import Trace
 from simulation.stripe_account import DrivenObjects, StripeAccount
 from simulation.traffic import PARTITIONS
+from sinks.clickhouse.fake import FakeClickHouse
 from sinks.redis.fake import FakeAccounts, FakeLiveView, FakeServer, FakeState
 from sinks.sql.fake import FakeSideTables
 from sinks.sql.intents import READER
@@ -231,6 +232,7 @@ class Deployment(Protocol):
     clock: SimulatedClock
     log: WatchedLog
     store: LosingView
+    clickhouse: FakeClickHouse
     stripe: FakeStripe
     account: StripeAccount
     tables: SharedTables

@@ -15,23 +15,37 @@ from sinks.stripe.connection import json_of
 from sinks.stripe.objects import Parse, StripeClientObjects
 from stripe_simulator import Simulator, SimulatorSettings
 from stripe_simulator.errors import ApiError
+from stripe_simulator.expansion import expand
 from stripe_simulator.mode import Call
 from stripe_simulator.registry import ROUTES, Router
 
 ROUTER: Final = Router(ROUTES)
 RUN: Final = {route.name: route.run for route in ROUTES}
+_SUMMARY: Final = "GET /v1/billing/credit_balance_summary"
 READ: Final = {
     ObjectKind.CUSTOMER: "GET /v1/customers/{customer}",
     ObjectKind.SUBSCRIPTION: "GET /v1/subscriptions/{subscription_exposed_id}",
     ObjectKind.SCHEDULE: "GET /v1/subscription_schedules/{schedule}",
     ObjectKind.INVOICE: "GET /v1/invoices/{invoice}",
+    ObjectKind.CREDIT_GRANT: "GET /v1/billing/credit_grants/{id}",
+    ObjectKind.CREDIT_NOTE: "GET /v1/credit_notes/{id}",
+    ObjectKind.REFUND: "GET /v1/refunds/{refund}",
+    ObjectKind.DISPUTE: "GET /v1/disputes/{dispute}",
 }
 LIST: Final[dict[ObjectKind, tuple[str, dict[str, Any]]]] = {
     ObjectKind.CUSTOMER: ("GET /v1/customers", {}),
     ObjectKind.SUBSCRIPTION: ("GET /v1/subscriptions", {"status": "all"}),
     ObjectKind.SCHEDULE: ("GET /v1/subscription_schedules", {}),
     ObjectKind.INVOICE: ("GET /v1/invoices", {}),
+    ObjectKind.CREDIT_GRANT: ("GET /v1/billing/credit_grants", {}),
+    ObjectKind.CREDIT_NOTE: ("GET /v1/credit_notes", {}),
+    ObjectKind.REFUND: ("GET /v1/refunds", {}),
+    ObjectKind.DISPUTE: ("GET /v1/disputes", {}),
 }
+
+
+# What an answer has in full only if it is asked for.
+EXPANDED: Final[dict[ObjectKind, dict[str, Any]]] = {ObjectKind.SUBSCRIPTION: {"expand": ["discounts.source.coupon"]}}
 
 
 class StripeAccount:
@@ -46,9 +60,11 @@ class StripeAccount:
     def call(self, route: str, params: dict[str, Any] | None = None, *ids: str) -> dict[str, Any]:
         """Execute a route with converted parameters, after the jobs that are due."""
         self.simulator.catch_up()
-        mode = self.simulator.test
+        mode, options = self.simulator.test, dict(params or {})
+        paths = options.pop("expand", ())
         with mode.journal.transaction():
-            return RUN[route](mode, Call("/", params or {}, ids))
+            body = RUN[route](mode, Call("/", options, ids))
+        return expand(route, body, paths, mode.store.find) if paths else body
 
     def pages(self, route: str, params: dict[str, Any], *ids: str) -> Iterator[dict[str, Any]]:
         """The rows of all pages of a list."""
@@ -63,7 +79,7 @@ class StripeAccount:
     def read(self, name: ObjectName) -> dict[str, Any] | None:
         """The object with all rows of its nested list, and with what pays or did not pay beside it."""
         try:
-            body = self.call(READ[name.kind], {}, name.id)
+            body = self.call(READ[name.kind], {**EXPANDED.get(name.kind, {})}, name.id)
         except ApiError as error:
             if error.status != 404:
                 raise
@@ -76,11 +92,19 @@ class StripeAccount:
             whole = {**body, "lines": {**body["lines"], "data": rows, "has_more": False}}
             is_declined = body["status"] == "open" and body["attempt_count"]
             return {**whole, "last_payment_error": self._payment_error(name.id)} if is_declined else whole
+        if name.kind is ObjectKind.CREDIT_GRANT:
+            wanted = {"type": "credit_grant", "credit_grant": name.id}
+            balances = self.call(_SUMMARY, {"customer": body["customer"], "filter": wanted})["balances"]
+            return {**body, "available": sum(each["ledger_balance"]["monetary"]["value"] for each in balances)}
         if name.kind is ObjectKind.CUSTOMER and not body.get("deleted"):
             return {
                 **body,
                 "payment_methods": {"data": [*self.pages("GET /v1/payment_methods", {"customer": name.id})]},
             }
+        if name.kind in (ObjectKind.REFUND, ObjectKind.DISPUTE):
+            intent = self.call("GET /v1/payment_intents/{intent}", {}, body["payment_intent"])
+            invoice = intent["payment_details"]["order_reference"]
+            return {**body, "customer": intent["customer"], "invoice": invoice}
         return body
 
     def _payment_error(self, invoice: str) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from functools import partial
 from typing import Any, Final, cast
 
 from pipeline.logs.bindings import AccountLog, Plan, append_plan, standing
@@ -16,6 +17,7 @@ from schemas.control import CloseRecord
 from schemas.errors import Fenced, InvalidInput, Transient
 from schemas.log import Log
 from schemas.side_tables import SideTables
+from simulation.commands import in_own_process
 from simulation.commerce import Commerce
 from simulation.faults import Fault
 from simulation.invoicing import SOLD
@@ -283,16 +285,11 @@ class Subscribers:
         tries_left, refused = TRIES_MAX, ""
         while tries_left:
             self._runs += 1
-            world, name = self._world, f"operator.{self._runs}"
-            process = Process(name, world.chance(name), world.faults, world.rates, world.trace)
+            world = self._world
             from_ms = world.clock.now_ms() // MINUTE_MS * MINUTE_MS if refused else None
-            work = process.run(self._command(process, account, what, from_ms))
+            command = partial(self._command, account=account, what=what, from_ms=from_ms)
             try:
-                await asyncio.wait([work])
-            finally:
-                process.kill()
-            try:
-                work.result()
+                await in_own_process(world, f"operator.{self._runs}", command)
             except (Killed, asyncio.CancelledError, Transient, Fenced):
                 tries_left -= not world.faults.active
             except InvalidInput as error:

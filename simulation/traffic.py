@@ -22,6 +22,10 @@ REPEAT_MS_MAX: Final = WINDOW_MS - 50 * MINUTE_MS
 PARTITIONS: Final = 2
 ACCOUNTS: Final = ("ada", "bob", "cyd", "dora", "eve", "fay")
 FREE: Final = "fay"
+# The accounts of most samples, and how many of those are late.
+HOT: Final = ACCOUNTS[2:4]
+SAMPLED: Final = ("sample", "beat")
+LATE_SAMPLES: Final = 0.5
 # Accounts that are linked to customers at Stripe: nobody else binds them.
 LINKED: Final = ("gil", "hal", "ivy")
 REPEATABLE_MAX: Final = 600
@@ -45,19 +49,25 @@ METERS: Final[list[dict[str, Any]]] = [
      "stripe_event_name": "requests"},
     {"slug": "gigabytes", "event_type": "request", "aggregation": "sum", "value_path": "$.gb", "scale": 3,
      "stripe_event_name": "gigabytes"},
-    {"slug": "peak", "event_type": "sample", "aggregation": "max", "value_path": "$.gb", "scale": 3,
-     "stripe_event_name": "peak"},
+    {"slug": "peak", "event_type": "sample", "aggregation": "max", "value_path": "$.peak", "scale": 3,
+     "on_bad": "skip_meter", "stripe_event_name": "peak"},
     {"slug": "lowest", "event_type": "balance", "aggregation": "min", "value_path": "$.balance", "scale": 2,
      "allow_negative": True, "dimensions": {"currency": "$.currency"}, "stripe_event_name": "lowest"},
     {"slug": "users", "event_type": "request", "aggregation": "unique", "value_path": "$.user",
-     "stripe_event_name": "users"},
+     "on_bad": "skip_meter", "stripe_event_name": "users"},
     {"slug": "weight", "event_type": "request", "aggregation": "sum", "value_path": "$.weight", "scale": 2,
      "dimensions": {"kind": "$.kind"}, "on_bad": "skip_meter", "stripe_event_name": "weight"},
     {"slug": "teams", "event_type": "request", "aggregation": "unique", "value_path": "$.team",
      "on_bad": "skip_meter", "stripe_event_name": "teams"},
     {"slug": "seats", "event_type": "seats", "aggregation": "latest", "value_path": "$.seats", "late": "quarantine",
-     "stripe_event_name": "seats"},
+     "carry_over": True, "stripe_event_name": "seats"},
+    {"slug": "stored", "event_type": "sample", "aggregation": "time_weighted", "value_path": "$.gb", "scale": 3,
+     "series_path": "$.disk", "stands_s_max": 18_000, "stripe_event_name": "stored"},
+    {"slug": "online", "event_type": "beat", "aggregation": "duration", "session_path": "$.session", "per": "minute",
+     "session_gap_s_max": 5_400, "scale": 2, "dimensions": {"region": "$.region"}, "late": "quarantine",
+     "stripe_event_name": "online"},
 ]  # fmt: skip
+DISKS: Final = ("a", "b")
 # Few events have these, so that most events count in every meter. The meters of `weight` and `team` skip the bad ones.
 WEIGHTS: Final[tuple[Any, ...]] = (
     1,
@@ -143,13 +153,17 @@ class Traffic:
         # uuid4 would take randomness from the system, not from the seed.
         event_id = str(uuid.UUID(int=self._chance.getrandbits(128), version=4))
         account, time_ms = self._chance.choice(self._accounts), now_ms + self._drift_ms(now_ms)
+        payload = self._payload()
+        if payload["type"] in SAMPLED and self._chance.random() < LATE_SAMPLES:
+            # Many late samples of few hours: what was just told changes again.
+            account, time_ms = self._chance.choice(HOT), now_ms - self._chance.randrange(WINDOW_MS - 10 * MINUTE_MS)
         body = {
             "specversion": "1.0",
             "id": event_id,
             "source": "/simulation",
             "subject": account,
             "time": time_text(time_ms, self._chance.randrange(1000)),
-            **self._payload(),
+            **payload,
         }
         if self._chance.random() < TIMELESS:
             self._faults.note(Fault.TIMELESS)
@@ -160,7 +174,7 @@ class Traffic:
 
     def _payload(self) -> dict[str, Any]:
         chance = self._chance
-        kind = chance.choice(("request", "request", "request", "sample", "balance", "seats", "view"))
+        kind = chance.choice(("request", "request", "request", *SAMPLED, *SAMPLED, "balance", "seats", "view"))
         match kind:
             case "request":
                 data: dict[str, Any] = {
@@ -171,8 +185,16 @@ class Traffic:
                     "kind": chance.choice(KINDS if chance.random() < 0.1 else KINDS[:2]),
                     "team": chance.choice(TEAMS if chance.random() < 0.2 else TEAMS[:3]),
                 }
+                if chance.random() < 0.5:
+                    # It counts in meters that take adjustments only, so that it can be voided.
+                    del data["user"], data["team"]
             case "sample":
-                data = {"gb": chance.choice((chance.randrange(50), f"{chance.randrange(50)}.5"))}
+                level = chance.choice((chance.randrange(50), f"{chance.randrange(50)}.5"))
+                data = {"gb": level, "disk": chance.choice(DISKS)}
+                if chance.random() < 0.3:
+                    data["peak"] = level
+            case "beat":
+                data = {"session": chance.choice(("one", "one", "two")), "region": chance.choice(("eu", "us"))}
             case "balance":
                 # Few values on both sides of 0: the minimum comes again.
                 balance = f"{chance.randrange(-9, 9)}.{chance.choice((0, 25))}"

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 from aggregators.bindings import customer_at, is_replaced
 from aggregators.codec import parse_value
 from aggregators.partitioning import partition_of
-from oracle.model import Oracle, Place
+from oracle.model import Oracle
+from oracle.records import Place
 from oracle.rules import CONTROL_HEADER, RejectedError, decode
 from reconciler.causes import Cause, Pair, Verdict
 from reconciler.run import reconcile
@@ -33,6 +34,7 @@ from schemas.reports import Attempt, Intent
 from simulation.faults import Fault
 from simulation.processes import SLOW_LATENCY_S, STALL_S_MAX
 from simulation.traffic import LINKED, PARTITIONS, WITHOUT_A_METER, meter_set
+from simulation.verify_adjusted import verify_adjusted
 
 if TYPE_CHECKING:
     from simulation.world import World
@@ -128,6 +130,8 @@ async def verify(world: World) -> None:
     _flushed(world, oracle, intents)
     _stripe(world, oracle, intents)
     _bounded(world)
+    if world.adjusts:
+        verify_adjusted(world, oracle)
     _met(world)
     await _reconciled(world)
 
@@ -345,6 +349,10 @@ def _flushed(world: World, oracle: Oracle, intents: dict[str, Intent]) -> None:
             is_early = intent.bucket_end_ms <= intent.period_start_ms
             if is_early and instant_ms < intent.period_start_ms + MINUTE_MS:
                 continue
+            # A level stands from the period's first instant on, and no second lies between that and such a flush.
+            is_at_once = identifier in before and instant_ms // 1000 == intent.period_start_ms // 1000
+            if is_at_once and told.get(identifier) == instant_ms // 1000:
+                continue
             if is_here and (told[identifier] < instant_ms // 1000) != (identifier in before):
                 world.fail("flushes", f"{identifier} is told at {told[identifier]}, and the flush is at {instant_ms}")
         expected = {(account, meter, period[0]): value for (_, meter, period), value in totals.items()}
@@ -445,9 +453,9 @@ async def _reconciled(world: World) -> None:
     rejected = any(stored.code and stored.event.identifier not in redriven for stored in world.stripe.events)
     for row in report.rows:
         early = row.period is not None and row.period.start_ms > world.clock.now_ms()
-        # For the reconciler, recent events at Stripe and hours that a tick has just closed are in flight. Both were
-        # compared with the oracle before.
-        recent = row.cause is Cause.IN_FLIGHT and row.pair in (Pair.STRIPE, Pair.HOURLY)
+        # For the reconciler, recent events at Stripe are in flight, and hours that a tick has just closed, and levels
+        # that a tick has just carried over. All were compared with the oracle before.
+        recent = row.cause is Cause.IN_FLIGHT and row.pair in (Pair.STRIPE, Pair.HOURLY, Pair.INTENTS)
         rejection = row.cause is Cause.REJECTED_BY_STRIPE and rejected
         # Reports of the time after an account was unlinked wait for ever.
         nobodys = row.cause is Cause.UNKNOWN_CUSTOMER and row.account in LINKED

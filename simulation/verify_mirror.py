@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
@@ -175,11 +176,14 @@ async def _fresh(world: World, expected: _Rows) -> None:
 def _bindings(world: World) -> None:
     """Who pays by the bindings in the log, at instants ahead, is who has a subscription that bills by then."""
     states = {account: _state(world, account) for account in LINKED}
+    moved_ms = {account: _moved_ms(world, account) for account in LINKED}
     for hours in AHEAD_HOURS:
         world.stripe_clock.skew_ms = round(hours * HOUR_MS)
         world.account.simulator.catch_up()
         now_ms = world.stripe_clock.now_ms()
         for account, state in states.items():
+            if now_ms >= moved_ms[account]:
+                continue
             customer = world.subscribers.customer_of[account]
             billed = [body for body in _subscriptions(world, customer) if body["status"] in BILLED]
             payer = customer_at(state, now_ms)
@@ -192,6 +196,17 @@ def _bindings(world: World) -> None:
                 continue
             if found != (customer if billed else ""):
                 world.fail("bindings", f"{account} in {hours} h: {found or 'nobody'}, not {customer if billed else 0}")
+
+
+def _moved_ms(world: World, account: str) -> float:
+    """From when on a phase of a schedule may have moved the period's end, and a cancellation with it: only the phase's
+    webhook says so."""
+    now_s, instants_s = world.stripe_clock.now_ms() // SECOND_MS, list[int]()
+    for body in _subscriptions(world, world.subscribers.customer_of[account]):
+        if body["cancel_at_period_end"] and body["schedule"]:
+            schedule = world.account.call("GET /v1/subscription_schedules/{schedule}", {}, body["schedule"])
+            instants_s += [phase[edge] for phase in schedule["phases"] for edge in ("start_date", "end_date")]
+    return min((each * SECOND_MS for each in instants_s if each > now_s), default=math.inf)
 
 
 def _state(world: World, account: str) -> AccountState:

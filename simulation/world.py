@@ -31,8 +31,11 @@ from schemas.intent_ledger import IntentLedger
 from schemas.log import BILLING_EVENTS_TOPIC, EVENTS_TOPIC, INBOX_TOPIC, REJECTED_TOPIC, REPORTS_TOPIC, TopicSpec
 from schemas.meters import MeterSet
 from schemas.periods import Billing, Binding, Interval
+from simulation.adjusting import adjust
 from simulation.commerce import Commerce
+from simulation.correcting import Correcting
 from simulation.deliveries import Deliveries
+from simulation.devices import come_back
 from simulation.faults import Failure, Fault, Faults, Rates
 from simulation.gateways import GATEWAYS, Gateways
 from simulation.invoicing import GRACES_S, SCOPE, Invoicing, UnsureItems, billed_stripe
@@ -41,6 +44,7 @@ from simulation.people import People
 from simulation.processes import Killed, Process, Trace
 from simulation.renewals import WatchedRenewals
 from simulation.roles import SECRET, Services, Slot, run_role
+from simulation.seeds import is_adjusting, is_billing
 from simulation.services import LosingView, SharedTables, StripeFaults, UnsureObjects, WatchedLog, is_whole
 from simulation.stripe_account import StripeAccount
 from simulation.subscribers import Subscribers
@@ -71,15 +75,9 @@ RESTART_S_MAX: Final = 30.0
 OUTAGE_S_MAX: Final = 1_500.0
 SECOND_S: Final = 1.0
 BROKEN_RECORDS: Final = (b"{", b"\xff\xfe", b"[1,", b"", b"[]")
-REPEATED_KINDS: Final = (*REPLAYED_KINDS, ControlKind.DEDUP_DECISION)
+REPEATED_KINDS: Final = (*REPLAYED_KINDS, ControlKind.DEDUP_DECISION, ControlKind.CORRECTION)
 OF_ACCOUNTS: Final = (ControlKind.BINDING, ControlKind.CLOSE, ControlKind.FLUSH)
 FAILOVER_S_MAX: Final = 1_800.0
-BILLING_STRIDE: Final = 4
-
-
-def is_billing(seed: int) -> bool:
-    """Whether the run has customers at Stripe, whose events come: they cost as much as the rest of a run."""
-    return seed % BILLING_STRIDE == 0
 
 
 class World:
@@ -91,7 +89,9 @@ class World:
         self.steps = steps
         self.faults = Faults(only)
         self.rates = Rates.drawn(self.chance("rates"))
-        self.bills = is_billing(seed)
+        self.bills, self.adjusts = is_billing(seed), is_adjusting(seed)
+        if self.adjusts and self.chance("long lives").random() < 0.5:
+            self.rates = self.rates.with_long_lives()
         self.forgets = self.chance("retention").random() < 0.5
         self.report_interval_ms = self.chance("reports").choice(REPORT_INTERVALS_MS)
         self.trace = Trace()
@@ -115,6 +115,8 @@ class World:
         self.commerce = Commerce(self.account)
         self.subscribers = Subscribers(self, self.commerce)
         self.people = People(self, self.commerce)
+        self.correcting = Correcting(self, ACCOUNTS + LINKED if self.bills else ACCOUNTS)
+        self.corrected: dict[int, int] = {}
         self.gateways = Gateways(self.fail)
         self.canary = ""
         self.genesis = Genesis(log_id=f"log-{seed}", partitions=PARTITIONS, stripe_account="acct_simulated")
@@ -228,9 +230,12 @@ class World:
         befalling = [
             self._crashes(), self._rebalances(), self._operator(), self._flushes(), self._repeated(),
             self._lost_seconds(), self._fail_over(), self._emptied(), self._ledger_emptied(),
+            adjust(self.log, self.clock, self.chance("adjustments"), SPAN_S / 30),
         ]  # fmt: skip
         if self.bills:
             befalling += [self.subscribers.live(SPAN_S), self.subscribers.operate(), self.people.live(SPAN_S)]
+        if self.adjusts:
+            befalling += [self.correcting.live(SPAN_S), come_back(self, SPAN_S)]
         tasks = [asyncio.ensure_future(work) for work in befalling]
         await asyncio.gather(*(asyncio.ensure_future(work) for work in producers))
         for task in tasks:
@@ -247,6 +252,8 @@ class World:
         if self.bills:
             await self.subscribers.settle()
             await self.people.settle()
+        if self.adjusts:
+            await self.correcting.settle()
 
     def stop(self) -> None:
         """Stop all processes."""
@@ -262,7 +269,7 @@ class World:
         services = Services(
             self.log, self.store, self.clickhouse, self.stripe, self.ledger, self.genesis, self.tables, self.objects,
             self.canary, self.invoicing if self.bills else None, self.gateways,
-            WatchedRenewals(self.tables, self.commerce, self.fail),
+            WatchedRenewals(self.tables, self.commerce, self.fail), self.corrected if self.adjusts else None,
         )  # fmt: skip
         while True:
             if self.loop.time() < slot.down_until_s:

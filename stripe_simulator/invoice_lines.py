@@ -10,6 +10,7 @@ from typing import Any, Final
 from stripe_simulator.engine.amounts import rounded
 from stripe_simulator.engine.lines import Item, Line, Usage, usage_lines
 from stripe_simulator.engine.periods import Period
+from stripe_simulator.engine.tiers import total
 from stripe_simulator.mode import Mode
 from stripe_simulator.resources.prices import engine_price
 from stripe_simulator.store import Object
@@ -41,6 +42,12 @@ def new_item(mode: Mode, customer: Object, line: Line, currency: str, **fields: 
         "customer": customer["id"], "date": mode.now_of(customer), "invoice": None, "parent": None,
         "tax_rates": [], "test_clock": customer["test_clock"], **fields,
     }  # fmt: skip
+
+
+def one_time_line(mode: Mode, price: Object, quantity: int, period: Period) -> Line:
+    """The line of a price that is paid once."""
+    product = mode.fetch("product", price["product"])["id"]
+    return Line("", price["id"], product, total(engine_price(price), quantity), Fraction(quantity), period)
 
 
 def engine_line(mode: Mode, body: Object) -> Line:

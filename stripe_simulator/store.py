@@ -16,7 +16,9 @@ from stripe_simulator.journal import Journal
 Object = dict[str, Any]
 
 # The beginning of an event's type, for the objects whose name it does not repeat.
-EVENT_FAMILY: Final = {"subscription": "customer.subscription", "discount": "customer.discount"}
+EVENT_FAMILY: Final = {
+    "subscription": "customer.subscription", "discount": "customer.discount", "dispute": "charge.dispute",
+}  # fmt: skip
 _ALPHABET: Final = b"0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
 # A digit of an id for each byte.
 _DIGITS: Final = bytes(_ALPHABET[byte % len(_ALPHABET)] for byte in range(256))
@@ -188,7 +190,10 @@ class Store:
         self, event_type: str, body: Object, previous: Object | None = None, clock: str | None = None
     ) -> None:
         if clock is None:
-            owner = body if "test_clock" in body else self.get("customer", body.get("customer") or "") or {}
+            # A dispute names its payment only.
+            payer = self.get("payment_intent", body.get("payment_intent") or "") or {}
+            customer = body.get("customer") or payer.get("customer") or ""
+            owner = body if "test_clock" in body else self.get("customer", customer) or {}
             clock = owner.get("test_clock")
         event = {
             "id": self.new_id("evt", 24), "object": "event", "api_version": api_version(),

@@ -23,6 +23,7 @@ from reconciler.report import Findings, gauge_values
 from schemas import errors
 from schemas.catalog import Catalog
 from schemas.reasons import REMEDIES, Reason
+from tests.dashboard import dashboard
 
 ROOT: Final = Path(__file__).resolve().parents[1]
 DOCS: Final = ROOT / "docs"
@@ -63,6 +64,7 @@ REDRIVE: Final[dict[Reason, str]] = {
     Reason.TOO_OLD: "with a meter set that has a larger `policy.late_max_ms`",
     Reason.TOO_MANY_DEFERRED: "no: the archive has the identity already and would call the event a duplicate",
     Reason.NEGATIVE_QUANTITY: f"{_SKIP} or `allow_negative`",
+    Reason.RESERVED_TYPE: "no: the type stays the same",
     Reason.WRONG_PARTITION: "yes: `usage.inbox` is routed by account",
     Reason.FORGED_CONTROL: "no: the record would be read as an event and rejected again",
     Reason.BAD_CONTROL: "no: the record would be read as an event and rejected again",
@@ -82,6 +84,7 @@ _UNANSWERED: Final = "a store or the log does not answer or refuses the credenti
 _DRIFT: Final = f"drift; or {_UNANSWERED}"
 _ROLE: Final = "a failure that may pass: a supervisor starts the role again"
 EXITS_WITH_1: Final = {
+    "account acknowledge": f"{_UNANSWERED}; repeat the command",
     "account bind": _UNANSWERED,
     "account entitlements": _UNANSWERED,
     "account flush": "the reports were not settled within --timeout, or a store or the log does not answer or refuses "
@@ -97,6 +100,7 @@ EXITS_WITH_1: Final = {
     "account unlink": _UNANSWERED,
     "archive": _ROLE,
     "auditor": _ROLE,
+    "backfill": "some events are rejected; or the gateway does not answer: repeat the command, it goes on",
     "billing backup": _UNANSWERED,
     "billing restore": f"{_UNANSWERED}, and nothing is restored",
     "billing audit": _UNANSWERED,
@@ -127,13 +131,34 @@ EXITS_WITH_1: Final = {
     "dev": "a process did not start, or ended; its log is in the message",
     "doctor": "a check failed",
     "dunning list": _UNANSWERED,
+    "correct amend": f"{_UNANSWERED}; repeat the command with the same --name",
+    "correct list": _UNANSWERED,
+    "correct void": f"{_UNANSWERED}; repeat the command with the same --name",
+    "credits balance": _UNANSWERED,
+    "credits grant": f"{_UNANSWERED}; repeat the command with the same key",
+    "credits ledger": _UNANSWERED,
+    "credits void": f"{_UNANSWERED}; repeat the command",
     "dunning write-off": f"{_UNANSWERED}; repeat the command",
     "emit": "the log did not confirm the event, or the gateway did not answer or refused the key: send it again",
+    "explain key": "never",
+    "explain show": f"something cannot be explained, or two numbers differ; or {_UNANSWERED}",
+    "explain verify": "the file is not as it was written, or it does not add up",
     "gateway": _ROLE,
-    "key create": "the file cannot be written",
-    "key revoke": "the file cannot be written",
+    "key create": f"the file cannot be written; or {_UNANSWERED}",
+    "key history": _UNANSWERED,
+    "key list": _UNANSWERED,
+    "key revoke": f"the file cannot be written; or {_UNANSWERED}; repeat the command",
+    "key rotate": _UNANSWERED,
     "hold release": _UNANSWERED,
     "hold use": _UNANSWERED,
+    "migration approve": f"{_UNANSWERED}; repeat the command",
+    "migration compare": f"a figure differs, and all waves are halted; or {_UNANSWERED}; repeat the command",
+    "migration plan": f"{_UNANSWERED}; repeat the command",
+    "migration promote": f"{_UNANSWERED}; repeat the command, which goes on",
+    "migration resume": f"{_UNANSWERED}; repeat the command",
+    "migration revert": f"{_UNANSWERED}; repeat the command, which goes on",
+    "migration shadow": f"{_UNANSWERED}; repeat the command, which goes on",
+    "migration status": _UNANSWERED,
     "mirror": _ROLE,
     "notices list": _UNANSWERED,
     "notices retry": _UNANSWERED,
@@ -142,9 +167,10 @@ EXITS_WITH_1: Final = {
     "meters check": "never",
     "meters schema": "never",
     "meters show": _UNANSWERED,
+    "operator-page": "never",
     "periods": "the gateway did not answer, or refused the key",
     "quarantine list": _UNANSWERED,
-    "quarantine redrive": f"{_UNANSWERED}; repeat the command",
+    "quarantine redrive": f"{_UNANSWERED}: repeat the command, which goes on; or another command goes on with it",
     "rebuild archive": f"{_DRIFT}; repeat the command to go on",
     "rebuild redis": f"{_DRIFT}; repeat the command to go on",
     "rebuild usage_hourly": f"{_DRIFT}; repeat the command to go on",
@@ -157,8 +183,13 @@ EXITS_WITH_1: Final = {
     "sink": _ROLE,
     "stripe-simulator": "the port is taken, or the file cannot be used",
     "revenue cohorts": _UNANSWERED,
+    "revenue deferred": _UNANSWERED,
+    "revenue journal": _UNANSWERED,
     "revenue movements": _UNANSWERED,
     "revenue mrr": _UNANSWERED,
+    "revenue page": "never",
+    "revenue recognized": _UNANSWERED,
+    "revenue retention": _UNANSWERED,
     "top": "the gateway did not answer, or refused the key",
     "usage": "the gateway did not answer, or refused the key",
     "webhooks recover": f"{_UNANSWERED}; repeat the command",
@@ -339,6 +370,7 @@ PAGES: Final[dict[str, Callable[[], str]]] = {
     "settings.md": settings_page,
     "metrics.md": metrics_page,
     "errors.md": errors_page,
+    "../deploy/grafana/tidemark.json": dashboard,
 }
 
 

@@ -22,7 +22,7 @@ Type = Any
 # The parts of the API that are compiled. All other routes are known by name only.
 SCOPE: Final = re.compile(
     r"/v1/(account$|customers|products|prices|coupons|promotion_codes|payment_methods|payment_intents|setup_intents"
-    r"|subscription|invoice|credit_notes|refunds|charges|tax_rates|billing|checkout|entitlements|events|webhook_endpoints"
+    r"|subscription|invoice|credit_notes|refunds|disputes|charges|tax_rates|billing|checkout|entitlements|events|webhook_endpoints"
     r"|test_helpers/test_clocks)|/v2/(billing|core/event)"
 )
 _EVENTS: Final = re.compile(r"v1\.(billing|customer|invoice|price|product|subscription|entitlements)")

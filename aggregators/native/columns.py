@@ -160,8 +160,11 @@ class NativeColumns:
         self.finish()
         core, odd = self._core, self.columns.taken()
         positions, buckets, members, unmetered = (core.column(-1, kind) for kind in range(4))
-        odd_columns = {column.meter.slug: column for column in odd.columns}
-        columns = [self._column(column.meter, odd_columns.get(slug)) for slug, column in self.columns.meters.items()]
+        meters = self.columns.meters
+        odd_columns = {column.meter.slug: column for column in odd.columns if _is_of(column, meters)}
+        columns = [self._column(column.meter, odd_columns.get(slug)) for slug, column in meters.items()]
+        # The core has no column of the adjustments of a count.
+        columns += [column for column in odd.columns if not _is_of(column, meters)]
         core.clear()
         cuts = cuts_of(positions, odd.positions)
         return Segment(
@@ -253,3 +256,7 @@ class NativeColumns:
         self._settled += len(targets)
         self._core.settle(targets)
         self._many = self._core.cells_are_many
+
+
+def _is_of(column: Column, meters: dict[str, Column]) -> bool:
+    return meters[column.meter.slug].meter is column.meter

@@ -164,6 +164,7 @@ static int contribute_all(Core *core, const Event *event, int64_t serial, int64_
     int32_t type = table_find(&core->type_names, event->type.at, (size_t)event->type.len, &hash);
     core->columns.cell_texts.used = 0;
     if (type < 0) return 0;
+    if (core->types[type].count < 0) return -1;
     for (int32_t i = 0; i < core->types[type].count; i++) {
         int done = contribute(core, event, core->types[type].first + i, serial, time_us, core->contributions + made);
         if (done < 0) return done;

@@ -6,9 +6,11 @@ from collections.abc import Iterable
 from ctypes import POINTER, Array, Structure, c_char_p, c_int32
 from typing import NamedTuple
 
+from aggregators.meters import slow_types
 from schemas.meters import FilterOperator, Meter, MeterSet, path_keys
 
 TAKES_NOTHING, TAKES_QUANTITY, TAKES_TEXT = range(3)
+LEFT_OUT = -1
 
 
 class Text(Structure):
@@ -39,7 +41,7 @@ class CMeter(Structure):
 
 
 class CType(Structure):
-    """An event type, and where its meters stand."""
+    """An event type, and where its meters stand. If `count` is `LEFT_OUT`, Python takes all its events."""
 
     _fields_ = [("name", Text), ("first", c_int32), ("count", c_int32)]
 
@@ -58,10 +60,12 @@ def meter_table(meter_set: MeterSet) -> MeterTable:
     for meter in meter_set.meters:
         by_type.setdefault(meter.event_type, []).append(meter)
     order = tuple(meter for meters in by_type.values() for meter in meters)
+    slow = dict.fromkeys(slow_types(meter_set), LEFT_OUT)
     types, first = [], 0
     for name, meters in by_type.items():
-        types.append(CType(_text(name), first, len(meters)))
+        types.append(CType(_text(name), first, slow.pop(name, len(meters))))
         first += len(meters)
+    types += [CType(_text(name), 0, count) for name, count in slow.items()]
     return MeterTable((CType * len(types))(*types), (CMeter * len(order))(*map(_meter, order)), order)
 
 

@@ -24,7 +24,7 @@ typedef struct {
     int32_t dimension_count, filter_count, takes, scale, negative, ordered;
 } Meter;
 
-/* The meters of an event type stand together. */
+/* The meters of an event type stand together. A count below 0: Python takes all events of the type. */
 typedef struct { Text name; int32_t first, count; } Type;
 
 static Span span_of(const Text *text) { return (Span){text->at, text->len, STRING}; }

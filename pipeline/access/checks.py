@@ -9,10 +9,12 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from decimal import Decimal
+from fractions import Fraction
 from typing import Final, NamedTuple, Protocol
 
 from aggregators.access import decide, fallback, overshoot_bound
 from aggregators.account_grants import INCLUDED, Commerce, features_of, granted
+from aggregators.credit_terms import blocked_meters
 from aggregators.entitlements import is_given, next_change_ms, place_at, resolve, segment_at, settling_until_ms
 from aggregators.overage import Tariff, is_capped, sole_currencies, tariff_of, tariff_of_sole_currency
 from aggregators.price_list import PriceList, price_list
@@ -35,6 +37,8 @@ CATALOG_INTERVAL_MS: Final = 5 * SECOND_MS
 # How often the log says that checks are answered without a store. A metric counts them all.
 WARNING_INTERVAL_MS: Final = MINUTE_MS
 NOTHING: Final = Decimal(0)
+# No other plan would allow what these deny.
+_NOT_OF_THE_PLAN: Final = frozenset({Reason.SPEND_CAP_REACHED, Reason.CREDITS_EXHAUSTED})
 
 _log: Final = logging.getLogger(__name__)
 
@@ -60,6 +64,14 @@ class UsageSource(Protocol):
     async def __call__(self, account: str, meter: str, /, *, fresh: bool = False) -> Counted:
         """The usage of an account's meter, with `fresh` from the store in any case. Raises `Transient` if the store
         does not answer."""
+        ...
+
+
+class CreditsSource(Protocol):
+    """The credits that are left."""
+
+    async def __call__(self, account: str, rates: Mapping[str, Fraction], quantity: Decimal, /) -> bool:
+        """Whether the pools pay for a quantity of usage that costs so many credits a unit. Raises `Transient`."""
         ...
 
 
@@ -118,10 +130,12 @@ class AccessChecks:
         accounts_max: int = ACCOUNTS_MAX,
         *,
         holds: Holds | None = None,
+        credits_left: CreditsSource | None = None,
         on_fallback: Callable[[], None] = lambda: None,
     ) -> None:
         """`accounts_max`: accounts that are kept in memory; the one that was asked about longest ago goes first.
-        Without `holds` no hold can be taken. `on_fallback` is called for each answer without a store."""
+        Without `holds` no hold can be taken, and without `credits_left` no credits are looked at. `on_fallback` is
+        called for each answer without a store."""
         self.catalog = catalog
         self._usage = usage
         self._clock = clock
@@ -135,6 +149,8 @@ class AccessChecks:
         self._together: Mapping[str, frozenset[str]] = {}
         self._default: Sequence[Segment] = ()
         self._catalog_read_ms = 0
+        self._blocked: Mapping[str, Mapping[str, Fraction]] = {}
+        self._credits_left = credits_left
         self._on_fallback = on_fallback
         self._warned_ms = 0
         self.holds = None if holds is None else GatewayHolds(holds, clock)
@@ -168,6 +184,7 @@ class AccessChecks:
             self._sole_currencies = sole_currencies(self._prices)
             self._features = {feature.name: feature for feature in features_of(self._commerce)}
             self._together = _together(self._commerce.catalog.features)
+            self._blocked = blocked_meters(self._commerce.catalog)
             nobody = granted(self._commerce, (), {}, ())
             self._default = resolve(nobody.features, nobody.entitled)
 
@@ -222,10 +239,17 @@ class AccessChecks:
         if found.counted and found.counted.is_cached and _is_near(asked, found, held):
             found = await self._found(commerce, asked, fresh=True)
             held = await self._held(asked, found)
-        return await self._answer(commerce, asked, found, held)
+        return await self._answer(commerce, asked, found, held, is_paid=await self._is_paid(asked))
+
+    async def _is_paid(self, asked: _Asked) -> bool:
+        """Whether credits pay for the quantity, if the catalog refuses usage beyond them."""
+        rates = self._blocked.get(asked.term.meter or "")
+        return not rates or self._credits_left is None or await self._credits_left(asked.account, rates, asked.quantity)
 
     async def _with_hold(self, commerce: Commerce, asked: _Asked, holds: GatewayHolds, request: HoldRequest) -> Answer:
         found = await self._found(commerce, asked, fresh=True)
+        if not await self._is_paid(asked):
+            return await self._answer(commerce, asked, found, await self._held(asked, found), is_paid=False)
         wanted = holds.wanted(
             asked.account, asked.feature.name, asked.quantity, request, is_metered=asked.term.meter is not None
         )
@@ -279,10 +303,14 @@ class AccessChecks:
         is_metered = asked.term.meter is not None
         return await self.holds.held(asked.account, asked.together, _complete_up_to_ms(found), is_metered=is_metered)
 
-    async def _answer(self, commerce: Commerce, asked: _Asked, found: _Found, held: Decimal) -> Answer:
+    async def _answer(
+        self, commerce: Commerce, asked: _Asked, found: _Found, held: Decimal, *, is_paid: bool = True
+    ) -> Answer:
         decision = _decided(asked, found, held)
+        if decision.allowed and not is_paid:
+            decision = decision._replace(allowed=False, reason=Reason.CREDITS_EXHAUSTED)
         upgrade = None
-        if not decision.allowed and decision.reason is not Reason.SPEND_CAP_REACHED:
+        if not decision.allowed and decision.reason not in _NOT_OF_THE_PLAN:
             denied = Denied(asked.feature, _resolved(asked, found), found.used + held + asked.quantity, asked.term.soft)
             upgrade = await self._upgrade(commerce, asked.account, found.known.version, denied)
         known, counted, bound = found.known, found.counted, None

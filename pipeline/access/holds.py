@@ -53,7 +53,12 @@ def check_hold(request: HoldRequest, quantity: Decimal) -> None:
         raise InvalidInput("hold_s", f"must be from 1 to {HOLD_S_MAX}, or 0 for no hold")
     if not quantity:
         raise InvalidInput("quantity", "must be more than 0 to be held")
-    if len(request.key) > KEY_CHARACTERS_MAX or not request.key.isprintable():
+    check_key(request.key)
+
+
+def check_key(key: str) -> None:
+    """Raise `InvalidInput` if this cannot be the name of a request."""
+    if len(key) > KEY_CHARACTERS_MAX or not key.isprintable():
         raise InvalidInput("Idempotency-Key", f"must have at most {KEY_CHARACTERS_MAX} printable characters")
 
 

@@ -8,10 +8,12 @@ import secrets
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import UTC, datetime
+from functools import partial
 from typing import NamedTuple
 
 from prometheus_client import CollectorRegistry, Gauge
 
+from pipeline.access.revenue import amounts_of
 from pipeline.open import (
     Base,
     open_base,
@@ -29,7 +31,9 @@ from reconciler.views import ReconcilePolicy, Views
 from schemas.errors import InvalidInput, OperatorNeeded, Refused, Transient
 from schemas.live_view import LiveView
 from schemas.reconciliation import ReconciliationRecords
+from schemas.revenue import RevenueStores
 from sinks.clickhouse.client import open_clickhouse
+from sinks.clickhouse.measured_recount import ClickHouseMeasuredRecount
 from sinks.clickhouse.reader import ClickHouseReader
 from sinks.clickhouse.reconciliations import ClickHouseReconciliations
 from sinks.clickhouse.writer import ClickHouseStore
@@ -74,7 +78,14 @@ async def opened(settings: Settings, *, mirror: bool = True) -> AsyncIterator[Op
             stack.push_async_callback(tables.close)
         reader, bills = ClickHouseReader(clickhouse), tables.bills if tables is not None else None
         recount = tables.entitlement_recount if tables is not None else None
-        views = Views(view, reader, store, base.log, meters, meters, invoices, tables, bills, no_tables, recount)
+        revenue = amounts = None
+        if tables is not None:
+            revenue = RevenueStores(tables.catalog, tables.revenue, tables.invoice_books)
+            amounts = partial(amounts_of, tables.catalog)
+        views = Views(
+            view, reader, store, base.log, meters, meters, invoices, tables, bills, no_tables, recount, revenue,
+            amounts, tables.credits if tables is not None else None, ClickHouseMeasuredRecount(clickhouse),
+        )  # fmt: skip
         yield Opened(base, views, ClickHouseReconciliations(clickhouse), store, meters, tables)
 
 

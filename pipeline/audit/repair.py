@@ -31,7 +31,7 @@ TIMESTAMP_AGE_MAX_MS: Final = 34 * DAY_MS
 SUM_LAG_MS: Final = 2 * HOUR_MS
 BEGUN: Final = "begun"
 DONE: Final = "done"
-_NOT_SENT: Final = frozenset({OutcomeStatus.FREE, OutcomeStatus.REPLACED, OutcomeStatus.LATE})
+_NOT_SENT: Final = frozenset({OutcomeStatus.CREDITED, OutcomeStatus.FREE, OutcomeStatus.REPLACED, OutcomeStatus.LATE})
 
 
 class RepairKind(StrEnum):
@@ -99,7 +99,7 @@ def plan_of(
 
 def _redriven(failed: Failed) -> RepairStep:
     intent, customer = failed.known.intent, failed.known.stripe_customer
-    quantity = decimal_text(intent.delta_minor, intent.scale)
+    quantity = decimal_text(failed.known.billed_minor, intent.scale)
     text = (
         f"send {quantity} {intent.meter} of {intent.account} at {instant_text(intent.instant_ms)} again, under a new "
         f"identifier: {failed.detail}"
@@ -120,7 +120,7 @@ def _extra(row: Row, ours: Iterable[ReportedIntent], now_ms: int) -> RepairStep:
     events, so an event of another sender is unknown here: while the period runs, its quantity is countered."""
     surplus = int(units_of(row.found) - units_of(row.expected))
     unwanted = [each for each in ours if _is_unwanted(each, row, now_ms)]
-    found = [each for each in unwanted if each.intent.delta_minor * 10 ** (SCALE_MAX - each.intent.scale) == surplus]
+    found = [each for each in unwanted if each.billed_minor * 10 ** (SCALE_MAX - each.intent.scale) == surplus]
     quantity = decimal_text(surplus, SCALE_MAX)
     if len(found) == 1:
         identifier = found[0].intent.identifier

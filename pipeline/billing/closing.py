@@ -82,6 +82,11 @@ Published = Callable[[], Awaitable[bool]]
 Flush = Callable[[str], Awaitable[Published]]
 
 
+# Whether the account's usage of a bill is told that arrived before an instant, if its meter is measured (S15). May
+# raise `Transient`.
+Told = Callable[[str, Bill, int], Awaitable[bool]]
+
+
 class ClosingStatus(NamedTuple):
     """Values of the gauges. `turned_ms` is the end of the last turn, None before it; `late_drafts` will be finalized
     within minutes without all of their usage; `unequal_drafts`: Stripe's sum was another one than ours. `not_sold`:
@@ -123,6 +128,7 @@ class ClosingController:
         items: StripeInvoiceItems,
         meters: StripeMeters,
         flush: Flush,
+        told: Told,
         log: Log,
         clock: Clock,
         policy: ClosingPolicy,
@@ -133,11 +139,13 @@ class ClosingController:
         self._items = items
         self._meters = meters
         self._flush = flush
+        self._told = told
         self._log = log
         self._clock = clock
         self._policy = policy
         self._ends: dict[int, int] = {}
         self._flushed: dict[str, Sequence[Published]] = {}
+        self._untold: set[str] = set()
         self._published: set[str] = set()
         self._alarmed: set[str] = set()
         self._failed: set[str] = set()
@@ -218,6 +226,7 @@ class ClosingController:
         drafts = {invoice: bills for invoice, bills in (await self._by_invoice(due)).items() if bills}
         self._flushed = {invoice: done for invoice, done in self._flushed.items() if invoice in drafts}
         self._published &= drafts.keys()
+        self._untold &= drafts.keys()
         self._alarmed &= drafts.keys()
         self._failed &= drafts.keys()
         noted = dict(await self._bills.closings(list(drafts)))
@@ -241,10 +250,25 @@ class ClosingController:
         return len(drafts), late, unequal
 
     async def _is_reported(self, invoice: str, bills: Sequence[Bill]) -> bool:
-        """Whether all usage of the customer up to now has an outcome. Asks for it the first time."""
-        if invoice not in self._flushed:
+        """Whether all usage of the customer up to now has an outcome. Asks for it the first time.
+
+        What is measured must be told before. At the alarm, what is there is asked for, and once more when all is told.
+        """
+        if invoice not in self._flushed or invoice in self._untold:
             accounts = await self._bills.accounts(bills[0].stripe_customer, bills[0].start_ms)
+            deadline_ms = bills[0].deadline_ms or 0
+            since_ms = deadline_ms - self._policy.close_lead_ms
+            is_told = all([await self._told(account, bill, since_ms) for account in accounts for bill in bills])
+            if not is_told and (
+                invoice in self._untold or deadline_ms - self._clock.now_ms() > self._policy.alarm_lead_ms
+            ):
+                return False
             self._flushed[invoice] = [await self._flush(account) for account in accounts]
+            self._published.discard(invoice)
+            if not is_told:
+                self._untold.add(invoice)
+                return False
+            self._untold.discard(invoice)
         if not all([await is_published() for is_published in self._flushed[invoice]]):
             return False
         if invoice not in self._published:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from typing import Final
 
+from aggregators.meter_events import PAST_MAX_MS
 from aggregators.report_records import has_long_name, parse_entries, within_time
-from pipeline.billing.policy import SenderPolicy
-from pipeline.billing.window import SendWindow
+from pipeline.billing.policy import SenderPolicy, SenderStatus
+from pipeline.billing.window import Hold, SendWindow
 from pipeline.logs.start_position import check_position
 from schemas.errors import Fenced, Transient
 from schemas.intent_ledger import IntentLedger, Waiting
@@ -111,3 +113,20 @@ class ReportPartition:
         counted_at_ms = self._counted_at_ms
         if counted_at_ms is None or not counted_at_ms <= now_ms < counted_at_ms + self._policy.count_interval_ms:
             self.waiting, self._counted_at_ms = await self._ledger.waiting(self.number), now_ms
+
+
+def status_of(parts: Sequence[ReportPartition], open_breakers: int, counts: Mapping[str, int]) -> SenderStatus:
+    """The values of a sender with these partitions."""
+    waiting = [each for part in parts for each in part.waiting]
+    held: Counter[str] = Counter()
+    for each in waiting:
+        held[each.hold] += each.intents
+    ends_ms = [each.period_end_ms for each in waiting if each.hold not in (Hold.NONE, Hold.EARLY)]
+    return SenderStatus(
+        pending=held.total(),
+        held={hold: intents for hold, intents in held.items() if hold},
+        held_deadline_ms=min(ends_ms) + PAST_MAX_MS if ends_ms else None,
+        open_breakers=open_breakers,
+        caught_up=all(part.caught_up for part in parts),
+        counts=dict(counts),
+    )

@@ -2,6 +2,7 @@
 
 The steps of an intent, and the state after a crash behind each step:
 1. The intent is in the log: nothing was sent, and the restart reads the intent again.
+   Then credits pay (`pipeline.billing.drawing`); what they leave is sent.
 2. The attempt is in the log: it may have been sent. Within Stripe's identifier window the same bytes are sent again
    with the same identifier; later Stripe's summary decides. A refusal by Stripe proves that Stripe does not have the
    event, so the sender that was refused needs no summary.
@@ -22,15 +23,16 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Final
 
-from aggregators.meter_events import PAST_MAX_MS, event_time_s, meter_event, too_early_ms
+from aggregators.meter_events import event_time_s, meter_event, too_early_ms
 from aggregators.quantities import decimal_text
 from aggregators.stripe_sums import StripeSum
 from pipeline.billing.breakers import Breakers
 from pipeline.billing.concurrency import KeyedLocks, TokenBucket
+from pipeline.billing.drawing import Drawing
 from pipeline.billing.holds import Held, Holds
 from pipeline.billing.late_usage import LateUsage
 from pipeline.billing.lookup import LookupResult, Presence, StripeLookup, hour_of
-from pipeline.billing.partition import ReportPartition
+from pipeline.billing.partition import ReportPartition, status_of
 from pipeline.billing.policy import DEFAULT_POLICY, SenderPolicy, SenderStatus
 from pipeline.billing.window import Hold, Pending, in_order
 from pipeline.logs.tasks import all_or_first_error
@@ -40,7 +42,15 @@ from schemas.errors import InvalidInput, OperatorNeeded, Refused, Transient
 from schemas.intent_ledger import IntentLedger
 from schemas.log import REPORTS_TOPIC, Log, Record
 from schemas.periods import Billing
-from schemas.reports import Attempt, CustomerResolver, OutcomeStatus, ReportOutcome, SendStatus, StripeMeters
+from schemas.reports import (
+    Allocation,
+    Attempt,
+    CustomerResolver,
+    OutcomeStatus,
+    ReportOutcome,
+    SendStatus,
+    StripeMeters,
+)
 
 # An intent that waits for a person is tried again after this part of the time that it has waited.
 PATIENCE: Final = 10
@@ -58,9 +68,10 @@ class StripeSender:
     the log at the assignment was read. Keeps a window of the pending intents in memory. The topic grows by three short
     records per meter, account and report bucket.
 
-    With `closings`, usage whose invoice is final is settled as late and not sent. Raises `OperatorNeeded` if Stripe
-    refuses the key, or if the key is of another mode or account than the intents, and `Transient` if the log or the
-    ledger does not answer, or if another process has moved the ledger's position; a restart repeats harmlessly.
+    With `closings`, usage whose invoice is final is settled as late and not sent. With `drawing`, credits pay first.
+    Raises `OperatorNeeded` if Stripe refuses the key, or if the key is of another mode or account than the intents, and
+    `Transient` if the log or the ledger does not answer, or if another process has moved the ledger's position; a
+    restart repeats harmlessly.
     """
 
     def __init__(
@@ -73,10 +84,12 @@ class StripeSender:
         rng: random.Random,
         policy: SenderPolicy = DEFAULT_POLICY,
         closings: Closings | None = None,
+        drawing: Drawing | None = None,
     ) -> None:
         self._log = log
         self._ledger = ledger
         self._late = LateUsage(closings)
+        self._drawing = drawing
         self._meters = meters
         self._resolve = resolve
         self._clock = clock
@@ -126,19 +139,7 @@ class StripeSender:
 
     def status(self) -> SenderStatus:
         """The current values. Those of pending intents are up to `count_interval_ms` old."""
-        waiting = [each for part in self._partitions.values() for each in part.waiting]
-        held: Counter[str] = Counter()
-        for each in waiting:
-            held[each.hold] += each.intents
-        ends_ms = [each.period_end_ms for each in waiting if each.hold not in (Hold.NONE, Hold.EARLY)]
-        return SenderStatus(
-            pending=held.total(),
-            held={hold: intents for hold, intents in held.items() if hold},
-            held_deadline_ms=min(ends_ms) + PAST_MAX_MS if ends_ms else None,
-            open_breakers=self._breakers.open,
-            caught_up=all(part.caught_up for part in self._partitions.values()),
-            counts=dict(self._counts),
-        )
+        return status_of(list(self._partitions.values()), self._breakers.open, self._counts)
 
     async def _round(self, part: ReportPartition) -> None:
         """Process every queue of the window: queues concurrently, the intents of a queue one after the other."""
@@ -167,6 +168,8 @@ class StripeSender:
         await all_or_first_error(work() for _ in range(min(self._policy.queues_max, len(queues))))
         self._lookup.forget()
         self._late.forget()
+        if self._drawing:
+            self._drawing.forget()
 
     async def _end_waits(self, now_ms: int) -> None:
         """Try everything again, because the clock was put back: the ends of all waits are too late by as much."""
@@ -238,6 +241,8 @@ class StripeSender:
         if payer.billing is Billing.FREE:
             await self._settle(part, pending, OutcomeStatus.FREE, "the account is free")
             return
+        if await self._is_drawn(part, pending):
+            return
         instant_ms = intent.instant_ms if timestamp_s is None else timestamp_s * SECOND_MS
         if await self._is_late(part, pending, instant_ms):
             return
@@ -250,8 +255,21 @@ class StripeSender:
             self._hold(pending, Hold.UNMAPPED, detail, self._patience_ms(pending, self._policy.hold_retry_ms))
             return
         if await self._has_meter(pending) and not self._is_held(pending, payer.stripe_customer):
-            value = decimal_text(intent.delta_minor, intent.scale)
+            value = decimal_text(pending.known.billed_minor, intent.scale)
             await self._write_attempt(part, pending, payer.stripe_customer, timestamp_s, value)
+
+    async def _is_drawn(self, part: ReportPartition, pending: Pending) -> bool:
+        """Whether credits are at work: their allocation was just written, or they paid all and the intent is settled.
+        If not, what is left is for Stripe. An allocation behind an attempt would not count."""
+        if pending.known.drawn_minor is not None:
+            if not pending.known.billed_minor:
+                await self._settle(part, pending, OutcomeStatus.CREDITED, "credits paid all of it")
+            return not pending.known.billed_minor
+        if self._drawing is None or pending.attempt is not None or not pending.stripe_customer:
+            return False
+        if allocation := await self._drawing.allocation(pending.intent, pending.period_end_ms):
+            pending.awaited_offset = await self._append(part, pending, allocation)
+        return allocation is not None
 
     async def _is_late(self, part: ReportPartition, pending: Pending, instant_ms: int) -> bool:
         """Whether an invoice that is final should have billed the usage. If so, settle the intent: what Stripe has or
@@ -334,15 +352,11 @@ class StripeSender:
         return self._clock.now_ms() - attempt.attempted_at_ms >= self._policy.resend_window_ms
 
     def _is_void(self, pending: Pending, attempt: Attempt) -> bool:
-        """Whether a new attempt may replace this one without a lookup, because Stripe refused its event a moment ago.
-
-        Only if every answer to the attempt was a refusal. Another sender may send this attempt after that refusal.
-        Stripe still knows its event when the new attempt is sent, at most a resend window after it is written.
+        """Whether a new attempt may replace this one without a lookup. Another sender may send this attempt after that
+        refusal. Stripe still knows its event when the new attempt is sent, at most a resend window after it is written.
         """
-        if pending.in_doubt or pending.refused_at_ms is None:
-            return False
         now_ms, policy = self._clock.now_ms(), self._policy
-        is_recent = 0 <= now_ms - pending.refused_at_ms <= 2 * policy.hold_retry_max_ms
+        is_recent = pending.was_refused(now_ms, 2 * policy.hold_retry_max_ms)
         return is_recent and now_ms - attempt.attempted_at_ms >= policy.resend_window_ms // 2
 
     async def _resolve_by_lookup(
@@ -376,7 +390,7 @@ class StripeSender:
             if result.presence is Presence.UNKNOWN:
                 self._hold(pending, Hold.UNKNOWN, result.detail, self._policy.look_retry_ms)
                 return
-            if wait_ms := self._wait_to_look_again_ms(pending):
+            if wait_ms := pending.look_again_ms(self._clock.now_ms(), self._policy.look_again_ms):
                 self._hold(pending, Hold.UNKNOWN, f"{result.detail}; Stripe is asked once more", wait_ms)
                 return
             payer = await self._resolve(pending.intent, pending.intent.instant_ms)
@@ -386,14 +400,6 @@ class StripeSender:
                 await self._settle_unsent(part, pending, f"{result.detail}, and its period is too old")
                 return
             await self._write_attempt(part, pending, attempt.stripe_customer, timestamp_s, attempt.value)
-
-    def _wait_to_look_again_ms(self, pending: Pending) -> int:
-        """How long to wait until a second lookup may confirm that Stripe does not have the event; 0 if this one does.
-        A clock that was put back begins the wait again."""
-        now_ms = self._clock.now_ms()
-        if pending.absent_at_ms is None or pending.absent_at_ms > now_ms:
-            pending.absent_at_ms = now_ms
-        return max(0, pending.absent_at_ms + self._policy.look_again_ms - now_ms)
 
     def _stale_sums(self, part: ReportPartition) -> set[StripeSum]:
         attempted = ((pending.intent, pending.attempt) for pending in part.window)
@@ -446,6 +452,8 @@ class StripeSender:
     async def _settle(
         self, part: ReportPartition, pending: Pending, status: OutcomeStatus, detail: str, *, in_doubt: bool = False
     ) -> None:
+        if self._drawing is not None and status in (OutcomeStatus.FREE, OutcomeStatus.REPLACED):
+            await self._drawing.take_back(pending.known, pending.period_end_ms)
         outcome = ReportOutcome(
             identifier=pending.intent.identifier,
             status=status,
@@ -461,7 +469,9 @@ class StripeSender:
         if status is OutcomeStatus.DEAD:
             _LOG.error("a report of %s is a dead letter, a person must look: %s", pending.intent.account, detail)
 
-    async def _append(self, part: ReportPartition, pending: Pending, entry: Attempt | ReportOutcome) -> int:
+    async def _append(
+        self, part: ReportPartition, pending: Pending, entry: Allocation | Attempt | ReportOutcome
+    ) -> int:
         value, key = entry.model_dump_json().encode(), pending.intent.account.encode()
         return await self._log.append(REPORTS_TOPIC, part.number, value, key=key)
 

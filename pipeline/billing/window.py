@@ -68,6 +68,19 @@ class Pending:
         """The intent."""
         return self.known.intent
 
+    def was_refused(self, now_ms: int, within_ms: int) -> bool:
+        """Whether Stripe refused the attempt's event a moment ago, and every answer to the attempt was a refusal."""
+        if self.in_doubt or self.refused_at_ms is None:
+            return False
+        return 0 <= now_ms - self.refused_at_ms <= within_ms
+
+    def look_again_ms(self, now_ms: int, wait_ms: int) -> int:
+        """How long to wait until a second lookup may confirm that Stripe does not have the event; 0 if this one does.
+        A clock that was put back begins the wait again."""
+        if self.absent_at_ms is None or self.absent_at_ms > now_ms:
+            self.absent_at_ms = now_ms
+        return max(0, self.absent_at_ms + wait_ms - now_ms)
+
     def progress(self) -> LedgerIntent:
         """The intent with the progress that the ledger keeps."""
         return self.known._replace(
@@ -125,6 +138,9 @@ class SendWindow:
             # An attempt of this sender follows a proof that Stripe does not have the event.
             pending.in_doubt = own_offset != pending.awaited_offset
             pending.refused_at_ms = pending.absent_at_ms = None
+        else:
+            # An allocation came.
+            pending.known = known
 
     def drop(self, identifier: str) -> None:
         """Forget an intent that is settled or waits."""

@@ -15,16 +15,23 @@ from typing import Final, NoReturn
 import click
 
 from pipeline.cli.access import check, hold
+from pipeline.cli.backfill import backfill
 from pipeline.cli.billing import webhooks
 from pipeline.cli.bought import trials
 from pipeline.cli.catalog import catalog
 from pipeline.cli.change import change
 from pipeline.cli.context import EXIT_FAILURE, EXIT_INPUT, EXIT_INTERRUPTED, EXIT_OPERATOR
-from pipeline.cli.develop import dev, emit, key, periods, stripe_simulator, top, usage
+from pipeline.cli.correct import correct
+from pipeline.cli.credits import credits_
+from pipeline.cli.develop import dev, emit, periods, stripe_simulator, top, usage
 from pipeline.cli.dunning import dunning
+from pipeline.cli.explain import explain
+from pipeline.cli.keys import key
+from pipeline.cli.migration import migration
 from pipeline.cli.notices import notices
-from pipeline.cli.operate import account, billing, close_period, doctor, meters, quarantine
-from pipeline.cli.page import account_page, account_timeline
+from pipeline.cli.operate import account, billing, close_period, doctor, meters
+from pipeline.cli.page import account_acknowledge, account_page, account_timeline, operator_page
+from pipeline.cli.quarantine import quarantine
 from pipeline.cli.rebuild import rebuild
 from pipeline.cli.reconcile import reconcile
 from pipeline.cli.revenue import revenue
@@ -54,12 +61,14 @@ def cli() -> None:
 
 
 for command in (
-    dev, stripe_simulator, emit, usage, periods, top, key, reconcile, billing, webhooks, quarantine, meters, account,
-    catalog, change, check, hold, notices, dunning, revenue, seats, trials,
-    close_period, doctor, rebuild,
+    dev, stripe_simulator, emit, backfill, usage, periods, top, key, reconcile, billing, webhooks, quarantine,
+    meters, account, catalog, change, check, explain, hold, notices, dunning, revenue, seats, trials, credits_,
+    migration, correct,
+    close_period, doctor, operator_page, rebuild,
     worker, archive, router, gateway, sink, mirror, auditor, notifier,
 ):  # fmt: skip
     cli.add_command(command)
+account.add_command(account_acknowledge)
 account.add_command(account_page)
 account.add_command(account_timeline)
 

@@ -118,6 +118,8 @@ def billing_status(as_json: bool) -> None:
         )
         for event in found.set_aside[:50]:
             click.echo(f"    {event.event_id}  {event.type}  {event.customer}")
+    for problem in found.credits[:50]:
+        click.echo(f"credits: {problem}")
     customers = sorted({event.customer for event in found.held})
     click.echo(f"held events: {len(found.held)} of {len(customers)} customers without an account")
     for customer in customers[:50]:

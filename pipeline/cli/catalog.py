@@ -232,7 +232,10 @@ def catalog_show(versions: bool, history: bool) -> None:
     from pipeline.commands.catalog import show, users_text
 
     if history:
-        for row in run(commands.history(settings())):
+        shown = [
+            row for row in run(commands.history(settings())) if row.entity in ("catalog", "migration", "plan_move")
+        ]
+        for row in shown:
             what = f"version {row.entity_id}" if row.entity == "catalog" else f"{row.entity} {row.entity_id}"
             click.echo(f"{what}  {format_instant_ms(row.at_ms)}  {row.actor}: {row.reason}")
         return

@@ -16,7 +16,7 @@ from urllib.parse import quote, urlencode
 import click
 
 from emitter.transport import exposes_key
-from pipeline.cli.context import EXIT_FAILURE, EXIT_INPUT, NO_DEV, data_dir, running, settings
+from pipeline.cli.context import EXIT_FAILURE, EXIT_INPUT, NO_DEV, data_dir, running
 from pipeline.local import DEV_FILE
 from schemas.errors import InvalidInput, Refused, Transient
 
@@ -161,10 +161,12 @@ Press ctrl-C to stop."""
 
 
 def _page_lines(instance: Any) -> str:
-    """The links to the pages of two customers of the example business."""
+    """The links to the pages of two customers of the example business, and to its revenue."""
     if not instance.options.example:
         return ""
     from pipeline.clock import SystemClock
+    from pipeline.http.dashboard import dashboard_link
+    from pipeline.http.operator_links import operator_link
     from pipeline.http.page_links import PageSecrets, page_link
 
     found, now_ms = instance.settings(), SystemClock().now_ms()
@@ -173,6 +175,10 @@ def _page_lines(instance: Any) -> str:
     for account, words in EXAMPLE_CUSTOMERS.items():
         link = page_link(found, secrets, account, EXAMPLE_LINK_S, now_ms)
         lines.append(f"\n  Customer's page     {link.url}  {account}: {words}")
+    operator = operator_link(found, secrets, "tidemark dev", EXAMPLE_LINK_S, now_ms)
+    lines.append(f"\n  Operator's page     {operator.url}  is anything wrong now, and why an invoice says what it says")
+    finance = dashboard_link(found, secrets, EXAMPLE_LINK_S, now_ms)
+    lines.append(f"\n  Revenue             {finance.url}  what the business earns, and why that changed")
     return "".join(lines)
 
 
@@ -189,7 +195,8 @@ def next_commands(options: DevOptions, command: str) -> list[str]:
     return [emit, usage, f"{command} check cafe members --used 4"]
 
 
-def _gateway() -> tuple[str, str]:
+def gateway_address() -> tuple[str, str]:
+    """The gateway's URL and an API key. Raises `InvalidInput`."""
     document = running() or {}
     url = os.environ.get("TIDEMARK_GATEWAY_URL") or document.get("gateway_url", "")
     key_text = os.environ.get("TIDEMARK_API_KEY") or document.get("api_key", "")
@@ -211,7 +218,7 @@ def _gateway() -> tuple[str, str]:
 def _call(method: str, path: str, **arguments: Any) -> dict[str, Any]:
     import httpx
 
-    url, key_text = _gateway()
+    url, key_text = gateway_address()
     try:
         headers = {"authorization": f"Bearer {key_text}", **arguments.pop("headers", {})}
         # A redirect is not followed: it would send the key to another address, perhaps unencrypted.
@@ -226,10 +233,10 @@ def _call(method: str, path: str, **arguments: Any) -> dict[str, Any]:
         raise InvalidInput("TIDEMARK_API_KEY", "must be one line, as `tidemark key create` prints it") from error
     except httpx.HTTPError as error:
         raise Transient(f"the gateway at {url} did not answer: {error}") from error
-    return _document(url, answer)
+    return answer_document(url, answer)
 
 
-def _document(url: str, answer: httpx.Response) -> dict[str, Any]:
+def answer_document(url: str, answer: httpx.Response) -> dict[str, Any]:
     """The gateway's answer. Raises the error that it contains, and `Transient` if it is not an answer of a gateway."""
     status = answer.status_code
     if 300 <= status < 400:
@@ -377,37 +384,3 @@ def top(meter: str, period: str | None, limit: int) -> None:
     tidemark top --meter tokens --limit 3
     """
     _print_answer("/v1/usage/top", {"meter": meter, "limit": limit, "period": period})
-
-
-@click.group()
-def key() -> None:
-    """Create and revoke API keys."""
-
-
-def _keys_file() -> Path:
-    if running() is None and "TIDEMARK_API_KEYS" not in os.environ:
-        raise InvalidInput("TIDEMARK_API_KEYS", f"{NO_DEV}; start it, or name the file that holds the keys' hashes")
-    path = settings().api_keys
-    if path is None:
-        raise InvalidInput("TIDEMARK_API_KEYS", "is not set; name the file that holds the keys' hashes")
-    return path
-
-
-@key.command("create")
-@click.option("--role", type=click.Choice(["ingest", "read", "check", "billing", "operator", "admin"]), required=True)
-@click.option("--account", default=None, help="Restrict the key to one account.")
-def key_create(role: str, account: str | None) -> None:
-    """Print a new API key. Only the hash of the key is stored."""
-    from pipeline.clock import SystemClock
-    from pipeline.http.api_keys import Role, create_key
-
-    click.echo(create_key(_keys_file(), Role(role), SystemClock(), account)[0])
-
-
-@key.command("revoke")
-@click.argument("key_id")
-def key_revoke(key_id: str) -> None:
-    """Revoke a key by its id, the first part after tm_. Gateways notice at once."""
-    from pipeline.http.api_keys import revoke_key
-
-    click.echo(f"revoked {revoke_key(_keys_file(), key_id).id}")

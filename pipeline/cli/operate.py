@@ -1,11 +1,9 @@
-"""Commands for operators: meters, account, close-period, billing, quarantine, reconcile, doctor."""
+"""Commands for operators: meters, account, close-period, billing, doctor."""
 
 from __future__ import annotations
 
 import json
-import re
 from asyncio import run
-from collections import Counter
 from getpass import getuser
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -13,7 +11,7 @@ from typing import TYPE_CHECKING, Final
 import click
 from click.core import ParameterSource
 
-from aggregators.instants import format_instant_ms, parse_instant_us, why_no_instant
+from aggregators.instants import parse_instant_us, why_no_instant
 from pipeline.cli.context import EXIT_FAILURE, confirm, settings
 from pipeline.cli.develop import METER_SET_FILE
 from schemas.billing_events import CUSTOMER_ID
@@ -253,24 +251,6 @@ def close_period(name: str, instant: str, yes: bool) -> None:
 
 
 @click.group()
-def quarantine() -> None:
-    """List events that were not counted, and send them again."""
-
-
-_REASON = click.option("--reason", help="Only entries with this reason, such as wrong_partition.")
-# As `quarantine list` prints it: topic-partition@offset.place.
-POSITION: Final = re.compile(r".+-[0-9]+@[0-9]+\.[0-9]+")
-
-
-def _check_reason(reason: str | None) -> None:
-    """Raise `InvalidInput` for a reason that no entry can have."""
-    from schemas.reasons import Reason
-
-    if reason is not None and reason not in set(Reason):
-        raise InvalidInput("--reason", f"{reason!r} is no reason; the reasons are {', '.join(sorted(Reason))}")
-
-
-@click.group()
 def billing() -> None:
     """Look at the side tables and fill them again; list reports that Stripe rejected, and send them again."""
 
@@ -330,67 +310,7 @@ def user() -> str:
     try:
         return getuser()
     except (KeyError, OSError) as error:
-        raise InvalidInput("--by", "the user of this machine has no name: say who redrives the reports") from error
-
-
-@quarantine.command("list")
-@_REASON
-@click.option("--limit", type=COUNT, default=50, show_default=True, help="Number of newest entries.")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object per line.")
-def quarantine_list(reason: str | None, limit: int, as_json: bool) -> None:
-    """Print quarantined events: position, reason and remedy."""
-    from pipeline.commands.operations import quarantined
-    from schemas.reasons import REMEDIES, Reason
-
-    _check_reason(reason)
-    for entry in run(quarantined(settings(), reason, limit)):
-        if as_json:
-            click.echo(json.dumps(entry.as_json()))
-        else:
-            known = entry.reason in set(Reason)
-            click.echo(
-                f"{entry.position}  "
-                f"{format_instant_ms(entry.stream_time_ms)}  {entry.reason}: {entry.detail}\n"
-                f"    {entry.text()[:160]}\n    → {REMEDIES[Reason(entry.reason)] if known else 'see the reason'}"
-            )
-
-
-@quarantine.command("redrive")
-@click.argument("positions", nargs=-1)
-@_REASON
-@click.option("--limit", type=COUNT, default=10_000, show_default=True, help="Number of newest entries.")
-@_YES
-def quarantine_redrive(positions: tuple[str, ...], reason: str | None, limit: int, yes: bool) -> None:
-    """Send quarantined events again through usage.inbox. Each event is counted at most once.
-
-    POSITIONS are those that `quarantine list` prints. Without a position or a reason, leaves out the events that would
-    be rejected again as they are.
-    """
-    from pipeline.commands.operations import quarantined, redrive
-    from schemas.reasons import UNCHANGED_BY_REDRIVE
-
-    _check_reason(reason)
-    for position in positions:
-        if not POSITION.fullmatch(position):
-            raise InvalidInput("POSITIONS", f"{position!r} is no position, such as usage.events-0@17.0")
-    deployment = settings()
-    entries = [entry for entry in run(quarantined(deployment, reason, limit)) if not entry.cut]
-    if missing := sorted(set(positions) - {entry.position for entry in entries}):
-        raise InvalidInput("POSITIONS", f"{missing[0]} is not among the newest {limit} entries that are whole")
-    if positions:
-        entries = [entry for entry in entries if entry.position in positions]
-    elif reason is None:
-        kept = [entry for entry in entries if entry.reason not in UNCHANGED_BY_REDRIVE]
-        if len(kept) < len(entries):
-            click.echo(f"{len(entries) - len(kept)} events are left out: they would be rejected again as they are")
-        entries = kept
-    if not entries:
-        click.echo("nothing to redrive")
-        return
-    for cause, count in Counter(entry.reason for entry in entries).most_common():
-        click.echo(f"{count} events: {cause}")
-    confirm(f"Send {len(entries)} events again?", yes=yes)
-    click.echo(f"{run(redrive(deployment, entries))} events sent to usage.inbox")
+        raise InvalidInput("--by", "the user of this machine has no name: say who you are") from error
 
 
 @click.command()

@@ -55,6 +55,7 @@ def reconcile(
     reason: str,
 ) -> None:
     """Recount usage_events and compare it with Redis, usage_hourly, the intents, Stripe's sums and Stripe's invoices.
+    What measured meters count is compared with their samples.
 
     Exits 0 if all compared values are equal, 1 on drift. Values that could not be read are `unchecked`. What an earlier
     run has confirmed at Stripe is not read again soon; without a record, everything is read.

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from aggregators.instants import format_instant_ms
 from pipeline.clock import SystemClock
+from pipeline.credits.balances import credit_problems
 from pipeline.open import Base, open_base, open_side_tables, open_stripe_objects
 from pipeline.settings import Settings
 from pipeline.webhooks.linking import Linked, Linking, Wish, link_customers
@@ -45,7 +46,8 @@ class Status(NamedTuple):
     """How far the side tables are. `lag_events` have not been processed, and the oldest of them is in the log for
     `lag_s` seconds. `walked_until` is "" before the first walk. `set_aside` waits for objects that are missing.
     `unread_reports` are records of `billing.reports` that the ledger of intents does not have. `pending` counts its
-    intents without an outcome, by hold; those under "" are about to be sent."""
+    intents without an outcome, by hold; those under "" are about to be sent. `credits`: what is wrong with grants at
+    Stripe, in words."""
 
     lag_events: int
     lag_s: int
@@ -56,6 +58,7 @@ class Status(NamedTuple):
     rows: dict[str, int]
     unread_reports: int
     pending: dict[str, int]
+    credits: Sequence[str]
 
 
 @contextlib.asynccontextmanager
@@ -157,6 +160,7 @@ async def status(settings: Settings) -> Status:
             dict(await tables.counts()),
             unread,
             pending,
+            await credit_problems(tables.catalog, tables.grant_orders, now_ms),
         )
 
 

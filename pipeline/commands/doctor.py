@@ -18,21 +18,24 @@ from pipeline.open import (
     read_meter_set,
 )
 from pipeline.settings import Settings
-from schemas.clock import DAY_MS, HOUR_MS, MINUTE_MS
+from schemas.clock import DAY_MS, HOUR_MS, MINUTE_MS, SECOND_MS
 from schemas.errors import TidemarkError
 from schemas.log import EVENTS_TOPIC
 from schemas.meters import MeterSet
 from schemas.reports import StripeCatalog
 
 CLOCK_SKEW_MS_MAX = 60_000
+# Two passes of the measurer, of which the second one tells what the first one saw too early.
+MEASURE_PASSES_MS = 10 * MINUTE_MS
+MEASURED_LEAD_S_MIN = 900
 
 
 async def diagnose(settings: Settings) -> list[Finding]:
     """Run all checks at the same time. A check that raises gives a finding with status wrong."""
     checks = {
-        "meter_set": _meter_set, "grace": _grace, "log": _log, "redis": _redis, "clickhouse": _clickhouse,
-        "stripe": _stripe, "final_action": _final_action, "native": _native, "webhooks": check_webhooks,
-        "sql": check_side_tables,
+        "meter_set": _meter_set, "grace": _grace, "measuring": _measuring, "log": _log, "redis": _redis,
+        "clickhouse": _clickhouse, "stripe": _stripe, "final_action": _final_action, "native": _native,
+        "webhooks": check_webhooks, "sql": check_side_tables,
     }  # fmt: skip
 
     async def run(what: str, check: Callable[[Settings], Awaitable[list[Finding]]]) -> list[Finding]:
@@ -86,6 +89,40 @@ async def _grace(settings: Settings) -> list[Finding]:
             "and TIDEMARK_STRIPE_INVOICE_GRACE_H to the same, or shorten policy.grace_ms and policy.report_interval_ms",
         )
     ]
+
+
+async def _measuring(settings: Settings) -> list[Finding]:
+    """Whether the last hours of measured meters are told before their period closes and Stripe makes the invoice."""
+    meter_set = await _known_meters(settings)
+    if not any(meter.aggregation.rule.measured for meter in meter_set.meters):
+        return []
+    told_ms = round(settings.measure_delay_s * SECOND_MS) + MEASURE_PASSES_MS
+    told = f"the last hour of a period is told up to {told_ms / MINUTE_MS:g} minutes after its end"
+    findings = []
+    if meter_set.policy.grace_ms <= told_ms:
+        detail = (
+            f"{told}, and the period closes after {meter_set.policy.grace_ms / MINUTE_MS:g}: the next one counts it"
+        )
+        remedy = "set policy.grace_ms higher, or TIDEMARK_MEASURE_DELAY_S lower"
+        findings.append(Finding("note", "measured grace", detail, remedy))
+    if not settings.stripe_api_key.get_secret_value():
+        return findings or [Finding("ok", "measuring", told)]
+    final_ms = round(settings.stripe_invoice_grace_h * HOUR_MS)
+    if final_ms <= told_ms:
+        detail = (
+            f"{told}, and Stripe finalizes the invoice after {final_ms / MINUTE_MS:g}: an invoice item must bill it"
+        )
+        remedy = (
+            "set the invoice grace period in Stripe's dashboard higher, and TIDEMARK_STRIPE_INVOICE_GRACE_H to the same"
+        )
+        findings.append(Finding("note", "measured invoice", detail, remedy))
+    if settings.close_lead_s < MEASURED_LEAD_S_MIN:
+        detail = (
+            f"TIDEMARK_CLOSE_LEAD_S is {settings.close_lead_s:g}: the sink may ask for usage that is not measured yet, "
+            "because the worker measures every five minutes"
+        )
+        findings.append(Finding("note", "measured lead", detail, f"set it to {MEASURED_LEAD_S_MIN} or more"))
+    return findings or [Finding("ok", "measuring", told)]
 
 
 async def _final_action(settings: Settings) -> list[Finding]:

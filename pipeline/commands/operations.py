@@ -1,15 +1,13 @@
-"""The commands for meter sets and quarantine, as functions."""
+"""The commands for meter sets, as functions."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import NamedTuple
 
-from aggregators.decode import decode, is_batch, timed
 from aggregators.meters import definition_change
-from pipeline.logs.quarantine import Header
 from pipeline.open import (
     Base,
     apply_meter_set,
@@ -20,10 +18,7 @@ from pipeline.open import (
 )
 from pipeline.settings import Settings
 from schemas.errors import InvalidInput
-from schemas.log import INBOX_TOPIC, REJECTED_TOPIC, Log, Record
 from schemas.meters import Meter, MeterSet
-
-READ_RECORDS_MAX = 1_000
 
 
 @contextlib.asynccontextmanager
@@ -140,91 +135,3 @@ async def create_at_stripe(settings: Settings, meter_set: MeterSet) -> list[str]
     finally:
         await meters.close()
     return lines
-
-
-class QuarantineEntry(NamedTuple):
-    """An event in the quarantine. (topic, partition, offset, place) is the original position and the identity."""
-
-    topic: str
-    partition: int
-    offset: int
-    place: int
-    reason: str
-    detail: str
-    stream_time_ms: int
-    value: bytes
-    cut: bool
-
-    @property
-    def position(self) -> str:
-        """The identity as a text that a person can copy."""
-        return f"{self.topic}-{self.partition}@{self.offset}.{self.place}"
-
-    def text(self) -> str:
-        """The original bytes as text; invalid UTF-8 is replaced."""
-        return self.value.decode("utf-8", "replace")
-
-    def as_json(self) -> dict[str, object]:
-        """The entry as a JSON object."""
-        return {**self._asdict(), "value": self.text()}
-
-
-def quarantine_entry(record: Record) -> QuarantineEntry:
-    """Read a record of `usage.rejected`.
-
-    Events that the gateway refused were in no other topic; their position is the position in `usage.rejected`.
-    """
-    headers = {name: value.decode("utf-8", "replace") for name, value in record.headers}
-    placed = Header.OFFSET in headers
-    return QuarantineEntry(
-        headers.get(Header.TOPIC, "") if placed else headers.get(Header.SOURCE, REJECTED_TOPIC),
-        int(headers[Header.PARTITION]) if placed else record.partition,
-        int(headers[Header.OFFSET]) if placed else record.offset,
-        int(headers.get(Header.INDEX, 0)),
-        headers.get(Header.REASON, ""),
-        headers.get(Header.DETAIL, ""),
-        int(headers.get(Header.STREAM_TIME_MS, record.timestamp_ms)),
-        record.value or b"",
-        Header.CUT_AT_BYTES in headers,
-    )
-
-
-async def quarantined(settings: Settings, reason: str | None, limit: int) -> list[QuarantineEntry]:
-    """The newest `limit` entries, oldest first, without repetitions of a position. Keeps `limit` entries per partition
-    in memory."""
-    newest: list[QuarantineEntry] = []
-    async with _opened(settings) as base:
-        for partition in range(await base.log.partition_count(REJECTED_TOPIC)):
-            newest += await _newest(base.log, partition, reason, limit)
-    return sorted(newest, key=lambda entry: (entry.stream_time_ms, entry[:4]))[-limit:]
-
-
-async def _newest(log: Log, partition: int, reason: str | None, limit: int) -> Iterable[QuarantineEntry]:
-    bounds = await log.bounds(REJECTED_TOPIC, partition)
-    entries: dict[tuple[str, int, int, int], QuarantineEntry] = {}
-    offset = bounds.first
-    while offset < bounds.next and (records := await log.read(REJECTED_TOPIC, partition, offset, READ_RECORDS_MAX)):
-        offset = records[-1].next_offset
-        for entry in map(quarantine_entry, records):
-            if reason in (None, entry.reason):
-                entries[entry[:4]] = entry
-        while len(entries) > limit:
-            del entries[next(iter(entries))]
-    return entries.values()
-
-
-async def redrive(settings: Settings, entries: Sequence[QuarantineEntry]) -> int:
-    """Append entries to `usage.inbox`; returns their number. Repetition is safe: an event is counted once."""
-    async with _opened(settings) as base:
-        count = await base.log.partition_count(INBOX_TOPIC)
-        for entry in entries:
-            await base.log.append(INBOX_TOPIC, entry.partition % count, redriven(entry))
-    return len(entries)
-
-
-def redriven(entry: QuarantineEntry) -> bytes:
-    """The bytes to append: those of the entry. An event without a time gets the time of its first arrival."""
-    decoded = decode(entry.value, len(entry.value) + 1)
-    if is_batch(entry.value) or not decoded.events:
-        return entry.value
-    return timed(entry.value, decoded.events[0][1], entry.stream_time_ms)

@@ -122,9 +122,13 @@ async def migrate(parts: Parts, wanted: Preview, who: str, why: str, told: Told)
 
 async def _versions(parts: Parts, source: PlanId, target: PlanId) -> Versions:
     try:
-        return Versions(await parts.catalog.standing(), source, target)
+        versions = Versions(await parts.catalog.standing(), source, target)
     except CannotMove as error:
         raise InvalidInput("PLAN", str(error)) from error
+    if source.name != target.name or source == target:
+        message = f"a move leads to another version of the same plan, and not from {source} to {target}"
+        raise InvalidInput("PLAN", message)
+    return versions
 
 
 def _planned(versions: Versions, subscribed: Subscribed, last: Move | None) -> Planned:

@@ -88,7 +88,7 @@ def _row(known: LedgerIntent, detail: str) -> dict[str, Any]:
         "account": intent.account,
         "meter": intent.meter,
         "instant": format_instant_ms(intent.instant_ms),
-        "quantity": decimal_text(intent.delta_minor, intent.scale),
+        "quantity": decimal_text(known.billed_minor, intent.scale),
         "stripe_customer": known.stripe_customer,
         "detail": detail,
     }

@@ -16,7 +16,7 @@ from aggregators.entitlement_codec import decode
 from aggregators.entitlements import segment_at
 from aggregators.instants import format_instant_ms
 from pipeline.access.checks import AccessChecks, Answer
-from pipeline.access.holds import HoldRequest
+from pipeline.access.holds import HoldRequest, check_key
 from pipeline.http import models
 from pipeline.http.api_keys import Role
 from pipeline.http.body import Bodies
@@ -63,7 +63,7 @@ class AccessEndpoints:
     async def check(self, request: Request) -> Response:
         """Whether an account may use more of a feature, and why; or a list of such answers. Answered from memory,
         unless the quantity is to be held."""
-        key = authorized(self._dependencies, request, Role.CHECK, Role.READ)
+        key = await authorized(self._dependencies, request, Role.CHECK, Role.READ)
         checks, _ = opened_access(self._dependencies)
         async with self._bodies.read(request) as body:
             wanted = _wanted(body)
@@ -77,6 +77,7 @@ class AccessEndpoints:
             if each.hold_s and isinstance(wanted, list):
                 raise InvalidInput("hold_s", "holds are taken one at a time: send the check alone, not in a list")
         request_key = request.headers.get("idempotency-key", "")
+        check_key(request_key)
         if isinstance(wanted, Wanted):
             return json_answer(await self._answer(checks, wanted, request_key))
         # Side by side: a store that hangs delays the list as long as one check.

@@ -1,7 +1,8 @@
-"""API keys, which limit who may write and read (I12). The key file has hashes only; `create_key` returns a key once.
+"""API keys, which limit who may write and read (I12), and the file of keys that need no database.
 
-The file has one JSON object per line: `id`, `role`, `account` (or null), `hash`, `created`. A key's text is
-`tm_<id>_<secret>`. A plain BLAKE2b hash is enough, because nobody can guess the secret's 256 random bits.
+A key's text is `tm_<id>_<secret>`, wherever it is kept. A plain BLAKE2b hash is enough, because nobody can guess the
+secret's 256 random bits. The file has hashes only, in one JSON object per line: `id`, `role`, `hash`, `created`, and
+where they are set `account`, `expires_ms` and `events_per_s`. `pipeline/http/known_keys.py` has the keys in SQL.
 """
 
 from __future__ import annotations
@@ -12,22 +13,22 @@ import json
 import os
 import re
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from enum import StrEnum
 from hashlib import blake2b
 from pathlib import Path
-from typing import Final, Protocol
+from typing import Final, NamedTuple, Protocol
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from aggregators.instants import format_instant_ms
 from pipeline.http.watched_file import WatchedFile
-from schemas.clock import Clock
+from schemas.clock import DAY_MS, Clock
 from schemas.errors import InvalidInput
 from schemas.events import NAME_CHARACTERS_MAX
+from schemas.keys import KEYS_MAX
 
-KEYS_MAX: Final = 10_000
 FILE_BYTES_MAX: Final = 8 * 1024 * 1024
 SECRET_BYTES: Final = 32
 
@@ -37,18 +38,20 @@ _NOBODY: Final = "0" * 64
 
 class Role(StrEnum):
     """What a key may do: send events, read usage, ask for access and take holds, change plans, grant things to
-    accounts, or everything."""
+    accounts, read revenue, or everything."""
 
     INGEST = "ingest"
     READ = "read"
     CHECK = "check"
     BILLING = "billing"
     OPERATOR = "operator"
+    FINANCE = "finance"
     ADMIN = "admin"
 
 
 class ApiKey(BaseModel):
-    """One stored key. A key with an `account` may write and read that account only."""
+    """One stored key. A key with an `account` may write and read that account only. From `expires_ms`
+    on the key is not valid. `events_per_s`: how many events it may send to one gateway process."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -57,6 +60,8 @@ class ApiKey(BaseModel):
     account: str | None = Field(default=None, min_length=1, max_length=NAME_CHARACTERS_MAX)
     hash: str = Field(pattern=r"^[0-9a-f]{64}$")
     created: str
+    expires_ms: int | None = None
+    events_per_s: int | None = Field(default=None, ge=1)
 
     def may(self, *roles: Role) -> bool:
         """Whether the key has one of the roles. `admin` has every role."""
@@ -88,12 +93,42 @@ class KeyFile:
         return self._file.problem
 
     def verify(self, key: str) -> ApiKey | None:
-        keys = self._file.content()
-        shape = _KEY.fullmatch(key)
-        stored = keys.get(shape[1]) if shape else None
-        # An unknown id is compared too, so that the duration does not show whether an id exists.
-        proved = hmac.compare_digest(_hash(shape[2] if shape else ""), stored.hash if stored else _NOBODY)
-        return stored if proved else None
+        return proven(key, self._file.content())
+
+
+def id_of(key: str) -> str:
+    """The id in a key's text; "" if the text is no key's."""
+    shape = _KEY.fullmatch(key)
+    return shape[1] if shape else ""
+
+
+def proven(key: str, keys: Mapping[str, ApiKey]) -> ApiKey | None:
+    """The stored key with this text, or None."""
+    shape = _KEY.fullmatch(key)
+    stored = keys.get(shape[1]) if shape else None
+    # An unknown id is compared too, so that the duration does not show whether an id exists.
+    is_proved = hmac.compare_digest(_hash(shape[2] if shape else ""), stored.hash if stored else _NOBODY)
+    return stored if is_proved else None
+
+
+class NewKey(NamedTuple):
+    """A new key: its text, which is stored nowhere, its id, and the hash of its secret part."""
+
+    text: str
+    id: str
+    hash: str
+
+
+def new_key() -> NewKey:
+    """A key that nobody can guess."""
+    key_id, secret = secrets.token_hex(6), secrets.token_urlsafe(SECRET_BYTES)
+    return NewKey(f"tm_{key_id}_{secret}", key_id, _hash(secret))
+
+
+def check_account(account: str | None) -> None:
+    """Raise `InvalidInput` for an account of a key that no event can have."""
+    if account is not None and not 1 <= len(account) <= NAME_CHARACTERS_MAX:
+        raise InvalidInput("account", f"must have 1 to {NAME_CHARACTERS_MAX} characters")
 
 
 def load_keys(path: Path) -> dict[str, ApiKey]:
@@ -120,24 +155,26 @@ def load_keys(path: Path) -> dict[str, ApiKey]:
     return keys
 
 
-def create_key(path: Path, role: Role, clock: Clock, account: str | None = None) -> tuple[str, ApiKey]:
+def create_key(
+    path: Path, role: Role, clock: Clock, account: str | None = None, *, valid_days: int | None = None,
+    events_per_s: int | None = None,
+) -> tuple[str, ApiKey]:  # fmt: skip
     """Create a key and add its hash to the file. Return the key's text, which is stored nowhere, and the stored key.
 
     Creates a missing file with mode 0600. Other processes may change the file at the same time. Raises `InvalidInput`
     if the account or the file is invalid.
     """
-    key_id, secret = secrets.token_hex(6), secrets.token_urlsafe(SECRET_BYTES)
-    try:
-        key = ApiKey(
-            id=key_id, role=role, account=account, hash=_hash(secret), created=format_instant_ms(clock.now_ms())
-        )
-    except ValidationError as error:
-        raise InvalidInput("account", f"must have 1 to {NAME_CHARACTERS_MAX} characters") from error
+    check_account(account)
+    made, now_ms = new_key(), clock.now_ms()
+    key = ApiKey(
+        id=made.id, role=role, account=account, hash=made.hash, created=format_instant_ms(now_ms),
+        expires_ms=None if valid_days is None else now_ms + valid_days * DAY_MS, events_per_s=events_per_s,
+    )  # fmt: skip
     with _changing(path) as keys:
         if len(keys) >= KEYS_MAX:
             raise InvalidInput("api_keys", f"{path} holds {KEYS_MAX} keys: revoke those not used any more")
-        keys[key_id] = key
-    return f"tm_{key_id}_{secret}", key
+        keys[key.id] = key
+    return made.text, key
 
 
 def revoke_key(path: Path, key_id: str) -> ApiKey:
@@ -160,7 +197,9 @@ def _changing(path: Path) -> Iterator[dict[str, ApiKey]]:
         new = path.with_name(path.name + ".new")
         descriptor = os.open(new, os.O_CREAT | os.O_WRONLY | os.O_TRUNC, 0o600)
         with os.fdopen(descriptor, "w") as file:
-            file.writelines(json.dumps(key.model_dump(mode="json")) + "\n" for key in keys.values())
+            file.writelines(
+                json.dumps(key.model_dump(mode="json", exclude_defaults=True)) + "\n" for key in keys.values()
+            )
             file.flush()
             os.fsync(file.fileno())
         new.replace(path)

@@ -9,7 +9,10 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
+from copy import copy
+from functools import cache, partial
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any, Final
 
 from fastapi import FastAPI
@@ -29,17 +32,33 @@ from pipeline.http.appender import Appender
 from pipeline.http.change_models import CheckoutAnswer, PlansAnswer, PortalAnswer, QuoteAnswer
 from pipeline.http.changes import ChangeEndpoints
 from pipeline.http.checkout import CheckoutEndpoints
+from pipeline.http.correction_routes import add_corrections
+from pipeline.http.credit_models import CreditGrantAnswer, CreditsAnswer, PurchaseAnswer
+from pipeline.http.credits import CreditEndpoints
 from pipeline.http.customer_page import GatewayBusiness
+from pipeline.http.dashboard import GatewayBooks
 from pipeline.http.dependencies import AnyKey, GatewayDependencies
 from pipeline.http.dunning import BannersAnswer, CasesAnswer, DunningEndpoints
 from pipeline.http.errors import Handler, answering, http_exception, json_answer
 from pipeline.http.events import EventsEndpoint
+from pipeline.http.explain import (
+    EVENT_PATH,
+    INVOICE_PATH,
+    LINE_PATH,
+    EventExplanationAnswer,
+    ExplainEndpoints,
+    InvoiceExplanationAnswer,
+    LineExplanationAnswer,
+)
+from pipeline.http.finance import DashboardAnswer, FinanceEndpoints, JournalAnswer
 from pipeline.http.flush import FlushEndpoint
 from pipeline.http.health import Health
 from pipeline.http.holds import HoldEndpoints
 from pipeline.http.intents import IntentsEndpoint
 from pipeline.http.notices import NoticesEndpoint
 from pipeline.http.openapi import DESCRIPTION, HOLD_PATH, NO_TOP, NOT_READY, REFUSALS, document
+from pipeline.http.operator_board import GatewayBoard
+from pipeline.http.operator_links import OperatorLinkEndpoint, OperatorPageAnswer
 from pipeline.http.override_models import OverridesAnswer
 from pipeline.http.overrides import OverrideEndpoints
 from pipeline.http.page_links import PageAnswer, PageLinkEndpoint, PageSecrets
@@ -47,6 +66,8 @@ from pipeline.http.pages import Pages
 from pipeline.http.percent import SLASH, routed
 from pipeline.http.periods import PeriodsEndpoint
 from pipeline.http.queries import Parameters
+from pipeline.http.redrives import REDRIVES_PATH, RedriveAnswer, RedriveEndpoint
+from pipeline.http.revenue import RevenueEndpoints
 from pipeline.http.seat_models import SeatAnswer, SeatsAnswer
 from pipeline.http.seats import SeatEndpoints
 from pipeline.http.timeline import TimelineAnswer, TimelineEndpoint
@@ -54,7 +75,9 @@ from pipeline.http.top import TopEndpoints
 from pipeline.http.usage import UsageEndpoints
 from pipeline.http.webhooks import WEBHOOK_PATH, WebhookEndpoint
 from pipeline.metrics import Metrics
-from portal.router import Served
+from portal.dashboard_router import Shown, dashboard_routes
+from portal.operator_router import Operated, operator_routes
+from portal.router import Noted, Served
 from portal.router import routes as page_routes
 from schemas.meters import Meter
 
@@ -72,6 +95,8 @@ class _Name(Convertor[str]):
 
 
 EVENTS_PATH: Final = "/v1/events"
+# The pages of the runbook, where the documents are beside the code.
+RUNBOOK: Final = Path(__file__).parents[2] / "docs" / "runbook"
 
 register_url_convertor("name", _Name())
 
@@ -145,14 +170,20 @@ def create_gateway(dependencies: GatewayDependencies, metrics: Metrics | None = 
 
     _add_reads(app, dependencies, exposition)
     _add_flush(app, dependencies)
+    _add_explain(app, ExplainEndpoints(dependencies))
     _add_access(app, dependencies)
     _add_changes(app, ChangeEndpoints(dependencies))
     _add_pages(app, CheckoutEndpoints(dependencies))
     _add_page(app, dependencies, counted)
+    _add_finance(app, dependencies, counted)
+    _add_operator(app, dependencies, counted)
     _add_seats(app, SeatEndpoints(dependencies))
+    _add_credits(app, CreditEndpoints(dependencies))
+    add_corrections(app, dependencies)
     # The last of the accounts' paths, because a name in a path may contain slashes.
     _add_accounts(app, dependencies)
-    app.state.openapi = document(app)
+    # Made at the first request, in a thread: the description takes as long as all the rest of the app.
+    app.state.openapi = cache(partial(document, app, [copy(route) for route in app.routes]))
     for route in app.routes:
         if isinstance(route, APIRoute) and route.methods == {"GET"}:
             # Load balancers and link checkers ask with HEAD; the server leaves the body out.
@@ -191,6 +222,8 @@ def _add_reads(app: FastAPI, dependencies: GatewayDependencies, exposition: Call
     get("/v1/dunning/cases", dunning.listed, "Dunning cases", CasesAnswer, *refused)
     banners = "/v1/accounts/{account:name}/banners"
     get(banners, dunning.banners, "What an account's users should be told", BannersAnswer, *refused)
+    for name, handler, summary, model in RevenueEndpoints(dependencies).paths():
+        get(name, handler, summary, model, *refused)
     timeline = TimelineEndpoint(dependencies).listed
     path = "/v1/accounts/{account:name}/timeline"
     get(path, timeline, "The past and the future of an account", TimelineAnswer, *refused)
@@ -213,6 +246,18 @@ def _add_flush(app: FastAPI, dependencies: GatewayDependencies) -> None:
         response_description=_meaning(models.Flushed, ""),
         responses={status: REFUSALS[status] for status in (400, 401, 403, 501, 503, "default")},
     )
+
+
+def _add_explain(app: FastAPI, explain: ExplainEndpoints) -> None:
+    """Add the paths that explain an invoice, a line and an event."""
+    responses = {status: REFUSALS[status] for status in (400, 401, 403, 404, 501, 503, "default")}
+    for path, run, model, summary in (
+        (LINE_PATH, explain.line, LineExplanationAnswer, "Explain a line of an invoice"),
+        (INVOICE_PATH, explain.invoice, InvoiceExplanationAnswer, "Explain an invoice"),
+        (EVENT_PATH, explain.event, EventExplanationAnswer, "Explain where an event ended"),
+    ):
+        more: dict[str, Any] = {"response_model": model, "response_description": model.__doc__, "summary": summary}
+        app.add_api_route(path, run, responses=responses, **more)
 
 
 def _add_accounts(app: FastAPI, dependencies: GatewayDependencies) -> None:
@@ -307,14 +352,50 @@ def _add_page(app: FastAPI, dependencies: GatewayDependencies, metrics: Metrics)
         responses={status: REFUSALS[status] for status in (*statuses, "default")},
     )
 
+    business = GatewayBusiness(dependencies)
+    frames, theme = settings.page_frames, settings.page_theme
+    served = Served(business, dependencies.clock, secrets, settings.page_url, frames, theme, _noted(metrics))
+    app.router.routes += page_routes(served)
+
+
+def _noted(metrics: Metrics) -> Noted:
+    """Counts the answers of pages."""
+
     def noted(route: str, status: int, seconds: float) -> None:
         metrics.add("tidemark_gateway_requests_total", route=route, status=str(status))
         metrics.observe("tidemark_gateway_request_seconds", seconds, route=route)
 
-    business = GatewayBusiness(dependencies)
-    frames, theme = settings.page_frames, settings.page_theme
-    served = Served(business, dependencies.clock, secrets, settings.page_url, frames, theme, noted)
-    app.router.routes += page_routes(served)
+    return noted
+
+
+def _add_finance(app: FastAPI, dependencies: GatewayDependencies, metrics: Metrics) -> None:
+    """Add the journal, the dashboard of revenue, and the path that makes links to it."""
+    secrets = PageSecrets(dependencies.settings)
+    finance = FinanceEndpoints(dependencies, secrets)
+    more: dict[str, Any] = {"response_model": JournalAnswer, "response_description": JournalAnswer.__doc__}
+    more |= {"responses": {status: REFUSALS[status] for status in (400, 401, 403, 501, 503, "default")}}
+    app.add_api_route("/v1/revenue/journal", finance.journal, summary="The journal for the finance system", **more)
+    more |= {"response_model": DashboardAnswer, "response_description": DashboardAnswer.__doc__}
+    more |= {"responses": {status: REFUSALS[status] for status in (400, 401, 403, 408, 413, 501, "default")}}
+    more |= {"methods": ["POST"], "status_code": 201, "summary": "Make a link to the dashboard of revenue"}
+    app.add_api_route("/v1/revenue/page", finance.page, **more)
+    books, theme = GatewayBooks(dependencies), dependencies.settings.page_theme
+    app.router.routes += dashboard_routes(Shown(books, dependencies.clock, secrets, theme, _noted(metrics)))
+
+
+def _add_operator(app: FastAPI, dependencies: GatewayDependencies, metrics: Metrics) -> None:
+    """Add the operator's page, and the path that makes links to it."""
+    secrets = PageSecrets(dependencies.settings)
+    more: dict[str, Any] = {"response_model": OperatorPageAnswer, "response_description": OperatorPageAnswer.__doc__}
+    more |= {"responses": {status: REFUSALS[status] for status in (400, 401, 403, 408, 413, 501, "default")}}
+    more |= {"methods": ["POST"], "status_code": 201, "summary": "Make a link to the operator's page"}
+    app.add_api_route("/v1/operator/page", OperatorLinkEndpoint(dependencies, secrets).make, **more)
+    more |= {"response_model": RedriveAnswer, "response_description": RedriveAnswer.__doc__}
+    more |= {"responses": more["responses"] | {status: REFUSALS[status] for status in (409, 503)}}
+    more |= {"status_code": 200, "summary": "Send quarantined events again"}
+    app.add_api_route(REDRIVES_PATH, RedriveEndpoint(dependencies).post, **more)
+    board = GatewayBoard(dependencies)
+    app.router.routes += operator_routes(Operated(board, dependencies.clock, secrets, RUNBOOK, _noted(metrics)))
 
 
 def _add_seats(app: FastAPI, seats: SeatEndpoints) -> None:
@@ -329,6 +410,33 @@ def _add_seats(app: FastAPI, seats: SeatEndpoints) -> None:
     app.add_api_route(all_, seats.post, status_code=201, summary="Give or reserve a seat", **more)
     app.add_api_route(f"{one}/activate", seats.activate, summary="Accept a reserved seat", **more)
     app.add_api_route(f"{one}/release", seats.release, summary="Release a seat", **more)
+
+
+def _add_credits(app: FastAPI, credits_: CreditEndpoints) -> None:
+    """Add the paths of credits."""
+    statuses = (400, 401, 403, 404, 408, 409, 413, 501, 503)
+    all_ = "/v1/accounts/{account:name}/credits"
+    grant: dict[str, Any] = {"response_model": CreditGrantAnswer, "response_description": CreditGrantAnswer.__doc__}
+    bought: dict[str, Any] = {"response_model": PurchaseAnswer, "response_description": PurchaseAnswer.__doc__}
+    asked: dict[str, Any] = {"methods": ["POST"]}
+    asked |= {"responses": {status: REFUSALS[status] for status in (*statuses, "default")}}
+    app.add_api_route(
+        all_,
+        credits_.balance,
+        summary="The credits of an account",
+        response_model=CreditsAnswer,
+        response_description=CreditsAnswer.__doc__ or "",
+        responses={status: REFUSALS[status] for status in (400, 401, 403, 501, 503, "default")},
+    )
+    app.add_api_route(
+        f"{all_}/top-ups", credits_.top_up, status_code=201, summary="Buy a pack of credits", **bought, **asked
+    )
+    app.add_api_route(
+        f"{all_}/grants", credits_.grant, status_code=201, summary="Give credits to an account", **grant, **asked
+    )
+    app.add_api_route(
+        f"{all_}/grants/{{grant:name}}/void", credits_.void, summary="Take credits back", **grant, **asked
+    )
 
 
 def _meaning(model: Any, summary: str) -> str:
@@ -349,6 +457,7 @@ async def meters(request: Request, _key: AnyKey) -> Response:
 
 
 def _described(meter: Meter) -> models.MeterAnswer:
+    rule = meter.aggregation.rule
     return models.MeterAnswer(
         slug=meter.slug,
         event_type=meter.event_type,
@@ -360,6 +469,12 @@ def _described(meter: Meter) -> models.MeterAnswer:
         scale=meter.scale,
         late=meter.late.value,
         on_bad=meter.on_bad.value,
+        per=meter.per.value if rule.measured and not rule.greatest else None,
+        series_path=meter.series_path,
+        stands_s_max=meter.stands_s_max,
+        start_path=meter.start_path,
+        session_path=meter.session_path,
+        session_gap_s_max=meter.session_gap_s_max if meter.session_path else None,
         description=meter.description,
     )
 

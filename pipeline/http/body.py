@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import re
+import sys
 import zlib
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
-from typing import Annotated, Final, NamedTuple
+from typing import Annotated, Any, Final, NamedTuple
 
 import msgspec
 from starlette.requests import Request
@@ -18,14 +19,22 @@ from pipeline.http.errors import ApiError, overloaded
 from pipeline.http.percent import decoded
 from schemas.reasons import Reason
 
+if sys.version_info >= (3, 14):
+    from compression import zstd
+else:
+    from backports import zstd
+
 REQUEST_EVENTS_MAX: Final = 10_000
 BODIES_BYTES_MAX: Final = 256 * 1024 * 1024
 BODY_TIMEOUT_S: Final = 30.0
 DISCARD_S: Final = 1.0
-# Both names mean the same (RFC 9110, 8.4.1.3).
-GZIP: Final = ("gzip", "x-gzip")
+ZSTD: Final = "zstd"
+# The first two names mean the same (RFC 9110, 8.4.1.3).
+COMPRESSED: Final = ("gzip", "x-gzip", ZSTD)
 # Each member copies the rest of the body.
-GZIP_MEMBERS_MAX: Final = 1_000
+MEMBERS_MAX: Final = 1_000
+# A frame may ask for as much memory as it names. This is what a receiver should take (RFC 8878, 3.1.1.1.2).
+ZSTD_WINDOW_LOG_MAX: Final = 23
 
 SINGLE: Final = "application/cloudevents+json"
 BATCH: Final = "application/cloudevents-batch+json"
@@ -47,6 +56,20 @@ _NOT_ENCODED: Final = (
 _QUOTED: Final = re.compile(rb'"((?:[^"\\]|\\.)*)"')
 
 
+def _gzip() -> Any:
+    return zlib.decompressobj(wbits=31)
+
+
+def _zstd() -> Any:
+    return zstd.ZstdDecompressor(options={zstd.DecompressionParameter.window_log_max: ZSTD_WINDOW_LOG_MAX})
+
+
+def _bad(is_zstd: bool, what: str) -> ApiError:
+    if is_zstd:
+        return ApiError(400, "bad_zstd", f"the zstd body {what}", "content-encoding")
+    return ApiError(400, "bad_gzip", f"the gzip body {what}", "content-encoding")
+
+
 class Bodies:
     """Reads bodies of up to `body_bytes_max` bytes, before and after decompression. All bodies that are in use together
     have up to `bodies_bytes_max` bytes."""
@@ -60,31 +83,31 @@ class Bodies:
     async def read(self, request: Request) -> AsyncIterator[bytes]:
         """The decompressed body. The bytes count towards the common limit until the end of the block.
 
-        Raises `ApiError`: 413 too large, 415 unknown encoding, 400 invalid gzip, 408 too slow, 503 no room.
+        Raises `ApiError`: 413 too large, 415 unknown encoding, 400 invalid gzip or zstd, 408 too slow, 503 no room.
         """
         encoding = request.headers.get("content-encoding", "identity").strip().lower()
-        if encoding not in ("", "identity", *GZIP):
+        if encoding not in ("", "identity", *COMPRESSED):
             raise ApiError(
-                415, "unsupported_encoding", "send the body as it is or with Content-Encoding: gzip",
-                "content-encoding", {"Accept-Encoding": "gzip, identity"},
+                415, "unsupported_encoding", "send the body as it is or with Content-Encoding: gzip or zstd",
+                "content-encoding", {"Accept-Encoding": "gzip, zstd, identity"},
             )  # fmt: skip
         announced = request.headers.get("content-length", "0")
         if announced.isdigit() and int(announced) > self._body_bytes_max:
             # With "Expect: 100-continue" the client has not sent the body yet.
             if "expect" not in request.headers:
-                await _discard(request)
+                await _discard(request.stream())
             raise self._too_large()
-        size = 0
+        size, stream = 0, request.stream()
         parts: list[bytes] = []
         try:
             try:
                 async with asyncio.timeout(BODY_TIMEOUT_S):
-                    async for part in request.stream():
+                    async for part in stream:
                         size += len(part)
                         self._bytes_in_use += len(part)
                         if size > self._body_bytes_max:
                             parts.clear()
-                            await _discard(request)
+                            await _discard(stream)
                             raise self._too_large()
                         if self._bytes_in_use > self._bodies_bytes_max:
                             raise overloaded("the gateway is busy with other requests; send the request again")
@@ -94,34 +117,33 @@ class Bodies:
                 raise ApiError(408, "too_slow", message) from None
             body = b"".join(parts)
             parts.clear()
-            if encoding in GZIP:
-                body = self._inflated(body)
+            if encoding in COMPRESSED:
+                body = self._decompressed(body, encoding)
                 size += len(body)
                 self._bytes_in_use += len(body)
             yield body
         finally:
             self._bytes_in_use -= size
 
-    def _inflated(self, body: bytes) -> bytes:
-        """The content of a gzip body, which may have several members (RFC 1952, 2.2)."""
+    def _decompressed(self, body: bytes, encoding: str) -> bytes:
+        """The content of a body, which may have several members (RFC 1952, 2.2) or frames (RFC 8878, 3)."""
+        is_zstd = encoding == ZSTD
         parts: list[bytes] = []
         room = self._body_bytes_max
         while body or not parts:
-            inflater = zlib.decompressobj(wbits=31)
+            part = _zstd() if is_zstd else _gzip()
             try:
-                parts.append(inflater.decompress(body, room + 1))
-            except zlib.error:
-                message = "the gzip body has something behind it" if parts else "the body is not valid gzip"
-                raise ApiError(400, "bad_gzip", message, "content-encoding") from None
+                parts.append(part.decompress(body, room + 1))
+            except (zlib.error, zstd.ZstdError):
+                raise _bad(is_zstd, "has something behind it" if parts else "is not valid") from None
             room -= len(parts[-1])
             if room < 0:
                 raise self._too_large()
-            if not inflater.eof:
-                raise ApiError(400, "bad_gzip", "the gzip body ends early", "content-encoding")
-            if len(parts) >= GZIP_MEMBERS_MAX and inflater.unused_data:
-                message = f"the gzip body has more than {GZIP_MEMBERS_MAX} members"
-                raise ApiError(400, "bad_gzip", message, "content-encoding")
-            body = inflater.unused_data
+            if not part.eof:
+                raise _bad(is_zstd, "ends early")
+            if len(parts) >= MEMBERS_MAX and part.unused_data:
+                raise _bad(is_zstd, f"has more than {MEMBERS_MAX} members")
+            body = part.unused_data
         return b"".join(parts)
 
     def _too_large(self) -> ApiError:
@@ -129,11 +151,11 @@ class Bodies:
         return ApiError(413, "body_too_large", message, headers={"Connection": "close"})
 
 
-async def _discard(request: Request) -> None:
+async def _discard(stream: AsyncIterator[bytes]) -> None:
     """Read on for up to `DISCARD_S`: a client whose connection closes during the upload may not see the answer."""
     try:
         async with asyncio.timeout(DISCARD_S):
-            async for _ in request.stream():
+            async for _ in stream:
                 pass
     except TimeoutError:
         pass

@@ -34,13 +34,13 @@ class CheckoutWish(QuoteWish):
     """A first purchase or a trial at Stripe's page: a quote of it, or the plan that is wanted."""
 
     quote: str = Field(default="", description="A quote that was not accepted yet, instead of a plan.")
-    return_url: str = Field(description="Where the customer comes back to, paid or not.")
+    return_url: str = Field(min_length=1, description="Where the customer comes back to, paid or not.")
 
 
 class PortalWish(Answer):
     """A visit of the portal."""
 
-    return_url: str = Field(description="Where the customer comes back to.")
+    return_url: str = Field(min_length=1, description="Where the customer comes back to.")
     only_card: bool = Field(default=False, description="Only the page that replaces the card.")
 
 

@@ -18,8 +18,12 @@ from pipeline.changes.pages import portal_page
 from pipeline.changes.parts import Parts, shop_of
 from pipeline.changes.quoting import make_quote
 from pipeline.changes.seating import SeatParts, standings
+from pipeline.credits.balances import account_balance
+from pipeline.credits.buying import PackWish, buy, carry_out
+from pipeline.explaining.reading import explained_line
 from pipeline.http.access import opened_access
-from pipeline.http.dependencies import GatewayDependencies
+from pipeline.http.changes import KEY_CHARACTERS_MAX
+from pipeline.http.dependencies import CreditStores, GatewayDependencies
 from pipeline.http.errors import ApiError
 from pipeline.http.usage import UsageEndpoints, live_value
 from portal.account import CountedEvent, Facts, Hour, Previewed, SeatCount, Used
@@ -29,10 +33,13 @@ from schemas.analytics import UsageQuery, UsageReader, Window
 from schemas.catalog import FeatureType
 from schemas.catalog_changes import CatalogStore
 from schemas.clock import DAY_MS, HOUR_MS, MINUTE_MS, SECOND_MS
+from schemas.credit_balances import AccountBalance
 from schemas.dunning import ListedCase
 from schemas.entitlements import Resolved
 from schemas.errors import InvalidInput, Refused, TidemarkError
+from schemas.explained import LineExplanation
 from schemas.meters import Meter
+from schemas.packs import Purchase, PurchaseState
 from schemas.periods import Period
 from schemas.plan_changes import ChangeRequest, InvoicePreview, Operation, Quote, Refusal
 from schemas.seats import Seats
@@ -112,6 +119,7 @@ class GatewayBusiness:
             audit=audit,
             seat_counts=counts,
             seats=held,
+            credits=await self._balance(account, shop),
         )
 
     async def quote(self, account: str, request: ChangeRequest) -> Quote | Refusal:
@@ -153,6 +161,40 @@ class GatewayBusiness:
                 return
             await asyncio.sleep(MIRRORED_INTERVAL_S)
 
+    async def buy_pack(self, account: str, fields: Mapping[str, str], return_url: str) -> Purchase:
+        """See `Business`."""
+        named = {name: fields.get(name, "") for name in ("pool", "pack", "currency", "key")}
+        if len(named["key"]) > KEY_CHARACTERS_MAX:
+            raise InvalidInput("key", f"must have at most {KEY_CHARACTERS_MAX} characters")
+        wish = PackWish(
+            account, named["pool"], named["pack"], 1, named["currency"], return_url, ACTOR, f"page {named['key']}"
+        )
+        return await buy((await self._credits()).packs, wish, names_itself=True)
+
+    async def bought(self, account: str, purchase: str) -> tuple[Purchase, bool] | None:
+        """See `Business`."""
+        parts = (await self._credits()).packs
+        found = await parts.packs.purchase(account, purchase)
+        if found is None:
+            return None
+        found = await _known(carry_out(parts, found)) or found
+        for _ in range(MIRRORED_TRIES if found.state is PurchaseState.PAID else 0):
+            if await parts.packs.is_unpacked(found.invoice):
+                return found, True
+            await asyncio.sleep(MIRRORED_INTERVAL_S)
+        return found, False
+
+    async def _credits(self) -> CreditStores:
+        if self._dependencies.credits is None:
+            raise _NOT_CONFIGURED
+        return await self._dependencies.credits()
+
+    async def _balance(self, account: str, shop: Shop) -> AccountBalance | None:
+        if self._dependencies.credits is None or not shop.commerce.catalog.credit_pools:
+            return None
+        stores = await self._credits()
+        return await _known(account_balance(stores.packs, stores.ledger, account))
+
     async def card_page(self, account: str, return_url: str) -> Refusal | str:
         """See `Business`."""
         return await portal_page(await self._parts(), account, return_url, only_card=True)
@@ -173,14 +215,23 @@ class GatewayBusiness:
         meter_set = await self._dependencies.meter_set()
         return found, await self._shop(), meter_set.meters if meter_set else ()
 
+    async def explained(self, account: str, invoice: str, line: str) -> LineExplanation | None:
+        """See `Business`."""
+        if self._dependencies.explain is None:
+            return None
+        return await _known(explained_line(await self._dependencies.explain(), account, invoice, line))
+
     async def hours(self, account: str, meter: Meter, span: Period, after_ms: int, limit: int) -> Sequence[Hour]:
         """See `Business`."""
         rows = await self._evidence().hours(account, meter, span, after_ms, limit)
         return [Hour(row.hour_ms, Decimal(row.value_minor).scaleb(-meter.scale)) for row in rows]
 
-    async def events(self, account: str, meter: Meter, hour_ms: int, after: str, limit: int) -> Sequence[CountedEvent]:
+    async def events(
+        self, account: str, meter: Meter, hour_ms: int, after: str, limit: int, span: Period
+    ) -> Sequence[CountedEvent]:
         """See `Business`."""
-        return [CountedEvent(*row) for row in await self._evidence().events(account, meter, hour_ms, after, limit)]
+        rows = await self._evidence().events(account, meter, hour_ms, after, limit, span)
+        return [CountedEvent(*row) for row in rows]
 
     async def _cases(self, account: str) -> Sequence[ListedCase]:
         store = self._dependencies.dunning() if self._dependencies.dunning else None

@@ -11,22 +11,30 @@ from fastapi.security import HTTPBearer
 from starlette.requests import Request
 
 from pipeline.access.checks import AccessChecks
+from pipeline.access.credits import CreditParts
 from pipeline.changes.parts import Parts as ChangeParts
+from pipeline.credits.stores import PackParts
+from pipeline.explaining.stores import ExplainStores
 from pipeline.http.api_keys import ApiKey, Keys, Role
 from pipeline.http.errors import ApiError
+from pipeline.http.known_keys import KnownKeys
+from pipeline.http.operator_stores import OperatorStores
 from pipeline.settings import Settings
 from schemas.account_records import AccountRecords
 from schemas.analytics import HourlyStore, UsageReader
 from schemas.catalog_changes import CatalogStore
 from schemas.clock import Clock
 from schemas.control import Genesis
+from schemas.corrections import CorrectionArchive
 from schemas.dunning import DunningStore
 from schemas.entitlements import Entitlements
 from schemas.intent_ledger import IntentState, LedgerIntent
+from schemas.journal import JournalStore
 from schemas.live_view import AccountDirectory, DedupMarks, DeferredEvents, LiveTotals
 from schemas.log import Log
 from schemas.meters import MeterSet
 from schemas.notices import NoticeOutbox
+from schemas.revenue import RevenueStores
 from schemas.seats import Seats
 from schemas.side_tables import Link
 from schemas.usage_evidence import UsageEvidence
@@ -63,6 +71,13 @@ class AccountLinks(Protocol):
         ...
 
 
+class CreditStores(NamedTuple):
+    """The stores of credits: of packs and grants at Stripe, and what a balance of ours is read from."""
+
+    packs: PackParts
+    ledger: CreditParts
+
+
 @dataclass(frozen=True, slots=True)
 class GatewayDependencies:
     """The settings and stores of the gateway. The gateway closes none of them.
@@ -76,7 +91,10 @@ class GatewayDependencies:
     `access` returns None, SQL has not answered yet. `notices` and `dunning` are alike: without them the gateway lists
     no notices, and no dunning cases and banners. Without `changes` it changes no plans, without `catalog` it lists
     none, and without `records` and `seats` it shows no account's page and timeline; these calls may raise `Transient`
-    and `OperatorNeeded`. Without `evidence` the page shows no hours and events.
+    and `OperatorNeeded`. `revenue` and `journal` are alike. Without `evidence` the page shows no hours and events,
+    without `credits` no credits, and without `explain` no invoice and event is explained.
+    Without `corrections` no event is corrected. Without `operator` the operator's page has the flow of events only.
+    `keys` are those of the file, which are asked first; without `known_keys` there are no others.
     """
 
     log: Log
@@ -98,20 +116,35 @@ class GatewayDependencies:
     records: Callable[[], Awaitable[AccountRecords]] | None = None
     seats: Callable[[], Awaitable[Seats]] | None = None
     evidence: UsageEvidence | None = None
+    credits: Callable[[], Awaitable[CreditStores]] | None = None
+    explain: Callable[[], Awaitable[ExplainStores]] | None = None
+    operator: OperatorStores | None = None
+    revenue: Callable[[], Awaitable[RevenueStores]] | None = None
+    journal: Callable[[], Awaitable[JournalStore]] | None = None
+    known_keys: KnownKeys | None = None
+    corrections: CorrectionArchive | None = None
 
 
-def authorized(dependencies: GatewayDependencies, request: Request, *roles: Role, account: str | None = None) -> ApiKey:
+async def authorized(
+    dependencies: GatewayDependencies, request: Request, *roles: Role, account: str | None = None
+) -> ApiKey:
     """The key of a request, which must have one of the roles; without roles every key may.
 
-    Raises `ApiError`: 401 without a valid key, 403 if the key has none of the roles or belongs to another account.
+    Raises `ApiError`: 401 without a valid key, 403 if the key has none of the roles or belongs to another account, and
+    503 if PostgreSQL, which may have the key, does not answer.
     """
     scheme, _, text = request.headers.get("authorization", "").partition(" ")
     text = text.strip()
     key = None
     if scheme.lower() == "bearer" and len(text) <= KEY_CHARACTERS_MAX:
         key = dependencies.keys.verify(text)
+        if key is None and dependencies.known_keys is not None:
+            key = await dependencies.known_keys.verify(text)
     if key is None:
         message = "send a valid key: Authorization: Bearer tm_…; `tidemark key create` makes one"
+        raise ApiError(401, "unauthorized", message, headers={"WWW-Authenticate": 'Bearer realm="tidemark"'})
+    if key.expires_ms is not None and key.expires_ms <= dependencies.clock.now_ms():
+        message = f"key {key.id} has expired: make another one with `tidemark key create`"
         raise ApiError(401, "unauthorized", message, headers={"WWW-Authenticate": 'Bearer realm="tidemark"'})
     if roles and not key.may(*roles):
         needed = " or ".join(dict.fromkeys((*roles, Role.ADMIN)))
@@ -131,49 +164,59 @@ _Scheme = Annotated[object, Security(_BEARER)]
 
 
 async def _any_key(request: Request, _scheme: _Scheme) -> ApiKey:
-    return authorized(request.app.state.dependencies, request)
+    return await authorized(request.app.state.dependencies, request)
 
 
 async def _reader(request: Request, _scheme: _Scheme) -> ApiKey:
     """A key that may read the account that the request names in its path or query, if it names one."""
     account = request.path_params.get("account") or request.query_params.get("account")
-    return authorized(request.app.state.dependencies, request, Role.READ, account=account)
+    return await authorized(request.app.state.dependencies, request, Role.READ, account=account)
 
 
 async def _admin(request: Request, _scheme: _Scheme) -> ApiKey:
     """A key of the role admin. If the key belongs to an account, the path must name that account."""
     account = request.path_params.get("account")
-    return authorized(request.app.state.dependencies, request, Role.ADMIN, account=account)
+    return await authorized(request.app.state.dependencies, request, Role.ADMIN, account=account)
 
 
 async def _operator(request: Request, _scheme: _Scheme) -> ApiKey:
     """A key of the role operator that reaches the account of the path or query, if it names one."""
     account = request.path_params.get("account") or request.query_params.get("account")
-    return authorized(request.app.state.dependencies, request, Role.OPERATOR, account=account)
+    return await authorized(request.app.state.dependencies, request, Role.OPERATOR, account=account)
 
 
 async def _billing(request: Request, _scheme: _Scheme) -> ApiKey:
     """A key that may change the plan of the account of the path."""
     account = request.path_params.get("account")
-    return authorized(request.app.state.dependencies, request, Role.BILLING, Role.OPERATOR, account=account)
+    return await authorized(request.app.state.dependencies, request, Role.BILLING, Role.OPERATOR, account=account)
 
 
 async def _plan_reader(request: Request, _scheme: _Scheme) -> ApiKey:
-    return authorized(request.app.state.dependencies, request, Role.READ, Role.BILLING, Role.OPERATOR)
+    return await authorized(request.app.state.dependencies, request, Role.READ, Role.BILLING, Role.OPERATOR)
 
 
 async def _seat_reader(request: Request, _scheme: _Scheme) -> ApiKey:
     account = request.path_params.get("account")
-    return authorized(request.app.state.dependencies, request, Role.READ, Role.BILLING, Role.OPERATOR, account=account)
+    return await authorized(
+        request.app.state.dependencies, request, Role.READ, Role.BILLING, Role.OPERATOR, account=account
+    )
 
 
 async def _checker(request: Request, _scheme: _Scheme) -> ApiKey:
-    return authorized(request.app.state.dependencies, request, Role.CHECK)
+    return await authorized(request.app.state.dependencies, request, Role.CHECK)
 
 
 async def _override_reader(request: Request, _scheme: _Scheme) -> ApiKey:
     account = request.path_params.get("account")
-    return authorized(request.app.state.dependencies, request, Role.READ, Role.OPERATOR, account=account)
+    return await authorized(request.app.state.dependencies, request, Role.READ, Role.OPERATOR, account=account)
+
+
+async def _finance(request: Request, _scheme: _Scheme) -> ApiKey:
+    """A key of no single account: figures of revenue are those of the business."""
+    key = await authorized(request.app.state.dependencies, request, Role.FINANCE)
+    if key.account is not None:
+        raise ApiError(403, "forbidden", f"key {key.id} belongs to one account, and revenue is that of all", "account")
+    return key
 
 
 async def _live(request: Request) -> LiveUsage:
@@ -200,5 +243,6 @@ Billing = Annotated[ApiKey, Depends(_billing)]
 SeatReader = Annotated[ApiKey, Depends(_seat_reader)]
 PlanReader = Annotated[ApiKey, Depends(_plan_reader)]
 OverrideReader = Annotated[ApiKey, Depends(_override_reader)]
+Finance = Annotated[ApiKey, Depends(_finance)]
 Live = Annotated[LiveUsage, Depends(_live)]
 Analytics = Annotated[UsageReader, Depends(_analytics)]

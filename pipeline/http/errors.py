@@ -15,6 +15,7 @@ from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
+from starlette.routing import Match, Route
 
 from pipeline.http.percent import decoded
 from pipeline.http.queries import query_problem
@@ -147,18 +148,20 @@ def check_encoding(scope: Mapping[str, Any]) -> None:
         names.add(name)
 
 
-def _methods(headers: Mapping[str, str] | None) -> str:
-    """The methods that a path takes, from the header `Allow`."""
-    allowed = (headers or {}).get("Allow", "")
-    return f"; it takes {', '.join(sorted(allowed.split(', ')))}" if allowed else ""
+def _methods(request: Request) -> list[str]:
+    """The methods that a path takes. A route of Starlette knows only its own."""
+    routes = [route for route in request.app.routes if isinstance(route, Route)]
+    fit = [route for route in routes if route.matches(request.scope)[0] is not Match.NONE]
+    return sorted({method for route in fit for method in route.methods or ()})
 
 
 async def http_exception(request: Request, error: Exception) -> Response:
     """Turn Starlette's errors, such as an unknown path, into the gateway's error answers."""
     status = error.status_code if isinstance(error, HTTPException) else 500
     headers = error.headers if isinstance(error, HTTPException) else None
-    code, message = {
-        404: ("not_found", NO_SUCH_PATH),
-        405: ("method_not_allowed", f"this path does not take {request.method[:20]}{_methods(headers)}"),
-    }.get(status, ("refused", "the request was refused"))
+    code, message = {404: ("not_found", NO_SUCH_PATH)}.get(status, ("refused", "the request was refused"))
+    if status == 405:
+        allowed = ", ".join(_methods(request))
+        code, message = "method_not_allowed", f"this path does not take {request.method[:20]}; it takes {allowed}"
+        headers = {"Allow": allowed}
     return error_answer(ApiError(status, code, message, headers=headers))

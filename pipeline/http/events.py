@@ -23,9 +23,11 @@ from pipeline.http.appender import Appender, Outgoing
 from pipeline.http.body import Bodies, entries
 from pipeline.http.dependencies import GatewayDependencies, authorized
 from pipeline.http.errors import ApiError, json_answer, overloaded, retry_after
+from pipeline.http.rate_limit import RateLimit
 from pipeline.http.verify import arrived_before
 from pipeline.logs.quarantine import Header, append_all, append_entry
 from pipeline.metrics import Metrics
+from schemas.adjustments import reserved
 from schemas.errors import TidemarkError, Transient
 from schemas.events import ID_CHARACTERS_MAX, NAME_CHARACTERS_MAX
 from schemas.log import EVENTS_TOPIC
@@ -86,10 +88,13 @@ class Judge:
         if not self._key.reaches(event.subject):
             detail = "subject: this key may write another account only"
             return Judged(raw, event.id, None, FORBIDDEN, detail)
-        contributions = judge(event, event_time_us(event, self._now_ms), self._rules)
+        if why := reserved(event.type, event.id):
+            return Judged(raw, event.id, event.subject, Reason.RESERVED_TYPE.value, why)
+        time_us = event_time_us(event, self._now_ms)
+        contributions = judge(event, time_us, self._rules)
         if isinstance(contributions, Failure):
             return Judged(raw, event.id, event.subject, contributions.reason.value, contributions.detail)
-        skipped = self._meters.skips(event.type, event.data or {})
+        skipped = self._meters.skips(event.type, event.data or {}, time_us or 0)
         return Judged(raw, event.id, event.subject, unmetered=self._is_known and not contributions, skipped=skipped)
 
     def _rejected(self, raw: bytes, failure: Failure) -> Judged:
@@ -106,7 +111,7 @@ class Judge:
 
 def field_of(reason: str, detail: str) -> str:
     """The field that caused a rejection. Empty if `detail` does not name a field."""
-    if reason in (Reason.MISSING_FIELD, Reason.BAD_FIELD, Reason.BAD_TIME, FORBIDDEN):
+    if reason in (Reason.MISSING_FIELD, Reason.BAD_FIELD, Reason.BAD_TIME, Reason.RESERVED_TYPE, FORBIDDEN):
         return detail.partition(":")[0]
     if reason in (Reason.TOO_FAR_IN_FUTURE, Reason.TOO_FAR_IN_PAST, Reason.TOO_OLD):
         return "time"
@@ -128,15 +133,18 @@ class EventsEndpoint:
         self._appender = appender
         self._metrics = metrics
         self._bodies = Bodies(dependencies.settings.body_bytes_max)
+        self._rate_limit = RateLimit(dependencies.clock)
         self._meter_set: tuple[MeterSet, CompiledMeterSet] | None = None
 
     async def post(self, request: Request) -> Response:
         """Check and append the events of a request, and answer with the result of each event."""
-        key = authorized(self._dependencies, request, Role.INGEST)
-        verify = _verify(request)
+        key = await authorized(self._dependencies, request, Role.INGEST)
+        self._rate_limit.check(key)
+        verify, is_dry = _switch(request, "verify"), _switch(request, "dry_run")
         async with self._bodies.read(request) as body:
             deadline_s = asyncio.get_running_loop().time() + ANSWER_TIMEOUT_S
             raws, unreadable, event_id, remedy = entries(request, body)
+            self._rate_limit.take(key, max(len(raws), 1))
             if unreadable is not None:
                 event_id, reason = _text(event_id, ID_CHARACTERS_MAX), unreadable.reason.value
                 judged = [Judged(unreadable.raw, event_id, None, reason, unreadable.detail, remedy=remedy)]
@@ -149,13 +157,20 @@ class EventsEndpoint:
                 identities = [(event.account or "", event.id or "") for event in judged if not event.reason]
                 # Before the append: afterwards the worker may have marked these very events.
                 before = await arrived_before(self._dependencies, identities)
-            try:
-                durable = await self._appender.append(good)
-            except Transient as full:
-                raise overloaded(f"{full}; nothing of this request was written", RETRY_AFTER_S) from full
-            await append_all(self._keep(event, deadline_s) for event in judged if event.reason not in ("", FORBIDDEN))
+            durable = [True] * len(good) if is_dry else await self._append(good)
+            rejected = [] if is_dry else [event for event in judged if event.reason not in ("", FORBIDDEN)]
+            # A redrive knows no key: what may be of another account would reach that account.
+            kept = [event for event in rejected if key.account is None or event.account is not None]
+            await append_all(self._keep(event, deadline_s) for event in kept)
         more: dict[str, Any] = {"verified": before is not None} if verify else {}
+        more |= {"dry_run": True} if is_dry else {}
         return self._answer(judged, zip(durable, before or [False] * len(durable), strict=True), more)
+
+    async def _append(self, events: Sequence[Outgoing]) -> list[bool]:
+        try:
+            return await self._appender.append(events)
+        except Transient as full:
+            raise overloaded(f"{full}; nothing of this request was written", RETRY_AFTER_S) from full
 
     async def _compiled(self) -> CompiledMeterSet:
         """The meter set, compiled. `UNKNOWN_METERS` if the gateway has never reached the store of the meter set."""
@@ -211,7 +226,7 @@ class EventsEndpoint:
                 answer |= {"status": "unknown", "detail": "the log did not confirm it", "remedy": remedy}
             counts[answer["status"], event.reason] += 1
             answers.append(answer)
-        for (status, reason), count in counts.items():
+        for (status, reason), count in () if "dry_run" in more else counts.items():
             self._metrics.add("tidemark_gateway_events_total", count, status=status, reason=reason)
         accepted, duplicates, unknown = (counts[status, ""] for status in ("accepted", "duplicate", "unknown"))
         rejected = len(judged) - accepted - duplicates - unknown
@@ -245,11 +260,11 @@ def _skipped(slug: str, failure: Failure) -> dict[str, str]:
     return {"meter": slug, "reason": failure.reason.value, **({"field": field} if field else {})}
 
 
-def _verify(request: Request) -> bool:
-    """The parameter `verify`. Raises `ApiError` if it is neither 0 nor 1."""
-    text = request.query_params.get("verify", "0") if request.scope["query_string"] else "0"
+def _switch(request: Request, name: str) -> bool:
+    """A parameter that is 1 or 0. Raises `ApiError` for anything else."""
+    text = request.query_params.get(name, "0") if request.scope["query_string"] else "0"
     if text not in ("0", "1"):
-        raise ApiError(400, "bad_parameter", "verify: must be 1 or 0", "verify")
+        raise ApiError(400, "bad_parameter", f"{name}: must be 1 or 0", name)
     return text == "1"
 
 

@@ -43,6 +43,7 @@ def _answer(known: LedgerIntent) -> models.IntentAnswer:
         meter=intent.meter,
         state=known.state.value,
         quantity=decimal_text(intent.delta_minor, intent.scale),
+        drawn=None if known.drawn_minor is None else decimal_text(known.drawn_minor, intent.scale),
         instant=format_instant_ms(intent.instant_ms),
         period_start=format_instant_ms(intent.period_start_ms),
         period_end=format_instant_ms(intent.period_end_ms),

@@ -6,11 +6,14 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from schemas.events import NAME_CHARACTERS_MAX
 from schemas.holds import HOLD_S_MAX
 
 Instant = Annotated[str, Field(json_schema_extra={"format": "date-time"})]
 Decimal = Annotated[str, Field(description="An exact decimal number as text.")]
 
+# What a person writes for the audit.
+Words = Annotated[str, Field(min_length=1, max_length=1_000)]
 PeriodState = Annotated[Literal["open", "closed"], Field(description="A closed period takes no more usage.")]
 
 
@@ -61,6 +64,7 @@ class EventsAnswer(Answer):
     accepted: int
     rejected: int
     duplicates: int = Field(default=0, description="With `verify=1`: events that arrived before; absent if 0.")
+    dry_run: bool = Field(default=False, description="Only with `dry_run=1`: nothing was written.")
     verified: bool = Field(default=False, description="Only with `verify=1`: whether Redis answered in time.")
     unknown: int = Field(default=0, description="Events that the log did not confirm; absent if 0.")
     unmetered: int = Field(default=0, description="Accepted events that no meter wants at the moment; absent if 0.")
@@ -128,6 +132,7 @@ class IntentAnswer(Answer):
     meter: str
     state: str
     quantity: str = Field(description="The change, exact, in units of the meter.")
+    drawn: str | None = Field(description="What credits pay of the quantity; null: nothing.")
     instant: Instant = Field(description="The usage's instant; the payer at this instant pays.")
     period_start: Instant
     period_end: Instant
@@ -171,7 +176,7 @@ class NoticesAnswer(Answer):
 class AccountWish(Answer):
     """The body of a request that links an account."""
 
-    stripe_customer: str = Field(description="The Stripe customer, `cus_…`.")
+    stripe_customer: str = Field(pattern="^cus_[A-Za-z0-9_]{1,251}$", description="The Stripe customer, `cus_…`.")
     from_: Instant | None = Field(
         default=None,
         alias="from",
@@ -271,6 +276,19 @@ class MeterAnswer(Answer):
     scale: int
     late: str = Field(description="`carry_forward` or `quarantine`: what becomes of usage of a closed period.")
     on_bad: str = Field(description="`reject_event` or `skip_meter`: what becomes of data that the meter cannot use.")
+    per: str | None = Field(
+        description="Of `time_weighted` and `duration`: the unit of time, `second`, `minute` or `hour`. This field and "
+        "the next five are null where the meter has none."
+    )
+    series_path: str | None = Field(description="Levels with another text there stand beside each other, and add up.")
+    stands_s_max: int | None = Field(description="A level stands at most so many seconds; null: until the next sample.")
+    start_path: str | None = Field(
+        description="Of `duration`: where an event has the instant at which its span begins."
+    )
+    session_path: str | None = Field(description="Of `duration`: events with the same text there are one session.")
+    session_gap_s_max: int | None = Field(
+        description="A longer gap between two events of a session, in s, is not counted."
+    )
     description: str
 
 
@@ -316,7 +334,7 @@ class Front(Answer):
 class AccessCheck(Answer):
     """One check: may the account use so much more of the feature?"""
 
-    account: str
+    account: str = Field(min_length=1, max_length=NAME_CHARACTERS_MAX)
     feature: str = Field(description="A feature of the catalog.")
     quantity: Decimal = Field(default="1", description="How much more, as a decimal number in text.")
     used: Decimal | None = Field(
@@ -328,6 +346,12 @@ class AccessCheck(Answer):
         le=HOLD_S_MAX,
         description="If it is allowed: for how many seconds the quantity is held for the caller. 0: nothing is held.",
     )
+
+
+class AccessAnswers(Answer):
+    """The answers to a list of checks, in their order."""
+
+    answers: list[AccessAnswer]
 
 
 class HoldAnswer(Answer):

@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+import re
+import shlex
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
+from urllib.parse import parse_qsl, unquote, urlsplit
 
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 from pydantic import BaseModel
+from starlette.routing import BaseRoute
 
 from pipeline.access.holds import KEY_CHARACTERS_MAX
+from pipeline.http.access import CHECKS_MAX
 from pipeline.http.body import BATCH, LINES, PLAIN, SINGLE
 from pipeline.http.change_models import AcceptWish, CheckoutWish, PortalWish, QuoteWish
+from pipeline.http.changes import KEY_CHARACTERS_MAX as REQUEST_NAME_CHARACTERS_MAX
+from pipeline.http.corrections import CorrectionWish
+from pipeline.http.credit_models import GrantWish, TopUpWish, VoidWish
 from pipeline.http.models import (
     AccessAnswer,
+    AccessAnswers,
     AccessCheck,
     AccountWish,
     ErrorAnswer,
@@ -23,6 +33,7 @@ from pipeline.http.models import (
 )
 from pipeline.http.override_models import ContractWish, OverrideWish
 from pipeline.http.page_links import PageWish
+from pipeline.http.redrives import RedriveWish
 from pipeline.http.seat_models import SeatBodyWish, SeatMoveWish
 from schemas.events import UsageEvent
 
@@ -35,11 +46,13 @@ _MEANINGS: Final[dict[int | str, str]] = {
     400: "A parameter, the path or the body is wrong: correct the request.",
     401: "The request has no valid key.",
     403: "The key may not do this.",
-    404: "There is no such meter, account, hold or seat.",
+    404: "There is no such meter, account, hold, seat, invoice, line or archived event.",
     408: "The body took too long.",
-    409: "The hold or the seat ended before, or the change is refused.",
+    409: "The hold or the seat ended before, the change is refused, or the correction's name is used.",
+    422: "The event cannot be corrected so.",
     413: "The body is too large, or has too many events.",
     415: "Another content type, charset or encoding is needed.",
+    429: "The key sends more events than it may: send the request again after `Retry-After`.",
     501: "This gateway was started without the store that answers.",
     503: "A store does not answer at the moment: send the request again after `Retry-After`.",
     "default": "Every other refusal.",
@@ -61,6 +74,7 @@ OVERRIDE: Final = f"{ACCOUNT}/overrides/{{feature}}"
 ACCEPT: Final = f"{ACCOUNT}/quotes/{{quote}}/accept"
 SEATS: Final = f"{ACCOUNT}/seats"
 SEAT: Final = f"{SEATS}/{{seat}}"
+CREDITS: Final = f"{ACCOUNT}/credits"
 HOLD_PATH: Final = "/v1/access/holds/{hold}"
 # The bodies that handlers read themselves.
 _BODIES: Final[Mapping[tuple[str, str], type[BaseModel]]] = {
@@ -73,9 +87,36 @@ _BODIES: Final[Mapping[tuple[str, str], type[BaseModel]]] = {
     (f"{ACCOUNT}/checkout", "post"): CheckoutWish,
     (f"{ACCOUNT}/portal", "post"): PortalWish,
     (f"{ACCOUNT}/page", "post"): PageWish,
+    ("/v1/revenue/page", "post"): PageWish,
+    ("/v1/operator/page", "post"): PageWish,
+    ("/v1/quarantine/redrives", "post"): RedriveWish,
+    ("/v1/corrections", "post"): CorrectionWish,
     (SEATS, "post"): SeatBodyWish,
     (f"{SEAT}/activate", "post"): SeatMoveWish,
     (f"{SEAT}/release", "post"): SeatMoveWish,
+    (f"{CREDITS}/top-ups", "post"): TopUpWish,
+    (f"{CREDITS}/grants", "post"): GrantWish,
+    (f"{CREDITS}/grants/{{grant}}/void", "post"): VoidWish,
+}
+_UNFINISHED: Final = "Stripe has not answered yet: send the same request again."
+# Answers that have the form of the first one.
+_MORE_ANSWERS: Final[Mapping[tuple[str, str], tuple[int, str]]] = {
+    (ACCEPT, "post"): (202, _UNFINISHED),
+    ("/v1/corrections", "post"): (200, "A dry run: nothing was written."),
+    (f"{ACCOUNT}/changes/pending", "delete"): (202, _UNFINISHED),
+    (f"{ACCOUNT}/checkout", "post"): (202, _UNFINISHED),
+    (f"{CREDITS}/top-ups", "post"): (202, _UNFINISHED),
+    (f"{CREDITS}/grants", "post"): (200, "The grant was made before, under the same `Idempotency-Key`."),
+    (SEATS, "post"): (200, "The holder has a seat, or the same `Idempotency-Key` made one."),
+}
+# The requests that the header `Idempotency-Key` names, and whether they need the header.
+_NAMED: Final[Mapping[str, bool]] = {
+    f"{ACCOUNT}/quotes": False,
+    f"{ACCOUNT}/checkout": False,
+    SEATS: False,
+    f"{CREDITS}/top-ups": True,
+    f"{CREDITS}/grants": True,
+    f"{CREDITS}/grants/{{grant}}/void": True,
 }
 _TARGETS: Final = {
     "/v1/usage": f"/v1/usage?meter=tokens&account=acme&window=day&group_by=model&{_MONTH}",
@@ -85,8 +126,16 @@ _TARGETS: Final = {
     "/v1/billing/intents": "/v1/billing/intents?state=dead&account=acme",
     "/v1/notices": "/v1/notices?state=dead",
     "/v1/dunning/cases": "/v1/dunning/cases?state=open",
+    **{
+        f"/v1/revenue/{name}": f"/v1/revenue/{name}?from=2026-07&to=2027-01"
+        for name in ("mrr", "movements", "retention", "cohorts", "recognized", "deferred")
+    },
     "/v1/accounts/{account}/banners": "/v1/accounts/acme/banners",
     f"{ACCOUNT}/timeline": "/v1/accounts/acme/timeline?limit=20",
+    f"{ACCOUNT}/invoices/{{invoice}}/explain": "/v1/accounts/acme/invoices/in_1/explain",
+    f"{ACCOUNT}/invoices/{{invoice}}/lines/{{line}}/explain": "/v1/accounts/acme/invoices/in_1/lines/il_1/explain",
+    f"{ACCOUNT}/events/{{event}}/explain": "/v1/accounts/acme/events/job-4711/explain",
+    "/v1/revenue/journal": "/v1/revenue/journal?after=4711",
     "/v1/meters": "/v1/meters",
     "/v1/plans": "/v1/plans",
     "/v1/meters/{meter}/top": "/v1/meters/tokens/top",
@@ -94,6 +143,8 @@ _TARGETS: Final = {
     "/v1/accounts/{account}/usage": "/v1/accounts/acme/usage",
     "/v1/accounts/{account}/entitlements": "/v1/accounts/acme/entitlements",
     "/v1/accounts/{account}/overrides": "/v1/accounts/acme/overrides",
+    f"{ACCOUNT}/corrections": "/v1/accounts/acme/corrections?limit=10",
+    CREDITS: "/v1/accounts/acme/credits",
 }
 # A command for each path that needs a key.
 EXAMPLES: Final[Mapping[str, str]] = {
@@ -123,6 +174,14 @@ EXAMPLES: Final[Mapping[str, str]] = {
   {_KEY} \\
   -d '{{"return_url": "https://app.example/billing", "only_card": true}}'""",
     f"{ACCOUNT}/page": f'curl "$GATEWAY/v1/accounts/acme/page" \\\n  {_KEY} \\\n  -d \'{{"expires_in_s": 3600}}\'',
+    "/v1/operator/page": f'curl "$GATEWAY/v1/operator/page" \\\n  {_KEY} \\\n  -d \'{{"expires_in_s": 3600}}\'',
+    "/v1/corrections": f"""curl "$GATEWAY/v1/corrections" \\
+  {_KEY} \\
+  -d '{{"correction": "ticket-7", "account": "acme", "void": "op-1", "by": "ann", "reason": "a test run"}}'""",
+    "/v1/quarantine/redrives": f"""curl "$GATEWAY/v1/quarantine/redrives" \\
+  {_KEY} \\
+  -d '{{"cause": "negative_quantity", "meter": "tokens", "dry_run": true}}'""",
+    "/v1/revenue/page": f'curl "$GATEWAY/v1/revenue/page" \\\n  {_KEY} \\\n  -d \'{{"expires_in_s": 3600}}\'',
     f"{ACCOUNT}/changes/pending": f"""curl -X DELETE "$GATEWAY/v1/accounts/acme/changes/pending" \\
   {_KEY}""",
     SEATS: f"""curl "$GATEWAY/v1/accounts/acme/seats" \\
@@ -135,6 +194,18 @@ EXAMPLES: Final[Mapping[str, str]] = {
             ("release", "seat_01a1fb6d7c407d793037a0760186"),
         )
     },
+    f"{CREDITS}/top-ups": f"""curl "$GATEWAY/v1/accounts/acme/credits/top-ups" \\
+  {_KEY} \\
+  -H "Idempotency-Key: order-17" \\
+  -d '{{"pool": "prepaid", "return_url": "https://app.example/billing"}}'""",
+    f"{CREDITS}/grants": f"""curl "$GATEWAY/v1/accounts/acme/credits/grants" \\
+  {_KEY} \\
+  -H "Idempotency-Key: ticket-4711" \\
+  -d '{{"pool": "prepaid", "credits": 100, "by": "ann", "reason": "ticket 4711"}}'""",
+    f"{CREDITS}/grants/{{grant}}/void": f"""curl "$GATEWAY/v1/accounts/acme/credits/grants/cg_5d41402abc4b2a76/void" \\
+  {_KEY} \\
+  -H "Idempotency-Key: ticket-4712" \\
+  -d '{{"by": "ann", "reason": "given by mistake"}}'""",
     f"{HOLD_PATH}/use": f"""curl "$GATEWAY/v1/access/holds/hold_5d41402abc4b2a76b9719d911017c592/use" \\
   {_KEY} \\
   -d '{{"quantity": "40"}}'""",
@@ -153,9 +224,9 @@ LINK_EXAMPLE: Final = f"""curl -X PUT "$GATEWAY/v1/accounts/acme" \\
   -d '{{"stripe_customer":"cus_NffrFeUfNV2Hib"}}'"""
 
 
-def document(app: FastAPI) -> dict[str, Any]:
-    """The OpenAPI document of the app's routes and of `POST /v1/events`."""
-    openapi = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
+def document(app: FastAPI, routes: Sequence[BaseRoute]) -> dict[str, Any]:
+    """The OpenAPI document of an app with these routes and with `POST /v1/events`. Takes a few tenths of a second."""
+    openapi = get_openapi(title=app.title, version=app.version, description=app.description, routes=routes)
     schemas: dict[str, Any] = openapi["components"]["schemas"]
     event, answer = _schema(UsageEvent, schemas), _schema(EventsAnswer, schemas)
     batch = {"type": "array", "items": event}
@@ -176,14 +247,17 @@ def document(app: FastAPI) -> dict[str, Any]:
     responses = {
         str(status): _response(meaning, answer if status < 300 else either) for status, meaning in results.items()
     }
-    responses |= {str(status): _response(_MEANINGS[status], _REFUSAL) for status in (401, 408, 413, 415, "default")}
+    responses |= {
+        str(status): _response(_MEANINGS[status], _REFUSAL) for status in (401, 408, 413, 415, 429, "default")
+    }
     openapi["paths"]["/v1/events"] = {
         "post": {
             "summary": "Send events",
             "description": "Takes CloudEvents 1.0, one or many, also in binary mode (`ce-` headers, and the body is "
-            "the event's `data`) and with `Content-Encoding: gzip`. The answer comes after the log has the events.",
+            "the event's `data`) and with `Content-Encoding: gzip` or `zstd`. The answer comes after the log has the "
+            "events.",
             "operationId": "send_events",
-            "parameters": [_VERIFY],
+            "parameters": [_VERIFY, _DRY_RUN],
             "requestBody": {"required": True, "description": _BINARY_MODE, "content": content},
             "responses": dict(sorted(responses.items())),
             "security": [{"ApiKey": []}],
@@ -199,6 +273,7 @@ def document(app: FastAPI) -> dict[str, Any]:
             "summary": "Take a webhook of Stripe",
             "description": "Only Stripe can call this: a signing secret of the deployment must have signed the body.",
             "operationId": "take_webhook",
+            "parameters": [_STRIPE_SIGNATURE],
             "requestBody": {"required": True, "content": {PLAIN: {"schema": {"type": "object"}}}},
             "responses": dict(sorted(received.items())),
         }
@@ -212,28 +287,72 @@ def document(app: FastAPI) -> dict[str, Any]:
             "required": model not in (HoldUse, AcceptWish, SeatMoveWish, PageWish),
             "content": {PLAIN: {"schema": _schema(model, schemas)}},
         }
-    for path, command in EXAMPLES.items():
-        for operation in openapi["paths"][path].values():
-            operation["x-codeSamples"] = [{"lang": "Shell", "source": command}]
-    openapi["paths"][OVERRIDE]["delete"]["x-codeSamples"] = [{"lang": "Shell", "source": REVOKE_EXAMPLE}]
-    openapi["paths"][SEATS]["get"]["x-codeSamples"] = [{"lang": "Shell", "source": SEATS_EXAMPLE}]
-    openapi["paths"][ACCOUNT]["put"]["x-codeSamples"] = [{"lang": "Shell", "source": LINK_EXAMPLE}]
+    _describe_repetitions(openapi["paths"])
+    _show_examples(openapi["paths"])
     openapi["paths"] = {path: openapi["paths"][path] for path in sorted(openapi["paths"], key=_reading_order)}
     return openapi
+
+
+def _show_examples(paths: dict[str, Any]) -> None:
+    """Add the commands, and their values as the examples of parameters and bodies."""
+    for path, command in EXAMPLES.items():
+        for operation in paths[path].values():
+            operation["x-codeSamples"] = [{"lang": "Shell", "source": command}]
+    paths[OVERRIDE]["delete"]["x-codeSamples"] = [{"lang": "Shell", "source": REVOKE_EXAMPLE}]
+    paths[SEATS]["get"]["x-codeSamples"] = [{"lang": "Shell", "source": SEATS_EXAMPLE}]
+    paths[ACCOUNT]["put"]["x-codeSamples"] = [{"lang": "Shell", "source": LINK_EXAMPLE}]
+    for path, operations in paths.items():
+        for operation in operations.values():
+            _add_examples(path, operation)
+
+
+def _describe_repetitions(paths: dict[str, Any]) -> None:
+    """Add what names a request, and the answers to a repeated request and to one that Stripe has not finished."""
+    for (path, method), (status, meaning) in _MORE_ANSWERS.items():
+        responses = paths[path][method]["responses"]
+        first = next(responses[each] for each in ("200", "201", "202") if each in responses)
+        responses[str(status)] = {**first, "description": meaning}
+        paths[path][method]["responses"] = dict(sorted(responses.items()))
+    for path, is_required in _NAMED.items():
+        schema = {"type": "string", "minLength": int(is_required), "maxLength": REQUEST_NAME_CHARACTERS_MAX}
+        meaning = "Names the request: a repetition under the same name gets the same answer and does nothing more."
+        header = {"name": "Idempotency-Key", "in": "header", "required": is_required, "schema": schema}
+        paths[path]["post"]["parameters"].append({**header, "description": meaning})
+
+
+def _add_examples(path: str, operation: dict[str, Any]) -> None:
+    """Take the values of the parameters and the body from the command that is the operation's example."""
+    for sample in operation.get("x-codeSamples", ()):
+        words = shlex.split(sample["source"])
+        target = urlsplit(next(word for word in words if word.startswith("$GATEWAY")).removeprefix("$GATEWAY"))
+        named = re.fullmatch(re.sub(r"\{(\w+)\}", r"(?P<\1>[^/]+)", path), target.path)
+        values = {name: unquote(text) for name, text in (named.groupdict() if named else {}).items()}
+        values |= dict(parse_qsl(target.query))
+        values |= dict(words[at + 1].split(": ", 1) for at, word in enumerate(words) if word == "-H")
+        for parameter in operation.get("parameters", ()):
+            if parameter["name"] in values:
+                parameter["example"] = values[parameter["name"]]
+        if "-d" in words:
+            content = operation["requestBody"]["content"]
+            media_type = content.get(values.get("Content-Type", PLAIN), content[PLAIN])
+            media_type["example"] = json.loads(words[words.index("-d") + 1])
 
 
 def _check(schemas: dict[str, Any]) -> dict[str, Any]:
     """`POST /v1/access/check`, whose handler reads the body itself too."""
     refused = (400, 401, 403, 408, 413, 501, 503)
+    check, answer = _schema(AccessCheck, schemas), _schema(AccessAnswer, schemas)
+    checks = {"type": "array", "items": check, "minItems": 1, "maxItems": CHECKS_MAX}
+    asked, answered = {"oneOf": [check, checks]}, {"oneOf": [answer, _schema(AccessAnswers, schemas)]}
     return {
         "summary": "Ask whether an account may do something",
         "description": "Answered from memory, with the reason, and with the plan that would allow it. A list of up "
         "to 100 checks gets a list of answers.",
         "operationId": "check_access",
         "parameters": [_IDEMPOTENCY_KEY],
-        "requestBody": {"required": True, "content": {PLAIN: {"schema": _schema(AccessCheck, schemas)}}},
+        "requestBody": {"required": True, "content": {PLAIN: {"schema": asked}}},
         "responses": {
-            "200": _response("The answer.", _schema(AccessAnswer, schemas)),
+            "200": _response("The answer, or the answers to a list.", answered),
             **{str(status): _response(_MEANINGS[status], _REFUSAL) for status in refused},
             "default": _response(_MEANINGS["default"], _REFUSAL),
         },
@@ -251,6 +370,20 @@ _VERIFY: Final = {
     "required": False,
     "description": "1: the status of an event that arrived before is `duplicate`, as far as the worker has counted.",
     "schema": {"type": "string", "enum": ["0", "1"]},
+}
+_DRY_RUN: Final = {
+    "name": "dry_run",
+    "in": "query",
+    "required": False,
+    "description": "1: nothing is written; the answer says what would become of each event.",
+    "schema": {"type": "string", "enum": ["0", "1"]},
+}
+_STRIPE_SIGNATURE: Final = {
+    "name": "Stripe-Signature",
+    "in": "header",
+    "required": True,
+    "description": "Stripe's signature of the body.",
+    "schema": {"type": "string"},
 }
 _IDEMPOTENCY_KEY: Final = {
     "name": "Idempotency-Key",

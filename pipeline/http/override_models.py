@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from pipeline.http.models import Answer, Instant
+from pipeline.http.models import Answer, Instant, Words
 
 
 class OverrideWish(Answer):
@@ -16,8 +16,8 @@ class OverrideWish(Answer):
     value: str = Field(
         default="", description="A whole number, `unlimited`, `true`, `false`, or the JSON of a config; not of `deny`."
     )
-    by: str = Field(description="Who grants it, for the audit, which names the key too.")
-    reason: str = Field(description="Why, for the audit.")
+    by: Words = Field(description="Who grants it, for the audit, which names the key too.")
+    reason: Words = Field(description="Why, for the audit.")
     until: Instant | None = Field(default=None, description="For ever if absent.")
     new_account: bool = Field(default=False, description="Grant it also to an account that nobody knows yet.")
 
@@ -25,7 +25,7 @@ class OverrideWish(Answer):
 class ContractTermWish(Answer):
     """One term of a contract."""
 
-    feature: str
+    feature: Words
     does: Literal["set", "add", "at_least", "at_most", "deny"]
     value: str = ""
 
@@ -34,8 +34,8 @@ class ContractWish(Answer):
     """The terms of a contract."""
 
     terms: list[ContractTermWish] = Field(min_length=1, max_length=100)
-    by: str
-    reason: str
+    by: Words
+    reason: Words
     until: Instant | None = Field(default=None, description="For ever if absent.")
     new_account: bool = Field(default=False, description="Grant it also to an account that nobody knows yet.")
 

@@ -82,15 +82,19 @@ class PageSecrets:
 def page_link(settings: Settings, secrets: Sequence[str], account: str, life_s: int, now_ms: int) -> PageLink:
     """A link to the page of an account. Raises `InvalidInput` with the setting that is missing, or the wrong field."""
     check_account(account)
+    address, expires_ms = signing(settings, secrets, life_s, now_ms)
+    return PageLink(f"{address}/page/{quote(signed(account, expires_ms, secrets[0]))}/", expires_ms)
+
+
+def signing(settings: Settings, secrets: Sequence[str], life_s: int, now_ms: int) -> tuple[str, int]:
+    """The address before a link's path, and when the link ends. Raises `InvalidInput` as `page_link`."""
     if not LIFE_S_MIN <= life_s <= LIFE_S_MAX:
         raise InvalidInput("expires_in_s", f"must be from {LIFE_S_MIN} to {LIFE_S_MAX}")
     if not settings.page_url:
         raise InvalidInput("TIDEMARK_PAGE_URL", "is not set; name the address at which customers reach the gateway")
     if not secrets:
         raise InvalidInput("TIDEMARK_PAGE_SECRETS", "names no secret; write one with `openssl rand -hex 32`")
-    expires_ms = now_ms - now_ms % SECOND_MS + life_s * SECOND_MS
-    token = signed(account, expires_ms, secrets[0])
-    return PageLink(f"{settings.page_url.rstrip('/')}/page/{quote(token)}/", expires_ms)
+    return settings.page_url.rstrip("/"), now_ms - now_ms % SECOND_MS + life_s * SECOND_MS
 
 
 class PageLinkEndpoint:
@@ -108,17 +112,20 @@ class PageLinkEndpoint:
             message = "this gateway shows no pages: set TIDEMARK_PAGE_URL and TIDEMARK_PAGE_SECRETS"
             raise ApiError(501, "not_configured", message)
         async with self._bodies.read(request) as body:
-            wanted = _decoded(body) if body.strip() else _Body()
+            life_s = life_of(body)
         now_ms = self._dependencies.clock.now_ms()
-        made = page_link(settings, self._secrets(), account, wanted.expires_in_s, now_ms)
+        made = page_link(settings, self._secrets(), account, life_s, now_ms)
         return json_answer(
             PageAnswer(account=account, url=made.url, expires_at=format_instant_ms(made.expires_ms)), 201
         )
 
 
-def _decoded(body: bytes) -> _Body:
+def life_of(body: bytes) -> int:
+    """The seconds that a body asks for, or the usual ones. Raises `ApiError`."""
+    if not body.strip():
+        return LIFE_S
     try:
-        return msgspec.json.decode(body, type=_Body)
+        return msgspec.json.decode(body, type=_Body).expires_in_s
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         message = f'{str(error)[:200]}; send {{"expires_in_s": 3600}}, or nothing'
         raise ApiError(400, "invalid_input", message) from None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterable, Mapping
 from html import escape
 from typing import Any, Final
@@ -75,11 +76,11 @@ class Pages:
 
     async def docs(self, request: Request) -> Response:
         """The OpenAPI document as a page."""
-        return HTMLResponse(docs_page(request.app.state.openapi), headers=_SECURITY)
+        return HTMLResponse(docs_page(await asyncio.to_thread(request.app.state.openapi)), headers=_SECURITY)
 
     async def openapi(self, request: Request) -> Response:
         """The OpenAPI document."""
-        return json_answer(request.app.state.openapi)
+        return json_answer(await asyncio.to_thread(request.app.state.openapi))
 
 
 def docs_page(openapi: Mapping[str, Any]) -> str:

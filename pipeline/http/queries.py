@@ -24,6 +24,8 @@ CASES_MAX: Final = 1_000
 SEATS_MAX: Final = 1_000
 INTENTS_MAX: Final = 1_000
 ENTRIES_MAX: Final = 1_000
+HOURS_MAX: Final = 10_000
+JOURNAL_MAX: Final = 1_000
 
 # An error of this type has our own words; the library's words are replaced.
 _PLAIN: Final = "plain"
@@ -76,6 +78,7 @@ def _whole_hour(text: object) -> int:
 
 
 _TIME: Final = WithJsonSchema({"type": "string", "format": "date-time"})
+_DAY: Final = {"pattern": r"^\d{4}-\d{2}(-\d{2})?$"}
 Instant = Annotated[int, BeforeValidator(_instant), _TIME]
 WholeHour = Annotated[int, BeforeValidator(_whole_hour), _TIME]
 Account = Annotated[str, Field(min_length=1, max_length=NAME_CHARACTERS_MAX)]
@@ -137,11 +140,52 @@ class DunningParameters(Parameters):
     cursor: Annotated[str, Field(max_length=200, description="The `next_cursor` of the page before.")] = ""
 
 
+class RevenueParameters(Parameters):
+    """The parameters of the paths of revenue."""
+
+    from_: Annotated[
+        str | None,
+        Field(
+            alias="from",
+            max_length=10,
+            json_schema_extra=_DAY,
+            description="The first day in UTC, such as 2027-03-01 or 2027-03; "
+            "without it, five months before the last one.",
+        ),
+    ] = None
+    to: Annotated[
+        str | None,
+        Field(
+            max_length=10,
+            json_schema_extra=_DAY,
+            description="The day behind the last one; without it, the end of this month.",
+        ),
+    ] = None
+    by: Annotated[
+        Literal["month", "day", "whole"], Field(description="A row for each month or day, or one for the whole span.")
+    ] = "month"
+
+
 class TimelineParameters(Parameters):
     """The parameters of `GET /v1/accounts/{account}/timeline`."""
 
     limit: Annotated[int, Field(ge=1, le=ENTRIES_MAX, description="How many entries of the past.")] = 100
     cursor: Annotated[int | None, Field(ge=0, le=10**15, description="The `next_cursor` of the page before.")] = None
+
+
+class ExplainParameters(Parameters):
+    """The parameters of `GET /v1/accounts/{account}/invoices/{invoice}/lines/{line}/explain`."""
+
+    limit: Annotated[int, Field(ge=1, le=HOURS_MAX, description="How many hours.")] = 1_000
+    after: Annotated[Instant | None, Field(description="The `next_hour` of the page before.")] = None
+
+
+class JournalParameters(Parameters):
+    """The parameters of `GET /v1/revenue/journal`."""
+
+    after: Annotated[int, Field(ge=0, le=2**62, description="Only entries behind this number.")] = 0
+    account: Annotated[Account | None, Field(description="One account. Without it, all.")] = None
+    limit: Annotated[int, Field(ge=1, le=JOURNAL_MAX, description="How many entries.")] = 100
 
 
 class TopOfMeterParameters(Parameters):

@@ -7,13 +7,18 @@ from typing import Literal
 from pydantic import Field
 
 from pipeline.http.models import Answer, Instant
+from schemas.events import NAME_CHARACTERS_MAX
 
 
 class SeatBodyWish(Answer):
     """A holder who is to have a seat."""
 
     feature: str = Field(description="A feature of type seat.")
-    holder: str = Field(description="Your own id of the user or location, of 1 to 256 characters; no name of a person.")
+    holder: str = Field(
+        min_length=1,
+        max_length=NAME_CHARACTERS_MAX,
+        description="Your own id of the user or location, of 1 to 256 characters; no name of a person.",
+    )
     reserve: bool = Field(default=False, description="Reserve the seat for an invitation, until that expires.")
     by: str = Field(default="", description="Who asks, for the audit, which names the key too.")
 

@@ -23,7 +23,7 @@ from schemas.catalog_changes import CatalogStore
 from schemas.clock import Clock
 from schemas.dunning import DunningStore
 from schemas.entitlements import Entitlements
-from schemas.notices import DeliveryState, NoticeOutbox
+from schemas.notices import ChannelName, DeliveryState, NoticeOutbox
 from schemas.seats import Seats
 
 CASES_MAX: Final = 20
@@ -80,7 +80,8 @@ async def read_timeline(stores: TimelineStores, account: str, limit: int, before
             stores.records.invoices(account, INVOICES_MAX),
             stores.dunning.listed(account=account, is_open=True, limit=CASES_MAX),
             stores.entitlements.overrides(account),
-            stores.notices.listed(DeliveryState.WAITING, account, NOTICES_MAX, ""),
+            # What goes to the finance system is nothing that the account hears.
+            stores.notices.listed(DeliveryState.WAITING, account, NOTICES_MAX, "", but=ChannelName.FINANCE),
         )
         facts = Facts(account, now_ms, shop, mirror, cases=cases, invoices=invoices, seats=seats)
         entries = (*reversed(future(facts, overrides, waiting)), *entries)

@@ -11,18 +11,14 @@ import logging
 from collections.abc import Sequence
 from typing import Final
 
-from aggregators.partitioning import partition_of
-from aggregators.signing import hash_key, mark
 from pipeline.http.dependencies import GatewayDependencies
+from pipeline.logs.marked import Identity, marked
 from schemas.errors import TidemarkError
-from schemas.live_view import DedupMarks
 
 VERIFY_TIMEOUT_S: Final = 0.25
 VERIFIED_EVENTS_MAX: Final = 1_000
 
 _log: Final = logging.getLogger(__name__)
-
-Identity = tuple[str, str]
 
 
 async def arrived_before(dependencies: GatewayDependencies, identities: Sequence[Identity]) -> list[bool] | None:
@@ -36,22 +32,13 @@ async def arrived_before(dependencies: GatewayDependencies, identities: Sequence
         return None
     try:
         async with asyncio.timeout(VERIFY_TIMEOUT_S):
-            marked = await _marked(marks, dependencies, set(identities))
+            secret, partitions = dependencies.settings.secret_bytes(), dependencies.genesis.partitions
+            arrived = await marked(marks, secret, partitions, set(identities))
     except (TidemarkError, TimeoutError) as error:
         _log.warning("events could not be verified: %s", str(error) or "Redis did not answer in time")
         return None
     answer = []
     for identity in identities:
-        answer.append(identity in marked)
-        marked.add(identity)
+        answer.append(identity in arrived)
+        arrived.add(identity)
     return answer
-
-
-async def _marked(marks: DedupMarks, dependencies: GatewayDependencies, identities: set[Identity]) -> set[Identity]:
-    key = hash_key(dependencies.settings.secret_bytes())
-    by_partition: dict[int, dict[tuple[int, int], Identity]] = {}
-    for account, event_id in identities:
-        partition = partition_of(account, dependencies.genesis.partitions)
-        by_partition.setdefault(partition, {})[mark(key, account, event_id)] = (account, event_id)
-    found = await asyncio.gather(*(marks.marked(partition, list(wanted)) for partition, wanted in by_partition.items()))
-    return {wanted[pair] for wanted, present in zip(by_partition.values(), found, strict=True) for pair in present}

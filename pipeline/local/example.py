@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, Final, NamedTuple
 
@@ -18,9 +18,12 @@ from aggregators.instants import format_instant_ms
 from pipeline.access.overriding import Wish as GrantWish
 from pipeline.clock import SystemClock
 from pipeline.commands import access, billing, catalog
+from pipeline.commands import credits as credits_
+from pipeline.commands.credits import GrantWish as CreditWish
 from pipeline.open import DEFAULT_CATALOG
 from pipeline.settings import Settings
 from pipeline.webhooks.linking import Wish
+from schemas.clock import HOUR_MS, MINUTE_MS
 from schemas.entitlements import Operation
 
 ACTOR: Final = "tidemark dev"
@@ -39,12 +42,17 @@ class Sold(NamedTuple):
 
 
 class Account(NamedTuple):
-    """An account with what its customer subscribes to; nothing: the default plan. `requests` are emitted once."""
+    """An account with what its customer subscribes to; nothing: the default plan. `requests` and `scans` are emitted
+    once. `disk_gb`: of a disk that it has had for three hours, and that is half as large since an hour ago;
+    `task_minutes`: how long a task ran that ended now."""
 
     name: str
     sold: tuple[Sold, ...] = ()
     trial_days: int = 0
     requests: int = 0
+    scans: int = 0
+    disk_gb: int = 0
+    task_minutes: int = 0
 
 
 def _essential(
@@ -65,11 +73,12 @@ def _scale(name: str, interval: str = "month") -> Account:
     return Account(name, (Sold(f"scale.v1.base.{interval}.usd"), Sold("scale.v1.tokens.month.usd", 0)), requests=200)
 
 
-FREE: Final = ("bakery", "barber", "bookshop", "butcher", "cinema", "florist", "gallery", "garage", "kiosk", "library")
+FREE: Final = ("barber", "bookshop", "butcher", "cinema", "florist", "gallery", "garage", "kiosk", "library")
 ACCOUNTS: Final = (
     # One account is close to the limit of its plan, and one is beyond it.
     Account("arcade", requests=850),
     Account("atelier", requests=1_000),
+    Account("bakery", requests=10, disk_gb=20, task_minutes=150),
     *(Account(name, requests=10) for name in FREE),
     _essential("brewery", 1),
     _essential("cafe", 2),
@@ -85,7 +94,8 @@ ACCOUNTS: Final = (
         (Sold("essential.v1.location.month.usd", 5), Sold("extra_calls.v1.addon.month.usd", 2)),
         requests=90,
     ),
-    _professional("museum", 1, 12),
+    # Its plan includes 500 scans.
+    _professional("museum", 1, 12)._replace(scans=180, disk_gb=100, task_minutes=240),
     _professional("newsagent", 2, 8),
     _professional("optician", 3, 5),
     _professional("pharmacy", 6, 30),
@@ -134,6 +144,8 @@ class Example:
         await billing.link(self._settings, wishes)
         for name, feature, operation, value, reason in OVERRIDES:
             await access.override(self._settings, GrantWish(name, feature, operation, value, None, ACTOR, reason))
+        gift = CreditWish("museum", "scans_purchased", 100, "example", "a welcome gift")
+        await credits_.make_grant(self._settings, gift, ACTOR)
         await self._emit()
         self._told(f"The example business is there: {len(ACCOUNTS)} accounts on four plans")
 
@@ -158,21 +170,39 @@ class Example:
             yield call
 
     async def _emit(self) -> None:
-        """Usage of this moment, under ids that say which: what is emitted again counts once."""
-        now = format_instant_ms(SystemClock().now_ms())
-        events = [
-            {
-                "specversion": "1.0", "id": f"example-{number}", "source": "example", "type": "api.request",
-                "subject": account.name, "time": now, "data": {"method": "GET", "region": "eu"},
-            }
-            for account in ACCOUNTS
-            for number in range(account.requests)
-        ]  # fmt: skip
+        events = usage(SystemClock().now_ms())
         headers = {"Authorization": f"Bearer {self._api_key}", "content-type": "application/cloudevents-batch+json"}
         async with httpx.AsyncClient(base_url=self._gateway_url, headers=headers, timeout=30.0) as gateway:
             for start in range(0, len(events), EVENTS_AT_ONCE):
                 body = json.dumps(events[start : start + EVENTS_AT_ONCE])
                 (await gateway.post("/v1/events", content=body)).raise_for_status()
+
+
+def usage(now_ms: int) -> list[dict[str, Any]]:
+    """The usage of all accounts, under ids that say which: what is emitted again counts once."""
+    shared = {"specversion": "1.0", "source": "example", "time": format_instant_ms(now_ms)}
+    request: dict[str, Any] = {**shared, "type": "api.request", "data": {"method": "GET", "region": "eu"}}
+    scan: dict[str, Any] = {**shared, "type": "scan.completed", "data": {}}
+    events = [
+        {**kind, "id": f"{name}-{number}", "subject": account.name}
+        for account in ACCOUNTS
+        for kind, name, count in ((request, "example", account.requests), (scan, "example-scan", account.scans))
+        for number in range(count)
+    ]
+    return events + [sample for account in ACCOUNTS for sample in _samples(account, shared, now_ms)]
+
+
+def _samples(account: Account, shared: dict[str, str], now_ms: int) -> Iterator[dict[str, Any]]:
+    """What the measured meters read: the sizes of a disk, and a task. Tidemark adds each hour once it has ended."""
+    own = {**shared, "subject": account.name}
+    sizes = ((3, account.disk_gb), (1, account.disk_gb // 2)) if account.disk_gb else ()
+    for hours, gigabytes in sizes:
+        at = format_instant_ms(now_ms - hours * HOUR_MS)
+        data = {"disk": "main", "gigabytes": gigabytes}
+        yield {**own, "id": f"example-disk-{hours}", "type": "disk.resized", "time": at, "data": data}
+    if account.task_minutes:
+        began = format_instant_ms(now_ms - account.task_minutes * MINUTE_MS)
+        yield {**own, "id": "example-task", "type": "task.finished", "data": {"started_at": began}}
 
 
 async def _signed_up(post: Callable[..., Any], account: Account, prices: dict[str, str]) -> str:

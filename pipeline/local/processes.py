@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import ctypes
 import os
+import secrets
 import signal
 import socket
 import subprocess
@@ -21,6 +22,9 @@ START_TIMEOUT_S: Final = 60.0
 STOP_TIMEOUT_S: Final = 30.0
 POLL_INTERVAL_S: Final = 0.02
 LOG_TAIL_BYTES: Final = 4_000
+FIRST_PORT: Final = 20_000
+PORTS: Final = 12_000
+PORT_ATTEMPTS: Final = 100
 
 
 def python(*arguments: str) -> list[str]:
@@ -29,10 +33,20 @@ def python(*arguments: str) -> list[str]:
 
 
 def free_port() -> int:
-    """A TCP port of the loopback interface that was free a moment ago."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """A TCP port of the loopback interface that was free a moment ago. Raises `OperatorNeeded` if none is found.
+
+    The port lies below those that systems give to outgoing connections (Linux from 32768, others from 49152):
+    such a connection could take the port before the server does.
+    """
+    for _ in range(PORT_ATTEMPTS):
+        port = FIRST_PORT + secrets.randbelow(PORTS)
+        with socket.socket() as probe:
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+            return port
+    raise OperatorNeeded(f"found no free TCP port in {PORT_ATTEMPTS} attempts; end the processes that use them")
 
 
 class LocalProcess:

@@ -41,7 +41,15 @@ RAW_BYTES_KEPT: Final = 1_000_000
 async def quarantine(log: Log, topic: str, partition: int, entries: Sequence[Quarantined]) -> None:
     """Append the entries to `usage.rejected` and return after all are durable. Raises the log's errors."""
     await append_all(
-        append_entry(log, partition, entry.reason, entry.detail, topic, entry.raw, _place(partition, entry))
+        append_entry(
+            log,
+            partition,
+            entry.reason,
+            entry.detail,
+            topic,
+            entry.raw,
+            event_place(partition, entry.position, entry.stream_time_ms),
+        )
         for entry in entries
     )
 
@@ -78,10 +86,11 @@ async def append_all(appends: Iterable[Coroutine[None, None, None]]) -> None:
         await asyncio.gather(*chunk)
 
 
-def _place(partition: int, entry: Quarantined) -> Headers:
+def event_place(partition: int, position: int, stream_time_ms: int) -> Headers:
+    """The headers that say where in the log an event stands."""
     return (
         (Header.PARTITION, str(partition).encode()),
-        (Header.OFFSET, str(offset_of(entry.position)).encode()),
-        (Header.INDEX, str(index_of(entry.position)).encode()),
-        (Header.STREAM_TIME_MS, str(entry.stream_time_ms).encode()),
+        (Header.OFFSET, str(offset_of(position)).encode()),
+        (Header.INDEX, str(index_of(position)).encode()),
+        (Header.STREAM_TIME_MS, str(stream_time_ms).encode()),
     )

@@ -10,7 +10,7 @@ from pipeline.notices.terms import Terms
 from schemas.clock import Clock
 from schemas.errors import Transient
 from schemas.live_view import AccountDirectory, LiveTotals
-from schemas.notices import Notice, NoticeOutbox
+from schemas.notices import Notice, NoticeKind, NoticeOutbox
 from schemas.rollup import TotalKey
 
 
@@ -37,6 +37,8 @@ class Truth:
 
     async def why_not(self, notice: Notice) -> str:
         """Why a notice is not true any more; "" if it is. Raises `Transient` if a store does not say."""
+        if notice.kind is NoticeKind.JOURNAL_ENTRY:
+            return ""
         if notice.kind in STRIPE_KINDS:
             return await self._why_not_at_stripe(notice)
         partition = partition_of(notice.account, self._partitions)

@@ -8,20 +8,33 @@ import secrets
 from collections.abc import Callable, Coroutine, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
+from pipeline.access.credits import CreditParts
+from pipeline.access.usage import LiveUsageSource
 from pipeline.changes.parts import Parts
 from pipeline.clock import SystemClock
-from pipeline.open import Base, change_parts, open_side_tables, open_stripe_changes, open_stripe_objects
+from pipeline.http.dependencies import CreditStores
+from pipeline.open import (
+    Base,
+    change_parts,
+    open_side_tables,
+    open_stripe_changes,
+    open_stripe_objects,
+    pack_parts,
+)
 from pipeline.roles.opened_access import READ_TIMEOUT_S
 from pipeline.webhooks.linking import Linking, Wish, link_customers
 from schemas.account_records import AccountRecords
 from schemas.catalog_changes import CatalogStore
 from schemas.errors import InvalidInput, OperatorNeeded, Refused, TidemarkError, Transient
 from schemas.intent_ledger import IntentState, LedgerIntent
+from schemas.journal import JournalStore
+from schemas.revenue import RevenueStores
 from schemas.seats import Seats
 from schemas.side_tables import Link
 
 if TYPE_CHECKING:
     from sinks.redis.view import RedisLiveView
+    from sinks.sql.store import PostgresSideTables
 
 
 @contextlib.contextmanager
@@ -110,9 +123,29 @@ class OpenedAccountLinks:
         """What SQL has of an account. Raises `Transient` and `OperatorNeeded`."""
         return (await self._tables(READ_TIMEOUT_S)).account_records
 
+    async def revenue(self) -> RevenueStores:
+        """What revenue is computed from. Raises `Transient` and `OperatorNeeded`."""
+        tables = await self._tables(READ_TIMEOUT_S)
+        return RevenueStores(tables.catalog, tables.revenue, tables.invoice_books)
+
+    async def journal(self) -> JournalStore:
+        """The journal. Raises `Transient` and `OperatorNeeded`."""
+        return (await self._tables(READ_TIMEOUT_S)).journal
+
     async def seats(self) -> Seats:
         """Who holds seats. Raises `Transient` and `OperatorNeeded`."""
         return (await self._tables(READ_TIMEOUT_S)).seats
+
+    async def credits(self) -> CreditStores:
+        """The stores of credits. Raises `Transient` and `OperatorNeeded`."""
+        tables, base = await self._tables(READ_TIMEOUT_S), self._base
+        usage = LiveUsageSource(self._view.totals, base.genesis.partitions, base.clock)
+        ledger = CreditParts(tables.credits, tables.catalog, tables.holds, usage, base.clock)
+        return CreditStores(pack_parts(base, tables, await self._stripe()), ledger)
+
+    async def tables(self) -> PostgresSideTables:
+        """The side tables. Raises `Transient` and `OperatorNeeded`."""
+        return await self._tables(READ_TIMEOUT_S)
 
     async def close(self) -> None:
         """Close what was opened. Safe to call twice."""

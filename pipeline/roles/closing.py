@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterable
-from typing import Final
+from typing import Final, Protocol
 
-from pipeline.billing.closing import ClosingController, ClosingPolicy, ClosingStatus, Flush, Published
+from aggregators.partitioning import partition_of
+from pipeline.billing.closing import ClosingController, ClosingPolicy, ClosingStatus, Flush, Published, Told
+from pipeline.logs.bindings import HasAccounts
 from pipeline.logs.flushes import FlushWatch, flush_account
 from pipeline.metrics import MetricName, Metrics
 from pipeline.open import Base, account_log, scope_of
 from pipeline.roles.base import relaying
 from pipeline.runner.runner import Runner
-from schemas.bills import BillState, StripeInvoiceItems
+from schemas.bills import Bill, BillState, StripeInvoiceItems
 from schemas.clock import SECOND_MS
+from schemas.control import Genesis
+from schemas.live_view import MeasuredInstants
 from schemas.log import REPORTS_TOPIC
 from schemas.reports import StripeMeters
 from sinks.redis.view import RedisLiveView
@@ -35,12 +39,18 @@ class ClosingBeside:
     """The controller beside a runner of `billing.reports`: only the process that owns partition 0 takes turns."""
 
     def __init__(
-        self, base: Base, tables: SqlSideTables, items: StripeInvoiceItems, meters: StripeMeters, flush: Flush
+        self,
+        base: Base,
+        tables: SqlSideTables,
+        items: StripeInvoiceItems,
+        meters: StripeMeters,
+        flush: Flush,
+        told: Told,
     ) -> None:
         settings = base.settings
         policy = ClosingPolicy(late=settings.late_usage, close_lead_ms=round(settings.close_lead_s * SECOND_MS))
         self._controller = ClosingController(
-            scope_of(base), tables.bills, tables.intents, items, meters, flush, base.log, base.clock, policy
+            scope_of(base), tables.bills, tables.intents, items, meters, flush, told, base.log, base.clock, policy
         )
         self._owned: Callable[[], set[int]] = set
 
@@ -84,3 +94,27 @@ def flush_by(base: Base, view: RedisLiveView) -> Flush:
         return is_published
 
     return flush
+
+
+class HasMeasured(HasAccounts, Protocol):
+    """A live view, or the parts of one that know the accounts and how far measured meters are told."""
+
+    @property
+    def measured(self) -> MeasuredInstants: ...
+
+
+def told_by(genesis: Genesis, view: HasMeasured) -> Told:
+    """Looks how far the measurer has come. Whatever it has told is in the log before a flush that comes now."""
+
+    async def is_told(account: str, bill: Bill, since_ms: int) -> bool:
+        partition = partition_of(account, genesis.partitions)
+        checkpoint, _ = await view.accounts.accounts(partition, [account])
+        meters = checkpoint.meter_set.meters if checkpoint is not None and checkpoint.meter_set is not None else ()
+        if not any(meter.stripe_event_name == bill.event_name and meter.aggregation.rule.measured for meter in meters):
+            return True
+        reached = await view.measured.measured_to(partition)
+        if reached is None or reached.log_id != genesis.log_id:
+            return False
+        return reached.until_ms >= bill.end_ms and reached.as_of_ms >= since_ms
+
+    return is_told

@@ -5,22 +5,27 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Final
 
+from pipeline.explaining.quarantine import in_quarantine
+from pipeline.explaining.stores import ExplainStores
 from pipeline.http.api_keys import KeyFile
 from pipeline.http.app import create_gateway
 from pipeline.http.dependencies import GatewayDependencies, LiveUsage
+from pipeline.http.known_keys import KnownKeys
 from pipeline.http.serving import serving, stop_event
 from pipeline.metrics import Metrics
-from pipeline.open import open_base, open_live_view
+from pipeline.open import Base, open_base, open_live_view
 from pipeline.roles.account_links import OpenedAccountLinks
 from pipeline.roles.opened_access import OpenedAccess
+from pipeline.roles.operating import operating
 from pipeline.settings import Settings
 from schemas.errors import InvalidInput, TidemarkError, Transient
 from schemas.live_view import CheckpointedState
 from schemas.meters import MeterSet
-from sinks.clickhouse.client import open_clickhouse
+from sinks.clickhouse.client import ClickHouse, open_clickhouse
+from sinks.clickhouse.corrections import ClickHouseCorrections
 from sinks.clickhouse.evidence import ClickHouseEvidence
 from sinks.clickhouse.reader import ClickHouseReader
 from sinks.clickhouse.writer import ClickHouseStore
@@ -90,6 +95,34 @@ class MeterSetInForce:
             await asyncio.sleep(REFRESH_INTERVAL_S)
 
 
+def _explaining(
+    base: Base, accounts: OpenedAccountLinks | None, clickhouse: ClickHouse, meter_set: MeterSetInForce
+) -> Callable[[], Awaitable[ExplainStores]] | None:
+    """What gives the stores that explain asks; None without PostgreSQL."""
+    if accounts is None:
+        return None
+    evidence, reader, looked = ClickHouseEvidence(clickhouse), ClickHouseReader(clickhouse), in_quarantine(base.log)
+
+    async def stores() -> ExplainStores:
+        corrections = ClickHouseCorrections(clickhouse)
+        return ExplainStores(base.clock, await accounts.tables(), evidence, reader, meter_set, looked, corrections)
+
+    return stores
+
+
+def _checking(base: Base, live: LiveUsage, metrics: Metrics) -> tuple[OpenedAccess, KnownKeys] | tuple[None, None]:
+    """What reads PostgreSQL again and again: the checks and the API keys; nothing without PostgreSQL."""
+    if not base.settings.sql_url.startswith("postgresql://"):
+        return None, None
+
+    def note_keys(ending: int) -> None:
+        metrics.set("tidemark_gateway_keys_ending", ending)
+        metrics.set("tidemark_gateway_keys_read_seconds", base.clock.now_ms() / 1000)
+
+    access = OpenedAccess(base, live, lambda: metrics.add("tidemark_gateway_fallback_checks_total"))
+    return access, KnownKeys(access.keys, base.clock, note_keys)
+
+
 def _may_link(settings: Settings) -> bool:
     return bool(settings.stripe_api_key.get_secret_value()) and settings.sql_url.startswith("postgresql://")
 
@@ -104,9 +137,7 @@ async def run_gateway(settings: Settings) -> None:
     accounts = OpenedAccountLinks(base, view) if _may_link(settings) else None
     live = LiveUsage(view.accounts, view.deferred, view.totals, view.marks)
     metrics = Metrics()
-    access = None
-    if settings.sql_url.startswith("postgresql://"):
-        access = OpenedAccess(base, live, lambda: metrics.add("tidemark_gateway_fallback_checks_total"))
+    access, known_keys = _checking(base, live, metrics)
     stop = stop_event()
 
     def note_read() -> None:
@@ -117,7 +148,7 @@ async def run_gateway(settings: Settings) -> None:
     tasks: list[asyncio.Task[object]] = [
         asyncio.create_task(stop.wait()),
         asyncio.create_task(meter_set.refresh()),
-        *([asyncio.create_task(access.run())] if access is not None else []),
+        *(asyncio.create_task(each.run()) for each in (access, known_keys) if each is not None),
     ]
     try:
         app = create_gateway(
@@ -140,7 +171,14 @@ async def run_gateway(settings: Settings) -> None:
                 catalog=accounts.catalog if accounts is not None else None,
                 records=accounts.records if accounts is not None else None,
                 seats=accounts.seats if accounts is not None else None,
+                revenue=accounts.revenue if accounts is not None else None,
                 evidence=ClickHouseEvidence(clickhouse),
+                journal=accounts.journal if accounts is not None else None,
+                credits=accounts.credits if accounts is not None else None,
+                explain=_explaining(base, accounts, clickhouse, meter_set),
+                operator=operating(base, accounts, clickhouse),
+                known_keys=known_keys,
+                corrections=ClickHouseCorrections(clickhouse),
             ),
             metrics,
         )

@@ -6,14 +6,18 @@ import contextlib
 from collections.abc import Awaitable, Callable, Iterable
 from typing import TYPE_CHECKING, Final
 
+from pipeline.access.daily_revenue import DailyRevenue
 from pipeline.access.dunning import DunningGauges
 from pipeline.access.renewal import Renewal
 from pipeline.changes import collecting, following, trials
 from pipeline.changes.duplicates import heal
 from pipeline.changes.gauges import BoughtGauges
+from pipeline.changes.migrating import watch
 from pipeline.changes.operating import turn
 from pipeline.changes.parts import Parts
 from pipeline.clock import SystemClock
+from pipeline.credits import buying, granting, packs
+from pipeline.credits.stores import PackParts
 from pipeline.metrics import MetricName, Metrics
 from pipeline.open import (
     account_log,
@@ -23,6 +27,7 @@ from pipeline.open import (
     open_side_tables,
     open_stripe_changes,
     open_stripe_objects,
+    pack_parts,
 )
 from pipeline.roles.base import relaying, run_processor, runner_settings
 from pipeline.runner.runner import Runner
@@ -51,6 +56,11 @@ RENEWAL_INTERVAL_S: Final = 0.2
 SWEEP_INTERVAL_S: Final = 10.0
 CHANGES_INTERVAL_S: Final = 10.0
 SEATS_INTERVAL_S: Final = 1.0
+# A customer who has paid waits for the credits.
+CREDITS_INTERVAL_S: Final = 2.0
+TOP_UP_INTERVAL_S: Final = 30.0
+JOURNAL_INTERVAL_S: Final = 1.0
+DAILY_INTERVAL_S: Final = 60.0
 # Every subscription is looked at.
 HEAL_INTERVAL_S: Final = 60.0
 # A quote that differs from its invoice is shown for so long.
@@ -58,6 +68,8 @@ DIFFERING_MS: Final = 7 * DAY_MS
 SWEPT_MAX: Final = 10_000
 # Each one is an audit row, and its account is locked meanwhile.
 SEATS_SWEPT_MAX: Final = 500
+# Numbered in one transaction.
+JOURNAL_ENTRIES_MAX: Final = 500
 # The events of a sign-up come within a second or two, and share their fetches if they are read together. One event
 # alone does not wait so long: an account waits for what it bought.
 LINGER_S: Final = 1.5
@@ -101,7 +113,9 @@ async def run_mirror(settings: Settings) -> None:
         canary = Canary(settings.canary_customer, objects, tables, base.clock) if settings.canary_customer else None
         walker = Walker(base.log, objects, tables, base.clock, SystemClock())
         metrics, counted = Metrics(), Counted(tables, tables.plan_changes, tables.seats, base.clock)
-        bought = BoughtGauges(tables.trials, tables.duplicates, tables.unfinalized)
+        bought = BoughtGauges(
+            tables.trials, tables.duplicates, tables.unfinalized, tables.migrations, tables.grant_orders, base.clock
+        )
         renewal = Renewal(tables.catalog, tables.entitlements, base.clock)
         dunned = DunningGauges(tables.dunning, base.clock)
         recoveries: list[Recovery] = []
@@ -130,6 +144,8 @@ async def run_mirror(settings: Settings) -> None:
                 relaying(owned, lambda _: bought.count(), COUNT_INTERVAL_S),
                 relaying(owned, lambda _: renewal.turn(), RENEWAL_INTERVAL_S, on_failure=not_renewed),
                 *_at_stripe(owned, changes, tables, metrics),
+                *_of_credits(owned, pack_parts(base, tables, stripe), metrics),
+                *_journaling(owned, settings, base.clock, tables, metrics),
                 relaying(owned, lambda _: tables.holds.sweep(base.clock.now_ms(), SWEPT_MAX), SWEEP_INTERVAL_S),
                 recovery.run(),
             )
@@ -147,10 +163,32 @@ async def run_mirror(settings: Settings) -> None:
         await run_processor(base, processor, runner, beside, metrics, refresh)
 
 
+def _journaling(
+    owned: Callable[[], set[int]], settings: Settings, clock: Clock, tables: PostgresSideTables, metrics: Metrics
+) -> Iterable[Awaitable[None]]:
+    """The journal's entries get their numbers, and go into the outbox if the finance system has an address. Each day
+    gets its entry of what was earned."""
+    delivers, limit = bool(settings.journal_webhook_url), JOURNAL_ENTRIES_MAX
+    daily = DailyRevenue(tables.invoice_books, tables.journal, clock)
+
+    async def number() -> None:
+        while await tables.journal.number(clock.now_ms(), limit, delivers=delivers) == limit:
+            pass
+
+    def failed() -> None:
+        metrics.add("tidemark_relay_failures_total", view="journal")
+
+    return (
+        relaying(owned, lambda _: number(), JOURNAL_INTERVAL_S, on_failure=failed),
+        relaying(owned, lambda _: daily.turn(), DAILY_INTERVAL_S, on_failure=failed),
+    )
+
+
 def _at_stripe(
     owned: Callable[[], set[int]], changes: Parts, tables: PostgresSideTables, metrics: Metrics
 ) -> Iterable[Awaitable[None]]:
-    """What is done at Stripe again and again: lost operations, dunning, seats, trials and second subscriptions."""
+    """What is done at Stripe again and again: lost operations, dunning, seats, trials and second subscriptions. Also
+    looks whether a migration left two prices on one subscription."""
 
     def repeated(turn: Callable[[], Awaitable[object]], interval_s: float, view: str = "changes") -> Awaitable[None]:
         def failed() -> None:
@@ -165,6 +203,24 @@ def _at_stripe(
         relaying(owned, lambda _: tables.seats.sweep(changes.clock.now_ms(), SEATS_SWEPT_MAX), SWEEP_INTERVAL_S),
         repeated(lambda: trials.follow(changes, tables.trials), CHANGES_INTERVAL_S),
         repeated(lambda: heal(changes, tables.duplicates), HEAL_INTERVAL_S),
+        repeated(lambda: watch(tables.catalog, tables.plan_moves, tables.migrations, changes.clock), HEAL_INTERVAL_S),
+    )
+
+
+def _of_credits(owned: Callable[[], set[int]], parts: PackParts, metrics: Metrics) -> Iterable[Awaitable[None]]:
+    """What is done for credits again and again: grants at Stripe, packs that are paid, pages that are over, top-ups."""
+
+    def failed() -> None:
+        metrics.add("tidemark_relay_failures_total", view="credits")
+
+    def repeated(turn: Callable[[], Awaitable[object]], interval_s: float) -> Awaitable[None]:
+        return relaying(owned, lambda _: turn(), interval_s, on_failure=failed)
+
+    return (
+        repeated(lambda: granting.turn(granting.parts_of(parts)), CHANGES_INTERVAL_S),
+        repeated(lambda: packs.unpack(parts), CREDITS_INTERVAL_S),
+        repeated(lambda: buying.follow(parts), CHANGES_INTERVAL_S),
+        repeated(lambda: buying.top_up(parts), TOP_UP_INTERVAL_S),
     )
 
 

@@ -52,7 +52,8 @@ async def run_notifier(settings: Settings) -> None:
         partitions, names = base.genesis.partitions, tuple(channels)
         log_id = base.genesis.log_id
         truth = Truth(terms, view.accounts, view.totals, tables.notices, base.clock, log_id, partitions)
-        sweep = Sweep(terms, view.accounts, view.totals, tables.notices, names, base.clock, log_id, partitions)
+        told = [name for name in names if name is not ChannelName.FINANCE]
+        sweep = Sweep(terms, view.accounts, view.totals, tables.notices, told, base.clock, log_id, partitions)
         sending = Sending(tables.notices, truth, channels, base.clock)
         await _run(settings, NotifierLoops(sweep, sending, tables.notices, base.clock), names)
 
@@ -152,16 +153,22 @@ async def open_channels(
             mail = MailChannel(mail_server(mail_url), address, page_of(settings, clock))
             stack.callback(mail.close)
             channels[ChannelName.MAIL] = mail
-        if settings.notices_webhook_url:
-            if settings.notices_webhook_secrets is None:
-                raise InvalidInput("TIDEMARK_NOTICES_WEBHOOK_SECRETS", "is not set; name the file of signing secrets")
-            keys = WatchedFile("TIDEMARK_NOTICES_WEBHOOK_SECRETS", settings.notices_webhook_secrets, load_keys)
-            # The receiver compares the time with its own clock, also if ours is that of a simulation.
-            webhook = WebhookChannel(
-                settings.notices_webhook_url, keys.content, lambda: SystemClock().now_ms() // SECOND_MS
-            )
-            channels[ChannelName.WEBHOOK] = await stack.enter_async_context(webhook)
+        webhooks = {
+            ChannelName.WEBHOOK: settings.notices_webhook_url, ChannelName.FINANCE: settings.journal_webhook_url,
+        }  # fmt: skip
+        for name, url in webhooks.items():
+            if url:
+                channels[name] = await stack.enter_async_context(_webhook(settings, url))
         yield channels
+
+
+def _webhook(settings: Settings, url: str) -> WebhookChannel:
+    """The channel to an address. Raises `InvalidInput` without a file of secrets."""
+    if settings.notices_webhook_secrets is None:
+        raise InvalidInput("TIDEMARK_NOTICES_WEBHOOK_SECRETS", "is not set; name the file of signing secrets")
+    keys = WatchedFile("TIDEMARK_NOTICES_WEBHOOK_SECRETS", settings.notices_webhook_secrets, load_keys)
+    # The receiver compares the time with its own clock, also if ours is that of a simulation.
+    return WebhookChannel(url, keys.content, lambda: SystemClock().now_ms() // SECOND_MS)
 
 
 def page_of(settings: Settings, clock: Clock) -> Callable[[str], str]:

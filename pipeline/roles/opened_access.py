@@ -9,12 +9,16 @@ from collections.abc import Callable
 from typing import Final
 
 from pipeline.access.checks import AccessChecks
+from pipeline.access.credits import CreditParts
+from pipeline.access.credits_left import CreditsLeft
+from pipeline.access.known import ACCOUNTS_MAX
 from pipeline.access.usage import LiveUsageSource
 from pipeline.http.dependencies import LiveUsage
 from pipeline.open import Base, open_side_tables
 from schemas.dunning import DunningStore
 from schemas.entitlements import Entitlements
 from schemas.errors import TidemarkError
+from schemas.keys import KeyStore
 from schemas.notices import NoticeOutbox
 
 REFRESH_INTERVAL_S: Final = 0.25
@@ -36,6 +40,7 @@ class OpenedAccess:
         self._opened: tuple[AccessChecks, Entitlements] | None = None
         self._notices: NoticeOutbox | None = None
         self._dunning: DunningStore | None = None
+        self._keys: KeyStore | None = None
         self._stack = contextlib.AsyncExitStack()
         self._failure = ""
 
@@ -50,6 +55,10 @@ class OpenedAccess:
     def dunning(self) -> DunningStore | None:
         """The dunning cases; None while PostgreSQL has not answered yet."""
         return self._dunning
+
+    def keys(self) -> KeyStore | None:
+        """The API keys; None while PostgreSQL has not answered yet."""
+        return self._keys
 
     async def run(self) -> None:
         """Open PostgreSQL, and read what changed, for ever. A failure is logged once, and tried again."""
@@ -77,10 +86,13 @@ class OpenedAccess:
                 usage,
                 self._base.clock,
                 holds=tables.holds,
+                credits_left=CreditsLeft(
+                    CreditParts(tables.credits, tables.catalog, tables.holds, usage, self._base.clock), ACCOUNTS_MAX
+                ),
                 on_fallback=self._on_fallback,
             )
             self._opened, self._notices = (checks, tables.entitlements), tables.notices
-            self._dunning = tables.dunning
+            self._dunning, self._keys = tables.dunning, tables.keys
         await self._opened[0].refresh()
 
     async def close(self) -> None:

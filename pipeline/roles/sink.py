@@ -7,6 +7,7 @@ import random
 from typing import Final
 
 from pipeline.billing.customers import BindingResolver
+from pipeline.billing.drawing import Drawing
 from pipeline.billing.policy import policy_for
 from pipeline.billing.sender import StripeSender
 from pipeline.metrics import Metrics
@@ -19,7 +20,7 @@ from pipeline.open import (
     open_stripe,
 )
 from pipeline.roles.base import run_processor, runner_settings
-from pipeline.roles.closing import ClosingBeside, flush_by
+from pipeline.roles.closing import ClosingBeside, flush_by, told_by
 from pipeline.settings import Settings
 from schemas.errors import InvalidInput
 
@@ -58,8 +59,12 @@ async def run_sink(settings: Settings) -> None:
                 api=settings.stripe_meter_events,
             ),
             tables.bills,
+            Drawing(tables.credits, tables.catalog, base.clock),
         )
-        closing, metrics = ClosingBeside(base, tables, items, meters, flush_by(base, view)), Metrics()
+        closing, metrics = (
+            ClosingBeside(base, tables, items, meters, flush_by(base, view), told_by(base.genesis, view)),
+            Metrics(),
+        )
 
         def refresh() -> None:
             _gauges(sender, metrics)

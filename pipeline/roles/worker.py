@@ -1,4 +1,4 @@
-"""The worker role: the rollup with its relays, resolver, restater and snapshots, and the ticker.
+"""The worker role: the rollup with its relays, resolver, restater, measurer, corrector and snapshots, and the ticker.
 
 The resolver runs here and not in the archive role, because deferred events are in Redis, which that role does not use.
 """
@@ -12,10 +12,12 @@ from dataclasses import replace
 from functools import partial
 
 from pipeline.logs.control_records import tick
-from pipeline.metrics import Metrics
+from pipeline.metrics import MetricName, Metrics
 from pipeline.native.load import load, maker_of
 from pipeline.open import Base, open_base, open_live_view
 from pipeline.roles.base import relaying, run_processor, runner_settings
+from pipeline.rollup.corrector import Corrector
+from pipeline.rollup.measurer import Measurer
 from pipeline.rollup.outbox_cap import OutboxCap
 from pipeline.rollup.processor import ROLLUP_GROUP, RollupProcessor, RollupSettings
 from pipeline.rollup.relay_pace import RelayPace
@@ -24,7 +26,7 @@ from pipeline.rollup.resolver import Resolver
 from pipeline.rollup.restater import Restater
 from pipeline.rollup.snapshots import SnapshotOutcome, Snapshots
 from pipeline.settings import Settings
-from schemas.clock import HOUR_MS
+from schemas.clock import HOUR_MS, SECOND_MS
 from schemas.errors import OperatorNeeded, Transient
 from schemas.live_view import CheckpointedState, LiveView
 from schemas.processing import Processor
@@ -32,6 +34,8 @@ from schemas.reasons import Reason
 from schemas.rebuild import AnalyticalStore
 from schemas.snapshots import CopyableState, Snapshot
 from sinks.clickhouse.client import ClickHouse, open_clickhouse
+from sinks.clickhouse.corrections import ClickHouseCorrections
+from sinks.clickhouse.measures import ClickHouseMeasures
 from sinks.clickhouse.reader import ClickHouseReader
 from sinks.clickhouse.snapshots import ClickHouseSnapshots
 from sinks.clickhouse.writer import ClickHouseStore
@@ -74,7 +78,9 @@ async def run_worker(
             raise OperatorNeeded("; ".join(fatal))
         if replay_from_start:
             await check_replay(base.genesis.partitions, view.state, hourly)
-        limits = RollupSettings(settings.flush_events_max, settings.cache_entries_max, replay_from_start)
+        limits = RollupSettings(
+            settings.flush_events_max, settings.cache_entries_max, replay_from_start, settings.quarantine_percent_max
+        )
         metrics = Metrics()
         snapshots = _snapshots(settings, view.copies, clickhouse, metrics)
 
@@ -137,6 +143,9 @@ def _relays(
     hourly_relay = HourlyRelay(live.outbox, live.drops, live.deferred, hourly, base.settings.relay_cells_max)
     report_relay = ReportRelay(live.reports, live.accounts, base.log)
     resolver = Resolver(base.log, live.deferred, live.accounts, hourly, secret)
+    samples, delay_ms = ClickHouseMeasures(clickhouse), round(base.settings.measure_delay_s * SECOND_MS)
+    measurer = Measurer(base.log, live.accounts, hourly, samples, live.measured, delay_ms)
+    corrector = Corrector(base.log, hourly, ClickHouseCorrections(clickhouse))
     restater = Restater(
         base.log, live.accounts, live.deferred, live.totals, hourly, ClickHouseReader(clickhouse), secret
     )
@@ -150,6 +159,8 @@ def _relays(
                 await hourly.migrate()
                 tables.set()
 
+    counted = partial(_counted, metrics)
+
     async def relay_hourly(partition: int) -> None:
         if not pace.due(partition):
             return
@@ -158,29 +169,43 @@ def _relays(
         metrics.add("tidemark_relayed_cells_total", relayed.cells)
         metrics.add("tidemark_relayed_duplicates_total", relayed.duplicates)
 
-    async def relay_reports(partition: int) -> None:
-        metrics.add("tidemark_intents_total", await report_relay.relay(partition))
-
     async def resolve(partition: int) -> None:
         resolved = await resolver.resolve(partition)
         metrics.add("tidemark_dedup_decisions_total", resolved.new, decision="new")
         metrics.add("tidemark_dedup_decisions_total", resolved.duplicates, decision="duplicate")
 
-    async def restate(partition: int) -> None:
-        metrics.add("tidemark_restatements_total", await restater.restatement(partition))
+    async def measure(partition: int) -> None:
+        measured = await measurer.measure(partition)
+        metrics.add("tidemark_measured_adjustments_total", measured.told)
+        metrics.set("tidemark_measured_left_out_accounts", measured.left_out, partition=str(partition))
+        if measured.until_ms and measured.meters:
+            metrics.set("tidemark_measured_until_seconds", measured.until_ms / 1000, partition=str(partition))
 
     relays = (
         ("usage_hourly", relay_hourly, migrated),
         ("outbox", outbox.keep, None),
-        ("reports", relay_reports, None),
+        ("reports", counted("tidemark_intents_total", report_relay.relay), None),
         ("dedup_decisions", resolve, migrated),
-        ("restatements", restate, migrated),
+        ("restatements", counted("tidemark_restatements_total", restater.restatement), migrated),
+        ("measured", measure, migrated),
+        ("corrections", counted("tidemark_correction_adjustments_total", corrector.correct), migrated),
         # Snapshots count their own failures.
         (None, snapshots.write, migrated),
     )
     for view, relay, prepare in relays:
         failed = partial(metrics.add, "tidemark_relay_failures_total", view=view) if view else lambda: None
         yield relaying(rollup.owned, relay, base.settings.relay_interval_s, prepare, failed)
+
+
+def _counted(
+    metrics: Metrics, metric: MetricName, relay: Callable[[int], Awaitable[int]]
+) -> Callable[[int], Awaitable[None]]:
+    """A relay whose number is added to a metric."""
+
+    async def run(partition: int) -> None:
+        metrics.add(metric, await relay(partition))
+
+    return run
 
 
 def _snapshots(settings: Settings, copies: CopyableState, clickhouse: ClickHouse, metrics: Metrics) -> Snapshots:

@@ -24,6 +24,7 @@ from pipeline.logs.control_records import find_genesis
 from pipeline.logs.quarantine import quarantine
 from pipeline.logs.start_position import check_fresh, check_position
 from pipeline.rollup.checkpoint import check_log, check_secret, first_checkpoint
+from pipeline.rollup.quarantine_ceiling import QuarantineCeiling
 from pipeline.rollup.snapshots import Snapshots
 from schemas.clock import Clock
 from schemas.control import Genesis
@@ -43,11 +44,13 @@ REMEDY: Final = (
 
 
 class RollupSettings(NamedTuple):
-    """Limits of one flush. `replay_from_start` allows folding a partition without state from offset 0 again."""
+    """Limits of one flush. `replay_from_start` allows folding a partition without state from offset 0 again.
+    `quarantine_percent_max`: see `QuarantineCeiling`."""
 
     flush_events_max: int = 20_000
     cache_entries_max: int = 1_000_000
     replay_from_start: bool = False
+    quarantine_percent_max: int = 100
 
 
 class RollupProcessor:
@@ -75,6 +78,7 @@ class RollupProcessor:
         self._snapshots = snapshots
         self._note_skipped = note_skipped
         self._maker_of = maker_of
+        self._ceiling = QuarantineCeiling(self._settings.quarantine_percent_max)
         self._checkpoints: dict[int, Checkpoint] = {}
         self._books: dict[int, Books] = {}
 
@@ -151,6 +155,7 @@ class RollupProcessor:
         view = await self._store.read(partition, checkpoint, request)
         folded = fold(flush, view)
         changes = with_expired(folded.changes, expired, view)
+        self._ceiling.check(partition, flush.received, len(folded.quarantined))
         await quarantine(self._log, EVENTS_TOPIC, partition, folded.quarantined)
         await self._commit(partition, checkpoint, changes)
         self._checkpoints[partition] = changes.checkpoint
@@ -174,7 +179,8 @@ class RollupProcessor:
 
     async def _due(self, partition: int, flush: Flush) -> Sequence[DueTotal]:
         """The totals that may retire at these records' stream time. Reads the store only if a total may be due."""
-        if flush.log.stream_time_ms < flush.ledger.due_ms:
+        # A total does not retire before its level is carried over.
+        if flush.log.stream_time_ms < flush.ledger.due_ms or flush.levels_wait:
             return ()
         request = ReadRequest(due_max=looks_max(flush.moments) + 1)
         due = (await self._store.read(partition, flush.checkpoint, request)).due

@@ -142,6 +142,6 @@ def _decision(deferred: Deferred, first_position: int) -> DedupDecision:
         account=deferred.account,
         time_us=deferred.time_us,
         new=first_position == deferred.position,
-        metered=bool(deferred.contributions),
+        metered=any(dimensions for *_, dimensions in deferred.contributions),
         quarantine=deferred.quarantine,
     )

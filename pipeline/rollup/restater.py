@@ -177,23 +177,27 @@ class Restater:
     async def _content(self, now: PartitionState, account: str, state: AccountState, pending: PendingCut) -> str:
         """The packed content of the restatement. Raises `_Declined` with the reason if there is none."""
         before = msgspec.structs.replace(now.checkpoint, next_offset=offset_of(pending.position))
-        old = await self._cells(now._replace(checkpoint=before), account, pending)
-        if not await self._is_counted(now, account, state, pending, old.values()):
+        periods = list(_periods(state, pending, now.checkpoint))
+        old, old_levels = await self._cells(now._replace(checkpoint=before), account, pending, periods)
+        if not await self._is_counted(now, account, state, pending, old.values(), old_levels):
             raise _Declined(
                 "the archive holds other usage of the account than was counted: put right what `tidemark reconcile` "
                 "names and bind the account once more"
             )
         history = _bound(now.history, account, state)
         partition_state = PartitionState(now.partition, before, history)
-        new = await self._cells(partition_state, account, pending)
+        periods = list(_periods(cut_in_the_past(state), pending, now.checkpoint))
+        new, levels = await self._cells(partition_state, account, pending, periods)
         reported = await Recounter(self._reader).reported(partition_state, accounts=frozenset([account]))
-        totals = _totals(new.values(), reported, before.meter_set)
+        totals = _totals([*new.values(), *levels], reported, before.meter_set)
         if unnamed := [total.meter for total in totals if total.reported_minor and not total.event_name]:
             raise _Declined(
                 f"meter {unnamed[0]} lost its Stripe event name after usage that is to be counted again was counted"
             )
         distinct = await self._distinct(partition_state, account, pending)
-        content = packed(RestatementContent(_replaced(old.values()), _changed(old, new), totals, distinct))
+        content = packed(
+            RestatementContent(_replaced([*old.values(), *old_levels]), _changed(old, new), totals, distinct)
+        )
         if len(content) > CONTENT_CHARACTERS_MAX:
             raise _Declined(
                 "the usage to be counted again fills more than one record of the log: close the account's past "
@@ -202,20 +206,33 @@ class Restater:
         return content
 
     async def _cells(
-        self, partition_state: PartitionState, account: str, pending: PendingCut
-    ) -> dict[_CellName, HourlyRow]:
-        """The account's recounted cells in the periods that the late binding affects."""
+        self, partition_state: PartitionState, account: str, pending: PendingCut, periods: Sequence[Period]
+    ) -> tuple[dict[_CellName, HourlyRow], list[HourlyRow]]:
+        """The account's recounted cells in the periods that the late binding affects, and the levels there that cells
+        of earlier periods have set."""
         request = request_at(partition_state, frozenset([account]))
         rows = await self._reader.recount_rows(request, 0) if request.meters else ()
-        return {_name(row): row for row in rows if row.period_start_ms >= pending.from_ms}
+        cells = {_name(row): row for row in rows if row.period_start_ms >= pending.from_ms}
+        return cells, list(_levels(rows, periods, request.levels_ms))
 
     async def _is_counted(
-        self, now: PartitionState, account: str, state: AccountState, pending: PendingCut, old: Iterable[HourlyRow]
+        self,
+        now: PartitionState,
+        account: str,
+        state: AccountState,
+        pending: PendingCut,
+        old: Iterable[HourlyRow],
+        levels: Iterable[HourlyRow],
     ) -> bool:
-        """Whether the recount in the old periods equals the live totals. Exact, because the account's events wait."""
+        """Whether the recount in the old periods equals the live totals. Exact, because the account's events wait. Its
+        levels wait too, so that a level of before may stand in the last periods or not."""
         counted = {(total.period_start_ms, total.meter): total.value_minor for total in _totals(old, {}, None)}
+        standing = {
+            (total.period_start_ms, total.meter): total.value_minor for total in _totals([*old, *levels], {}, None)
+        }
         # Also periods without archived usage: the archive may have lost all events of a period.
-        starts = {start_ms for start_ms, _ in counted} | set(_starts(state, pending, now.checkpoint))
+        starts = {start_ms for start_ms, _ in standing}
+        starts |= {period.start_ms for period in _periods(state, pending, now.checkpoint)}
         keys = [TotalKey(account, start_ms) for start_ms in sorted(starts)]
         checkpoint, totals = await self._totals.account_totals(now.partition, keys)
         if checkpoint is None or not is_waiting(state, checkpoint.stream_time_ms):
@@ -227,7 +244,10 @@ class Restater:
             for key, fields in totals.items()
             for meter, text in fields.items()
         }
-        return live == counted
+        return (
+            all(live.get(key) in (counted.get(key), standing.get(key)) for key in live.keys() | counted.keys())
+            and live.keys() <= standing.keys()
+        )
 
     async def _distinct(
         self, partition_state: PartitionState, account: str, pending: PendingCut
@@ -242,14 +262,28 @@ class Restater:
         ]
 
 
-def _starts(state: AccountState, pending: PendingCut, checkpoint: Checkpoint) -> Iterator[int]:
-    """The starts of the current periods that the restatement replaces and that may contain usage."""
+def _periods(state: AccountState, pending: PendingCut, checkpoint: Checkpoint) -> Iterator[Period]:
+    """The periods of a state that the restatement replaces or makes, and that may contain usage."""
     future_ms = checkpoint.meter_set.policy.future_ms if checkpoint.meter_set else 0
     end_ms = max(checkpoint.stream_time_ms + future_ms + 1, open_period(state, checkpoint.stream_time_ms).end_ms)
     start_ms = pending.from_ms
     while start_ms < end_ms:
-        yield start_ms
-        start_ms = period_at(state, start_ms).end_ms
+        yield (period := period_at(state, start_ms))
+        start_ms = period.end_ms
+
+
+def _set_at(row: HourlyRow) -> tuple[int, int]:
+    return row.latest_time_us, row.latest_position
+
+
+def _levels(rows: Sequence[HourlyRow], periods: Sequence[Period], levels_ms: Mapping[str, int]) -> Iterator[HourlyRow]:
+    """The levels that stand in these periods since earlier ones, each as the cell that has set the level."""
+    for slug, until_ms in levels_ms.items():
+        own = sorted((row for row in rows if row.meter == slug), key=_set_at)
+        for start_ms, end_ms in periods:
+            earlier = [row for row in own if row.period_start_ms < start_ms <= until_ms]
+            if earlier:
+                yield earlier[-1]._replace(period_start_ms=start_ms, period_end_ms=end_ms)
 
 
 def _bound(history: History, account: str, state: AccountState) -> History:

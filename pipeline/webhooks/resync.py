@@ -16,7 +16,10 @@ from schemas.side_tables import SideTables
 
 # A customer comes after its subscriptions: the timeline plans nothing for a customer without a row, and would take a
 # customer whose subscriptions are not read yet for one without any.
-ORDER: Final = (ObjectKind.SUBSCRIPTION, ObjectKind.SCHEDULE, ObjectKind.INVOICE, ObjectKind.CUSTOMER)
+ORDER: Final = (
+    ObjectKind.SUBSCRIPTION, ObjectKind.SCHEDULE, ObjectKind.INVOICE, ObjectKind.CREDIT_NOTE, ObjectKind.REFUND,
+    ObjectKind.DISPUTE, ObjectKind.CREDIT_GRANT, ObjectKind.CUSTOMER,
+)  # fmt: skip
 # An event that Stripe delivers meanwhile waits for two batches: for two hundred fetches, which take some seconds. One
 # batch alone would leave the role `mirror` without work while the next one is appended.
 BATCH_RECORDS: Final = 100
@@ -32,7 +35,8 @@ async def resync(
     """Feed a resync record for each object that the mirror has or Stripe lists; returns how many, by kind.
 
     `feed` appends up to `BATCH_RECORDS` records. `run` names the resync: a second run of the
-    same name changes nothing that the first one did. With `customer`, only the customer's objects. Stripe lists no
+    same name changes nothing that the first one did. With `customer`, only the customer's objects, and
+    of refunds and disputes those that the mirror has. Stripe lists no
     deleted objects, so those of the mirror are asked for by their ids. Costs a call per 100 objects now, and one per
     object when the records are processed. Raises `Transient` and `Refused`; afterwards repeat it with the same `run`.
     """

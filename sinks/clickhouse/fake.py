@@ -27,6 +27,7 @@ from schemas.analytics import (
     EventRow,
     HourlyRow,
     HourlyStore,
+    PeriodLevel,
     PeriodQuery,
     PeriodUsage,
     RecountKey,
@@ -178,9 +179,21 @@ class FakeClickHouse(ArchiveStore, HourlyStore, UsageReader):
                 answer.append(PeriodUsage(Period(start_ms, end_ms), _merged(rows, aggregation), carried_minor))
         return answer[: rows_max + 1]
 
+    async def period_levels(self, meter: str, account: str, to_ms: int) -> Sequence[PeriodLevel]:
+        rows = [
+            row for row in self.cells.values() if (row.meter, row.account) == (meter, account) and not _emptied(row)
+        ]
+        answer = []
+        for start_ms in sorted({row.period_start_ms for row in rows if row.period_start_ms < to_ms}):
+            own = max((row for row in rows if row.period_start_ms == start_ms), key=lambda row: row.version)
+            until = [row for row in rows if row.period_start_ms <= start_ms]
+            newest = max(until, key=lambda row: (row.latest_time_us, row.latest_position))
+            answer.append(PeriodLevel(Period(start_ms, own.period_end_ms), newest.value_minor))
+        return answer[-PERIODS_MAX:]
+
     def _usage_unique(self, query: UsageQuery) -> Sequence[UsageRow]:
         grouped: dict[tuple[int | None, tuple[str, ...]], set[tuple[str, str]]] = {}
-        for arrived, event in self._counted():
+        for arrived, event in self.counted():
             meter = self._meter_at(query.meter, event.partition, event.position)
             if self._meter_at(query.meter, event.partition, arrived) is None:
                 continue
@@ -205,13 +218,13 @@ class FakeClickHouse(ArchiveStore, HourlyStore, UsageReader):
         return MeterSetRecord.model_validate_json(latest.value).meter_set.meter(slug)
 
     async def recount_cells(self, request: RecountRequest) -> Mapping[RecountKey, int]:
-        return recount_cells(self._counted(), request)
+        return recount_cells(self.counted(), request)
 
     async def recount_rows(self, request: RecountRequest, generation: int) -> Sequence[HourlyRow]:
-        return recount_rows(self._counted(), request, generation)
+        return recount_rows(self.counted(), request, generation)
 
     async def recount_distinct(self, request: RecountRequest) -> Mapping[tuple[str, str, int], frozenset[str]]:
-        return recount_distinct(self._counted(), request)
+        return recount_distinct(self.counted(), request)
 
     async def archived_accounts(self, partition: int, from_account: str, count_max: int) -> Sequence[str]:
         accounts = {row.account.encode() for row in self.events.values() if row.partition == partition}
@@ -224,14 +237,15 @@ class FakeClickHouse(ArchiveStore, HourlyStore, UsageReader):
     async def recount_totals(
         self, request: RecountRequest, before_ms: int | None = None
     ) -> Mapping[tuple[str, str, Period], int]:
-        counted = [pair for pair in self._counted() if before_ms is None or pair[1].stream_time_ms < before_ms]
-        return recount_totals(counted, request)
+        counted = [pair for pair in self.counted() if before_ms is None or pair[1].stream_time_ms < before_ms]
+        return recount_totals(counted, request, before_ms)
 
-    def _counted(self) -> Iterable[tuple[int, EventRow]]:
-        """(position of arrival, event as it counts). A deferred event counts at the position of its dedup decision."""
+    def counted(self, *, undecided: bool = False) -> Iterable[tuple[int, EventRow]]:
+        """(position of arrival, event as it counts). A deferred event counts at the position of its dedup decision.
+        With `undecided`, those that wait for their decision are there too."""
         for event in self.events.values():
             decision = self.decisions.get((event.partition, event.position, event.account))
-            if not event.deferred:
+            if not event.deferred or (undecided and decision is None):
                 yield event.position, event
             elif decision is not None and decision.outcome is DedupOutcome.COUNTED:
                 moved = event._replace(position=decision.decision_position, stream_time_ms=decision.stream_time_ms)
@@ -266,7 +280,7 @@ class FakeClickHouse(ArchiveStore, HourlyStore, UsageReader):
         return sorted(rows, key=lambda row: row.position)
 
     async def archived_events(self, partition: int, before_position: int) -> int:
-        rows = (row for _, row in self._counted())
+        rows = (row for _, row in self.counted())
         return sum(row.partition == partition and row.position < before_position for row in rows)
 
     async def archive_positions(self) -> Mapping[int, ArchivePosition]:

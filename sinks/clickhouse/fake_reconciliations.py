@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 
 from schemas.reconciliation import FindingRow, PastRead, RepairRow, RunRow
@@ -36,6 +37,12 @@ class FakeReconciliations:
     async def last_run(self, role: str = "") -> RunRow | None:
         runs = (run for run in self.runs.values() if role in ("", run.role))
         return max(runs, key=lambda run: (run.started_ms, run.run), default=None)
+
+    async def causes(self, run: str, limit: int) -> Sequence[tuple[str, str, int]]:
+        wanted = (row for row in self.findings.values() if row.run == run)
+        counts = Counter((row.pair, row.cause) for row in wanted if row.cause not in ("confirmed", "unchecked"))
+        found = sorted(counts.items(), key=lambda each: (-each[1], each[0]))
+        return [(pair, cause, count) for (pair, cause), count in found[:limit]]
 
     async def note_repair(self, row: RepairRow) -> None:
         self.repairs.append(row)

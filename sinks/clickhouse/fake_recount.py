@@ -105,13 +105,22 @@ def _cells(
     return cells, first
 
 
-def recount_totals(events: Iterable[Counting], request: RecountRequest) -> dict[tuple[str, str, Period], int]:
-    """Total per account, meter and period."""
+def recount_totals(
+    events: Iterable[Counting], request: RecountRequest, before_ms: int | None
+) -> dict[tuple[str, str, Period], int]:
+    """Total per account, meter and period. A level stands in the later periods that have begun."""
     totals: dict[tuple[str, str, Period], list[_Counted]] = {}
     for contribution in _counted(events, request):
         totals.setdefault((contribution.event.account, contribution.meter.slug, contribution.period), []).append(
             contribution
         )
+    own = [(*key, max(counted, key=_order)) for key, counted in totals.items() if key[1] in request.levels_ms]
+    for account, slug, own_period, newest in own:
+        period = own_period
+        until_ms = request.levels_ms[slug] if before_ms is None else min(request.levels_ms[slug], before_ms - 1)
+        while period.end_ms <= until_ms:
+            period = _containing(period.end_ms, request.boundaries.get(account, ()))
+            totals.setdefault((account, slug, period), []).append(newest)
     return {
         key: len({contribution.feed.text for contribution in counted})
         if counted[0].meter.aggregation is Aggregation.UNIQUE
@@ -137,10 +146,12 @@ def _merged(counted: Sequence[_Counted]) -> int:
     if aggregation is Aggregation.MIN:
         return min(contribution.feed.minor for contribution in counted)
     if aggregation is Aggregation.LATEST:
-        return max(
-            counted, key=lambda contribution: (contribution.event.time_us, contribution.event.position)
-        ).feed.minor
+        return max(counted, key=_order).feed.minor
     return sum(contribution.feed.minor for contribution in counted)
+
+
+def _order(contribution: _Counted) -> tuple[int, int]:
+    return contribution.event.time_us, contribution.event.position
 
 
 def _counted(events: Iterable[Counting], request: RecountRequest) -> list[_Counted]:
@@ -206,13 +217,12 @@ def feeds(event: EventRow, meter: Meter) -> Feed | None:
     Raises `OperatorNeeded` if the quantity is not exact and the meter does not skip such events: then they are never
     archived.
     """
-    if event.type != meter.event_type:
-        return None
     data = json.loads(event.data, parse_float=Decimal)
-    for condition in meter.filters:
-        equal = text_of_path(data, condition.path) in condition.values
-        if equal is not (condition.operator in (FilterOperator.EQUAL, FilterOperator.IN)):
-            return None
+    if meter.aggregation.rule.additive and event.type == f"tidemark.adjusted.{meter.slug}":
+        values = {name: text_of_path(data, f"$.dimensions.{name}") or "" for name in sorted(meter.dimensions)}
+        return Feed(_minor(data["quantity"], meter.scale), "", msgspec.json.encode(values).decode())
+    if event.type != meter.event_type or meter.aggregation.rule.measured or not _passes(data, meter):
+        return None
     if meter.on_bad is OnBad.SKIP_METER and not _usable(data, meter):
         return None
     values = {name: text_of_path(data, path) or "" for name, path in sorted(meter.dimensions.items())}
@@ -222,6 +232,29 @@ def feeds(event: EventRow, meter: Meter) -> Feed | None:
     if meter.aggregation is Aggregation.UNIQUE:
         return Feed(0, text_of_path(data, meter.value_path) or "", dimensions)
     return Feed(_minor(_at(data, meter.value_path), meter.scale), "", dimensions)
+
+
+def sample_feed(event: EventRow, meter: Meter) -> Feed | None:
+    """A sample of a measured meter: `minor` is the level or the weight, `text` that of the series, the session or the
+    start. None if the meter cannot use the event."""
+    data = json.loads(event.data, parse_float=Decimal)
+    if event.type != meter.event_type or not _passes(data, meter) or not _usable(data, meter):
+        return None
+    path = meter.series_path or meter.session_path or meter.start_path
+    text = "" if path is None else text_of_path(data, path)
+    if text is None or (meter.session_path is not None and not text):
+        return None
+    values = {name: text_of_path(data, path) or "" for name, path in sorted(meter.dimensions.items())}
+    minor = 10**meter.scale if meter.value_path is None else _minor(_at(data, meter.value_path), meter.scale)
+    return Feed(minor, text, msgspec.json.encode(values).decode())
+
+
+def _passes(data: Any, meter: Meter) -> bool:
+    return all(
+        (text_of_path(data, condition.path) in condition.values)
+        is (condition.operator in (FilterOperator.EQUAL, FilterOperator.IN))
+        for condition in meter.filters
+    )
 
 
 def _usable(data: Any, meter: Meter) -> bool:

@@ -19,6 +19,7 @@ from schemas.analytics import (
     Conflicts,
     ControlRow,
     HourlyRow,
+    PeriodLevel,
     PeriodQuery,
     PeriodUsage,
     RecountKey,
@@ -138,6 +139,18 @@ class ClickHouseReader(UsageReader):
             else:
                 periods.append(PeriodUsage(Period(start_ms, end_ms), int(minor), None))
         return periods[: rows_max + 1]
+
+    async def period_levels(self, meter: str, account: str, to_ms: int) -> Sequence[PeriodLevel]:
+        newest = "(latest_time_us, latest_position)"
+        rows = await self._clickhouse.rows(
+            "SELECT start_ms, end_ms, argMax(minor, newest) OVER (ORDER BY start_ms) FROM "  # noqa: S608  # constants
+            "(SELECT period_start_ms AS start_ms, argMax(period_end_ms, version) AS end_ms, "
+            f"toInt256(argMax(value_minor, {newest})) AS minor, max({newest}) AS newest FROM usage_hourly FINAL "
+            "WHERE meter = {meter:String} AND account = {account:String} AND period_start_ms < {to:Int64} "
+            f"AND {NOT_EMPTIED} GROUP BY period_start_ms) ORDER BY start_ms DESC LIMIT {PERIODS_MAX}",
+            {"meter": meter, "account": account, "to": to_ms},
+        )
+        return [PeriodLevel(Period(start_ms, end_ms), int(minor)) for start_ms, end_ms, minor in reversed(rows)]
 
     async def _meter_in_force(self, slug: str) -> tuple[Meter, str] | None:
         """A meter's definition and the SQL condition under which it was in force, from the archived meter sets."""

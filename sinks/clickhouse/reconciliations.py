@@ -56,6 +56,16 @@ class ClickHouseReconciliations:
         )
         return RunRow(*rows[0]) if rows else None
 
+    async def causes(self, run: str, limit: int) -> Sequence[tuple[str, str, int]]:
+        """See `ReconciliationRecords`."""
+        rows = await self._clickhouse.rows(
+            "SELECT pair, cause, count() AS rows FROM reconciliation_findings FINAL WHERE run = {run:String} "
+            "AND cause NOT IN ('confirmed', 'unchecked') GROUP BY pair, cause ORDER BY rows DESC, pair, cause "
+            "LIMIT {most:UInt64}",
+            {"run": run, "most": limit},
+        )
+        return [(str(pair), str(cause), int(count)) for pair, cause, count in rows]
+
     async def note_repair(self, row: RepairRow) -> None:
         """See `ReconciliationRecords`. Every row stays."""
         await self._clickhouse.insert_lines("reconciliation_repairs", RepairRow._fields, _ENCODER.encode(row))

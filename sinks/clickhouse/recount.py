@@ -2,9 +2,6 @@
 
 The SQL shares no code with the fold on purpose, so that a defect in one of them shows as a difference. Meters, graces,
 boundaries and closings are literals in the statements.
-
-Numbers in `data` are read as text, because every JSON function of ClickHouse converts numbers to Float64: a regular
-expression first replaces each number by an object `{"#":"1.5e3"}`, whose text JSONExtractString returns.
 """
 
 # ruff: noqa: S608  # every value in these statements is a number or went through quoted_text
@@ -13,30 +10,20 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final, NamedTuple
 
+from schemas.adjustments import adjusting, forms_of
 from schemas.aggregations import Aggregation
 from schemas.analytics import MeterSpan, RecountRequest
 from schemas.clock import HOUR_MS
 from schemas.errors import InvalidInput
-from schemas.meters import DIMENSION_CHARACTERS_MAX, Filter, FilterOperator, Meter, OnBad, path_keys
-from sinks.clickhouse.client import json_literal, quoted_name, quoted_text
+from schemas.meters import Meter, OnBad
+from sinks.clickhouse.client import json_literal, quoted_text
+from sinks.clickhouse.event_values import columns_of, dimension_texts, is_usable, is_wanted, value_column
 
-_STRING_OR_NUMBER: Final = r'("(?:[^"\\]|\\.)*")|(-?[0-9][0-9.eE+-]*)'
-# A string is followed by an empty number, which is then removed. A number becomes `{"#":"…"}`.
-_MARKED: Final = r'\1{"#":"\2"}'
-# A key "#" in the event is renamed first, because it would look like a replaced number.
-_NUMBERED: Final = (
-    "replaceAll(replaceRegexpAll(replaceAll(data, '\"#\":', '\"##\":'), "
-    f"{quoted_text(_STRING_OR_NUMBER)}, {quoted_text(_MARKED)}), '{{\"#\":\"\"}}', '')"
-)
-_NUMBER_START: Final = '{"#":"'
 _NUMBER_TEXT: Final = r"^(-?)([0-9]+)(?:\.([0-9]*))?(?:[eE]([+-]?[0-9]+))?$"
-_QUANTITY_TEXT: Final = r"^-?(0|[1-9][0-9]*)([.][0-9]+)?([eE][+-]?[0-9]{1,18})?$"
-# A decimal text has an exponent of up to 17 digits (`aggregators/quantities.py`). The decoder limits those of numbers.
-_LONG_EXPONENT: Final = "[eE][+-]?[0-9]{18}$"
-_QUANTITY_CHARACTERS_MAX: Final = 64
-_QUANTITY_DIGITS_MAX: Final = 18
 _CELL: Final = "meter, account, period_start_ms, hour_ms, dimensions, bucket_ms"
 _UNIQUE: Final = Aggregation.UNIQUE
+# More than all meters of a meter set, retired ones too.
+_ADJUSTED: Final = 10_000
 
 
 class Statements(NamedTuple):
@@ -85,15 +72,48 @@ def row_statements(request: RecountRequest) -> Statements:
 def total_statements(request: RecountRequest, before_ms: int | None) -> Statements:
     """Statements whose rows are (meter index, account, period start, end, value)."""
     key = "meter, account, period_start_ms, period_end_ms"
-    additive, unique = _by_kind(request.meters)
+    merged, unique = _by_kind(request.meters)
+    additive = [entry for entry in merged if entry[1].slug not in request.levels_ms]
+    levels = [entry for entry in merged if entry[1].slug in request.levels_ms]
     statements = []
     if additive:
         source = _periods(request, additive, before_ms)
         statements.append(f"SELECT {key}, {_merged(additive)} FROM ({source}) GROUP BY {key}")
+    if levels:
+        statements.append(_level_totals(request, levels, before_ms))
     if unique:
         source = _periods(request, unique, before_ms)
         statements.append(f"SELECT {key}, toInt128(uniqExact(value)) FROM ({source}) GROUP BY {key}")
     return Statements(tuple(_meters(request.meters)), tuple(statements))
+
+
+def _level_totals(request: RecountRequest, meters: Sequence[tuple[int, Meter, str]], before_ms: int | None) -> str:
+    """The rows of `total_statements` for meters with levels: the newest event of the period or of an earlier one."""
+    numbers = ", ".join(str(number) for number, _, _ in meters)
+    last_ms = before_ms - 1 if before_ms is not None else max(request.levels_ms.values())
+    untils = ", ".join(f"toInt64({min(request.levels_ms[meter.slug], last_ms)})" for _, meter, _ in meters)
+    own = (
+        "SELECT meter, account, period_start_ms, period_end_ms, starts, ends, "
+        "argMax(minor, (time_us, position)) AS level, max((time_us, position)) AS set_at "
+        f"FROM ({_periods(request, meters, before_ms)}) "
+        "GROUP BY meter, account, period_start_ms, period_end_ms, starts, ends"
+    )
+    later = (
+        f"SELECT *, transform(meter, [{numbers}], [{untils}], toInt64(0)) AS until_ms, "
+        # Before the first boundary, periods are calendar months.
+        f"if(length(starts) > 0, least({_month('starts[1]')} - 1, {_month('until_ms')}), {_month('until_ms')}) "
+        "AS last_month, "
+        f"{_month('period_start_ms')} AS own_month, "
+        f"arrayMap(month -> ({_month_start('month')}, {_month_start('month + 1')}), "
+        "range(toUInt32(own_month + 1), toUInt32(greatest(last_month, own_month) + 1))) AS months, "
+        "arrayFilter(each -> each.1 > period_start_ms AND each.1 <= until_ms, arrayZip(starts, ends)) AS bounds, "
+        "arrayConcat([(period_start_ms, period_end_ms)], months, bounds) AS stands "
+        f"FROM ({own})"
+    )
+    return (
+        "SELECT meter, account, stood.1 AS start_ms, stood.2 AS end_ms, argMax(level, set_at) "
+        f"FROM ({later}) ARRAY JOIN stands AS stood GROUP BY meter, account, start_ms, end_ms"
+    )
 
 
 def distinct_statements(request: RecountRequest) -> Statements:
@@ -106,41 +126,58 @@ def distinct_statements(request: RecountRequest) -> Statements:
     return Statements(tuple(_meters(request.meters)), tuple(statements))
 
 
-def counted_events(condition: str) -> str:
+def counted_events(condition: str, outcomes: str = "'counted'") -> str:
     """SQL for the events of `usage_events` that satisfy `condition` (over the table's columns), each event once.
 
     `arrived` is the event's own position. `position` and `stream_time_ms` are those of the event or, for a deferred
-    event, of its dedup decision. Deferred events without a decision, or with one that drops them, are left out."""
+    event, of its dedup decision. Deferred events are left out if their decision has none of the `outcomes`, where '' is
+    an event without a decision."""
     return (
-        "SELECT account, type, time, data, partition, arrived, if(waits, decision_position, arrived) AS position, "
+        "SELECT account, id, type, time, data, partition, arrived, if(waits, decision_position, arrived) AS position, "
         "if(waits, decision_ms, arrived_ms) AS stream_time_ms FROM ("
-        "SELECT account, type, time, data, partition, position AS arrived, deferred = 1 AS waits, "
+        "SELECT account, id, type, time, data, partition, position AS arrived, deferred = 1 AS waits, "
         f"toUnixTimestamp64Milli(stream_time) AS arrived_ms FROM usage_events FINAL WHERE {condition}) AS chosen "
         "LEFT JOIN (SELECT partition, position AS arrived, account, decision_position, outcome, "
         "stream_time_ms AS decision_ms FROM dedup_decisions FINAL) AS judged USING (partition, arrived, account) "
-        "WHERE NOT waits OR outcome = 'counted'"
+        f"WHERE NOT waits OR outcome IN ({outcomes})"
     )
 
 
 def distinct_source(meter: Meter, in_force: str) -> str:
     """SQL for (account, hour_ms, value, dimensions) of the events that a `unique` meter counts if `in_force` holds."""
     # The meter may have skipped events at some time. Other archived events are usable in any case.
-    wanted = _wanted(meter, in_force) + _usable(meter)
-    dimensions = ", ".join(_dimension_texts(meter))
+    wanted = is_wanted(meter, in_force) + is_usable(meter)
+    dimensions = ", ".join(dimension_texts(meter))
     return (
         "SELECT account, time_ms - positiveModulo(time_ms, " + str(HOUR_MS) + ") AS hour_ms, "
-        f"assumeNotNull({_column('text', meter.value_path or '')}) AS value, "
+        f"{value_column(meter)} AS value, "
         f"{f'[{dimensions}]' if dimensions else 'emptyArrayString()'} AS dimensions "
         f"FROM ({_events(f'type = {quoted_text(meter.event_type)}', [meter])}) WHERE {wanted}"
     )
 
 
 def event_source(meter: Meter, condition: str) -> str:
-    """SQL for (partition, arrived, time_us, value) of the events that satisfy `condition` and that the meter can use.
-    `value` is text."""
-    wanted = _wanted(meter, "1") + _usable(meter)
-    events = _events(condition, [meter])
-    return f"SELECT partition, arrived, time_us, {_value(meter)} AS value FROM ({events}) WHERE {wanted}"
+    """SQL for (partition, arrived, time_us, stream_time_ms, value) of the events that satisfy `condition` and add to
+    the meter, adjustments too. `value` is text."""
+    columns = "partition, arrived, time_us, stream_time_ms"
+    return " UNION ALL ".join(
+        f"SELECT {columns}, {value_column(form)} AS value FROM ({_events(condition, [form])}) "
+        f"WHERE {is_wanted(form, '1')}{is_usable(form)}"
+        for form in forms_of(meter)
+    )
+
+
+def read_as(form: Meter, events: str) -> str:
+    """SQL for (account, id, arrived, time_us, time_ms, stream_time_ms, dimensions, minor) of the rows of
+    `counted_events` that the meter can use."""
+    dimensions = ", ".join(dimension_texts(form))
+    values = (
+        f"SELECT *, toUInt16(0) AS meter, {value_column(form)} AS value, "
+        f"{f'[{dimensions}]' if dimensions else 'emptyArrayString()'} AS dimensions "
+        f"FROM ({columns_of(events, [form])}) WHERE {is_wanted(form, '1')}{is_usable(form)}"
+    )
+    columns = "account, id, arrived, time_us, time_ms, stream_time_ms, dimensions"
+    return f"SELECT {columns}, {_number_in_minor_units([(0, form, '')])} AS minor FROM ({values})"
 
 
 def _meters(spans: Sequence[MeterSpan]) -> list[Meter]:
@@ -148,13 +185,22 @@ def _meters(spans: Sequence[MeterSpan]) -> list[Meter]:
 
 
 def _by_kind(spans: Sequence[MeterSpan]) -> tuple[list[tuple[int, Meter, str]], list[tuple[int, Meter, str]]]:
-    """(index, meter, SQL condition under which it was in force): meters that merge by arithmetic, and unique ones."""
+    """(index, meter, SQL condition under which it was in force): meters that merge by arithmetic, and unique ones.
+
+    The adjustments of a meter are read as those of another meter (S14), whose index is `_ADJUSTED` higher. Samples add
+    nothing.
+    """
     numbered = []
     for number, meter in enumerate(_meters(spans)):
         # A deferred event feeds the meters that were in force at its arrival and at its dedup decision. Its data is
         # judged at its arrival.
         arrived, decided = _within("arrived", spans, meter, judged=True), _within("position", spans, meter)
-        numbered.append((number, meter, f"({arrived} AND {decided})"))
+        if not meter.aggregation.rule.measured:
+            numbered.append((number, meter, f"({arrived} AND {decided})"))
+        adjusted = adjusting(meter)
+        if adjusted is not None:
+            arrived = _within("arrived", spans, meter)
+            numbered.append((number + _ADJUSTED, adjusted, f"({arrived} AND {decided})"))
     return (
         [entry for entry in numbered if entry[1].aggregation is not _UNIQUE],
         [entry for entry in numbered if entry[1].aggregation is _UNIQUE],
@@ -166,7 +212,7 @@ def _within(column: str, spans: Sequence[MeterSpan], meter: Meter, *, judged: bo
     only the events whose data the meter can use."""
     conditions = (
         f"({column} >= {span.from_position} AND {column} < {span.before_position}"
-        f"{_usable(span.meter) if judged and span.meter.on_bad is OnBad.SKIP_METER else ''})"
+        f"{is_usable(span.meter) if judged and span.meter.on_bad is OnBad.SKIP_METER else ''})"
         for span in spans
         if span.meter.slug == meter.slug
     )
@@ -219,12 +265,16 @@ def _periods(request: RecountRequest, meters: Sequence[tuple[int, Meter, str]], 
         "AS period_start_ms, "
         f"multiIf(NOT late, own_end_ms, bound, ends[next], {months('next_month + 1')}) AS period_end_ms"
     )
-    entries = f"({_entries(request, meters, before_ms)}) AS entries LEFT JOIN ({_accounts(request)}) AS known"
+    # Apart, because every path costs time in every row that is read, and few events are adjustments.
+    forms = [[each for each in meters if (each[0] >= _ADJUSTED) is adjusts] for adjusts in (False, True)]
+    every = " UNION ALL ".join(_entries(request, each, before_ms) for each in forms if each)
+    entries = f"({every}) AS entries LEFT JOIN ({_accounts(request)}) AS known"
     return (
-        "SELECT meter, account, period_start_ms, period_end_ms, dimensions, value, minor, time_us, position, "
+        f"SELECT toUInt16(positiveModulo(fed.meter, {_ADJUSTED})) AS meter, account, period_start_ms, "
+        "period_end_ms, starts, ends, dimensions, value, minor, time_us, position, "
         f"time_ms - positiveModulo(time_ms, {HOUR_MS}) AS hour_ms, "
         f"stream_time_ms - positiveModulo(stream_time_ms, {HOUR_MS}) AS bucket_ms "
-        f"FROM ({carried} FROM ({natural} FROM ({ranges} FROM {entries} USING (account))))"
+        f"FROM ({carried} FROM ({natural} FROM ({ranges} FROM {entries} USING (account)))) AS fed"
     )
 
 
@@ -260,12 +310,12 @@ def _entries(request: RecountRequest, meters: Sequence[tuple[int, Meter, str]], 
         chosen.append(f"account IN (SELECT arrayJoin({literal}))")
     # Each event is joined with small integers only; arrays of tuples would cost ten times as much.
     numbers = ", ".join(str(number) for number, _, _ in meters)
-    feeds = ", ".join(f"({_wanted(meter, in_force)})" for _, meter, in_force in meters)
-    values = _by_meter([(number, _value(meter)) for number, meter, _ in meters])
+    feeds = ", ".join(f"({is_wanted(meter, in_force)})" for _, meter, in_force in meters)
+    values = _by_meter([(number, value_column(meter)) for number, meter, _ in meters])
     slots = max(len(meter.dimensions) for _, meter, _ in meters)
     dimensions = ", ".join(
         _by_meter(
-            [(number, _dimension_texts(meter)[slot]) for number, meter, _ in meters if slot < len(meter.dimensions)]
+            [(number, dimension_texts(meter)[slot]) for number, meter, _ in meters if slot < len(meter.dimensions)]
         )
         for slot in range(slots)
     )
@@ -286,108 +336,7 @@ def _by_meter(texts: Sequence[tuple[int, str]]) -> str:
 
 
 def _events(condition: str, meters: Sequence[Meter], counted: str = "1") -> str:
-    """The events of `counted_events` for which `counted` is true, with a column for each path that the meters read.
-
-    A column is the value as text or the text of a number. Each path is looked up once, because ClickHouse parses the
-    whole document for every JSON function.
-    """
-    texts = {path for meter in meters for path in _text_paths(meter)}
-    numbers = {meter.value_path for meter in meters if meter.value_path} - texts
-    numbers |= {meter.value_path for meter in meters if meter.value_path and meter.aggregation is not _UNIQUE}
-    raw = "".join(f", JSONExtractRaw({_arguments(path)}) AS {_column('raw', path)}" for path in sorted(texts | numbers))
-    values = [f"{_text_of(_column('raw', path))} AS {_column('text', path)}" for path in sorted(texts)]
-    values += [f"{_number_of(_column('raw', path))} AS {_column('number', path)}" for path in sorted(numbers)]
-    return (
-        f"SELECT {', '.join(['*', *values])} FROM (SELECT *{raw} FROM ("
-        "SELECT account, type, partition, arrived, position, stream_time_ms, toUnixTimestamp64Micro(time) AS time_us, "
-        f"intDiv(time_us - positiveModulo(time_us, 1000), 1000) AS time_ms, {_NUMBERED} AS json "
-        f"FROM ({counted_events(condition)}) WHERE {counted}))"
-    )
-
-
-def _text_paths(meter: Meter) -> list[str]:
-    paths = [*meter.dimensions.values(), *(condition.path for condition in meter.filters)]
-    return [*paths, meter.value_path] if meter.value_path and meter.aggregation is _UNIQUE else paths
-
-
-def _column(kind: str, path: str) -> str:
-    return quoted_name(f"{kind} {path}")
-
-
-def _wanted(meter: Meter, in_force: str) -> str:
-    conditions = [f"type = {quoted_text(meter.event_type)}", in_force, *map(_passes, meter.filters)]
-    return " AND ".join(conditions)
-
-
-def _usable(meter: Meter) -> str:
-    """SQL, beginning with AND: the meter gets its dimensions and a quantity or a distinct text from the event."""
-    texts = [f"isNotNull({_column('text', path)})" for path in meter.dimensions.values()]
-    if meter.value_path is not None and meter.aggregation is _UNIQUE:
-        texts.append(f"notEmpty(ifNull({_column('text', meter.value_path)}, ''))")
-    elif meter.value_path is not None:
-        texts.append(_is_quantity(meter, meter.value_path))
-    return "".join(f" AND {text}" for text in texts)
-
-
-def _is_quantity(meter: Meter, path: str) -> str:
-    """SQL: the number at the path is exact at the meter's scale, below 10^18 minor units and not negative unless the
-    meter allows that."""
-    number, raw = _column("number", path), _column("raw", path)
-    mantissa = f"replaceOne(extract({number}, '^-?([0-9.]+)'), '.', '')"
-    significant = f"replaceRegexpAll({mantissa}, '^0+|0+$', '')"
-    exponent = f"toInt64OrZero(replaceOne(extract({number}, '[eE](.+)$'), '+', ''))"
-    trailing = f"length(extract({mantissa}, '0*$')) - length(extract({number}, '[.]([0-9]+)'))"
-    shift = f"({exponent} + toInt64({trailing}) + {meter.scale})"
-    sign = "" if meter.allow_negative else f" AND NOT startsWith({number}, '-')"
-    return (
-        f"(match({number}, {quoted_text(_QUANTITY_TEXT)}) "
-        f"AND (startsWith({raw}, '{_NUMBER_START}') OR (length({number}) <= {_QUANTITY_CHARACTERS_MAX} "
-        f"AND NOT match({number}, {quoted_text(_LONG_EXPONENT)}))) "
-        f"AND (empty({significant}) OR ({shift} >= 0 AND length({significant}) + {shift} <= {_QUANTITY_DIGITS_MAX}"
-        f"{sign})))"
-    )
-
-
-def _passes(condition: Filter) -> str:
-    values = ", ".join(quoted_text(value) for value in condition.values)
-    # A value other than text, integer or boolean equals no filter value.
-    equal = f"ifNull({_column('text', condition.path)} IN ({values}), 0)"
-    return equal if condition.operator in (FilterOperator.EQUAL, FilterOperator.IN) else f"NOT {equal}"
-
-
-def _dimension_texts(meter: Meter) -> list[str]:
-    return [f"assumeNotNull({_column('text', meter.dimensions[name])})" for name in sorted(meter.dimensions)]
-
-
-def _value(meter: Meter) -> str:
-    if meter.value_path is None:
-        return "'1'"
-    if meter.aggregation is _UNIQUE:
-        return f"assumeNotNull({_column('text', meter.value_path)})"
-    return _column("number", meter.value_path)
-
-
-def _text_of(raw: str) -> str:
-    """A JSON value as text; NULL for a fraction, a list, an object, or a text that is too long."""
-    number = f"substring({raw}, 7, length({raw}) - 8)"
-    # As written, without the sign of -0: a conversion would lose digits of a large integer.
-    whole = f"match({number}, '^-?[0-9]+$') AND length({number}) <= {DIMENSION_CHARACTERS_MAX}"
-    string = f"JSONExtractString({raw})"
-    return (
-        f"multiIf(startsWith({raw}, '\"'), if(lengthUTF8({string}) <= {DIMENSION_CHARACTERS_MAX}, "
-        f"toNullable({string}), NULL), "
-        f"startsWith({raw}, '{_NUMBER_START}'), if({whole}, toNullable(if({number} = '-0', '0', {number})), NULL), "
-        f"{raw} IN ('true', 'false'), toNullable({raw}), "
-        f"{raw} IN ('', 'null'), toNullable(''), NULL)"
-    )
-
-
-def _number_of(raw: str) -> str:
-    return f"if(startsWith({raw}, '{_NUMBER_START}'), substring({raw}, 7, length({raw}) - 8), JSONExtractString({raw}))"
-
-
-def _arguments(path: str) -> str:
-    return ", ".join(["json", *(quoted_text(key) for key in path_keys(path))])
+    return columns_of(f"SELECT * FROM ({counted_events(condition)}) WHERE {counted}", meters)
 
 
 def _number_in_minor_units(meters: Sequence[tuple[int, Meter, str]]) -> str:

@@ -11,6 +11,7 @@ import msgspec
 from aggregators.marks import lookups
 from schemas.clock import HOUR_MS
 from schemas.errors import Fenced, OperatorNeeded
+from schemas.measures import MeasuredTo
 from schemas.periods import AccountState
 from schemas.rollup import (
     BucketField,
@@ -75,6 +76,7 @@ class FakeServer:
         self.built.clear()
         self.live.clear()
         self.notes.rebuilding = self.notes.rebuilder = None
+        self.notes.measured.clear()
 
 
 class _Store:
@@ -118,6 +120,7 @@ class FakeState(_Store):
                 position: state.deferred[position] for position in request.deferred if position in state.deferred
             },
             due=state.due_first(request.due_max) if request.due_max else (),
+            levels=state.levels_first(request.levels_max) if request.levels_max else (),
         )
 
     async def commit(self, partition: int, believed: Checkpoint, changes: Changes) -> None:
@@ -147,6 +150,11 @@ class FakeState(_Store):
         state.due.update(changes.due)
         for total in changes.totals:
             state.due.setdefault(total, 0)
+        for standing, due_ms in changes.levels.items():
+            if due_ms is None:
+                state.levels.pop(standing, None)
+            else:
+                state.levels[standing] = due_ms
         for retired, meters in changes.retired.items():
             state.retire(retired, meters)
 
@@ -317,6 +325,16 @@ class FakeTotals(_Store):
         return sorted(scores.items(), key=lambda item: (-item[1], item[0].encode()))[:count]
 
 
+class FakeMeasured(_Store):
+    """How far each partition's measured meters are told (`schemas.live_view.MeasuredInstants`)."""
+
+    async def measured_to(self, partition: int) -> MeasuredTo | None:
+        return self._server.notes.measured.get(partition)
+
+    async def note_measured(self, partition: int, reached: MeasuredTo) -> None:
+        self._server.notes.measured[partition] = reached
+
+
 class FakeRebuilds(_Store):
     """The claim on rebuilds, and the generation that is being built (`schemas.rebuild.RebuildLease`)."""
 
@@ -437,6 +455,7 @@ class FakeLiveView:
         self.marks = FakeMarks(self.server)
         self.accounts = FakeAccounts(self.server)
         self.totals = FakeTotals(self.server)
+        self.measured = FakeMeasured(self.server)
         self.rebuilds = FakeRebuilds(self.server)
         self.generations = FakeGenerations(self.server)
         self.copies = FakeCopies(self.server)

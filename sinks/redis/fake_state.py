@@ -9,6 +9,7 @@ from typing import Final
 import msgspec
 
 from schemas.errors import Fenced
+from schemas.measures import MeasuredTo
 from schemas.periods import AccountState
 from schemas.rebuild import SUPERSEDED
 from schemas.rollup import (
@@ -26,10 +27,12 @@ from schemas.rollup import (
 
 @dataclass
 class Notes:
-    """The generation that is being built, and the token of the rebuild command that claimed last."""
+    """The generation that is being built, the token of the rebuild command that claimed last, and how far each
+    partition is measured."""
 
     rebuilding: int | None = None
     rebuilder: str | None = None
+    measured: dict[int, MeasuredTo] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -61,13 +64,16 @@ class HeldPartition:
     duplicates: dict[int, Duplicate] = field(default_factory=dict)
     deferred: dict[int, Deferred] = field(default_factory=dict)
     due: dict[TotalKey, int] = field(default_factory=dict)
+    levels: dict[TotalKey, int] = field(default_factory=dict)
     dropped_cells: dict[int, int] = field(default_factory=dict)
     dropped_duplicates: int = 0
     restoring: str | None = None
 
     def due_first(self, count_max: int) -> list[DueTotal]:
-        order = sorted((ms, f"{key.period_start_ms}:{key.account}".encode(), key) for key, ms in self.due.items())
-        return [DueTotal(due_ms, key) for due_ms, _, key in order[:count_max]]
+        return _first(self.due, count_max)
+
+    def levels_first(self, count_max: int) -> list[DueTotal]:
+        return _first(self.levels, count_max)
 
     def retire(self, key: TotalKey, meters: Sequence[str]) -> None:
         self.due.pop(key, None)
@@ -78,6 +84,11 @@ class HeldPartition:
             self.rankings.get(ranking, {}).pop(key.account, None)
             if not self.rankings.get(ranking):
                 self.rankings.pop(ranking, None)
+
+
+def _first(index: dict[TotalKey, int], count_max: int) -> list[DueTotal]:
+    order = sorted((ms, f"{key.period_start_ms}:{key.account}".encode(), key) for key, ms in index.items())
+    return [DueTotal(due_ms, key) for due_ms, _, key in order[:count_max]]
 
 
 class Chunk(msgspec.Struct):
@@ -94,6 +105,7 @@ class Chunk(msgspec.Struct):
     duplicates: list[tuple[int, Duplicate]]
     deferred: list[tuple[int, Deferred]]
     due: list[tuple[TotalKey, int]]
+    levels: list[tuple[TotalKey, int]]
     dropped_cells: list[tuple[int, int]]
     dropped_duplicates: int
 

@@ -23,6 +23,7 @@ class Keys:
         self.prefix = f"{self.root}{GENERATIONS}:{generation}:" if generation else self.root
         self.checkpoint = self.prefix + "checkpoint"
         self.total_index = self.prefix + "totals"
+        self.levels = self.prefix + "levels"
         self.cell_buckets = self.prefix + "cell-buckets"
         self.report_buckets = self.prefix + "report-buckets"
         self.duplicates = self.prefix + "duplicates"

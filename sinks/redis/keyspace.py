@@ -68,6 +68,7 @@ class Keyspace:
         self.namespace = namespace
         self.claim = claim
         self.rebuilding = f"{namespace}:rebuilding"
+        self.measured = f"{namespace}:measured"
         self._executor = ThreadPoolExecutor(threads_max, thread_name_prefix="redis")
         self._pinned = generation
         self._live: dict[int, int] = {}

@@ -112,6 +112,8 @@ class RedisState(Store):
             commands.append(("HMGET", keys.deferred, *map(deferred_member, request.deferred)))
         if request.due_max:
             commands.append(("ZRANGE", keys.total_index, 0, request.due_max - 1, "WITHSCORES"))
+        if request.levels_max:
+            commands.append(("ZRANGE", keys.levels, 0, request.levels_max - 1, "WITHSCORES"))
         answers = iter(self._watch(partition, believed, commands))
 
         marks: set[int] = set()
@@ -130,12 +132,9 @@ class RedisState(Store):
         accounts = dict(zip(request.accounts, states, strict=True))
         events = (decode_deferred(text) for text in next(answers) if text) if request.deferred else ()
         deferred = {event.position: event for event in events}
-        flat = next(answers) if request.due_max else ()
-        due = [
-            DueTotal(int(float(due_ms)), parse_total_member(name))
-            for name, due_ms in zip(flat[::2], flat[1::2], strict=True)
-        ]
-        return View(frozenset(marks), totals, cell_texts, report_texts, uniques, accounts, deferred, due)
+        due = _due_totals(next(answers)) if request.due_max else ()
+        levels = _due_totals(next(answers)) if request.levels_max else ()
+        return View(frozenset(marks), totals, cell_texts, report_texts, uniques, accounts, deferred, due, levels)
 
     async def commit(self, partition: int, believed: Checkpoint, changes: Changes) -> None:
         await self._space.run(self._commit, partition, believed, changes)
@@ -194,11 +193,22 @@ def _writes(keys: Keys, believed: Checkpoint, changes: Changes) -> Iterator[Comm
 
 
 def _due_writes(keys: Keys, changes: Changes) -> Iterator[Command]:
-    """Writes to the index of all totals, which is sorted by the stream time at which a total is due."""
+    """Writes to the indexes of totals, which are sorted by the stream time at which a total is due."""
     due = ((due_ms, total_member(key)) for key, due_ms in changes.due.items())
     yield from chunked(("ZADD", keys.total_index), pairs(due))
     at_once = ((0, total_member(key)) for key in changes.totals if key not in changes.due)
     yield from chunked(("ZADD", keys.total_index, "NX"), pairs(at_once))
+    standing = ((due_ms, total_member(key)) for key, due_ms in changes.levels.items() if due_ms is not None)
+    yield from chunked(("ZADD", keys.levels), pairs(standing))
+    carried = [total_member(key) for key, due_ms in changes.levels.items() if due_ms is None]
+    yield from chunked(("ZREM", keys.levels), carried)
+
+
+def _due_totals(flat: Sequence[Any]) -> list[DueTotal]:
+    return [
+        DueTotal(int(float(due_ms)), parse_total_member(name))
+        for name, due_ms in zip(flat[::2], flat[1::2], strict=True)
+    ]
 
 
 def _removals(keys: Keys, totals: Mapping[TotalKey, Sequence[str]]) -> Iterator[Command]:

@@ -7,6 +7,7 @@ from sinks.redis.copies import RedisCopies
 from sinks.redis.generations import RedisGenerations, RedisRebuilds
 from sinks.redis.keyspace import Claim, Keyspace
 from sinks.redis.lookups import RedisAccounts, RedisDeferred, RedisMarks, RedisTotals
+from sinks.redis.measured import RedisMeasured
 from sinks.redis.outbox import RedisDrops, RedisOutbox, RedisReports
 from sinks.redis.state import RedisState
 
@@ -37,6 +38,7 @@ class RedisLiveView:
         self.marks = RedisMarks(self.keyspace)
         self.accounts = RedisAccounts(self.keyspace)
         self.totals = RedisTotals(self.keyspace)
+        self.measured = RedisMeasured(self.keyspace)
         self.rebuilds = RedisRebuilds(self.keyspace)
         self.generations = RedisGenerations(self.keyspace)
         self.copies = RedisCopies(self.keyspace)

@@ -74,6 +74,20 @@ class SqlAccountRecords:
 
         return await self._run(body)
 
+    async def accounts_of_invoice(self, identifier: str) -> Sequence[str]:
+        def body(connection: Connection) -> Sequence[str]:
+            customer = select(_INVOICES.c.customer_id).where(_INVOICES.c.id == _stored(identifier)).scalar_subquery()
+            column = account_customers.c
+            names = connection.execute(
+                select(column.account).where(column.customer_id == customer).distinct()
+            ).scalars()
+            wanted = select(_INVOICES.c.id).where(_INVOICES.c.id == _stored(identifier))
+            return [
+                name for name in sorted(names) if connection.execute(wanted.where(_shown(connection, name))).scalar()
+            ]
+
+        return await self._run(body)
+
     async def audit_before(self, account: str, limit: int, before: int | None = None) -> Sequence[AuditRow]:
         wanted = select(*_AUDIT).where(audit.c.account == _stored(account)).order_by(audit.c.seq.desc()).limit(limit)
         if before is not None:

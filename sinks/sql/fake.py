@@ -21,7 +21,8 @@ class FakeSideTables(SqlSideTables):
 
     def __init__(self, timeline: Timeline, overlaps: Overlaps = no_overlaps) -> None:
         super().__init__(timeline, overlaps)
-        self._engine = create_engine("sqlite://", poolclass=StaticPool)
+        # The garbage collector may close the connection in another thread than the one that used it.
+        self._engine = create_engine("sqlite://", poolclass=StaticPool, connect_args={"check_same_thread": False})
         event.listen(self._engine, "connect", _add_exactly)
         # One for all calls: to open one takes as long as a small query.
         self._connection = self._engine.connect()

@@ -77,10 +77,21 @@ class FakeIntentLedger:
             at_ms = each.attempt.timestamp_s * SECOND_MS if each.attempt else each.intent.instant_ms
             whose = (each.intent.event_name, each.stripe_customer)
             if stripe_customer and whose == (event_name, stripe_customer) and start_ms <= at_ms < end_ms:
-                quantity = EXACT.scaleb(Decimal(each.intent.delta_minor), -each.intent.scale)
+                quantity = EXACT.scaleb(Decimal(each.billed_minor), -each.intent.scale)
                 sums[each.state] = EXACT.add(sums[each.state], quantity)
         state = IntentState
         return IntentTotals(sums[state.ACCEPTED], sums[state.LATE], sums[state.DEAD], sums[state.PENDING])
+
+    async def drawn(self, event_name: str, stripe_customer: str, start_ms: int, end_ms: int) -> Decimal:
+        found = Decimal(0)
+        for each in self.intents.values():
+            at_ms = each.attempt.timestamp_s * SECOND_MS if each.attempt else each.intent.instant_ms
+            whose = (each.intent.event_name, each.stripe_customer)
+            is_in = stripe_customer and whose == (event_name, stripe_customer) and start_ms <= at_ms < end_ms
+            if is_in and each.state not in (IntentState.REDRIVEN, IntentState.REPLACED, IntentState.FREE):
+                drawn_minor = each.intent.delta_minor - each.billed_minor
+                found = EXACT.add(found, EXACT.scaleb(Decimal(drawn_minor), -each.intent.scale))
+        return found
 
     async def listed(
         self, states: Sequence[IntentState], account: str = "", limit: int = 1_000, *, after: str = ""

@@ -15,13 +15,15 @@ from schemas.clock import SECOND_MS
 from schemas.intent_ledger import IntentState, IntentTotals, LedgerIntent, Waiting
 from schemas.log import REPORTS_TOPIC
 from schemas.reports import Attempt, Intent, ReportEntry
-from sinks.sql.queries import Values, chunks, move_position, next_offset, rows_where
+from sinks.sql.queries import Values, chunks, move_position, next_offset, rows_where, storable
 from sinks.sql.tables import intents
 
 READER: Final = REPORTS_TOPIC
 # Enough for any sum of quantities of any scale; the default of 28 digits is not.
 EXACT: Final = Context(prec=100)
 _INTENT: Final = tuple(name for name in Intent.model_fields if name not in {"kind", "livemode"})
+# Of free and replaced usage the credits came back; the next revision stands for a redriven intent.
+_PAYING: Final = ("accepted", "credited", "late", "dead", "pending")
 _PROGRESS: Final = ("stripe_customer", "hold", "detail", "not_before_ms", "failures", "absent_at_ms")
 # The text is in the statements because PostgreSQL finds a partial index only then.
 _IS_PENDING: Final = intents.c.state == literal_column("'pending'")
@@ -70,7 +72,7 @@ class SqlIntentLedger:
             }
             changed: dict[str, LedgerIntent] = {}
             for offset, entry in entries:
-                identifier = _text(entry.identifier)
+                identifier = storable(entry.identifier)
                 before = changed.get(identifier) or known.get(identifier)
                 after = recorded(before, partition, offset, entry)
                 if after is not None and after != before:
@@ -87,9 +89,9 @@ class SqlIntentLedger:
         same = func.coalesce(intents.c.attempted_at_ms, -1) == bindparam("attempt_was")
         row = (intents.c.identifier == bindparam("key")) & (intents.c.log_partition == partition) & _IS_PENDING & same
         marks = [
-            {name: _text(getattr(each, name)) for name in _PROGRESS}
+            {name: storable(getattr(each, name)) for name in _PROGRESS}
             | {
-                "key": _text(each.intent.identifier),
+                "key": storable(each.intent.identifier),
                 "attempt_was": each.attempt.attempted_at_ms if each.attempt else -1,
             }
             for each in waiting
@@ -114,10 +116,11 @@ class SqlIntentLedger:
 
     async def totals(self, event_name: str, stripe_customer: str, start_ms: int, end_ms: int) -> IntentTotals:
         column = intents.c
+        drawn_minor = func.sum(func.coalesce(column.drawn_minor, 0))
         wanted = (
-            select(column.state, column.scale, func.sum(column.delta_minor))
+            select(column.state, column.scale, func.sum(column.delta_minor), drawn_minor)
             .where(
-                column.stripe_customer == _text(stripe_customer), column.event_name == _text(event_name),
+                column.stripe_customer == storable(stripe_customer), column.event_name == storable(event_name),
                 column.at_ms >= start_ms, column.at_ms < end_ms,
             )
             .group_by(column.state, column.scale)
@@ -125,10 +128,30 @@ class SqlIntentLedger:
 
         def body(connection: Connection) -> IntentTotals:
             sums = dict.fromkeys(IntentState, Decimal(0))
-            for state, scale, minor in connection.execute(wanted).all() if stripe_customer else ():
-                sums[IntentState(state)] = EXACT.add(sums[IntentState(state)], EXACT.scaleb(Decimal(minor), -scale))
+            for state, scale, minor, drawn in connection.execute(wanted).all() if stripe_customer else ():
+                billed = EXACT.scaleb(Decimal(minor) - Decimal(drawn), -scale)
+                sums[IntentState(state)] = EXACT.add(sums[IntentState(state)], billed)
             state = IntentState
             return IntentTotals(sums[state.ACCEPTED], sums[state.LATE], sums[state.DEAD], sums[state.PENDING])
+
+        return await self._run(body)
+
+    async def drawn(self, event_name: str, stripe_customer: str, start_ms: int, end_ms: int) -> Decimal:
+        column = intents.c
+        wanted = (
+            select(column.scale, func.sum(func.coalesce(column.drawn_minor, 0)))
+            .where(
+                column.stripe_customer == storable(stripe_customer), column.event_name == storable(event_name),
+                column.at_ms >= start_ms, column.at_ms < end_ms, column.state.in_(_PAYING),
+            )
+            .group_by(column.scale)
+        )  # fmt: skip
+
+        def body(connection: Connection) -> Decimal:
+            found = Decimal(0)
+            for scale, minor in connection.execute(wanted).all() if stripe_customer else ():
+                found = EXACT.add(found, EXACT.scaleb(Decimal(minor), -scale))
+            return found
 
         return await self._run(body)
 
@@ -136,9 +159,9 @@ class SqlIntentLedger:
         self, states: Sequence[IntentState], account: str = "", limit: int = 1_000, *, after: str = ""
     ) -> Sequence[LedgerIntent]:
         is_wanted = intents.c.state.in_([literal_column(f"'{IntentState(state)}'") for state in states])
-        wanted = select(intents).where(is_wanted, intents.c.identifier > _text(after)).order_by(intents.c.identifier)
+        wanted = select(intents).where(is_wanted, intents.c.identifier > storable(after)).order_by(intents.c.identifier)
         if account:
-            wanted = wanted.where(intents.c.account == _text(account))
+            wanted = wanted.where(intents.c.account == storable(account))
         return await self._selected(wanted.limit(limit))
 
     async def found(self, identifiers: Sequence[str]) -> Sequence[LedgerIntent]:
@@ -151,7 +174,7 @@ class SqlIntentLedger:
 
 
 def _found(connection: Connection, identifiers: set[str]) -> Iterable[LedgerIntent]:
-    return map(_intent_of, rows_where(connection, intents, "identifier", set(map(_text, identifiers))))
+    return map(_intent_of, rows_where(connection, intents, "identifier", set(map(storable, identifiers))))
 
 
 def _write(connection: Connection, changed: Iterable[LedgerIntent]) -> None:
@@ -174,11 +197,6 @@ _UPSERT_ROWS: Final = _upsert(postgresql.insert(intents).from_select(_COLUMNS, _
 _UPSERT: Final = _upsert(sqlite.insert(intents))
 
 
-def _text(value: Any) -> Any:
-    """A value that PostgreSQL stores: its texts have no NUL."""
-    return value.replace("\0", "\N{REPLACEMENT CHARACTER}") if isinstance(value, str) else value
-
-
 def _row_of(known: LedgerIntent) -> Values:
     intent, attempt = known.intent, known.attempt
     row = {
@@ -196,8 +214,9 @@ def _row_of(known: LedgerIntent) -> Values:
         "at_ms": attempt.timestamp_s * SECOND_MS if attempt else intent.instant_ms,
         "settled_at_ms": known.settled_at_ms,
         "in_doubt": int(known.in_doubt),
+        "drawn_minor": known.drawn_minor,
     }
-    return {name: _text(value) for name, value in row.items()}
+    return {name: storable(value) for name, value in row.items()}
 
 
 def _intent_of(row: RowMapping | Values) -> LedgerIntent:
@@ -219,5 +238,6 @@ def _intent_of(row: RowMapping | Values) -> LedgerIntent:
         attempt=attempt,
         settled_at_ms=row["settled_at_ms"],
         in_doubt=bool(row["in_doubt"]),
+        drawn_minor=row["drawn_minor"],
         **{name: row[name] for name in _PROGRESS},
     )

@@ -64,10 +64,9 @@ class SqlNotices:
         self._run = run
 
     async def add(self, notices: Sequence[Notice], channels: Sequence[ChannelName]) -> int:
-        unique = {(notice.id, channel): _row(notice, channel) for notice in notices for channel in channels}
-        # Rows are locked in one order, so that two processes do not wait for each other.
-        rows = [unique[key] for key in sorted(unique)]
-        return await self._run(lambda connection: _add(connection, rows)) if rows else 0
+        if not notices or not channels:
+            return 0
+        return await self._run(lambda connection: add_deliveries(connection, notices, channels))
 
     async def claim(
         self, now_ms: int, until_ms: int, limit: int, channel: ChannelName | None = None
@@ -106,7 +105,13 @@ class SqlNotices:
         return await self._run(lambda connection: connection.execute(again).rowcount)
 
     async def listed(
-        self, state: DeliveryState | None = None, account: str = "", limit: int = 100, before: str = ""
+        self,
+        state: DeliveryState | None = None,
+        account: str = "",
+        limit: int = 100,
+        before: str = "",
+        *,
+        but: ChannelName | None = None,
     ) -> Sequence[Delivery]:
         place = notices.c.made_ms, notices.c.id, notices.c.channel
         wanted = select(notices).order_by(*(column.desc() for column in place)).limit(limit)
@@ -114,15 +119,20 @@ class SqlNotices:
             wanted = wanted.where(notices.c.state == state.value)
         if account:
             wanted = wanted.where(notices.c.account == _text(account))
+        if but is not None:
+            wanted = wanted.where(notices.c.channel != but.value)
         if before:
             made_ms, identifier, channel = _place(before)
             behind = and_(place[0] == made_ms, place[1] == identifier, place[2] < channel)
             wanted = wanted.where(or_(place[0] < made_ms, and_(place[0] == made_ms, place[1] < identifier), behind))
         return await self._run(lambda connection: [_delivery(row) for row in connection.execute(wanted).mappings()])
 
-    async def counts(self) -> DeliveryCounts:
+    async def counts(self, *, but: ChannelName | None = None) -> DeliveryCounts:
         waiting = select(func.count(), func.min(notices.c.made_ms)).where(_IS_WAITING)
         dead = select(func.count()).select_from(notices).where(_IS_DEAD)
+        if but is not None:
+            is_other = notices.c.channel != but.value
+            waiting, dead = waiting.where(is_other), dead.where(is_other)
 
         def body(connection: Connection) -> DeliveryCounts:
             count, oldest_ms = connection.execute(waiting).one()
@@ -241,7 +251,11 @@ def _dunned(state: DunningState) -> Any:
     return wanted.where(found.state == state.value, found.closed_ms.is_(None), found.next_ms.is_not(None), ~has_ended)
 
 
-def _add(connection: Connection, rows: list[Values]) -> int:
+def add_deliveries(connection: Connection, made: Sequence[Notice], channels: Sequence[ChannelName]) -> int:
+    """See `schemas.notices.NoticeOutbox.add`; within a transaction of the caller."""
+    unique = {(notice.id, channel): _row(notice, channel) for notice in made for channel in channels}
+    # Rows are locked in one order, so that two processes do not wait for each other.
+    rows = [unique[key] for key in sorted(unique)]
     insert = postgresql.insert if connection.dialect.name == "postgresql" else sqlite.insert
     new: Any = insert(notices)
     again = ("state", "body", "made_ms", "due_ms", "settled_ms", "failures")

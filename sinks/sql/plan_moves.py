@@ -87,6 +87,7 @@ def _subscribed(connection: Connection, prices: set[str], limit: int) -> list[Su
                 for item in sorted(found[row["id"]], key=lambda item: str(item["id"]))
             ),
             owners.get(row["customer_id"], NO_ACCOUNT),
+            row["customer_id"] or "",
         )
         for row in rows
     ]

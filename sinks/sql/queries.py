@@ -43,6 +43,11 @@ def chunks(values: Collection[Any]) -> Iterator[list[Any]]:
         yield listed[start : start + VALUES_MAX]
 
 
+def storable(value: Any) -> Any:
+    """A value that PostgreSQL stores: its texts have no NUL."""
+    return value.replace("\0", "\N{REPLACEMENT CHARACTER}") if isinstance(value, str) else value
+
+
 def rows_where(connection: Connection, table: Table, column: str, values: Collection[str]) -> list[Values]:
     """All rows of a table whose column has one of the values."""
     return [

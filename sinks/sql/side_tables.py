@@ -35,19 +35,28 @@ from schemas.side_tables import (
 )
 from sinks.sql import links, step
 from sinks.sql.account_records import SqlAccountRecords
+from sinks.sql.acknowledgements import SqlAcknowledgements
 from sinks.sql.bills import SqlBills
 from sinks.sql.bindings import Planner, binding_of, overlaps_now
 from sinks.sql.catalog import SqlCatalog
+from sinks.sql.credits import SqlCredits
 from sinks.sql.dunning import SqlDunning
 from sinks.sql.duplicates import SqlDuplicates
 from sinks.sql.entitlements import SqlEntitlements
+from sinks.sql.flat_to_metered import SqlMigrations
+from sinks.sql.grant_orders import SqlGrantOrders
 from sinks.sql.holds import SqlHolds
 from sinks.sql.intents import SqlIntentLedger
+from sinks.sql.invoice_books import SqlInvoiceBooks
+from sinks.sql.journal import SqlJournal
+from sinks.sql.keys import SqlKeys
 from sinks.sql.notices import SqlNotices
+from sinks.sql.packs import SqlPacks
 from sinks.sql.payers import SqlPayers
 from sinks.sql.plan_changes import SqlPlanChanges
 from sinks.sql.plan_moves import SqlPlanMoves
 from sinks.sql.queries import links_of, mirror_row, mirror_rows, next_offset, rows_where
+from sinks.sql.redrives import SqlRedrives
 from sinks.sql.revenue import SqlRevenue
 from sinks.sql.seats import SqlSeats
 from sinks.sql.tables import account_bindings, audit, cursors, customer_column, mirror, processed_events
@@ -87,6 +96,11 @@ class SqlSideTables(ABC):
         self._planner = Planner(timeline, overlaps)
 
     @property
+    def acknowledgements(self) -> SqlAcknowledgements:
+        """What people acknowledged, in the same database."""
+        return SqlAcknowledgements(self._run)
+
+    @property
     def account_records(self) -> SqlAccountRecords:
         """What there is of one account, in the same database."""
         return SqlAccountRecords(self._run)
@@ -122,6 +136,11 @@ class SqlSideTables(ABC):
         return SqlHolds(self._run)
 
     @property
+    def credits(self) -> SqlCredits:
+        """The ledger of credits, in the same database."""
+        return SqlCredits(self._run)
+
+    @property
     def dunning(self) -> SqlDunning:
         """Dunning cases, in the same database."""
         return SqlDunning(self._run)
@@ -132,6 +151,16 @@ class SqlSideTables(ABC):
         return SqlRevenue(self._run)
 
     @property
+    def invoice_books(self) -> SqlInvoiceBooks:
+        """Final invoices as revenue reads them."""
+        return SqlInvoiceBooks(self._run)
+
+    @property
+    def journal(self) -> SqlJournal:
+        """The journal for the finance system, in the same database."""
+        return SqlJournal(self._run)
+
+    @property
     def notices(self) -> SqlNotices:
         """The outbox of notices in the same database."""
         return SqlNotices(self._run)
@@ -140,6 +169,11 @@ class SqlSideTables(ABC):
     def plan_moves(self) -> SqlPlanMoves:
         """Moves of subscriptions to another version of their plan, in the same database."""
         return SqlPlanMoves(self._run)
+
+    @property
+    def migrations(self) -> SqlMigrations:
+        """Migrations from a flat price to a price for usage, in the same database."""
+        return SqlMigrations(self._run)
 
     @property
     def plan_changes(self) -> SqlPlanChanges:
@@ -162,9 +196,29 @@ class SqlSideTables(ABC):
         return SqlSeats(self._run)
 
     @property
+    def grant_orders(self) -> SqlGrantOrders:
+        """Credit grants at Stripe, ordered and mirrored, in the same database."""
+        return SqlGrantOrders(self._run)
+
+    @property
+    def packs(self) -> SqlPacks:
+        """Packs of credits that are bought, in the same database."""
+        return SqlPacks(self._run)
+
+    @property
     def unfinalized(self) -> SqlUnfinalized:
         """Invoices that cannot become final, in the same database."""
         return SqlUnfinalized(self._run)
+
+    @property
+    def keys(self) -> SqlKeys:
+        """API keys, in the same database."""
+        return SqlKeys(self._run)
+
+    @property
+    def redrives(self) -> SqlRedrives:
+        """Redrives of the quarantine, in the same database."""
+        return SqlRedrives(self._run)
 
     @abstractmethod
     async def _run(self, body: Callable[[Connection], Answer]) -> Answer:

@@ -10,6 +10,8 @@ from typing import Any, Final, NamedTuple
 from sqlalchemy import Connection, bindparam, delete, insert, or_, select, update
 
 from schemas.billing_events import ObjectKind, ObjectName, Via
+from schemas.clock import SECOND_MS
+from schemas.journal import Heard
 from schemas.log import BILLING_EVENTS_TOPIC
 from schemas.side_tables import (
     MIRROR_COLUMNS,
@@ -24,7 +26,7 @@ from schemas.side_tables import (
     Stale,
     Step,
 )
-from sinks.sql import audit
+from sinks.sql import audit, journal
 from sinks.sql.bindings import Planner, plan_bindings
 from sinks.sql.queries import (
     Head,
@@ -101,7 +103,7 @@ def commit(connection: Connection, step: Step, planner: Planner) -> dict[str, Ou
     for work in works:
         works_of[work.cause].append(work)
     outcomes = dict(processed)
-    rows = []
+    rows, told = [], list[journal.Told]()
     for event_id, arrived in new.items():
         account = min((account_of[customer] for customer in customers[event_id] if customer in account_of), default="")
         own = works_of[event_id]
@@ -114,9 +116,13 @@ def commit(connection: Connection, step: Step, planner: Planner) -> dict[str, Ou
         row = _audit_row(arrived, account, heads, own, outcomes[event_id], step.now_ms, was_held=was_held)
         if row is not None:
             rows.append((row, heads[account].audit_hash))
+        if account:
+            heard = Heard(account, event_id, arrived.event.created_s * SECOND_MS, step.now_ms)
+            told += [journal.Told(work.name, work.rows, heard) for work in own]
     _claim(connection, new, processed, outcomes, customers, step)
     _write(connection, [work for work in works if work.name not in kept], step.now_ms)
     audit.append(connection, rows)
+    journal.write(connection, told)
     if new:
         plan_bindings(connection, heads, planner, step.now_ms)
         save_heads(connection, heads)

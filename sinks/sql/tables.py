@@ -34,7 +34,7 @@ class WholeNumber(TypeDecorator[int]):
         return dialect.type_descriptor(Text() if dialect.name == "sqlite" else Numeric())
 
     def process_bind_param(self, value: int | None, dialect: Dialect) -> Any:
-        return str(value) if dialect.name == "sqlite" else value
+        return str(value) if dialect.name == "sqlite" and value is not None else value
 
     def process_result_value(self, value: Any, dialect: Dialect) -> int | None:  # noqa: ARG002  # a protocol
         return None if value is None else int(value)
@@ -267,6 +267,7 @@ intents: Final = _table(
     _integer("not_before_ms"),
     _integer("failures"),
     _integer("absent_at_ms", nullable=True),
+    Column("drawn_minor", WholeNumber),
     CheckConstraint(f"state IN ({_STATES})", name="intents_state"),
 )
 Index("intents_by_customer", intents.c.stripe_customer, intents.c.event_name, intents.c.at_ms)
@@ -448,7 +449,7 @@ plan_moves: Final = _table(
 )
 
 _FETCHED: Final = frozenset(TABLE_OF.values())
-_COUNTS: Final = frozenset({"attempt_count", "deleted", "exponent", "interval_count", "is_proration"})
+_COUNTS: Final = frozenset({"attempt_count", "deleted", "exponent", "interval_count", "is_proration", "priority"})
 # An item has a number of seats. A line may have a decimal fraction, so its quantity is text.
 _SEATS: Final = ("subscription_items", "quantity")
 
@@ -473,6 +474,7 @@ for _name, _owner in (
     *((name, "customer_id") for name in TABLE_OF.values() if name != "stripe_customers"),
 ):
     Index(f"{_name}_by_{_owner}", mirror[_name].c[_owner])
+Index("credit_notes_by_invoice", mirror["credit_notes"].c.invoice_id)
 _drafts: Final = mirror["invoices"].c
 Index(
     "draft_invoices",

@@ -9,7 +9,7 @@ from decimal import Decimal, InvalidOperation
 from typing import Any, Final
 from urllib.parse import quote
 
-from schemas.billing_events import ObjectKind, ObjectName, cursor_of
+from schemas.billing_events import OLD_CHANGE_NO_MORE, ObjectKind, ObjectName, cursor_of
 from schemas.clock import SECOND_MS
 from schemas.errors import InvalidInput
 from schemas.invoices import (
@@ -27,7 +27,7 @@ from schemas.invoices import (
 from sinks.stripe.answers import Malformed
 from sinks.stripe.connection import SHAPE_ERRORS, json_of
 from sinks.stripe.listing import PAGE_ROWS, page_after
-from sinks.stripe.objects import PART_PAGES_MAX, PATHS, Parse, StripeClientObjects
+from sinks.stripe.objects import OF_PAYMENTS, PART_PAGES_MAX, PATHS, Parse, StripeClientObjects
 
 LIST_PAGES_MAX: Final = 100
 _TERMS: Final = (
@@ -77,10 +77,12 @@ class StripeClientInvoices(StripeClientObjects):
         options: dict[str, object] = {"limit": PAGE_ROWS}
         if kind is ObjectKind.SUBSCRIPTION:
             options["status"] = "all"
-        if kind is ObjectKind.INVOICE:
+        if kind in OLD_CHANGE_NO_MORE:
             options["created"] = {"gte": max(0, from_ms) // SECOND_MS}
         listed = await page_after(self._list, PATHS[kind], options, after)
-        bodies = [await self._with_parts(ObjectName(kind, str(body["id"])), body) for body in listed["data"]]
+        bodies = listed["data"]
+        if kind not in OF_PAYMENTS:
+            bodies = [await self._with_parts(ObjectName(kind, str(body["id"])), body) for body in bodies]
         return ListedPage(bodies, cursor_of([body["id"] for body in bodies]) if listed["has_more"] else "")
 
     async def active_features(self, stripe_customer: str) -> frozenset[str]:

@@ -13,16 +13,18 @@ from schemas.errors import Transient
 from schemas.plan_changes import InvoicePreview, PreviewLine
 from schemas.stripe_changes import Charge, Charges, StripeInvoice, StripeItem, StripeSubscription
 from sinks.stripe.connection import SHAPE_ERRORS, json_of, read
+from sinks.stripe.credits import StripeClientCredits
 from sinks.stripe.objects import PART_PAGES_MAX
-from sinks.stripe.trials import StripeClientTrials
 
 _SUBSCRIPTIONS: Final = "/v1/subscriptions"
 _ENDED: Final = ("canceled", "incomplete_expired")
 _CHANGED: Final = ("subscription", "subscription_schedule")
 _OPEN: Final = ("not_started", "active")
+# The whole part alone, where Stripe gives no decimal.
+_QUANTITIES: Final = ("quantity_decimal", "quantity")
 
 
-class StripeClientChanges(StripeClientTrials):
+class StripeClientChanges(StripeClientCredits):
     """Previews and changes subscriptions, with one API key. For use in one event loop."""
 
     async def subscriptions(self, customer: str) -> Sequence[StripeSubscription]:
@@ -174,6 +176,8 @@ def _preview(body: Mapping[str, Any]) -> InvoicePreview:
         PreviewLine(
             str(row["description"] or ""), int(row["amount"]), _is_proration(row["parent"]),
             int(row["period"]["start"]) * SECOND_MS, int(row["period"]["end"]) * SECOND_MS,
+            str(((row.get("pricing") or {}).get("price_details") or {}).get("price") or ""),
+            str(next((row[name] for name in _QUANTITIES if row.get(name) is not None), "")),
         )
         for row in body["lines"]["data"]
     )  # fmt: skip

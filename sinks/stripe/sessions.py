@@ -90,5 +90,10 @@ def _session(body: Mapping[str, Any]) -> StripeSession:
         int(body["expires_at"]) * SECOND_MS,
         str(marks.get(ACCOUNT_KEY, "")),
         str(marks.get(OPERATION_KEY, "")),
-        str(subscription["id"]) if isinstance(subscription, Mapping) else str(subscription or ""),
+        _id(subscription),
+        _id(body.get("invoice")),
     )
+
+
+def _id(value: Any) -> str:
+    return str(value["id"]) if isinstance(value, Mapping) else str(value or "")

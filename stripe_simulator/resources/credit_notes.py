@@ -9,12 +9,14 @@ from __future__ import annotations
 from typing import Any, Final
 
 from stripe_simulator import invoicing
-from stripe_simulator.mode import Call, Mode, Route, new_object
+from stripe_simulator.mode import Call, Mode, Route, new_object, retrieve
+from stripe_simulator.pagination import LIST, listed
 from stripe_simulator.resources import credit as ledger
-from stripe_simulator.resources.conventions import Object, Params, check, reads, require
+from stripe_simulator.resources.conventions import Object, Params, check, require
 
 INDEXED = {"credit_note": ("invoice",), "refund": ("payment_intent",)}
 CREATE: Final = ("amount", "credit_amount", "invoice", "memo", "metadata", "reason", "refund_amount")
+_OF: Final = ("customer", "invoice")
 _TOTALS: Final = ("amount", "subtotal", "subtotal_excluding_tax", "total", "total_excluding_tax")
 
 
@@ -106,7 +108,9 @@ def _refund(mode: Mode, payment_intent: str, amount: int | None, **fields: Any) 
 
 ROUTES = (
     Route("POST", "/v1/credit_notes", _create, CREATE),
-    *reads("/v1/credit_notes/{id}", "credit_note", "customer", "invoice"),
+    Route("GET", "/v1/credit_notes/{id}", retrieve("credit_note")),
+    Route("GET", "/v1/credit_notes", listed("credit_note", *_OF), (*LIST, *_OF, "created")),
     Route("POST", "/v1/refunds", _create_refund, ("amount", "metadata", "payment_intent", "reason")),
-    *reads("/v1/refunds/{refund}", "refund", "payment_intent"),
+    Route("GET", "/v1/refunds/{refund}", retrieve("refund")),
+    Route("GET", "/v1/refunds", listed("refund", "payment_intent"), (*LIST, "payment_intent", "created")),
 )

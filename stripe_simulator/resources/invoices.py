@@ -10,7 +10,7 @@ from stripe_simulator.contract.parameters import Params
 from stripe_simulator.errors import ApiError
 from stripe_simulator.invoice_lines import line_of_item, owner_of
 from stripe_simulator.mode import Call, Mode, Route, retrieve
-from stripe_simulator.pagination import LIST, listed, page, page_of
+from stripe_simulator.pagination import LIST, page, page_of
 from stripe_simulator.resources.conventions import changed, check
 from stripe_simulator.resources.payment_methods import card_error
 from stripe_simulator.store import Object
@@ -83,6 +83,13 @@ def list_lines(mode: Mode, call: Call) -> Object:
     return page_of(call, invoicing.lines_of(mode, mode.fetch("invoice", call.id)))
 
 
+def list_payments(mode: Mode, call: Call) -> Object:
+    """`GET /v1/invoice_payments`."""
+    where = {name: call.params.get(name) for name in ("invoice", "status")}
+    wanted = (call.params.get("payment") or {}).get("payment_intent")
+    return page(mode, call, "invoice_payment", where, lambda body: wanted in (None, body["payment"]["payment_intent"]))
+
+
 def _changed(mode: Mode, invoice: Object, params: Params) -> Object:
     """Save an invoice with the parameters of a request."""
     invoice = changed(invoice, params, FIELDS)
@@ -113,5 +120,10 @@ ROUTES = (
     Route("POST", f"{_ITEM}/void", closed(invoicing.void)),
     Route("POST", f"{_ITEM}/mark_uncollectible", closed(invoicing.mark_uncollectible)),
     Route("GET", f"{_ITEM}/lines", list_lines, LIST),
-    Route("GET", "/v1/invoice_payments", listed("invoice_payment", "invoice", "status"), (*LIST, "invoice", "status")),
+    Route(
+        "GET",
+        "/v1/invoice_payments",
+        list_payments,
+        (*LIST, "invoice", "payment[payment_intent]", "payment[type]", "status"),
+    ),
 )

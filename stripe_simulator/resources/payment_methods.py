@@ -30,7 +30,7 @@ class Card(NamedTuple):
     """A test card. `decline_code` empty: charges succeed.
 
     `attaches`: a customer can have the card although it is declined. `authentication`: the card asks the cardholder at
-    every charge, or until the card is set up.
+    every charge, or until the card is set up. `disputes`: each payment is disputed.
     """
 
     number: str
@@ -38,6 +38,7 @@ class Card(NamedTuple):
     attaches: bool = False
     authentication: Literal["", "always", "until_set_up"] = ""
     brand: str = "visa"
+    disputes: bool = False
 
 
 CARDS: Final = {
@@ -51,6 +52,7 @@ CARDS: Final = {
     "pm_card_chargeDeclinedIncorrectCvc": Card("4000000000000127", "incorrect_cvc"),
     "pm_card_chargeDeclinedProcessingError": Card("4000000000000119", "processing_error"),
     "pm_card_chargeCustomerFail": Card("4000000000000341", "generic_decline", attaches=True),
+    "pm_card_createDispute": Card("4000000000000259", disputes=True),
     "pm_card_authenticationRequired": Card("4000002760003184", authentication="always"),
     "pm_card_authenticationRequiredOnSetup": Card("4000002500003155", authentication="until_set_up"),
 }

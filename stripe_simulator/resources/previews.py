@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Final
 
 from stripe_simulator import invoicing
+from stripe_simulator.contract.parameters import Params
 from stripe_simulator.errors import ApiError, not_simulated, require_one
 from stripe_simulator.invoice_lines import details_of
 from stripe_simulator.mode import Call, Mode, Route
@@ -17,7 +18,7 @@ from stripe_simulator.store import Object
 
 _DETAILS: Final = (
     "billing_cycle_anchor", "cancel_at", "cancel_at_period_end", "cancel_now", "items", "proration_behavior",
-    "proration_date", "resume_at", "trial_end",
+    "proration_date", "resume_at", "start_date", "trial_end",
 )  # fmt: skip
 TAKES: Final = (
     "automatic_tax[enabled]", "customer", "discounts", "preview_mode", "schedule", "schedule_details[end_behavior]",
@@ -66,6 +67,7 @@ def _until_the_invoice(mode: Mode, call: Call, *, recurring: bool) -> None:
         identifier = schedule["subscription"]
     body = mode.fetch("subscription", identifier or "", param="subscription")
     resumes = change.pop("resume_at", None) == "now"
+    starts_s = change.pop("start_date", None)
     if change.pop("cancel_now", False):
         subscriptions.cancel(mode, Call(call.path, {"invoice_now": True, "prorate": True}, (identifier,)))
         return
@@ -76,7 +78,7 @@ def _until_the_invoice(mode: Mode, call: Call, *, recurring: bool) -> None:
         subscriptions.resume(mode, Call(call.path, {"billing_cycle_anchor": anchor}, (identifier,)))
         return
     if change:
-        body = subscriptions.change(mode, body, change)
+        body = _changed(mode, body, change, starts_s)
     if body["billing_thresholds"]:
         # Without usage to come, the hourly looks at the threshold find nothing.
         subscription_changes.watch(mode, mode.store.save({**body, "billing_thresholds": None})["id"])
@@ -86,6 +88,16 @@ def _until_the_invoice(mode: Mode, call: Call, *, recurring: bool) -> None:
             return
         mode.clockwork.set_time(body["test_clock"] or "", due_s * 1_000)
         subscription_cycle.tick(mode, {"subscription": identifier})
+
+
+def _changed(mode: Mode, body: Object, change: Params, starts_s: int | None) -> Object:
+    """Change a subscription. What is added began at `start_date`, if that is given, and has the usage since then."""
+    before = {item["id"] for item in subscription_changes.items_of(mode, body["id"])}
+    body = subscriptions.change(mode, body, change)
+    for item in subscription_changes.items_of(mode, body["id"]) if starts_s is not None else ():
+        if item["id"] not in before:
+            mode.store.save({**item, "current_period_start": starts_s})
+    return body
 
 
 ROUTES = (Route("POST", "/v1/invoices/create_preview", create, TAKES),)

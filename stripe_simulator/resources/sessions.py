@@ -7,7 +7,9 @@ from __future__ import annotations
 
 from typing import Any, Final
 
+from stripe_simulator import invoice_lines as form
 from stripe_simulator import invoicing, payments
+from stripe_simulator.engine.periods import Period
 from stripe_simulator.engine.tiers import total
 from stripe_simulator.errors import not_simulated, require_urls
 from stripe_simulator.mode import Call, Mode, Route, new_object
@@ -26,7 +28,8 @@ OPEN_S: Final = 86_400
 INDEXED = {KIND: ("customer", "payment_intent", "subscription")}
 CREATE: Final = (
     "automatic_tax[enabled]", "cancel_url", "client_reference_id", "currency", "customer", "customer_email",
-    "customer_update[address]", "customer_update[name]", "discounts", "expires_at", "line_items", "metadata", "mode",
+    "customer_update[address]", "customer_update[name]", "discounts", "expires_at", "invoice_creation[enabled]",
+    "invoice_creation[invoice_data]", "line_items", "metadata", "mode",
     "payment_method_collection", "subscription_data[billing_mode]", "subscription_data[description]",
     "subscription_data[metadata]", "subscription_data[trial_end]", "subscription_data[trial_period_days]",
     "subscription_data[trial_settings]", "success_url", "tax_id_collection[enabled]",
@@ -63,7 +66,11 @@ def move_payer(mode: Mode, session: Object, country: str) -> Object:
     check(len(country) == 2 and country.isalpha(), "A country has two letters, such as FR.", "country")
     customers.update(mode, Call("", {"address": {"country": country.upper()}}, (session["customer"],)))
     request = request_of(mode, session["id"])
-    mode.store.put({**request, "lines": _priced(mode, session, request["subscription"])})
+    data = request["subscription"]
+    lines = (
+        _priced(mode, session, data) if session["mode"] == "subscription" else _one_time(mode, session, data["items"])
+    )
+    mode.store.put({**request, "lines": lines})
     return mode.store.put(session)
 
 
@@ -84,8 +91,7 @@ def complete(mode: Mode, session: Object, method: Object | None, payer: Params, 
         done["setup_intent"] = payments.set_up(mode, method, customer, agreed=agreed)["id"]
     elif session["mode"] == "payment":
         attached(mode, method, customer)
-        outcome = payments.charge(mode, customer, method["id"], session["amount_total"], session["currency"])
-        done["payment_intent"] = _paid(mode, outcome, agreed=agreed)
+        done |= _bought(mode, session, customer, method, agreed=agreed)
     else:
         done |= _subscribed(mode, request_of(mode, session["id"]), customer, method, agreed=agreed)
     owner = mode.fetch("customer", customer)
@@ -102,8 +108,11 @@ def _create(mode: Mode, call: Call) -> Object:
         mode.fetch("customer", params["customer"], param="customer")
     require(params, "mode", "success_url", "currency" if kind == "setup" else "line_items")
     require_urls(params, "success_url", "cancel_url")
-    if kind != "subscription" and params.keys() & {"subscription_data", "discounts", "automatic_tax"}:
-        raise not_simulated(f"subscription_data, discounts or automatic_tax with mode={kind}")
+    check(kind == "payment" or "invoice_creation" not in params, "`invoice_creation` is for `payment` mode.")
+    if kind != "subscription" and params.keys() & {"subscription_data", "discounts"}:
+        raise not_simulated(f"subscription_data or discounts with mode={kind}")
+    if kind != "subscription" and "automatic_tax" in params and not params.get("invoice_creation", {}).get("enabled"):
+        raise not_simulated(f"automatic_tax without an invoice with mode={kind}")
     _check_updates(params)
     body: Object = dict.fromkeys(_NULL) | new_object(mode, KIND, "cs_live" if mode.livemode else "cs_test", params)
     tax = {"enabled": params.get("automatic_tax", {}).get("enabled", False)}
@@ -121,7 +130,8 @@ def _create(mode: Mode, call: Call) -> Object:
     data = {**params.get("subscription_data", {}), "items": items}
     data |= {name: params[name] for name in ("automatic_tax", "discounts") if name in params}
     lines = _priced(mode, body, data) if kind == "subscription" else _one_time(mode, body, items)
-    mode.store.put({"object": REQUEST, "id": f"{body['id']}/request", "lines": lines, "subscription": data})
+    request = {"lines": lines, "subscription": data, "invoice_creation": params.get("invoice_creation", {})}
+    mode.store.put({"object": REQUEST, "id": f"{body['id']}/request", **request})
     mode.clockwork.schedule(body["expires_at"] * 1_000, EXPIRE, {"session": body["id"]})
     return mode.store.put(body)
 
@@ -187,6 +197,12 @@ def _one_time(mode: Mode, session: Object, items: list[Object]) -> list[Object]:
         name = mode.fetch("product", price["product"])["name"]
         lines.append({"description": f"{quantity} × {name}", "amount": total(engine_price(price), quantity)})
         session |= _amounts(price["currency"], sum(line["amount"] for line in lines))
+    if session["automatic_tax"]["enabled"]:
+        with mode.journal.discarded():
+            draft = _drafted(mode, session, session["customer"] or customers.new(mode, {})["id"], items)
+        session |= _amounts(
+            draft["currency"], draft["subtotal"], 0, sum(each["amount"] for each in draft["total_taxes"])
+        )
     return lines
 
 
@@ -194,6 +210,35 @@ def _amounts(currency: str, subtotal: int, discount: int = 0, tax: int = 0) -> O
     details = {"amount_discount": discount, "amount_shipping": 0, "amount_tax": tax}
     sums = {"amount_subtotal": subtotal, "amount_total": subtotal - discount + tax}
     return {**sums, "currency": currency, "total_details": details}
+
+
+def _bought(mode: Mode, session: Object, customer: str, method: Object, *, agreed: bool) -> Object:
+    """Pay what is sold once, with an invoice if the session says so."""
+    request = request_of(mode, session["id"])
+    creation = request.get("invoice_creation") or {}
+    if not creation.get("enabled"):
+        outcome = payments.charge(mode, customer, method["id"], session["amount_total"], session["currency"])
+        return {"payment_intent": _paid(mode, outcome, agreed=agreed)}
+    draft = _drafted(mode, session, customer, request["subscription"]["items"])
+    draft["metadata"] = dict(creation.get("invoice_data", {}).get("metadata") or {})
+    invoice, intent = invoicing.finalize(mode, mode.store.save(draft)), None
+    if invoice["amount_due"]:
+        intent = _paid(mode, invoicing.collect(mode, invoice, method["id"]), agreed=agreed)
+    return {"payment_intent": intent, "invoice": invoice["id"]}
+
+
+def _drafted(mode: Mode, session: Object, customer: str, sold: list[Object]) -> Object:
+    """The draft of the invoice of what is sold once, not yet stored."""
+    owner, lines = mode.fetch("customer", customer), []
+    invoice = invoicing.new(mode, owner, session["currency"], "manual")
+    invoice["automatic_tax"] |= {"enabled": session["automatic_tax"]["enabled"]}
+    period = Period(invoice["created"], invoice["created"])
+    for each in sold:
+        line = form.one_time_line(mode, mode.fetch("price", each["price"]), each.get("quantity", 1), period)
+        item = form.new_item(mode, owner, line, session["currency"], invoice=invoice["id"])
+        lines.append(form.line_of_item(mode, invoice, mode.store.save(item)))
+    invoicing.set_lines(mode, invoice, lines)
+    return invoice
 
 
 def _subscribed(mode: Mode, request: Object, customer: str, method: Object | None, *, agreed: bool) -> Object:

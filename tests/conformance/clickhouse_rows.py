@@ -40,6 +40,11 @@ PEAK = Meter(slug="peak", event_type="llm", aggregation=Aggregation.MAX, value_p
 LEAST = Meter(slug="least", event_type="llm", aggregation=Aggregation.MIN, value_path="$.tokens", scale=3)
 LAST = Meter(slug="last", event_type="llm", aggregation=Aggregation.LATEST, value_path="$.tokens", scale=3)
 USERS = Meter(slug="users", event_type="llm", aggregation=Aggregation.UNIQUE, value_path="$.user")
+LEVEL = LAST.model_copy(update={"slug": "level", "carry_over": True})
+STORED = Meter(
+    slug="stored", event_type="llm", aggregation=Aggregation.TIME_WEIGHTED, value_path="$.tokens", scale=3,
+    dimensions={"region": "$.quantity"},
+)  # fmt: skip
 EVERY = (TOKENS, CALLS, PEAK, LEAST, LAST, USERS)
 """One meter of each aggregation."""
 

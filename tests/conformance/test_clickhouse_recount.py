@@ -13,6 +13,7 @@ from schemas.aggregations import Aggregation
 from schemas.analytics import (
     DedupDecisionRow,
     DedupOutcome,
+    EventRow,
     MeterSpan,
     RecountKey,
     RecountRequest,
@@ -30,10 +31,12 @@ from tests.conformance.clickhouse_rows import (
     EVERY,
     LAST,
     LEAST,
+    LEVEL,
     MONTH,
     NOW_MS,
     OCTOBER,
     PEAK,
+    STORED,
     TOKENS,
     USERS,
     Both,
@@ -62,6 +65,39 @@ async def test_recount_evaluates_every_aggregation_per_cell(both: Both) -> None:
     assert tuple(value(meter.slug, ten) for meter in EVERY) == (6_500, 2, 5_000, 1_500, 5_000, 2)
     assert tuple(value(meter.slug, eleven) for meter in EVERY) == (2_000, 1, 2_000, 2_000, 2_000, 0)
     assert len(cells) == 12
+
+
+async def test_recount_adds_adjustments_and_leaves_samples_out(both: Both) -> None:
+    """Of each additive meter, by the dimensions that the adjustment names (S14); a count may become negative."""
+    ten, calls = ms("2026-11-21T10:00"), CALLS.model_copy(update={"dimensions": {"region": "$.quantity"}})
+
+    def adjusted(number: int, slug: str, quantity: str, **dimensions: str) -> EventRow:
+        data = {"quantity": quantity, "dimensions": dimensions, "tokens": 99}
+        return event(number, data, time_ms=ten, event_type=f"tidemark.adjusted.{slug}")
+
+    await both.store.insert_events(
+        [
+            event(1, {"tokens": 5, "quantity": "eu"}, time_ms=ten),
+            event(2, {"tokens": 5, "quantity": "us"}, time_ms=ten),
+            adjusted(3, "calls", "-3", region="eu"),
+            adjusted(4, "tokens", "-0.5"),
+            adjusted(5, "stored", "1.234", region="us"),
+            adjusted(6, "stored", "-0.001", region="us"),
+            adjusted(7, "peak", "1000"),
+        ]
+    )
+    request = request_of(TOKENS, calls, STORED, PEAK)
+
+    cells = await both.reader.recount_cells(request)
+    rows = await both.reader.recount_totals(request)
+
+    assert {(key.meter, key.dimensions): value for key, value in cells.items()} == {
+        ("tokens", "{}"): 9_500, ("calls", '{"region":"eu"}'): -2, ("calls", '{"region":"us"}'): 1,
+        ("stored", '{"region":"us"}'): 1_233, ("peak", "{}"): 5_000,
+    }  # fmt: skip
+    assert {meter: value for (_, meter, _), value in rows.items()} == {
+        "tokens": 9_500, "calls": -1, "stored": 1_233, "peak": 5_000,
+    }  # fmt: skip
 
 
 async def test_least_and_greatest_of_negative_quantities_are_not_0(both: Both) -> None:
@@ -104,6 +140,34 @@ async def test_meter_counts_only_at_positions_where_it_was_in_force(both: Both) 
     totals = await both.reader.recount_totals(request_of()._replace(meters=spans))
 
     assert totals == {("acme", "calls", MONTH): 2}
+
+
+async def test_a_level_stands_in_later_periods_until_an_event_changes_it(both: Both) -> None:
+    """Also in months without an event, up to an instant. An account's own periods follow its calendar months."""
+    march, april, until = ms("2026-03-01"), ms("2026-04-01"), ms("2026-06-15")
+    days = [Period(april + day * DAY_MS, april + (day + 1) * DAY_MS) for day in range(100)]
+    await both.store.insert_events(
+        [
+            event(1, {"tokens": 5}, time_ms=march + 5, stream_time_ms=march + 5),
+            event(2, {"tokens": 0}, time_ms=ms("2026-05-05"), stream_time_ms=ms("2026-05-05")),
+            event(3, {"tokens": 7}, time_ms=march + 9, stream_time_ms=march + 9, account="bound"),
+            event(4, {"tokens": 8}, time_ms=march + 8, stream_time_ms=april + HOUR_MS - 1, account="bound"),
+            event(5, {"tokens": 9}, time_ms=days[2].start_ms, stream_time_ms=days[2].start_ms, account="bound"),
+        ]
+    )
+    request = request_of(LEVEL, boundaries={"bound": days})
+
+    async def levels(account: str, until_ms: int, before_ms: int | None = None) -> list[tuple[int, int]]:
+        found = await both.reader.recount_totals(request._replace(levels_ms={"level": until_ms}), before_ms)
+        return sorted((period.start_ms, value) for (of, _, period), value in found.items() if of == account)
+
+    months = [march, april, ms("2026-05-01"), ms("2026-06-01")]
+    assert await levels("acme", until) == list(zip(months, (5_000, 5_000, 0, 0), strict=True))
+    assert await levels("acme", until, april) == [(march, 5_000)]
+    assert await levels("acme", until, april + 1) == [(march, 5_000), (april, 5_000)]
+    starts = [march, *(day.start_ms for day in days[:4])]
+    values = (7_000, 7_000, 7_000, 9_000, 9_000)
+    assert await levels("bound", days[3].start_ms) == list(zip(starts, values, strict=True))
 
 
 EXACT = {
@@ -301,6 +365,7 @@ _EVENTS = st.lists(
         _NUMBERS,
         st.sampled_from(['"a"', '"b\\u00fc\\"#"', "1", "true"]),
         st.sampled_from([None, None, None, "", *DedupOutcome]),
+        st.sampled_from(["llm", "llm", "tidemark.adjusted.tokens", "tidemark.adjusted.stored"]),
     ),
     max_size=25,
 )
@@ -313,23 +378,26 @@ _DECISIONS_FROM = 100
     rows=_EVENTS,
     closed_at=st.lists(st.integers(0, 25) | st.integers(_DECISIONS_FROM, _DECISIONS_FROM + 25), max_size=3),
     cut_ms=_INSTANTS,
+    until_ms=_INSTANTS,
 )
 async def test_recount_by_sql_and_by_python_agree_on_random_events(
     clickhouse: ClickHouse,
-    rows: list[tuple[str, int, int, int, str, str, DedupOutcome | str | None]],
+    rows: list[tuple[str, int, int, int, str, str, DedupOutcome | str | None, str]],
     closed_at: list[int],
     cut_ms: int,
+    until_ms: int,
 ) -> None:
     """The implementations share nothing. Deferred events of any age occur, with and without decisions."""
-    meters = [meter.model_copy(update={"dimensions": {"user": "$.user"}}) for meter in EVERY]
+    meters = [meter.model_copy(update={"dimensions": {"user": "$.user"}}) for meter in (*EVERY, LEVEL, STORED)]
     stream_time_ms, events, decisions = ms("2026-10-28"), [], []
-    for number, (account, event_id, time_ms, delay_ms, tokens, user, decision) in enumerate(rows):
+    for number, (account, event_id, time_ms, delay_ms, tokens, user, decision, type_) in enumerate(rows):
         stream_time_ms = max(stream_time_ms, min(time_ms + delay_ms, ms("2026-12-20")))
-        data = f'{{"tokens":{tokens},"user":{user}}}'
+        data = f'{{"dimensions":{{"user":{user}}},"quantity":{tokens},"tokens":{tokens},"user":{user}}}'
         own_ms = time_ms if decision is None else time_ms - delay_ms * 100
         archived = event(
-            number, data, account=account, event_id=str(event_id), time_ms=own_ms, stream_time_ms=stream_time_ms
-        )
+            number, data, account=account, event_id=str(event_id), time_ms=own_ms, stream_time_ms=stream_time_ms,
+            event_type=type_,
+        )  # fmt: skip
         events.append(archived._replace(deferred=decision is not None))
         if decision:
             at, judged_ms = _DECISIONS_FROM + number, ms("2026-12-20") + number * DAY_MS
@@ -355,6 +423,8 @@ async def test_recount_by_sql_and_by_python_agree_on_random_events(
         await each.insert_dedup_decisions(decisions)
 
     assert await fake.recount_cells(request) == await reader.recount_cells(request)
-    assert await fake.recount_totals(request) == await reader.recount_totals(request)
+    request = request._replace(levels_ms={"level": until_ms})
+    for before_ms in (None, cut_ms):
+        assert await fake.recount_totals(request, before_ms) == await reader.recount_totals(request, before_ms)
     for before in (10, _DECISIONS_FROM + 10):
         assert await fake.archived_events(3, before) == await reader.archived_events(3, before)

@@ -54,7 +54,7 @@ _decoded = msgspec.json.Decoder(dict[str, Any], float_hook=Decimal).decode
 
 def counted(data: str, *meters: Meter, account: str = "acme") -> Totals:
     """What the fold counts for one event."""
-    contributions = compiled(MeterSet(version=1, meters=meters)).contributions("llm", _decoded(data))
+    contributions = compiled(MeterSet(version=1, meters=meters)).contributions("llm", _decoded(data), 0)
     assert not isinstance(contributions, Failure)
     return {
         (account, each.meter.slug, MONTH): 1 if each.meter.aggregation is Aggregation.UNIQUE else each.minor

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 
 import pytest
@@ -11,15 +12,17 @@ from schemas.analytics import (
     ControlRow,
     DedupDecisionRow,
     DedupOutcome,
+    PeriodLevel,
     PeriodQuery,
     PeriodUsage,
     UsageQuery,
     UsageRow,
     Window,
 )
-from schemas.clock import HOUR_MS
+from schemas.clock import DAY_MS, HOUR_MS
 from schemas.errors import InvalidInput
 from schemas.meters import MeterSet
+from schemas.periods import Period
 from tests.conformance.clickhouse_rows import (
     MONTH,
     NOW_MS,
@@ -284,3 +287,19 @@ async def test_a_period_shows_what_was_carried_into_it(
     assert await periods(MONTH.start_ms - 1, MONTH.start_ms + 1) == expected
     assert await periods(MONTH.end_ms, MONTH.end_ms + 1) == []
     assert await periods(MONTH.start_ms - 1, MONTH.start_ms) == []
+
+
+async def test_a_level_is_that_of_the_newest_event_of_its_period_and_all_before(both: Both) -> None:
+    """Late usage that a later period counts moves no level that a newer event has set."""
+    after = Period(MONTH.end_ms, MONTH.end_ms + 30 * DAY_MS)
+    level = functools.partial(cell, "m", aggregation=Aggregation.LATEST)
+    late = level(9, latest=(2, 7))._replace(period_start_ms=after.start_ms, period_end_ms=after.end_ms)
+    rows = [level(3, latest=(5, 1)), level(4, latest=(5, 2), hour_ms=MONTH.start_ms + HOUR_MS), late]
+    emptied = level(70, latest=(9, 9))._replace(period_start_ms=MONTH.start_ms - 1, period_end_ms=MONTH.start_ms - 1)
+    await both.store.insert_hourly([*rows, emptied, level(50, latest=(8, 8), account="other")])
+
+    both_periods = await both.reader.period_levels("m", "acme", after.end_ms)
+    first = await both.reader.period_levels("m", "acme", after.start_ms)
+
+    assert both_periods == [PeriodLevel(MONTH, 4), PeriodLevel(after, 4)]
+    assert first == [PeriodLevel(MONTH, 4)]

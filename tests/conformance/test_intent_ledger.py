@@ -16,7 +16,7 @@ from aggregators.report_records import ReportedIntents
 from schemas.clock import HOUR_MS
 from schemas.errors import Fenced
 from schemas.intent_ledger import IntentLedger, IntentState, IntentTotals, LedgerIntent, Waiting
-from schemas.reports import Attempt, Intent, OutcomeStatus, Redrive, ReportEntry, ReportOutcome
+from schemas.reports import Allocation, Attempt, Intent, OutcomeStatus, Redrive, ReportEntry, ReportOutcome
 from sinks.sql.fake_intents import FakeIntentLedger
 from sinks.sql.side_tables import SqlSideTables
 from tests.services.postgres import opened_tables
@@ -35,11 +35,17 @@ async def ledger(request: pytest.FixtureRequest) -> AsyncIterator[IntentLedger]:
         yield tables.intents
 
 
-def attempt(name: str, at_ms: int = NOW_MS, replaces_ms: int | None = None, customer: str = "cus_a") -> Attempt:
+def attempt(
+    name: str, at_ms: int = NOW_MS, replaces_ms: int | None = None, customer: str = "cus_a", value: str = "0.05"
+) -> Attempt:
     return Attempt(
-        identifier=name, stripe_customer=customer, timestamp_s=NOW_MS // 1_000 - 1, value="0.05",
+        identifier=name, stripe_customer=customer, timestamp_s=NOW_MS // 1_000 - 1, value=value,
         attempted_at_ms=at_ms, replaces_ms=replaces_ms,
     )  # fmt: skip
+
+
+def allocation(name: str, drawn: int = 2, remainder: int = 3) -> Allocation:
+    return Allocation(identifier=name, drawn_minor=drawn, remainder_minor=remainder, draws={"cg_1": drawn})
 
 
 def outcome(name: str, status: OutcomeStatus = ACCEPTED, customer: str = "cus_a", detail: str = "") -> ReportOutcome:
@@ -150,6 +156,32 @@ LIFE: list[ReportEntry] = [
             id="late",
         ),
         pytest.param(
+            [INTENT, allocation("one"), allocation("one", 5, 0), outcome("one", OutcomeStatus.CREDITED)],
+            LedgerIntent(0, 0, INTENT, IntentState.CREDITED, None, "cus_a", settled_at_ms=NOW_MS + 1, drawn_minor=2),
+            id="the first allocation counts",
+        ),
+        pytest.param(
+            [INTENT, attempt("one"), allocation("one")],
+            LedgerIntent(0, 0, INTENT, attempt=attempt("one"), stripe_customer="cus_a", in_doubt=True),
+            id="an allocation behind an attempt",
+        ),
+        pytest.param(
+            [INTENT, allocation("one", 5, 1)], LedgerIntent(0, 0, INTENT), id="an allocation that does not add up"
+        ),
+        pytest.param(
+            [INTENT, allocation("one"), attempt("one"), attempt("one", NOW_MS + 5, value="0.03")],
+            LedgerIntent(
+                0,
+                0,
+                INTENT,
+                attempt=attempt("one", NOW_MS + 5, value="0.03"),
+                stripe_customer="cus_a",
+                in_doubt=True,
+                drawn_minor=2,
+            ),
+            id="an attempt of a sender that did not know the allocation",
+        ),
+        pytest.param(
             LIFE,
             LedgerIntent(0, 0, INTENT, IntentState.REDRIVEN, attempt("one"), "cus_a", "", "no customer", NOW_MS + 1),
             id="redriven",
@@ -181,7 +213,8 @@ ENTRIES = st.sampled_from(
         for name in NAMES
         for entry in (
             make_intent(name), attempt(name, 1), attempt(name, 2), attempt(name, 3, 1), outcome(name),
-            outcome(name, DEAD), *redrive(make_intent(name)),
+            outcome(name, DEAD), *redrive(make_intent(name)), allocation(name), allocation(name, 5, 0),
+            attempt(name, 4, value="0.03"), attempt(name, 5, 4, value="0.03"), attempt(name, 6, 1, value="0.03"),
         )
     ]
 )  # fmt: skip
@@ -208,6 +241,10 @@ async def test_the_ledger_sees_the_attempts_and_outcomes_that_the_topic_has(
             each.is_dead,
         )
         assert (known.state is IntentState.REDRIVEN) == (each.redrive is not None)
+        assert (known.drawn_minor, known.billed_minor) == (
+            each.allocation and each.allocation.drawn_minor,
+            each.billed_minor,
+        )
         if known.state is IntentState.PENDING:
             assert known.attempt == each.attempt
 
@@ -295,6 +332,9 @@ async def test_totals_are_exact_and_of_one_customer_meter_and_span(ledger: Inten
     entries += [make_intent("free"), outcome("free", OutcomeStatus.FREE)]
     entries += [make_intent("other"), attempt("other", customer="cus_b"), outcome("other", customer="cus_b")]
     entries += [make_intent("calls", event_name="calls"), attempt("calls"), outcome("calls")]
+    entries += [make_intent("drawn"), allocation("drawn", 6, -1), attempt("drawn", value="-0.01"), outcome("drawn")]
+    entries += [make_intent("all"), allocation("all", 5, 0), outcome("all", OutcomeStatus.CREDITED)]
+    entries += [make_intent("one more", delta=1), attempt("one more"), outcome("one more")]
     await applied(ledger, *entries)
     expected = IntentTotals(Decimal(f"{12 * big}.000000000001"), Decimal("2.5"), Decimal("-0.03"), Decimal("0.07"))
     assert await ledger.totals("tokens", "cus_a", PERIOD_START_MS, PERIOD_END_MS) == expected
@@ -314,6 +354,18 @@ async def test_a_span_of_totals_begins_at_its_start_and_ends_before_its_end(
     at_ms = PERIOD_START_MS + 5_000
     totals = await ledger.totals("tokens", "cus_a", at_ms + from_ms, at_ms + to_ms)
     assert totals.accepted == (1 if counted else 0)
+
+
+async def test_what_credits_pay_is_that_of_intents_whose_credits_stay_drawn(ledger: IntentLedger) -> None:
+    """Those of free and replaced usage came back. Of a redriven intent the next revision counts."""
+    for number, status in enumerate(OutcomeStatus):
+        name = str(status)
+        drawn = 10**number
+        await applied(ledger, make_intent(name, delta=drawn), allocation(name, drawn, 0), outcome(name, status))
+    span = ("tokens", "cus_a", PERIOD_START_MS, PERIOD_END_MS)
+    assert await ledger.drawn(*span) == Decimal("1100.11")
+    await applied(ledger, *redrive((await only(ledger, "dead")).intent))
+    assert await ledger.drawn(*span) == Decimal("100.11")
 
 
 async def test_lists_are_paged_by_state_and_account(ledger: IntentLedger) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import time
 import uuid
 from pathlib import Path
 
@@ -22,6 +23,14 @@ from schemas.errors import InvalidInput, Transient
 from schemas.log import Record, TopicSpec
 
 
+def stop(pid: int) -> None:
+    """Stop a process group. A thread on another processor may go on for a moment, so wait until none does."""
+    os.killpg(pid, signal.SIGSTOP)
+    status = Path(f"/proc/{pid}/stat")
+    while status.read_text().rpartition(")")[2].split()[0] != "T":
+        time.sleep(0.01)
+
+
 async def test_a_record_with_a_lost_confirmation_is_in_the_log_and_a_retry_adds_another(tmp_path: Path) -> None:
     """`Transient` from an append says nothing about the record, so events are counted by identity, not by offset."""
     with LocalKafka(tmp_path / "kafka") as broker:
@@ -33,7 +42,7 @@ async def test_a_record_with_a_lost_confirmation_is_in_the_log_and_a_retry_adds_
         await log.append("t", 0, b"first")
 
         assert broker.pid is not None
-        os.killpg(broker.pid, signal.SIGSTOP)
+        stop(broker.pid)
         with pytest.raises(Transient, match="did not confirm"):
             await log.append("t", 0, b"unsure")
         os.killpg(broker.pid, signal.SIGCONT)

@@ -19,7 +19,8 @@ from tests.conformance.clickhouse_rows import MONTH, NOW_MS, OCTOBER, cell
 # name. By aggregation: the total of November in units of 0.001.
 NOVEMBER: Final = {
     Aggregation.SUM: 7_500, Aggregation.COUNT: 7_500, Aggregation.UNIQUE: 7_500, Aggregation.MAX: 5_000,
-    Aggregation.MIN: 2_500, Aggregation.LATEST: 2_500,
+    Aggregation.MIN: 2_500, Aggregation.LATEST: 2_500, Aggregation.TIME_WEIGHTED: 7_500, Aggregation.DURATION: 7_500,
+    Aggregation.PEAK: 7_500,
 }  # fmt: skip
 HOSTILE: Final = "o'hara\\ \n\U0001f600"
 METERS: Final = {aggregation.value: aggregation for aggregation in Aggregation}

@@ -86,3 +86,13 @@ async def test_the_last_row_of_a_repair_says_how_it_ended(records: Reconciliatio
     await records.note_repair(begun._replace(at_ms=1_001))
     assert "begun" == ((await records.repair(begun.step)) or begun).result
     assert None is await records.repair("cancel:tm_2")
+
+
+async def test_the_rows_of_a_run_by_cause(records: ReconciliationRecords) -> None:
+    """What is right, and what was not looked at, is not counted; the most comes first."""
+    causes = ("missing", "confirmed", "unbilled", "unbilled", "unchecked")
+    await records.insert(RUN, [finding(number, cause=cause) for number, cause in enumerate(causes)])
+    await records.insert(RUN._replace(run="r2"), [finding(9, run="r2", cause="extra")])
+
+    assert [("stripe", "unbilled", 2), ("stripe", "missing", 1)] == list(await records.causes("r1", 10))
+    assert [("stripe", "unbilled", 2)] == list(await records.causes("r1", 1))

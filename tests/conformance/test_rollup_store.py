@@ -12,6 +12,7 @@ from pipeline.local.valkey import LocalValkey
 from schemas.clock import HOUR_MS
 from schemas.errors import Fenced, OperatorNeeded
 from schemas.live_view import LiveView
+from schemas.measures import MeasuredTo
 from schemas.periods import AccountState, Binding, Interval, PendingCut, Restatement
 from schemas.rollup import (
     BucketField,
@@ -236,6 +237,23 @@ async def test_totals_are_due_in_the_order_of_their_times_and_then_of_their_name
     assert (await rollup_store.state.read(0, checkpoint(100), ReadRequest(due_max=3))).due == due[:3]
 
 
+async def test_levels_are_due_in_the_order_of_totals_until_they_are_carried_over(rollup_store: LiveView) -> None:
+    """The last time counts; None takes a total out, also one that never was there."""
+    believed = await started(rollup_store)
+    acme, bob, eve = (TotalKey(account, 0) for account in ("acme", "bob", "eve"))
+    first = changes(5)._replace(levels={acme: 7_000, eve: 5_000, bob: 5_000})
+    await rollup_store.state.commit(0, believed, first)
+    view = await rollup_store.state.read(0, checkpoint(5), ReadRequest(levels_max=9, due_max=9))
+    assert view.levels == [DueTotal(5_000, bob), DueTotal(5_000, eve), DueTotal(7_000, acme)]
+    assert view.due == [DueTotal(0, acme)]
+
+    await rollup_store.state.commit(0, checkpoint(5), changes(6)._replace(levels={acme: 4_000, bob: None, eve: 9_000}))
+    await rollup_store.state.commit(0, checkpoint(6), changes(7)._replace(levels={bob: None}))
+    for levels_max, left in ((1, [DueTotal(4_000, acme)]), (9, [DueTotal(4_000, acme), DueTotal(9_000, eve)])):
+        view = await rollup_store.state.read(0, checkpoint(7), ReadRequest(levels_max=levels_max))
+        assert view.levels == left
+
+
 async def test_only_closed_and_relayed_buckets_are_dropped(rollup_store: LiveView) -> None:
     """A cell is dropped once stream time has passed its bucket and none of its values is dirty."""
     first = await started(rollup_store)
@@ -420,3 +438,12 @@ async def test_an_emptied_store_is_distinguished_from_a_moved_checkpoint(
 
 
 # Only with the real server
+
+
+async def test_the_newest_note_of_what_is_measured_is_kept_for_each_partition(rollup_store: LiveView) -> None:
+    """The sink, another process, waits for it."""
+    assert await rollup_store.measured.measured_to(0) is None
+    for instant_ms in (5, 7):
+        await rollup_store.measured.note_measured(0, MeasuredTo("log", instant_ms, instant_ms + 1))
+    assert await rollup_store.measured.measured_to(0) == MeasuredTo("log", 7, 8)
+    assert await rollup_store.measured.measured_to(1) is None

@@ -148,6 +148,9 @@ async def test_what_is_gone_is_told_apart_from_no_answer(
         served_simulator.simulator.faults.add(Fault(fault, method="GET", path="/v1/customers"))
         with pytest.raises(error):
             await objects.fetch(name)
+    served_simulator.simulator.faults.add(Fault(FaultKind.UNAUTHORIZED, method="GET", path="/v1/refunds"))
+    with pytest.raises(InvalidInput, match="the key may not read /v1/refunds"):
+        await objects.fetch(ObjectName(ObjectKind.REFUND, "re_1"))
 
 
 async def test_all_pages_of_lists_are_read_and_events_come_oldest_first(

@@ -11,7 +11,19 @@ from schemas.usage_evidence import HourUsage
 from sinks.clickhouse.client import ClickHouse
 from sinks.clickhouse.evidence import ClickHouseEvidence
 from sinks.clickhouse.writer import ClickHouseStore
-from tests.conformance.clickhouse_rows import CALLS, MONTH, NOW_MS, OCTOBER, PEAK, TOKENS, USERS, cell, event, ms
+from tests.conformance.clickhouse_rows import (
+    CALLS,
+    MONTH,
+    NOW_MS,
+    OCTOBER,
+    PEAK,
+    STORED,
+    TOKENS,
+    USERS,
+    cell,
+    event,
+    ms,
+)
 
 HOUR = ms("2026-11-21T10:00")
 
@@ -44,6 +56,9 @@ async def test_of_a_meter_that_does_not_add_an_hour_has_its_own_value(clickhouse
     assert await ClickHouseEvidence(clickhouse).hours("acme", PEAK, MONTH, -1, 10) == [HourUsage(HOUR, 9)]
 
 
+SPENT = TOKENS.model_copy(
+    update={"slug": "spent", "filters": (Filter(path="$.model", operator=FilterOperator.EQUAL, values=("small",)),)}
+)
 SMALL = Meter(
     slug="small", event_type="llm", aggregation=Aggregation.COUNT,
     filters=(Filter(path="$.model", operator=FilterOperator.EQUAL, values=("small",)),),
@@ -57,19 +72,23 @@ SMALL = Meter(
         (CALLS, [("a", "1"), ("b'; --", "1"), ("e7", "1")]),
         (USERS, [("b'; --", "ann")]),
         (SMALL, [("e7", "1")]),
+        (SPENT, [("adj", "-0.5"), ("e7", "2")]),
+        (STORED, [("stored", "7.5")]),
     ],
-    ids=["sum", "count", "unique", "filter"],
+    ids=["sum", "count", "unique", "filter", "adjusted", "measured"],
 )
 async def test_the_events_of_an_hour_that_a_meter_counts(
     clickhouse: ClickHouse, meter: Meter, found: list[tuple[str, str]]
 ) -> None:
-    """Each once, by id, also if it arrived again; events that the meter cannot use are not."""
+    """Each once, by id, also if it arrived again; events that the meter cannot use are not, and samples add nothing."""
     await ClickHouseStore(clickhouse).insert_events(
         [
             event(7, {"tokens": 2, "model": "small"}), event(1, {"tokens": 1.5}, event_id="a"),
             event(2, {"tokens": 99}, event_id="a"), event(3, {"user": "ann"}, event_id="b'; --"),
             event(4, {"tokens": 3}, time_ms=HOUR - 1), event(5, {"tokens": 3}, time_ms=HOUR + HOUR_MS),
             event(6, {"tokens": 3}, account="globex"), event(8, {"tokens": 3}, event_type="other"),
+            event(9, {"quantity": "-0.5"}, event_id="adj", event_type="tidemark.adjusted.spent"),
+            event(10, {"quantity": "7.5"}, event_id="stored", event_type="tidemark.adjusted.stored"),
         ]
     )  # fmt: skip
     evidence = ClickHouseEvidence(clickhouse)

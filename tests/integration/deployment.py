@@ -17,9 +17,9 @@ from types import TracebackType
 from typing import Any, ClassVar, Final, Self
 
 from demo.worker import ReplayCounter
-from pipeline.commands.operations import quarantine_entry
 from pipeline.ingest.router import ROUTER_GROUP
 from pipeline.local.processes import LocalProcess, python
+from pipeline.logs.rejected import quarantine_entry
 from pipeline.open import Base, apply_meter_set, open_base, open_live_view
 from pipeline.settings import Settings, load_settings
 from schemas.log import EVENTS_TOPIC, INBOX_TOPIC, REJECTED_TOPIC, Record

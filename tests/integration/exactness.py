@@ -6,7 +6,8 @@ from collections.abc import Hashable, Mapping
 from typing import Any, NamedTuple, TypeVar
 
 from aggregators.codec import parse_value
-from oracle.model import Oracle, Place
+from oracle.model import Oracle
+from oracle.records import Place
 from pipeline.logs.control_records import read_control
 from schemas.control import (
     BindingRecord,

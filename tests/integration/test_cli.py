@@ -196,6 +196,27 @@ def test_emit_says_what_is_wrong_with_an_event(dev: RunningDev) -> None:
     assert answer["events"][0]["reason"] == "negative_quantity"
 
 
+def test_a_file_is_judged_and_then_sent_and_counts_once_with_what_was_emitted(dev: RunningDev) -> None:
+    """Row 2 was emitted before under its id; a second run has nothing to do."""
+    emit(dev, "filed", "api.request", "--id", "r-2")
+    now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+    rows = [f"r-{number},filed,{now},GET" for number in range(1, 6)]
+    (dev.folder / "usage.csv").write_text("\n".join(["request,account,time,method", *rows, "r-6,filed,soon,GET", ""]))
+    command = ("backfill", "usage.csv", "--type", "api.request", "--id", "request")
+    before = dev.counted()
+
+    judged = tidemark(dev.folder, *command)
+    assert "6 rows: 4 would be accepted, 1 arrived before, 1 would be rejected" in judged.stdout
+    assert dev.counted() == before
+
+    sent = tidemark(dev.folder, *command, "--send")
+    assert "6 rows: 4 accepted, 1 arrived before, 1 rejected" in sent.stdout
+    assert (judged.returncode, sent.returncode) == (1, 1)
+    dev.receives(before["received"] + 5)
+    assert dev.live("filed")["api_requests"] == "5"
+    assert "usage.csv were sent; with --again" in dev.run(*command, "--send", code=2)
+
+
 def test_usage_by_meter_answers_from_clickhouse(dev: RunningDev) -> None:
     """Once the relay has passed the events; until then the answer says how far it is complete."""
     for number in range(3):
@@ -226,11 +247,11 @@ def test_meter_set_changes_only_by_a_higher_version_and_never_redefines_a_meter(
         (dev.folder / f"{name}.yaml").write_text(yaml.safe_dump(document))
 
     assert json.loads(dev.run("meters", "schema"))["title"] == "MeterSet"
-    assert "7 meters, valid" in dev.run("meters", "check", "next.yaml")
+    assert "9 meters, valid" in dev.run("meters", "check", "next.yaml")
     assert "meters.0.slug" in dev.run("meters", "check", "broken.yaml", code=2)
     assert "must be above 1" in dev.run("meters", "apply", "same_version.yaml", code=2)
     assert "api_requests" in dev.run("meters", "apply", "redefined.yaml", code=2)
-    assert "version 2 with 7 meters" in dev.run("meters", "apply", "next.yaml")
+    assert "version 2 with 9 meters" in dev.run("meters", "apply", "next.yaml")
     assert "api_requests: Stripe has the meter" in dev.run("meters", "apply", "--create-at-stripe", "next.yaml")
     dev.counted()
     assert dev.answer("meters", "show")["version"] == 2
@@ -308,7 +329,7 @@ def test_quarantined_event_is_listed_and_counted_after_its_redrive(dev: RunningD
 
 
 def test_key_works_within_its_role_until_it_is_revoked(dev: RunningDev) -> None:
-    """The commands write the file that the running gateway reads."""
+    """The commands write to the database that the running gateway reads: at once for a new key, else every second."""
     key = dev.run("key", "create", "--role", "read", "--account", "twice").strip()
 
     def status(path: str) -> int:
@@ -316,8 +337,17 @@ def test_key_works_within_its_role_until_it_is_revoked(dev: RunningDev) -> None:
 
     assert status("/v1/accounts/twice/usage") in (200, 503)
     assert status("/v1/accounts/other/usage") == 403
+    (line,) = (line for line in dev.run("key", "list").splitlines() if line.startswith(key.split("_")[1]))
+    assert "  read  twice  valid  " in line
+    rotated = dev.run("key", "rotate", key.split("_")[1]).split()[0]
     dev.run("key", "revoke", key.split("_")[1])
-    assert status("/v1/accounts/twice/usage") == 401
+
+    async def refused() -> bool:
+        return status("/v1/accounts/twice/usage") == 401
+
+    asyncio.run(until(refused, "the revoked key is refused", 5))
+    key = rotated
+    assert status("/v1/accounts/twice/usage") in (200, 503)
 
 
 def test_an_account_is_linked_over_http_as_by_the_command(dev: RunningDev) -> None:

@@ -127,7 +127,7 @@ ANSWERS: dict[str, list[list[object]]] = {
         ["acme", "tokens", "2026-10-31 20:00:00.000", "2026-11-01 00:00:00.000", 250]
     ],
     "Unmetered types": [["page.viewed", 1, "2026-11-20 10:00:00.000000"]],
-    "Meter set history": [[1, "2026-11-02 10:00:00.000", 6]],
+    "Meter set history": [[1, "2026-11-02 10:00:00.000", 8]],
 }
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import random
 from collections.abc import Mapping
 
@@ -23,7 +24,7 @@ from sinks.clickhouse.client import open_clickhouse
 from sinks.clickhouse.reader import ClickHouseReader
 from tests.integration.deployment import Deployment, Role
 from tests.integration.exactness import check_exact
-from tests.traffic.generate import SECOND_US, Rates, account_name, events, records
+from tests.traffic.generate import SECOND_US, Rates, account_name, events, records, rfc3339
 
 SEED = 20_261
 ACCOUNTS = 120
@@ -45,6 +46,7 @@ async def test_ten_kills_of_the_worker_and_some_of_archive_and_router_change_no_
     await bind_and_close(deployment)
     stop = asyncio.Event()
     now_us = deployment.base.clock.now_ms() * 1000
+    await too_late_for_its_week(deployment, now_us)
     traffic = records(
         SEED, ACCOUNTS, EVENTS_MAX, now_us, partitions=4, batch_events_max=60, span_us=60 * SECOND_US,
         rates=Rates(duplicate=0.05, retry=0.04, conflict=0.02, malformed=0.03, late=0.05, far_late=0.02),
@@ -119,6 +121,15 @@ async def bind_and_close(deployment: Deployment) -> None:
             await append_control(
                 deployment.base.log, secret, partition, CloseRecord(account=account, revision=2, instant_ms=now_ms)
             )
+
+
+async def too_late_for_its_week(deployment: Deployment, now_us: int) -> None:
+    """A far-late event whose meter quarantines late usage, of an account with weeks: on the first of a month, hardly
+    any far-late event of the traffic has a closed month."""
+    account, time_us = account_name(1), now_us - 10 * DAY_MS * 1000
+    event = {"specversion": "1.0", "id": "too-late", "source": "/service/0", "type": "seats.changed"}
+    body = json.dumps({**event, "subject": account, "time": rfc3339(time_us), "data": {"seats": 7}}).encode()
+    await deployment.base.log.append(EVENTS_TOPIC, partition_of(account, 4), body)
 
 
 async def feed_inbox(deployment: Deployment, now_us: int, draw: float) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import subprocess
+import sys
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -24,6 +26,7 @@ from pipeline.logs.embedded import SqliteLog
 from pipeline.settings import Settings
 from schemas.log import EVENTS_TOPIC
 from schemas.meters import MeterSet
+from tests.integration.runner_world import until
 from tests.traffic.generate import METER_SET
 
 SECRET = b"a secret of thirty-two characters"
@@ -134,6 +137,47 @@ async def test_events_outlive_a_gateway_that_is_away_for_a_while(deployment: Dep
 
     assert set(await deployment.ids()) == {early, late}
     assert emitter.stats().accepted == 2
+
+
+async def test_a_process_that_is_killed_again_and_again_loses_no_event_of_its_spool(
+    deployment: Deployment, tmp_path: Path
+) -> None:
+    """Four processes emit with one spool and are killed at once, the last ones while the gateway answers and loses
+    answers. Every event whose `emit` returned is in the log in the end."""
+    port = free_port()
+    script = f"""
+import sys
+from emitter import Emitter
+emitter = Emitter("http://127.0.0.1:{port}", {deployment.key!r}, source="test", flush_interval_s=0.001,
+    retry_base_s=0.01, batch_events_max=5, queue_events_max=20, spool_path={str(tmp_path / "spool")!r})
+for number in range(1_000_000):
+    print(emitter.emit("api.request", f"account-{{number % 7}}", {{"user": "u"}}), flush=True)
+"""
+
+    def killed(events: int) -> list[str]:
+        with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True) as process:
+            assert process.stdout is not None
+            ids = [process.stdout.readline().strip() for _ in range(events)]
+            process.kill()
+            # The last line may be torn.
+            return ids + process.stdout.read().split("\n")[:-1]
+
+    emitted = [event_id for _ in range(2) for event_id in await asyncio.to_thread(killed, 50)]
+    async with deployment.gateway(port, lose_every=3) as (url, faulty):
+        for _ in range(2):
+            emitted += await asyncio.to_thread(killed, 300)
+        last = Emitter(
+            url, deployment.key, source="test", flush_interval_s=0.001, retry_base_s=0.01, spool_path=tmp_path / "spool"
+        )
+        await until(lambda: not list((tmp_path / "spool").iterdir()), "an empty spool")
+        assert await asyncio.to_thread(last.close)
+
+    stored = await deployment.ids()
+    assert faulty.lost > 0
+    assert set(emitted) <= set(stored)
+    assert last.stats().recovered == last.stats().accepted > 0
+    # Beyond what had been emitted, an event may be there whose `emit` was about to return.
+    assert len(set(stored) - set(emitted)) <= 4
 
 
 async def test_batches_larger_than_the_gateway_takes_are_split_until_they_fit(deployment: Deployment) -> None:

@@ -5,13 +5,17 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import cast
 
+from pipeline.rollup.measurer import Measurer
 from reconciler.causes import Cause, Pair, Verdict
-from schemas.clock import DAY_MS, HOUR_MS
+from schemas.clock import DAY_MS, HOUR_MS, MINUTE_MS
 from sinks.clickhouse.client import ClickHouse
 from sinks.clickhouse.fake import FakeClickHouse
+from sinks.clickhouse.measured_recount import ClickHouseMeasuredRecount
+from sinks.clickhouse.measures import ClickHouseMeasures
 from sinks.clickhouse.reader import ClickHouseReader
 from sinks.clickhouse.writer import ClickHouseStore
-from tests.worlds.reconciler import NOVEMBER_MS, Deployment, rows_of
+from tests.worlds.measured_faults import measured_rows
+from tests.worlds.reconciler import ACCOUNTS, NOVEMBER_MS, Deployment, rows_of
 
 
 async def on_service(clickhouse: ClickHouse) -> Deployment:
@@ -69,3 +73,41 @@ async def test_a_deployment_on_clickhouse_is_equal_and_a_lost_row_is_named(click
     assert {row.account for row in rows_of(lost, Cause.MISSING) if row.pair is not Pair.COUNTERS} == {"dora"}
     assert len(rows_of(lost, Cause.MISSING, Pair.COUNTERS)) == 1
     assert rows_of(lost, Cause.EXTRA) == []
+
+
+GAUGE = {"slug": "disk", "event_type": "gauge", "aggregation": "time_weighted", "value_path": "$.gb", "scale": 1,
+         "dimensions": {"site": "$.site"}, "series_path": "$.box"}  # fmt: skip
+
+
+async def test_measured_meters_on_clickhouse_are_equal_and_a_lost_adjustment_is_named(clickhouse: ClickHouse) -> None:
+    deployment, store = Deployment(), ClickHouseStore(clickhouse)
+    deployment.clickhouse = cast("FakeClickHouse", store)
+    deployment.views = replace(
+        deployment.views,
+        reader=ClickHouseReader(clickhouse),
+        hourly=store,
+        measured=ClickHouseMeasuredRecount(clickhouse),
+    )
+    await deployment.start({"version": 1, "meters": [GAUGE]})
+    measurer = Measurer(
+        deployment.log, deployment.store.accounts, store, ClickHouseMeasures(clickhouse), deployment.store.measured, 0
+    )
+    for hour in range(2):
+        for account in ACCOUNTS:
+            await deployment.emit(account, type_="gauge", gb=hour + 0.5, site="eu", box=account)
+        await deployment.advance(HOUR_MS + 10 * MINUTE_MS)
+        await deployment.fold()
+        await deployment.archive()
+        told = [(await measurer.measure(partition)).told for partition in range(deployment.world.partitions)]
+        await deployment.fold()
+        await deployment.archive()
+        await deployment.relay()
+
+    assert min(told) > 0
+    assert await measured_rows(deployment) == []
+
+    first = "SELECT min(position) FROM usage_events WHERE account = 'ada' AND id LIKE 'm:%'"
+    await clickhouse.command(f"DELETE FROM usage_events WHERE account = 'ada' AND position = ({first})")
+    row, *_ = [row for row in await measured_rows(deployment) if "samples say" in row.detail]
+
+    assert (row.cause, row.account, row.meter, row.dimensions) == (Cause.MISSING, "ada", "disk", '{"site":"eu"}')

@@ -293,9 +293,13 @@ async def preview_with_usage(stage: Stage) -> None:
     at_s = start_s(stage) + DAY_S
     await stage.ask(SEND, usage(event_name, customer, "3", at_s))
     await stage.until(lambda: counted(stage, meter, customer, at_s, at_s + DAY_S), lambda it: it == 3)
-    body = {"subscription": subscription["id"], "subscription_details": {"items": [{"price": metered}]}}
+    details: dict[str, Any] = {"items": [{"price": metered}]}
+    body = {"subscription": subscription["id"], "subscription_details": details}
     preview = await stage.say("preview", "v1.invoices.create_preview", body)
     stage.found("lines", sorted([line["amount"], line["quantity"]] for line in preview["lines"]["data"]))
+    details["start_date"] = start_s(stage)
+    since = await stage.say("preview since", "v1.invoices.create_preview", body)
+    stage.found("lines since", sorted([line["amount"], line["quantity"]] for line in since["lines"]["data"]))
 
 
 async def seats_back(stage: Stage) -> None:

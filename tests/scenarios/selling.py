@@ -2,16 +2,42 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from decimal import Decimal
 
 from pipeline.access.checks import Answer
+from pipeline.webhooks.appending import append_events
+from pipeline.webhooks.resync import resync
+from schemas.billing_events import Via
+from schemas.clock import Clock
 from sinks.sql.fake import FakeSideTables
 from tests.scenarios.vocabulary import Account, at
 from tests.worlds.business import Business
 from tests.worlds.changing import apply_catalog
 
 ACME = "acme"
+
+# Two plans for the scenarios of finance.
+BASIC_AND_PRO = """\
+version: 1
+meters: []
+currencies: {usd: 2}
+defaults: {plan: free}
+features:
+  pos: {type: flag}
+plans:
+  free: {version: 1, prices: none, grants: {}}
+  basic:
+    version: 1
+    rank: 10
+    prices: [{component: base, month: {usd: "79.00"}}]
+    grants: {}
+  pro:
+    version: 1
+    rank: 20
+    prices: [{component: base, month: {usd: "149.00"}, year: {usd: "1548.00"}}]
+    grants: {pos: true}
+"""
 
 
 class Seller:
@@ -37,6 +63,11 @@ class Seller:
         """The side tables."""
         return self._business.sql
 
+    @property
+    def clock(self) -> Clock:
+        """The product's clock."""
+        return self._business.clock
+
     async def link(self, name: str) -> None:
         """Link another account to the customer, for all time."""
         await self._business.link(name, self._account.customer)
@@ -55,6 +86,17 @@ class Seller:
         """The product hears at a moment of what has happened at Stripe."""
         self.wait(moment)
         await self._business.settle()
+
+    async def resync(self, run: str) -> None:
+        """Have all objects of Stripe fetched again."""
+        business = self._business
+
+        async def feed(values: Sequence[bytes]) -> int:
+            return await append_events(business.log, values, Via.RESYNC)
+
+        now_s = business.clock.now_ms() // 1_000
+        await resync(feed, business.stripe, self.tables, run, now_s)
+        await business.process()
 
     def wait(self, moment: str, before_ms: int = 0) -> None:
         """Let time pass for the product alone, until so many milliseconds before a moment: no event comes."""

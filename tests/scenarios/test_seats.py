@@ -1,4 +1,4 @@
-"""Scenarios 9 to 13: seats, locations and the step between months and years. Amounts are cents, computed by hand."""
+"""Scenarios 9 to 13 and 24: seats, locations, and months and years. Amounts are cents, computed by hand."""
 
 from __future__ import annotations
 
@@ -61,3 +61,24 @@ async def test_11_to_13_monthly_to_annual_and_back(account: Account) -> None:
     await account.advance("2028-06-11 01:00:00")
     assert (await account.invoice()).due == 3 * MONTHLY == 44700
     assert await account.period_end() == at("2028-07-11")
+
+
+@with_delivery_faults
+async def test_24_ten_seats_set_once_and_half_a_month_each_way(account: Account) -> None:
+    """Ten seats of 500, set once. From November 16 on, half of the month, they cost 1000 each; from noon of
+    December 16 on, half of that month, 500 each again. January and February are billed without another event."""
+    await account.open("2026-11-01")
+    small, large = await account.plan(500), await account.plan(1000)
+    await account.sign_up(small, seats=10)
+    await account.advance("2026-11-16")
+    await account.change_plan(large)
+    upgrade = await account.invoice()
+    assert (upgrade.lines, upgrade.due) == ([-2500, 5000], 2500)
+
+    await account.advance("2026-12-16 12:00:00")
+    await account.change_plan(small, billed=ON_NEXT_INVOICE)
+    assert await account.pending() == [-5000, 2500]
+    await account.advance("2027-02-01 01:00:00")
+    assert [due for _, due in await account.bills()] == [5000, 2500, 10000, 5000 - 2500, 5000]
+    assert {status for status, _ in await account.bills()} == {"paid"}
+    assert (await account.state())["items"]["data"][0]["quantity"] == 10

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 from collections.abc import Iterator
@@ -19,6 +20,47 @@ ADVICE: Final = (
     "`apt-get install chromium`"
 )
 
+# The contrast of each text with the colour behind it, where it is less than WCAG AA asks for.
+CONTRAST: Final = """() => {
+  const luminance = ([r, g, b]) => [r, g, b].map(c => c / 255)
+    .map(c => c <= 0.04045 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4)
+    .reduce((sum, c, i) => sum + c * [0.2126, 0.7152, 0.0722][i], 0);
+  const parts = text => text.match(/[\\d.]+/g).map(Number);
+  const behind = node => {
+    for (let each = node; each; each = each.parentElement) {
+      const colour = parts(getComputedStyle(each).backgroundColor);
+      if (colour.length < 4 || colour[3] > 0) return colour;
+    }
+    return [255, 255, 255];
+  };
+  const found = [];
+  for (const node of document.querySelectorAll('body *')) {
+    const own = [...node.childNodes].some(child => child.nodeType === 3 && child.textContent.trim());
+    if (!own || !node.getClientRects().length || node.closest('svg')) continue;
+    const style = getComputedStyle(node), large = parseFloat(style.fontSize) >= 24;
+    const [light, dark] = [luminance(parts(style.color)), luminance(behind(node))].sort((a, b) => b - a);
+    const ratio = (light + 0.05) / (dark + 0.05);
+    const words = node.textContent.trim().slice(0, 40);
+    if (ratio < (large ? 3 : 4.5)) found.push(`${node.tagName} ${words}: ${ratio.toFixed(2)}`);
+  }
+  return found;
+}"""
+# What a person who does not see the page, or who uses the keyboard, would miss.
+UNNAMED: Final = """() => {
+  const found = [];
+  if (document.documentElement.lang !== 'en') found.push('no language');
+  if (document.querySelectorAll('h1').length !== 1) found.push('not one h1');
+  for (const each of document.querySelectorAll('input:not([type=hidden]), select'))
+    if (!each.labels.length) found.push(`no label: ${each.name}`);
+  for (const each of document.querySelectorAll('button, a'))
+    if (!each.textContent.trim()) found.push(`no text: ${each.outerHTML}`);
+  for (const each of document.querySelectorAll('progress, svg'))
+    if (!each.getAttribute('aria-label')) found.push(`no name: ${each.tagName}`);
+  for (const each of document.querySelectorAll('button, .button'))
+    if (each.getBoundingClientRect().height < 40) found.push(`small: ${each.textContent}`);
+  return found;
+}"""
+
 
 def executable(playwright: Playwright) -> str:
     """The path of a Chromium: the system's, or else Playwright's own. Fails the test if there is none."""
@@ -34,6 +76,13 @@ def executable(playwright: Playwright) -> str:
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
     """A headless Chromium for the tests of a module."""
+    with open_browser() as chromium:
+        yield chromium
+
+
+@contextlib.contextmanager
+def open_browser() -> Iterator[Browser]:
+    """A headless Chromium, for the thread that opens it."""
     with sync_playwright() as playwright:
         # Chromium has no sandbox for root.
         arguments = ["--no-sandbox"] if os.geteuid() == 0 else []
@@ -92,6 +141,14 @@ class Visitor:
             default=0,
         )
         assert content <= self.width, f"{name} is wider than {self.width}"
+
+    def measure(self) -> None:
+        """Fails if a text is hard to read, or if a part has no name for who does not see it. Needs scripts."""
+        for scheme in ("light", "dark"):
+            self.page.emulate_media(color_scheme=scheme)
+            assert self.page.evaluate(CONTRAST) == [], (self.page.url, scheme)
+        assert self.page.evaluate(UNNAMED) == [], self.page.url
+        self.page.emulate_media(color_scheme="light")
 
     def _on_console(self, message: ConsoleMessage) -> None:
         if message.type in ("error", "warning"):

@@ -14,7 +14,7 @@ import sinks.sql.entitlements
 from pipeline.access.known import KnownAccounts
 from schemas.catalog import AddOn
 from schemas.entitlements import Operation, Recomputed, SourceKind
-from simulation.world import BILLING_STRIDE
+from simulation.seeds import BILLING_STRIDE
 from sinks.sql.catalog import SqlCatalog
 from sinks.sql.entitlements import SqlEntitlements
 from sinks.sql.tables import accounts

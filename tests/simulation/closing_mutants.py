@@ -12,7 +12,7 @@ from aggregators.late_usage import item_of
 from pipeline.billing.closing import ClosingController
 from pipeline.billing.late_usage import LateUsage
 from schemas.bills import Bill, InvoiceItem, InvoiceItemState
-from simulation.world import BILLING_STRIDE
+from simulation.seeds import BILLING_STRIDE
 from tests.simulation.mutant import Method, Mutant
 
 # Long enough for a process to die in between.

@@ -9,9 +9,15 @@ from __future__ import annotations
 from typing import Any, Final
 from weakref import WeakKeyDictionary
 
+import msgspec
+
+from aggregators import exceptions
+from aggregators.columns import Column, Columns
 from aggregators.fold import _Sums
 from aggregators.ledger import Account, Ledger
+from aggregators.meters import CompiledMeterSet, Failure
 from pipeline.rollup.processor import RollupProcessor
+from schemas.adjustments import is_reserved
 from tests.simulation.mutant import Method, Mutant
 
 
@@ -72,6 +78,35 @@ def _one_millisecond_longer(original: Any) -> Any:
     return made
 
 
+def _last_adjustment_wins(original: Any) -> Any:
+    def merge(self: _Sums, column: Column, *arguments: Any) -> None:
+        original(self, column, *arguments)
+        if is_reserved(column.meter.event_type):
+            self.positions.update(zip(column.numbers, column.positions, strict=True))
+
+    return merge
+
+
+def _counts_adjustments(_original: Any) -> Any:
+    return lambda self, contribution: self.meters[contribution.meter.slug]
+
+
+def _without_samples(original: Any) -> Any:
+    def contributions(*arguments: Any) -> Any:
+        found = original(*arguments)
+        return found if isinstance(found, Failure) else tuple(each for each in found if not each.is_sample)
+
+    return contributions
+
+
+def _late_samples(original: Any) -> Any:
+    def placed(state: Any, time_us: int, contributions: Any, *arguments: Any) -> Any:
+        adding = tuple(msgspec.structs.replace(each, dimensions="{}") for each in contributions)
+        return original(state, time_us, adding, *arguments)
+
+    return placed
+
+
 SEEN_IN_RUNS: Final = (
     Mutant("<= at a period's end", Account, "__init__", _one_millisecond_longer),
     Mutant("fold: the text of a total is made once", _Sums, "totals_and_rankings", _text_made_once),
@@ -80,5 +115,9 @@ FOLD: Final = (
     Mutant("fold: a cell's version is not of its last event", _Sums, "_merge", _odd_positions),
     Mutant("fold: the ledger is kept after an error", RollupProcessor, "_flush", _kept_after_an_error),
     Mutant("fold: a target is kept over a change of the meter set", Ledger, "turn", _turned_by_buckets_only),
+    Mutant("fold: the version of a count is of its last adjustment", _Sums, "_merge", _last_adjustment_wins),
+    Mutant("fold: an adjustment of a count counts 1", Columns, "of", _counts_adjustments),
+    Mutant("fold: a sample is unmetered", CompiledMeterSet, "contributions", _without_samples),
+    Mutant("fold: a sample is late", exceptions, "placed_at_arrival", _late_samples),
     *SEEN_IN_RUNS,
 )

@@ -15,7 +15,7 @@ from pipeline.webhooks.processor import BillingEventProcessor
 from pipeline.webhooks.walker import CURSOR, Walked, Walker
 from schemas.billing_events import ObjectKind, StripeEvent, Via
 from schemas.side_tables import Arrived, Stale
-from simulation.world import BILLING_STRIDE
+from simulation.seeds import BILLING_STRIDE
 from sinks.sql.side_tables import SqlSideTables
 from sinks.stripe.objects import StripeClientObjects
 from tests.simulation.mutant import Method, Mutant

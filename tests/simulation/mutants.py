@@ -41,12 +41,14 @@ from simulation.traffic import ORIGIN_MS
 from sinks.clickhouse.fake import FakeClickHouse
 from sinks.redis.fake import FakeOutbox, FakeServer
 from tests.simulation.access_mutants import ACCESS
+from tests.simulation.adjusting_mutants import ADJUSTING
 from tests.simulation.billing_mutants import BILLING
 from tests.simulation.binding_mutants import BINDINGS
 from tests.simulation.closing_mutants import CLOSING
 from tests.simulation.flush_mutants import FLUSHES
 from tests.simulation.fold_mutants import SEEN_IN_RUNS
 from tests.simulation.late_binding_mutants import LATE_BINDINGS
+from tests.simulation.level_mutants import LEVELS_IN_RUNS
 from tests.simulation.mirror_mutants import MIRROR
 from tests.simulation.mutant import RUNS_MAX, Method, Mutant, inner, runs_to_catch
 
@@ -251,11 +253,11 @@ def _without_late_limit(original: Any) -> Any:
 
 
 def _counts_what_it_cannot_use(original: Any) -> Any:
-    def contributions(self: Any, event_type: str, data: Any) -> Any:
-        answer = original(self, event_type, data)
+    def contributions(self: Any, event_type: str, data: Any, time_us: int) -> Any:
+        answer = original(self, event_type, data, time_us)
         if isinstance(answer, Failure):
             return answer
-        skipped = [self.meter_set.meter(slug) for slug, _ in self.skips(event_type, data)]
+        skipped = [self.meter_set.meter(slug) for slug, _ in self.skips(event_type, data, time_us)]
         return answer + tuple(Contribution(meter, 1, "1", "{}") for meter in skipped)
 
     return contributions
@@ -346,6 +348,8 @@ MUTANTS: Final = (
     *BILLING,
     *BINDINGS,
     *LATE_BINDINGS,
+    *LEVELS_IN_RUNS,
+    *ADJUSTING,
     *FLUSHES,
     *CLOSING,
     *MIRROR,

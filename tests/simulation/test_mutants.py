@@ -20,12 +20,11 @@ QUICK = {
     "another payer pays before the cut",
     "another payer cuts no period",
     "flush: publishes and keeps the base",
-    "closing: late usage is no usage",
     "closing: usage between two subscriptions is not seen",
     "mirror: payload trusted",
     "mirror: only the first page of items",
-    "walker: never walks",
-    "access: read before the lock",
+    "measurer: forgets what was told",
+    "corrector: a correction counts again after a crash",
     "access: what was taken back still gives",
 }
 

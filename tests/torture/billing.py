@@ -36,6 +36,10 @@ LISTS: Final[Mapping[ObjectKind, tuple[str, str]]] = {
     ObjectKind.SUBSCRIPTION: ("subscriptions", "items"),
     ObjectKind.SCHEDULE: ("subscription_schedules", ""),
     ObjectKind.INVOICE: ("invoices", "lines"),
+    ObjectKind.CREDIT_GRANT: ("billing/credit_grants", ""),
+    ObjectKind.CREDIT_NOTE: ("credit_notes", "lines"),
+    ObjectKind.REFUND: ("refunds", ""),
+    ObjectKind.DISPUTE: ("disputes", ""),
 }
 """The list of each kind that is mirrored, and the nested list of which Stripe shows only the first ten rows."""
 

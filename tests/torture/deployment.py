@@ -10,11 +10,12 @@ from typing import Any, ClassVar, Final
 from aggregators.partitioning import partition_of
 from demo.worker import ReplayCounter
 from pipeline.clock import SystemClock
-from pipeline.commands.operations import create_at_stripe, quarantine_entry
+from pipeline.commands.operations import create_at_stripe
 from pipeline.http.api_keys import Role as KeyRole
 from pipeline.http.api_keys import create_key
 from pipeline.local.processes import LocalProcess, free_port, python
 from pipeline.logs.control_records import append_control
+from pipeline.logs.rejected import quarantine_entry
 from pipeline.open import open_side_tables
 from schemas.control import BindingRecord
 from schemas.errors import Transient

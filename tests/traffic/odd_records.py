@@ -28,6 +28,8 @@ METER_SET: Final[dict[str, Any]] = {
          "allow_negative": True},
         {"slug": "deep", "event_type": "deep.thing", "aggregation": "sum", "value_path": "$.extra.a.b",
          "dimensions": {"model": "$.extra.model", "user": "$.user"}},
+        {"slug": "stored", "event_type": "level.set", "aggregation": "time_weighted", "value_path": "$.gigabytes",
+         "scale": 3, "series_path": "$.region"},
     ],
 }  # fmt: skip
 
@@ -62,6 +64,7 @@ _KEYS: Final = (
 )  # fmt: skip
 _READ: Final = (
     b"tokens", b"model", b"method", b"region", b"billable", b"gigabytes", b"user", b"seats", b"extra", b"note",
+    b"quantity",
 )  # fmt: skip
 _TIMES: Final = (
     b"2026-11-29T10:00:00Z", b"2026-11-29T20:00:00.123Z", b"2026-11-29T20:00:00.1Z", b"2026-02-30T00:00:00Z",
@@ -79,6 +82,7 @@ _TIMES: Final = (
 )  # fmt: skip
 _TYPES: Final = (
     b"api.request", b"llm.completion", b"storage.sampled", b"user.active", b"seats.changed", b"deep.thing", b"other",
+    b"level.set", b"tidemark.adjusted.calls", b"tidemark.adjusted.stored",
 )  # fmt: skip
 _SPACES: Final = (b" ", b"\n", b"\t \r", b"\x0b", b"\x00", b" " * 50)
 _RECORDS: Final = (b"", b"[", b"]", b"[]", b"[ ]", b"[,]", b"null", b" []", b"\x0b[]", b"{", b"{}", b"[{}]", b"[[]]")
@@ -135,7 +139,8 @@ class OddRecords:
         data = {
             b"method": b'"GET"', b"region": self._pick(b'"eu"', b'"us"'), b"model": b'"small"',
             b"tokens": b"%d" % chance.randrange(1000), b"gigabytes": b'"1.5"', b"user": b'"u%d"' % chance.randrange(9),
-            b"seats": b"7", b"extra": b'{"a":{"b":%d},"model":"m"}' % chance.randrange(9),
+            b"seats": b"7", b"quantity": self._pick(b'"-2"', b"1"),
+            b"extra": b'{"a":{"b":%d},"model":"m"}' % chance.randrange(9),
         }  # fmt: skip
         fields = {
             b"specversion": b'"1.0"', b"id": b'"e%d"' % number, b"source": b'"s"',

@@ -7,7 +7,8 @@ import random
 from collections import Counter
 from typing import Any, Final
 
-from oracle.model import Oracle, Place
+from oracle.model import Oracle
+from oracle.records import Place
 from schemas.aggregations import Aggregation
 from schemas.control import (
     BindingRecord,
@@ -42,15 +43,24 @@ METERS: Final[tuple[dict[str, Any], ...]] = (
     {"slug": "most", "event_type": "max", "aggregation": "max", "value_path": "$.n", "allow_negative": True},
     {"slug": "least", "event_type": "max", "aggregation": "min", "value_path": "$.n", "allow_negative": True,
      "on_bad": "skip_meter"},
-    {"slug": "last", "event_type": "latest", "aggregation": "latest", "value_path": "$.n", "late": "quarantine"},
+    {"slug": "last", "event_type": "latest", "aggregation": "latest", "value_path": "$.n", "late": "quarantine",
+     "carry_over": True},
     {"slug": "users", "event_type": "user", "aggregation": "unique", "value_path": "$.user",
      "dimensions": {"how": "$.how"}},
     {"slug": "both_calls", "event_type": "both", "aggregation": "count", "dimensions": {"a": "$.how", "b": "$.b.c"}},
     {"slug": "both_units", "event_type": "both", "aggregation": "sum", "value_path": "$.n",
      "filters": [{"path": "$.how", "operator": "ne", "values": ["y"]}]},
+    {"slug": "stored", "event_type": "level", "aggregation": "time_weighted", "value_path": "$.n", "scale": 2,
+     "dimensions": {"how": "$.how"}, "series_path": "$.user", "late": "quarantine"},
+    {"slug": "ran", "event_type": "span", "aggregation": "duration", "value_path": "$.n", "start_path": "$.start"},
+    {"slug": "online", "event_type": "mixed", "aggregation": "duration", "session_path": "$.user",
+     "on_bad": "skip_meter"},
+    {"slug": "beats", "event_type": "mixed", "aggregation": "sum", "value_path": "$.n", "late": "quarantine"},
 )  # fmt: skip
+ADJUSTED: Final = (*("calls",) * 4, "both_calls", "exact", "beats", "stored", "ran", "online", "users", "nothing")
 STEPS: Final = 50
 TYPES: Final = ("call", "sum", "max", "latest", "latest", "user", "both", "both", "none")
+SAMPLES: Final = ("level", "span", "mixed")
 NUMBERS: Final[tuple[object, ...]] = (
     1, 2, 5, 0, -1, True, 1.5, "1.5", "01", "0.0000001", "x", None, [], 10**18 - 1, 10**18,
 )  # fmt: skip
@@ -117,6 +127,8 @@ class AnyLog:
     async def _events(self) -> None:
         chance = self.chance
         events = [self._event() for _ in range(chance.choice([1, 1, 2, 5, 20]))]
+        for _ in range(chance.choice([0, 0, 1, 3])):
+            events.insert(chance.randrange(len(events) + 1), self._slow(self._event()))
         value = json.dumps(events if len(events) > 1 or chance.random() < 0.5 else events[0]).encode()
         if chance.random() < 0.03:
             value = chance.choice([value[:-2], b"[1]", b""])
@@ -139,7 +151,8 @@ class AnyLog:
             "time": rfc3339(time_us) if chance.random() < 0.95 else chance.choice(TIMES),
             "data": {name: chance.choice(values[: 3 if chance.random() < 0.8 else None])
                      for name, values in (("n", NUMBERS), ("how", TEXTS), ("user", TEXTS))}
-                    | {"b": chance.choice([{"c": "x"}, {"c": "x"}, "s"])},
+                    | {"b": chance.choice([{"c": "x"}, {"c": "x"}, "s"])}
+                    | {"start": rfc3339(time_us - chance.choice([0, 1, HOUR_MS * 1000, 35 * DAY_MS * 1000 + 1, -1]))},
         }  # fmt: skip
         if chance.random() < 0.15 and self._sent:
             before = chance.choice(self._sent[-60:])
@@ -147,6 +160,19 @@ class AnyLog:
         if chance.random() < 0.02:
             del event[chance.choice(list(event))]
         return event
+
+    def _slow(self, event: dict[str, Any]) -> dict[str, Any]:
+        """A sample or an adjustment with the other fields of an event."""
+        chance, renamed = self.chance, {"id": f"{event.get('id')}s"} if self.chance.random() < 0.9 else {}
+        if chance.random() < 0.5:
+            return event | renamed | {"type": chance.choice(SAMPLES)}
+        return event | renamed | {"type": f"tidemark.adjusted.{chance.choice(ADJUSTED)}", "data": self._adjusted()}
+
+    def _adjusted(self) -> dict[str, Any]:
+        chance = self.chance
+        quantity = chance.choice(["1", "-1", "-3", "7", "-2", "5", "0", "-0.5", "1.25", "0.0000001", "x", None])
+        names = {"how": chance.choice(TEXTS[:4]), "a": "x", "b": "y"}
+        return {"quantity": quantity, "dimensions": names, "by": "someone"}
 
     # Dedup decisions
 
@@ -159,7 +185,8 @@ class AnyLog:
         self._undecided.append(
             DedupDecision(
                 position=position(place.offset, place.event_index), account=event["subject"],
-                time_us=time_us, new=self.checked or self.chance.random() < 0.7, metered=bool(fed),
+                time_us=time_us, new=self.checked or self.chance.random() < 0.7,
+                metered=any(not each.is_sample for each in fed),
                 quarantine=any(contribution.quarantine for contribution in fed),
             )
         )  # fmt: skip

@@ -76,10 +76,10 @@ class BilledDeployment(Deployment):
         tiered = {"billing_scheme": "tiered", "tiers_mode": "graduated", "tiers": rows}
         return str((await self.sdk("v1.prices.create", {**params, **tiered}))["id"])
 
-    async def customer(self, account: str) -> str:
+    async def customer(self, account: str, card: str = "pm_card_visa") -> str:
         """A customer of the account, with a card."""
         customer = (await self.sdk("v1.customers.create", {}))["id"]
-        method = await self.sdk("v1.payment_methods.attach", "pm_card_visa", {"customer": customer})
+        method = await self.sdk("v1.payment_methods.attach", card, {"customer": customer})
         await self.sdk(
             "v1.customers.update", customer, {"invoice_settings": {"default_payment_method": method["id"]}}
         )  # fmt: skip

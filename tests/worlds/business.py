@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from decimal import Decimal
 
 from aggregators.catalog_plan import catalog_hash
@@ -14,6 +14,7 @@ from schemas.catalog_changes import CatalogKind, CatalogPlan, KnownPlan, PlanSta
 from schemas.clock import MINUTE_MS
 from schemas.errors import Transient
 from sinks.sql.fake import FakeSideTables
+from sinks.sql.side_tables import SqlSideTables
 from tests.worlds.billing import BillingWorld
 from tests.worlds.reconciler import START_MS
 
@@ -53,15 +54,11 @@ class Business(BillingWorld):
 
     async def apply(self, catalog: Catalog, prices: Mapping[str, str]) -> None:
         """Make a catalog active. `prices` has the price ids by component of the team's plan."""
-        standing = await self.sql.catalog.standing()
-        plan = CatalogPlan(catalog, catalog_hash(catalog), standing.sha256, "", False, (), (), (), {})
         records = [
             StripeRecord(f"tm.{component}.{price}", CatalogKind.PRICE, price, TEAM, component, "month", "usd")
             for component, price in prices.items()
         ]
-        states = {name: KnownPlan(sold, PlanState.OPEN) for name, sold in catalog.sold().items()}
-        await self.sql.catalog.begin_catalog(plan, "ann", "a test", self.clock.now_ms())
-        await self.sql.catalog.activate_catalog(plan, states, records, self.clock.now_ms())
+        await make_active(self.sql, catalog, records, self.clock.now_ms())
 
     async def settle(self) -> None:
         """Stripe's events reach the mirror, the entitlements and the gateway."""
@@ -74,6 +71,15 @@ class Business(BillingWorld):
 
     async def reason(self, feature: str, quantity: Decimal = ONE, account: str = "acme") -> Reason:
         return (await self.checks.check(account, feature, quantity)).decision.reason
+
+
+async def make_active(tables: SqlSideTables, catalog: Catalog, records: Sequence[StripeRecord], now_ms: int) -> None:
+    """Make a catalog active, as `catalog apply` does once everything is made at Stripe."""
+    standing = await tables.catalog.standing()
+    plan = CatalogPlan(catalog, catalog_hash(catalog), standing.sha256, "", False, (), (), (), {})
+    states = {name: KnownPlan(sold, PlanState.OPEN) for name, sold in catalog.sold().items()}
+    await tables.catalog.begin_catalog(plan, "ann", "a test", now_ms)
+    await tables.catalog.activate_catalog(plan, states, records, now_ms)
 
 
 def subscribe(business: Business) -> str:

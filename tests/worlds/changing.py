@@ -8,7 +8,7 @@ from typing import Any
 import httpx
 
 from aggregators.catalog_plan import catalog_hash
-from aggregators.catalog_prices import all_prices
+from aggregators.catalog_prices import all_prices, pack_prices
 from pipeline.changes.operating import accept
 from pipeline.changes.parts import Parts
 from pipeline.changes.quoting import make_quote
@@ -102,7 +102,7 @@ async def apply_catalog(business: Business, simulator: Simulator, text: str) -> 
     meters = StripeClientMeters(TEST_KEY, "http://stripe.test", nonce="test")
     objects = StripeClientCatalog(TEST_KEY, "http://stripe.test", scope="test:acct_1", nonce="test")
     for client in (meters, objects):
-        _in_this_process(client, simulator)
+        in_this_process(client, simulator)
     store = business.sql.catalog
     checked = await plan_content(
         CatalogParts(business.clock, store, objects, meters, _no_meter_set, _applied), text.encode()
@@ -119,11 +119,12 @@ async def apply_catalog(business: Business, simulator: Simulator, text: str) -> 
 def changes_client(simulator: Simulator) -> StripeClientChanges:
     """The product's client of a simulator in this process."""
     client = StripeClientChanges(TEST_KEY, "http://stripe.test", timeout_s=5)
-    _in_this_process(client, simulator)
+    in_this_process(client, simulator)
     return client
 
 
-def _in_this_process(client: Any, simulator: Simulator) -> None:
+def in_this_process(client: Any, simulator: Simulator) -> None:
+    """Have a client of Stripe ask a simulator in this process."""
     transport = httpx.ASGITransport(application(simulator))
     client._transport._client = httpx.AsyncClient(transport=transport)
 
@@ -195,10 +196,21 @@ class Changing(Business):
                     terms.currency,
                 )
             )
+        records += self._packs(catalog)
         plan = CatalogPlan(catalog, catalog_hash(catalog), "", "", False, (), (), (), {})
         states = {name: KnownPlan(sold, PlanState.OPEN) for name, sold in catalog.sold().items()}
         await self.sql.catalog.begin_catalog(plan, "ann", "a test", self.clock.now_ms())
         await self.sql.catalog.activate_catalog(plan, states, records, self.clock.now_ms())
+
+    def _packs(self, catalog: Catalog) -> list[StripeRecord]:
+        """The packs of credits: their prices at the simulator, and their records."""
+        records = []
+        for key, price in pack_prices(catalog).items():
+            currency, product = price.terms.currency, {"name": price.component}
+            body = {"currency": currency, "unit_amount_decimal": price.terms.unit_minor, "product_data": product}
+            self.prices[key] = str(self.stripe.call("POST /v1/prices", body | {"lookup_key": key})["id"])
+            records.append(StripeRecord(key, CatalogKind.PRICE, self.prices[key], None, price.component, "", currency))
+        return records
 
     def _price(self, price: Price, key: str, meter: str) -> str:
         terms = price.terms

@@ -14,6 +14,7 @@ import httpx
 from aggregators.binding_timeline import overlaps, timeline
 from aggregators.mirror import mirror_rows
 from pipeline.billing.closing import ClosingController, ClosingPolicy, Published
+from pipeline.billing.drawing import Drawing
 from pipeline.billing.policy import SenderPolicy
 from pipeline.billing.redrive import Redriven, Redriver
 from pipeline.billing.sender import StripeSender
@@ -89,8 +90,11 @@ class ClosingWorld:
         self.customers: dict[str, str] = {}
         self.unreported: list[Intent] = []
         self.flushed: list[str] = []
+        self.drawing: Drawing | None = None
         self.sender = self.new_sender()
         self.controller = self.new_controller()
+        # The usage of these tests is counted and not measured, unless one sets another instant.
+        self.measured_ms = 1 << 62
         self._offset = 0
         self._reads = 0
         self._published = 0
@@ -115,13 +119,15 @@ class ClosingWorld:
     def new_sender(self) -> StripeSender:
         """Another sender process."""
         ledger, bills, rng = self.tables.intents, self.tables.bills, random.Random(7)
-        return StripeSender(self.log, ledger, self.meters, self.payer, self.clock, rng, POLICY, bills)
+        parts = (self.log, ledger, self.meters, self.payer, self.clock, rng, POLICY, bills)
+        return StripeSender(*parts, drawing=self.drawing)
 
     def new_controller(self, **others: Any) -> ClosingController:
         """Another controller process; `others` replace its parts."""
         parts: dict[str, Any] = {
             "scope": SCOPE, "bills": self.tables.bills, "ledger": self.tables.intents, "items": self.items,
-            "meters": self.meters, "flush": self.flush, "log": self.log, "clock": self.clock, "policy": self.policy,
+            "meters": self.meters, "flush": self.flush, "told": self.told, "log": self.log, "clock": self.clock,
+            "policy": self.policy,
         }  # fmt: skip
         return ClosingController(**{**parts, **others})
 
@@ -165,6 +171,10 @@ class ClosingWorld:
             return not self.is_worker_down
 
         return is_published
+
+    async def told(self, _account: str, bill: Bill, since_ms: int) -> bool:
+        """Whether the measurer has come so far."""
+        return self.measured_ms >= max(bill.end_ms, since_ms)
 
     # What happens.
 

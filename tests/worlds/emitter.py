@@ -58,4 +58,4 @@ def make(gateway: FakeGateway, **settings: Any) -> Emitter:
 def conserved(emitter: Emitter) -> bool:
     """Whether the emitter's counts account for every event."""
     stats = emitter.stats()
-    return stats.emitted == stats.accepted + stats.rejected + stats.dropped + stats.pending
+    return stats.emitted + stats.recovered == stats.accepted + stats.rejected + stats.dropped + stats.pending

@@ -124,6 +124,7 @@ async def running(
         "read": create_key(path, Role.READ, world.clock)[0],
         "check": create_key(path, Role.CHECK, world.clock)[0],
         "operator": create_key(path, Role.OPERATOR, world.clock)[0],
+        "finance": create_key(path, Role.FINANCE, world.clock)[0],
         "admin": create_key(path, Role.ADMIN, world.clock)[0],
         "acme": create_key(path, Role.ADMIN, world.clock, account="acme")[0],
         "forged": "tm_000000000000_" + "x" * 43,

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from schemas.billing_events import ObjectKind, ObjectName
 from schemas.clock import HOUR_MS
-from schemas.side_tables import Fetched, Row
+from schemas.side_tables import TABLE_OF, Fetched, Row
 from sinks.sql.side_tables import SqlSideTables
 from tests.conformance.side_table_steps import event, step
 
@@ -17,11 +18,24 @@ async def mirrored(
     tables: SqlSideTables, kind: ObjectKind, table: str, customer: str, number: int = 1, **columns: Any
 ) -> None:
     """Write one object of Stripe's into the mirror, again with every call."""
+    assert table == TABLE_OF[kind]
+    await mirrored_with(tables, kind, customer, {}, number, **columns)
+
+
+async def mirrored_with(
+    tables: SqlSideTables,
+    kind: ObjectKind,
+    customer: str,
+    parts: Mapping[str, Sequence[Row]],
+    number: int = 1,
+    **columns: Any,
+) -> None:
+    """Write one object of Stripe's with its parts into the mirror, again with every call."""
     name = ObjectName(kind, f"{kind.value}_{number}")
     seq = (await tables.fetch_seqs([name]))[name]
     row: Row = {"id": name.id, "customer_id": customer, "deleted": 0, **columns}
     offset = await tables.position(9) or 0
-    fetched = [Fetched(name, seq, {table: [row]})]
+    fetched = [Fetched(name, seq, {TABLE_OF[kind]: [row], **parts})]
     await tables.commit(step(offset, [event(1_000 + offset, name, customer=customer)], fetched, partition=9))
 
 

@@ -6,7 +6,8 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from oracle.model import Oracle, Place
+from oracle.model import Oracle
+from oracle.records import Place
 from tests.traffic.generate import rfc3339
 
 MARCH, APRIL, MAY = 1_772_323_200_000, 1_775_001_600_000, 1_777_593_600_000

@@ -16,8 +16,12 @@ import uvicorn
 
 from pipeline.access.checks import AccessChecks
 from pipeline.changes.parts import Parts
+from pipeline.http.dependencies import CreditStores
+from pipeline.http.operator_stores import OperatorStores, OperatorTables
 from pipeline.http.serving import QuietServer
-from portal.tokens import signed
+from pipeline.roles.operating import operator_tables
+from pipeline.webhooks.walker import CURSOR
+from portal.tokens import OPERATOR, signed
 from schemas.account_records import AccountRecords
 from schemas.catalog_changes import CatalogStore
 from schemas.clock import DAY_MS
@@ -27,10 +31,12 @@ from schemas.periods import Period
 from schemas.seats import Seats
 from schemas.side_tables import Row
 from schemas.usage_evidence import EventUsage, HourUsage
+from sinks.clickhouse.fake_reconciliations import FakeReconciliations
 from tests.services.stripe_requests import application
 from tests.traffic.generate import METER_SET
 from tests.worlds.billing import SCOPE
 from tests.worlds.changing import Changing
+from tests.worlds.credited import credit_stores
 from tests.worlds.gateway import Gateway, running
 
 SECRET: Final = "a-secret-of-the-page-with-forty-characters"
@@ -92,7 +98,7 @@ class Archive:
         return [HourUsage(hour_ms, 25)] if hour_ms > after_ms else []
 
     async def events(
-        self, _account: str, _meter: Meter, hour_ms: int, after: str, _rows_max: int
+        self, _account: str, _meter: Meter, hour_ms: int, after: str, _rows_max: int, _span: Period | None = None
     ) -> Sequence[EventUsage]:
         """One event."""
         return [EventUsage("op <1>", hour_ms * 1_000 + 5, "25")] if after < "op <1>" else []
@@ -121,15 +127,17 @@ class Paged(Changing):
     def __init__(self, now_ms: int) -> None:
         super().__init__(now_ms)
         self.records: Any = PromptRecords(self)
+        self.redriven: list[tuple[str, str, str]] = []
+        self.sql_is_away = False
 
     async def open(self) -> None:
         """Make the log with the meters of the gateway, and the tables."""
         await self.start(METER_SET)
         await self.tables.migrate(SCOPE, self.log_id)
 
-    async def begin_selling(self) -> None:
-        """Apply the catalog and link acme's new customer, who has a card."""
-        await self.begin(CATALOG)
+    async def begin_selling(self, more: str = "") -> None:
+        """Apply the catalog, with more of it, and link acme's new customer, who has a card."""
+        await self.begin(CATALOG + more)
 
     @contextlib.asynccontextmanager
     async def opened(self, folder: Path, **settings: Any) -> AsyncIterator[Gateway]:
@@ -137,6 +145,15 @@ class Paged(Changing):
         secrets = folder / "page_secrets"
         secrets.write_text(f"{SECRET}\n")
         await self.checks.refresh()
+
+        given: dict[str, Any] = {"page_url": "http://gateway", "page_secrets": secrets, **settings}
+        async with running(folder, self, given, **self.dependencies()) as gateway:
+            self.door = gateway
+            await self.fold_all()
+            yield gateway
+
+    def dependencies(self) -> dict[str, Any]:
+        """What the gateway asks for pages."""
 
         async def changes() -> Parts:
             return self.parts()
@@ -154,14 +171,29 @@ class Paged(Changing):
         def access() -> tuple[AccessChecks, Entitlements]:
             return self.checks, self.sql.entitlements
 
-        given: dict[str, Any] = {"page_url": "http://gateway", "page_secrets": secrets, **settings}
-        async with running(
-            folder, self, given, changes=changes, catalog=catalog, records=records, seats=seats, access=access,
-            dunning=lambda: self.sql.dunning, notices=lambda: self.sql.notices, evidence=Archive(),
-        ) as gateway:  # fmt: skip
-            self.door = gateway
-            await self.fold_all()
-            yield gateway
+        async def credits_() -> CreditStores:
+            return credit_stores(self)
+
+        return {
+            "changes": changes, "catalog": catalog, "records": records, "seats": seats, "access": access,
+            "dunning": lambda: self.sql.dunning, "notices": lambda: self.sql.notices, "evidence": Archive(),
+            "credits": credits_, "operator": self.operator(),
+        }  # fmt: skip
+
+    def operator(self) -> OperatorStores:
+        """What the operator's page asks. `redriven` has the reports that it sent again; they are not sent."""
+
+        async def tables() -> OperatorTables:
+            if self.sql_is_away:
+                await asyncio.sleep(60)
+            return operator_tables(self.sql)
+
+        async def redrive(identifier: str, by: str, reason: str) -> str:
+            await asyncio.sleep(0)
+            self.redriven.append((identifier, by, reason))
+            return f"{identifier} is sent again, as {identifier}.1."
+
+        return OperatorStores(tables, FakeReconciliations(), CURSOR, redrive)
 
     async def use(self, *events: Mapping[str, Any]) -> None:
         """Emit events and have them counted."""
@@ -189,6 +221,11 @@ class Open(NamedTuple):
         token = signed(account, self.business.clock.now_ms() + days * DAY_MS, SECRET)
         return f"{self.url}/page/{token}/"
 
+    def operator_link(self, who: str = "ann") -> str:
+        """A link to the operator's page."""
+        token = signed(who, self.business.clock.now_ms() + 366 * DAY_MS, SECRET, OPERATOR)
+        return f"{self.url}/operator/{token}/"
+
     def pass_month(self) -> None:
         """Let 32 days pass, some at a time, with all that happens at Stripe meanwhile."""
 
@@ -202,24 +239,26 @@ class Open(NamedTuple):
 
 
 @contextlib.contextmanager
-def open_to_browsers(folder: Path, now_ms: int, begin: Callable[[Paged], Awaitable[None]]) -> Iterator[Open]:
+def open_to_browsers(
+    folder: Path, now_ms: int, begin: Callable[[Any], Awaitable[None]], kind: type[Paged] = Paged, **settings: Any
+) -> Iterator[Open]:
     """A gateway and the simulator's pages on ports of this machine, in a thread. `begin` makes accounts."""
     ready: Future[Open] = Future()
 
     async def main() -> None:
-        business, stop = Paged(now_ms), asyncio.Event()
+        business, stop = kind(now_ms), asyncio.Event()
         loop = asyncio.get_running_loop()
-        with socket.socket() as ours, socket.socket() as theirs:
+        with _tcp() as ours, _tcp() as theirs:
             for each in (ours, theirs):
                 each.bind(("127.0.0.1", 0))
             urls = [f"http://127.0.0.1:{each.getsockname()[1]}" for each in (ours, theirs)]
             business.serve_pages_at(urls[1])
             await begin(business)
-            async with business.opened(folder, page_url=urls[0]) as gateway:
+            async with business.opened(folder, page_url=urls[0], **settings) as gateway:
                 apps = (gateway.app, ours), (application(business.stripe.simulator), theirs)
                 async with contextlib.AsyncExitStack() as stack:
                     for app, listening in apps:
-                        await stack.enter_async_context(_served(app, listening))
+                        await stack.enter_async_context(serving(app, listening))
 
                     def run(body: Callable[[], Awaitable[Any]]) -> Any:
                         async def whole() -> Any:
@@ -250,8 +289,14 @@ def open_to_browsers(folder: Path, now_ms: int, begin: Callable[[Paged], Awaitab
         thread.join()
 
 
+def _tcp() -> socket.socket:
+    """A socket of which asyncio sees that it is TCP: otherwise each answer waits 40 ms for an acknowledgement."""
+    return socket.socket(proto=socket.IPPROTO_TCP)
+
+
 @contextlib.asynccontextmanager
-async def _served(app: Any, listening: socket.socket) -> AsyncIterator[None]:
+async def serving(app: Any, listening: socket.socket) -> AsyncIterator[None]:
+    """Serve an application on a socket, in the loop that runs."""
     server = QuietServer(uvicorn.Config(app, lifespan="off", log_config=None))
     task = asyncio.create_task(server.serve([listening]))
     try:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import random
+from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Final
 
+from aggregators.codec import parse_value
 from aggregators.partitioning import partition_of
 from aggregators.report_records import ReportedIntent, parse_entries
 from pipeline.billing.customers import BindingResolver
@@ -29,6 +31,7 @@ from schemas.periods import Billing, Binding
 from schemas.reports import Attempt, Intent, MeterEvent, OutcomeStatus, ReportOutcome, StripeRejections
 from schemas.rollup import Checkpoint, TotalKey
 from sinks.clickhouse.fake import FakeClickHouse
+from sinks.clickhouse.fake_measured_recount import FakeMeasuredRecount
 from sinks.redis.fake import FakeLiveView
 from sinks.sql.fake_intents import FakeIntentLedger
 from sinks.stripe.fake import FakeStripe
@@ -74,7 +77,10 @@ class Deployment:
         self.clickhouse = FakeClickHouse()
         self.stripe = FakeStripe(self.clock, account="")
         rejecting: StripeRejections | None = self.stripe if rejections else None
-        self.views = Views(self.store, self.clickhouse, self.clickhouse, self.log, self.stripe, rejecting)
+        self.views = Views(
+            self.store, self.clickhouse, self.clickhouse, self.log, self.stripe, rejecting,
+            measured=FakeMeasuredRecount(self.clickhouse),
+        )  # fmt: skip
         self.policy = ReconcilePolicy(archive_wait_s=1.0, totals_per_read=3)
         payers = BindingResolver(self.store.accounts, self.world.partitions)
         self.ledger, rng = FakeIntentLedger(), random.Random(1)
@@ -88,9 +94,12 @@ class Deployment:
         for account in ACCOUNTS:
             self.stripe.add_customer(f"cus_{account}")
             await self.bind(account, stripe_customer=f"cus_{account}")
+        await self.prepare_to_send()
+        return self
+
+    async def prepare_to_send(self) -> None:
         for partition in range(self.world.partitions):
             self._reports_read_to[partition] = await self._sender.start_offset(partition) or 0
-        return self
 
     def partition(self, account: str) -> int:
         return partition_of(account, self.world.partitions)
@@ -166,6 +175,23 @@ class Deployment:
         )
         return sum([await restater.restatement(partition) for partition in range(self.world.partitions)])
 
+    async def catch_up(self) -> None:
+        """Bring what is in the log to the live view and to the archive, with what the resolver and the restater say."""
+        await self.fold()
+        await self.archive()
+        while await self.resolve() + await self.restatement():
+            await self.fold()
+            await self.archive()
+
+    def live(self) -> dict[tuple[str, str], int]:
+        """The live view's totals of all periods that are not 0, by account and meter, in minor units."""
+        sums: Counter[tuple[str, str]] = Counter()
+        for stored in self.store.server.partitions.values():
+            for key, fields in stored.totals.items():
+                for meter, text in fields.items():
+                    sums[key.account, meter] += parse_value(text).minor
+        return {key: total for key, total in sums.items() if total}
+
     async def relay(self) -> None:
         for partition in range(self.world.partitions):
             await hourly_relay(self.store, self.clickhouse).relay(partition)
@@ -175,8 +201,10 @@ class Deployment:
             await ReportRelay(self.store.reports, self.store.accounts, self.log).relay(partition)
 
     async def send(self) -> None:
-        """Sends the reports. The meters exist at Stripe."""
-        for _ in range(20):
+        """Sends the reports until twenty rounds have sent none. The meters exist at Stripe."""
+        rounds_left = 20
+        while rounds_left:
+            rounds_left, sent = rounds_left - 1, len(self.stripe.events)
             for partition in range(self.world.partitions):
                 records = await self.log.read(REPORTS_TOPIC, partition, self._reports_read_to[partition])
                 for entry in (entry for record in records for entry in parse_entries(record.value)):
@@ -187,6 +215,8 @@ class Deployment:
                     self._reports_read_to[partition] = records[-1].next_offset
                 else:
                     await self._sender.idle(partition)
+            if len(self.stripe.events) > sent:
+                rounds_left = 20
 
     async def settle(self) -> None:
         """Brings everything in the log to every view, and waits until Stripe shows it."""

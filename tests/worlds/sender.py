@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 from aggregators.report_records import parse_entries
+from pipeline.billing.drawing import Drawing
 from pipeline.billing.policy import SenderPolicy
 from pipeline.billing.sender import StripeSender
 from pipeline.logs.fake import FakeLog
@@ -77,6 +78,7 @@ class Bench:
         self.ledger = FakeIntentLedger()
         self.meters: StripeMeters | None = None
         self.closings: Closings | None = None
+        self.drawing: Drawing | None = None
         self.billing: dict[str, tuple[Billing, str]] = {}
         self.asked: list[tuple[str, int]] = []
         self.replaced: set[str] = set()
@@ -107,7 +109,9 @@ class Bench:
         """Another sender process; it talks to `meters` if given, otherwise to the fake."""
         meters = self.meters or self.stripe
         rng = random.Random(7)
-        return StripeSender(self.log, self.ledger, meters, self.resolve, self.clock, rng, self.policy, self.closings)
+        return StripeSender(
+            self.log, self.ledger, meters, self.resolve, self.clock, rng, self.policy, self.closings, self.drawing
+        )
 
     async def assign(self) -> None:
         """Asks the sender for its start, as the runner does."""

@@ -5,10 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import cast
 
+from aggregators.account_grants import Commerce
 from aggregators.catalog import read_catalog
+from aggregators.catalog_prices import all_prices
+from aggregators.plan_offer import Shop
+from aggregators.price_list import price_list
 from pipeline.commands.catalog import Parts, apply_plan, plan_content
 from schemas.catalog import Catalog
-from schemas.catalog_changes import CatalogKind
+from schemas.catalog_changes import CatalogKind, Pin
 from schemas.meters import MeterSet
 from schemas.reports import StripeCatalog
 from sinks.sql.side_tables import SqlSideTables
@@ -63,3 +67,12 @@ def parsed(text: str) -> Catalog:
     catalog, problems = read_catalog(text.encode(), {})
     assert catalog is not None, problems
     return catalog
+
+
+def shop_of(text: str) -> Shop:
+    """What a catalog sells, with the lookup keys of prices as their ids."""
+    catalog = parsed(text)
+    pins = {key: Pin(price.plan, price.component) for key, price in all_prices(catalog).items()}
+    commerce = Commerce(catalog, dict(catalog.sold()), pins)
+    ids = {(p.plan, p.component, str(p.terms.interval), p.terms.currency): k for k, p in all_prices(catalog).items()}
+    return Shop(commerce, price_list(commerce), ids)

@@ -206,8 +206,11 @@ async def test_a_repeated_request_gets_the_same_hold(served: Served) -> None:
         {"account": "acme", "feature": "tokens", "quantity": "5", "hold_s": 60}, "check", "job 1"
     )
 
+    long = await served.check({"account": "acme", "feature": "tokens"}, "check", "k" * 201)
+
     assert first == again
     assert (status, answer["error"]["field"]) == (400, "Idempotency-Key")
+    assert (long[0], long[1]["error"]["field"]) == (400, "Idempotency-Key")
 
 
 ENDED = {

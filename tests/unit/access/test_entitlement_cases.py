@@ -435,7 +435,7 @@ def test_a_case(answers: Mapping[str, Answer], name: str) -> None:
 
 
 def test_every_reason_has_a_row() -> None:
-    """Of the others, a spend cap and a store that does not answer have tests of their own."""
-    elsewhere = {Reason.SPEND_CAP_REACHED, Reason.FALLBACK_ALLOW, Reason.FALLBACK_DENY}
+    """Of the others, a spend cap, credits and a store that does not answer have tests of their own."""
+    elsewhere = {Reason.SPEND_CAP_REACHED, Reason.CREDITS_EXHAUSTED, Reason.FALLBACK_ALLOW, Reason.FALLBACK_DENY}
 
     assert {case.reason for case in CASES.values()} | elsewhere == set(Reason)

@@ -135,7 +135,11 @@ def test_without_a_store_the_feature_says(feature: Feature, allow: bool) -> None
 
 
 def test_every_reason_has_a_case() -> None:
-    reached = {reason for *_, reason in CASES.values()} | {Reason.FALLBACK_ALLOW, Reason.FALLBACK_DENY}
+    reached = {reason for *_, reason in CASES.values()} | {
+        Reason.CREDITS_EXHAUSTED,
+        Reason.FALLBACK_ALLOW,
+        Reason.FALLBACK_DENY,
+    }
 
     assert reached == set(Reason)
 

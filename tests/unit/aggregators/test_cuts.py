@@ -10,16 +10,19 @@ from unittest.mock import patch
 
 import pytest
 
+import aggregators.flush
+import aggregators.levels
 from aggregators.columns import PythonColumns
 from schemas.log import EVENTS_TOPIC, REJECTED_TOPIC
 from tests.simulation.fold_mutants import FOLD
+from tests.simulation.level_mutants import LEVELS
 from tests.simulation.mutant import Mutant
 from tests.traffic.generate import METER_SET
 from tests.worlds.any_log import MARCH_MS, AnyLog
 from tests.worlds.cuts import disagreement, stored_after_cuts, stored_record_by_record
 from tests.worlds.deployment import World
 
-SEEDS: Final = range(1, 41)
+SEEDS: Final = range(1, 61)
 
 
 async def differences(seed: int) -> str:
@@ -37,6 +40,17 @@ async def test_any_cuts_leave_the_state_of_one_record_after_another(seed: int) -
     assert await differences(seed) == "", f"again: python -m pytest tests/unit/aggregators/test_cuts.py -k seed-{seed}-"
 
 
+@pytest.mark.parametrize("seed", range(2, 22, 2))
+async def test_levels_that_wait_for_the_next_record_wait_in_any_cuts(
+    seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One record carries over one level. These logs leap over months, in which totals retire too."""
+    for module in (aggregators.levels, aggregators.flush):
+        monkeypatch.setattr(module, "CARRIED_MAX", 1)
+
+    assert await differences(seed) == ""
+
+
 async def test_the_quarantine_has_the_entries_of_a_flush_in_log_order() -> None:
     """Refused control records stand between invalid events, as in the log."""
     world = World(MARCH_MS, 1)
@@ -51,7 +65,7 @@ async def test_the_quarantine_has_the_entries_of_a_flush_in_log_order() -> None:
     assert places == [(sent[0], 0), (sent[0], 1), (sent[1], 0), (sent[2], 0), (sent[2], 1)]
 
 
-@pytest.mark.parametrize("mutant", FOLD, ids=lambda each: each.name)
+@pytest.mark.parametrize("mutant", [*FOLD, *LEVELS], ids=lambda each: each.name)
 async def test_a_deliberate_defect_of_the_fold_is_seen(mutant: Mutant) -> None:
     """By a difference, or because the fold breaks."""
     replaced = mutant.made(vars(mutant.target)[mutant.attribute])

@@ -87,6 +87,21 @@ def test_an_event_older_than_the_late_limit_is_rejected(time: str, reason: Reaso
         assert result.quarantined[0].detail == f"time: {time} is before 2026-02-03T12:00:00Z"
 
 
+@pytest.mark.parametrize(
+    ("time", "reason"),
+    [
+        pytest.param("2023-05-01T00:00:00Z", None, id="years old"),
+        pytest.param("1970-01-01T00:00:00Z", None, id="1970"),
+        pytest.param("1969-12-31T23:59:59Z", Reason.TOO_FAR_IN_PAST, id="before 1970"),
+    ],
+)
+def test_an_adjustment_is_never_too_old(time: str, reason: Reason | None) -> None:
+    """A job that arrives at the late limit began before it, and a correction may come at any time."""
+    result = scanned((NOON_MS, [{**QUICKSTART, "type": "tidemark.adjusted.calls", "time": time}]))
+
+    assert [entry.reason for entry in result.quarantined] == ([] if reason is None else [reason])
+
+
 def test_a_longer_late_limit_takes_what_was_too_old() -> None:
     """An operator raises the limit, redrives, and sets the limit back."""
     years = scanned((NOON_MS, [{**QUICKSTART, "time": "2023-05-01T00:00:00Z"}]), late_max_ms=3_000 * DAY_MS)

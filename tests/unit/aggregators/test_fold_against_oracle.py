@@ -9,7 +9,8 @@ from typing import Any, Final, NamedTuple
 import pytest
 
 from aggregators.codec import parse_cell_field, parse_cell_text, parse_report_field, parse_report_text, parse_value
-from oracle.model import Oracle, Place
+from oracle.model import Oracle
+from oracle.records import Place
 from oracle.rules import RejectedError, decode, partition_of, time_us_of
 from pipeline.rollup.processor import RollupSettings
 from schemas.control import BindingRecord, CloseRecord, DedupDecision, DedupDecisionRecord, FlushRecord

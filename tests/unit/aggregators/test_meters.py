@@ -13,6 +13,7 @@ from pydantic import ValidationError
 
 from aggregators.meters import Contribution, Failure, compiled, definition_change, quarantines_late, successor
 from oracle import rules
+from schemas.aggregations import Aggregation
 from schemas.clock import DAY_MS, HOUR_MS, MINUTE_MS
 from schemas.meters import Meter, MeterSet
 from schemas.reasons import Reason
@@ -29,7 +30,7 @@ def meter_set(*meters: dict[str, Any], version: int = 1, **policy: int) -> Meter
 
 def contributions(data: dict[str, Any], *meters: dict[str, Any]) -> tuple[Contribution, ...] | Failure:
     """The contributions of an event of type `t` to the meters."""
-    return compiled(meter_set(*meters)).contributions("t", data)
+    return compiled(meter_set(*meters)).contributions("t", data, 0)
 
 
 @pytest.mark.parametrize(
@@ -149,7 +150,7 @@ def test_an_event_contributes_to_all_of_its_meters_or_to_none() -> None:
 
 def test_an_event_that_no_meter_wants_contributes_nothing() -> None:
     """An unmetered event is no error."""
-    assert compiled(meter_set(COUNT)).contributions("other", {}) == ()
+    assert compiled(meter_set(COUNT)).contributions("other", {}, 0) == ()
 
 
 @pytest.mark.parametrize(("late", "expected"), [("carry_forward", False), ("quarantine", True)], ids=["carry", "keep"])
@@ -211,6 +212,23 @@ def test_a_slug_never_changes_its_meaning(changes: dict[str, Any], refusal: str 
     change = definition_change(meter_set(SUM), meter_set({**SUM, **changes}, version=2))
 
     assert (change is None) if refusal is None else f"meter tokens: {refusal} cannot change" in (change or "")
+
+
+def test_a_meter_never_begins_or_ends_to_carry_over() -> None:
+    """Its periods so far were counted the other way."""
+    plain = {**SUM, "aggregation": "latest"}
+    carrying = {**plain, "carry_over": True}
+    for before, after in ((plain, carrying), (carrying, plain)):
+        change = definition_change(meter_set(before), meter_set(after, version=2))
+        assert "meter tokens: carry_over cannot change" in (change or "")
+
+
+@pytest.mark.parametrize("aggregation", [each for each in Aggregation if each is not Aggregation.LATEST])
+def test_only_a_latest_meter_has_a_level(aggregation: Aggregation) -> None:
+    """A sum begins anew in each period."""
+    path = "$.v" if aggregation.rule.takes_value else None
+    with pytest.raises(ValueError, match=f"a {aggregation} meter has no level: remove carry_over, or use latest or"):
+        Meter(slug="m", event_type="t", aggregation=aggregation, value_path=path, carry_over=True)
 
 
 @pytest.mark.parametrize(

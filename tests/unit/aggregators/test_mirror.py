@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from decimal import Decimal
 from typing import Any
@@ -37,11 +38,22 @@ class Objects:
         stripe = StripeAccount(ManualClock(NOW_MS))
         self.meter = stripe.meter()
         self.metered, self.flat = stripe.price(meter=self.meter), stripe.price(amount=2000)
-        customer = stripe.customer()
+        customer = stripe.customer("pm_card_createDispute")
         subscription = stripe.subscribe(customer, self.metered, self.flat)
         schedule = stripe.schedule(subscription, self.metered)
         body = stripe.read(ObjectName(ObjectKind.SUBSCRIPTION, subscription)) or {}
+        paid = {"invoice": body["latest_invoice"], "amount": 300, "refund_amount": 300}
+        note = stripe.call("POST /v1/credit_notes", paid)
+        (dispute,) = (name.id for name in stripe.listing() if name.kind is ObjectKind.DISPUTE)
+        terms = {
+            "amount": {"type": "monetary", "monetary": {"currency": "usd", "value": 900}}, "customer": customer,
+            "applicability_config": {"scope": {"prices": [{"id": self.metered}]}}, "category": "paid",
+        }  # fmt: skip
         self.names = {
+            ObjectKind.CREDIT_GRANT: str(stripe.call("POST /v1/billing/credit_grants", terms)["id"]),
+            ObjectKind.CREDIT_NOTE: str(note["id"]),
+            ObjectKind.REFUND: str(note["refunds"][0]["refund"]),
+            ObjectKind.DISPUTE: dispute,
             ObjectKind.CUSTOMER: customer,
             ObjectKind.SUBSCRIPTION: subscription,
             ObjectKind.SCHEDULE: schedule,
@@ -123,6 +135,45 @@ def test_a_schedule_keeps_what_its_phases_say(objects: Objects) -> None:
 
     assert str(row["phases_json"]).count('"start_ms"') == 2
     assert f'"start_ms":{NOW_MS + MONTH_MS}' in str(row["phases_json"])
+
+
+def test_what_was_given_back(objects: Objects) -> None:
+    """A refund and a dispute name the invoice that was paid, although Stripe's objects do not."""
+    (note,), (line,) = objects.rows(ObjectKind.CREDIT_NOTE).values()
+    (refund,) = objects.rows(ObjectKind.REFUND)["refunds"]
+    (dispute,) = objects.rows(ObjectKind.DISPUTE)["disputes"]
+    invoice, customer = objects.names[ObjectKind.INVOICE], objects.names[ObjectKind.CUSTOMER]
+
+    assert {(row["invoice_id"], row["customer_id"]) for row in (note, refund, dispute)} == {(invoice, customer)}
+    assert (note["total_minor"], line["amount_minor"], line["invoice_line_id"]) == (300, 300, None)
+    assert note["refunds_json"] == f'[{{"amount_minor":300,"refund":"{refund["id"]}"}}]'
+    assert (refund["amount_minor"], refund["status"]) == (300, "succeeded")
+    assert (dispute["amount_minor"], dispute["status"], dispute["reason"]) == (2000, "needs_response", "fraudulent")
+
+
+def test_a_discount_has_its_coupon(objects: Objects) -> None:
+    """Where the answer has it; see the case of the ids alone below."""
+    coupon = {
+        "id": "c", "percent_off": 12.5, "amount_off": None, "currency": None, "duration": "repeating",
+    }  # fmt: skip
+    discount = {"id": "di_1", "source": {"coupon": coupon}, "start": 1_800_000_000, "end": 1_800_086_400}
+    (row,) = objects.rows(ObjectKind.SUBSCRIPTION, {"discounts": [discount]})["subscriptions"]
+    assert json.loads(row["discounts_json"]) == [
+        {
+            "id": "di_1", "coupon": "c", "percent": "12.5", "amount_minor": None, "currency": None,
+            "duration": "repeating", "start_ms": 1_800_000_000_000, "end_ms": 1_800_086_400_000,
+        }
+    ]  # fmt: skip
+
+
+def test_what_taxes_and_credits_are_in_a_line(objects: Objects) -> None:
+    """A tax that is a part of the amount is told apart from one that comes on top."""
+    line = objects.body(ObjectKind.INVOICE)["lines"]["data"][0]
+    taxes = [{"amount": 30, "tax_behavior": "inclusive"}, {"amount": 4, "tax_behavior": "exclusive"}]
+    drawn = [{"amount": 5, "type": "credit_balance_transaction"}, {"amount": 7, "type": "discount"}]
+    changes = {"lines.data.0": {**line, "taxes": taxes, "pretax_credit_amounts": drawn}}
+    (row,) = objects.rows(ObjectKind.INVOICE, changes)["invoice_lines"]
+    assert (row["tax_minor"], row["inclusive_tax_minor"], row["credit_minor"]) == (34, 30, 5)
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -75,6 +76,15 @@ def case(day: str, downgrade: str | None, **columns: Any) -> AuditChange:
     """A dunning case says from when on the plan is lost."""
     after = {**columns, "downgrade_ms": downgrade and ms(downgrade)}
     return AuditChange("acme", ms(day), "dunning", "dun_1", {}, after)
+
+
+def off(minor: int | None = None, *, more: Sequence[Mapping[str, Any]] = (), **columns: Any) -> str:
+    """The discounts of a subscription: one, and perhaps more."""
+    usual = {
+        "id": "di_1", "coupon": "c", "percent": None, "amount_minor": None, "currency": "usd", "duration": "forever",
+        "start_ms": 0, "end_ms": None,
+    }  # fmt: skip
+    return json.dumps([{**usual, "amount_minor": minor, **columns}, *({**usual, **each} for each in more)])
 
 
 OPENED: Final = {"subscription_id": "sub"}
@@ -151,6 +161,36 @@ HISTORIES: Final[Mapping[str, tuple[Sequence[AuditChange], Sequence[tuple[str, M
     "two subscriptions are one account": (
         [begun("2027-01-05"), begun("2027-01-06", "pro", name="sub2"), ended("2027-02-05")],
         [("2027-01-05", NEW, 9_900), ("2027-01-06", UP, 24_800), ("2027-02-05", DOWN, 14_900)],
+    ),
+    "a percentage is taken off": (
+        [begun("2027-01-05", discounts_json=off(percent="12.5"))], [("2027-01-05", NEW, 8_663)],
+    ),
+    "an amount is taken off": (
+        [begun("2027-01-05", "pro", 2, discounts_json=off(1_000))], [("2027-01-05", NEW, 28_800)],
+    ),
+    "one after the other": (
+        [begun("2027-01-05", discounts_json=off(900, more=[{"percent": "50"}]))], [("2027-01-05", NEW, 4_500)],
+    ),
+    "no more than all": ([begun("2027-01-05", "daily", discounts_json=off(1_000))], []),
+    "an amount in another currency": (
+        [begun("2027-01-05", discounts_json=off(1_000, currency="eur"))], [("2027-01-05", NEW, 9_900)],
+    ),
+    "an amount of a year is a twelfth": (
+        [begun("2027-01-05", "yearly", discounts_json=off(12_000))], [("2027-01-05", NEW, 11_900)],
+    ),
+    "a coupon for once does not recur": (
+        [begun("2027-01-05", discounts_json=off(1_000, duration="once"))], [("2027-01-05", NEW, 9_900)],
+    ),
+    "a discount of which only the id is known": (
+        [begun("2027-01-05", discounts_json='["di_1"]')], [("2027-01-05", NEW, 9_900)],
+    ),
+    "three months of a discount, and no row at their end": (
+        [begun("2027-01-05", discounts_json=off(1_000, duration="repeating", end_ms=ms("2027-04-05")))],
+        [("2027-01-05", NEW, 8_900), ("2027-04-05", UP, 9_900)],
+    ),
+    "a discount that comes later": (
+        [begun("2027-01-05"), became("2027-02-01", discounts_json=off(percent="10", start_ms=ms("2027-02-01")))],
+        [("2027-01-05", NEW, 9_900), ("2027-02-01", DOWN, 8_910)],
     ),
     "an item that is taken away": (
         [

@@ -113,10 +113,12 @@ OF_THE_PROCESSOR: Final = {Reason.PERIOD_CLOSED, Reason.TOO_MANY_DEFERRED}
 """Reasons that need a state of the live view; `RollupProcessor` has their fixed texts."""
 OF_STRIPE: Final = {Reason.BAD_STRIPE_EVENT, Reason.FOREIGN_STRIPE_EVENT, Reason.STRIPE_OBJECT_MISSING}
 """Reasons of what Stripe sent, whose reader is not a producer."""
+OF_DOORS: Final = {Reason.RESERVED_TYPE}
+"""Reasons of the gateway and the router, whose events are not in `usage.events`."""
 
 
 def test_the_table_has_every_reason() -> None:
-    assert RECORDS.keys() | OF_THE_PROCESSOR | OF_STRIPE == set(Reason) == REMEDIES.keys()
+    assert RECORDS.keys() | OF_THE_PROCESSOR | OF_STRIPE | OF_DOORS == set(Reason) == REMEDIES.keys()
 
 
 @pytest.mark.parametrize("reason", RECORDS, ids=str)
@@ -185,7 +187,8 @@ METER: Final = {"slug": "m", "event_type": "t", "aggregation": "sum", "value_pat
         pytest.param({"version": 1, "meters": [], "x": 1}, "x: no such field: remove it or correct its name", id="x"),
         pytest.param(
             {"version": 1, "meters": [METER | {"aggregation": "mean"}]},
-            'meters.0.aggregation: must be "count", "sum", "max", "min", "unique" or "latest"', id="aggregation",
+            'meters.0.aggregation: must be "count", "sum", "max", "min", "unique", "latest", "time_weighted", '
+            '"duration" or "peak"', id="aggregation",
         ),
         pytest.param(
             {"version": 1, "meters": [METER | {"on_bad": None}]},

@@ -34,8 +34,8 @@ def meter_set(*meters: dict[str, Any], version: int = 1) -> MeterSet:
 def of(data: dict[str, Any], *meters: dict[str, Any]) -> tuple[object, list[tuple[str, Reason]]]:
     """The slugs of the meters that count the event, or the reason of its rejection; and what skips it."""
     rules = compiled(meter_set(*meters))
-    result = rules.contributions("t", data)
-    skips = [(slug, failure.reason) for slug, failure in rules.skips("t", data)]
+    result = rules.contributions("t", data, 0)
+    skips = [(slug, failure.reason) for slug, failure in rules.skips("t", data, 0)]
     return result.reason if isinstance(result, Failure) else [each.meter.slug for each in result], skips
 
 

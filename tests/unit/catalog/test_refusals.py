@@ -109,8 +109,47 @@ ROWS = {
         "plans.team.prices.1.tiers.0", "all tiers have a price in the same currencies: usd",
     ),
     "a pool of ours and one of Stripe for one meter": (
-        changed("dunning:", f"  bought: {{mode: stripe, covers: {{calls: 1}}}} {HERE}\ndunning:"),
+        changed("dunning:", f"  bought: {{mode: stripe, unit: usd, covers: {{calls: 1}}}} {HERE}\ndunning:"),
         "credit_pools.bought.covers.calls", "gifts pays for calls in mode ledger",
+    ),
+    "a pool of Stripe in no currency": (
+        changed("dunning:", f"  bought: {{mode: stripe, unit: calls, covers: {{tokens: 1}}}} {HERE}\ndunning:"),
+        "credit_pools.bought.unit", "name one of currencies",
+    ),
+    "a pool of Stripe with a rate": (
+        changed("dunning:", f'  bought: {{mode: stripe, unit: usd, covers: {{tokens: "2"}}}} {HERE}\ndunning:'),
+        "credit_pools.bought.covers.tokens", "Stripe draws what the usage costs",
+    ),
+    "a pool of Stripe that blocks": (
+        changed(
+            "dunning:",
+            f"  bought: {{mode: stripe, unit: usd, covers: {{tokens: 1}}, overdraft: block}} {HERE}\ndunning:",
+        ),
+        "credit_pools.bought.overdraft", "Stripe bills what its grants do not pay",
+    ),
+    "a pool of Stripe that is topped up": (
+        changed(
+            "dunning:",
+            "  bought: {mode: stripe, unit: usd, covers: {tokens: 1}, packs: {p: {credits: 9, usd: 9}}, "
+            f"top_up: {{below: 1, pack: p, month_max: 1}}}} {HERE}\ndunning:",
+        ),
+        "credit_pools.bought.top_up", "too late",
+    ),
+    "a pack of another currency than its pool of Stripe": (
+        changed(
+            "dunning:",
+            "  bought: {mode: stripe, unit: usd, covers: {tokens: 1}, packs: {p: {credits: 9, jpy: 9}}} "
+            f"{HERE}\ndunning:",
+        ),
+        "credit_pools.bought.packs.p.jpy", "pay no invoice in jpy",
+    ),
+    "credits of a plan that roll over at Stripe": (
+        changed(
+            "    trial: {family",
+            f"    credits: [{{pool: bought, amount: 1, rollover_max: 1}}] {HERE}\n    trial: {{family",
+        )
+        .replace("dunning:", "  bought: {mode: stripe, unit: usd, covers: {tokens: 1}}\ndunning:"),
+        "plans.team.credits.0.rollover_max", "end with their period",
     ),
     "pause at the end of a trial of usage": (
         changed("days: 14}", f"days: 14, \n            ends: {{no_card: pause}}}} {HERE}"),

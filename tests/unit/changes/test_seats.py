@@ -114,6 +114,21 @@ async def test_24_seats_beyond_what_the_price_includes() -> None:
     assert (await business.held(), business.quantity()) == (3, 10)
 
 
+async def test_24_ten_seats_are_billed_each_month_and_half_a_month_of_an_upgrade() -> None:
+    """Ten holders since November, and no event of theirs again: half of November's difference of 5000 at the upgrade,
+    all of it in December. The downgrade in the middle of December waits for January, and gives nothing back."""
+    business = await begun("keep_paid", 10, "2026-11-01", "small.v1.seat.month.usd")
+    await business.until("2026-11-16")
+    quote, _ = await business.changed("team")
+    assert (quote.charged_minor, business.invoices()) == (2500, [5000, 2500])
+    await business.until("2026-12-16T12:00:00")
+    await business.changed("small")
+    assert business.invoices() == [5000, 2500, 10000]
+    await business.until("2027-02-01T02:00:00")
+    assert business.invoices() == [5000, 2500, 10000, 5000, 5000]
+    assert (business.quantity(), await business.held(), await business.waits()) == (10, 10, 0)
+
+
 async def test_a_quote_cannot_be_for_fewer_seats_than_are_held() -> None:
     business = await begun("keep_paid", 3)
     with pytest.raises(InvalidInput, match="3 seats are held and to be paid, so no fewer can be: release") as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.server
+import json
 import threading
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 import httpx
 import pytest
 
-from pipeline.commands.doctor import _final_action, diagnose
+from pipeline.commands.doctor import _final_action, _measuring, diagnose
 from pipeline.commands.doctor_webhooks import check_webhooks
 from pipeline.commands.operations import create_at_stripe
 from pipeline.open import read_meter_set
@@ -235,3 +236,37 @@ def webhook_settings(folder: Path, api_base: str, url: str) -> Settings:
 
 async def _nothing(_settings: object) -> list[Any]:
     return []
+
+
+MEASURED = {
+    "as shipped": ({}, {}, {"measuring": "ok"}),
+    "as shipped, with a key": ({"stripe_api_key": "sk_test_x"}, {}, {"measuring": "ok"}),
+    "a short grace": ({}, {"grace_ms": 12 * 60_000}, {"measured grace": "note"}),
+    "a grace just longer": ({}, {"grace_ms": 12 * 60_000 + 1}, {"measuring": "ok"}),
+    "a long delay": ({"measure_delay_s": 600}, {"grace_ms": 20 * 60_000}, {"measured grace": "note"}),
+    "a short lead": ({"stripe_api_key": "sk_test_x", "close_lead_s": 899}, {}, {"measured lead": "note"}),
+    "a short lead, and no invoices": ({"close_lead_s": 899}, {}, {"measuring": "ok"}),
+    "a short invoice grace": (
+        {"stripe_api_key": "sk_test_x", "stripe_invoice_grace_h": 0.2}, {}, {"measured invoice": "note"},
+    ),
+    "no measured meter": ({"stripe_api_key": "sk_test_x", "close_lead_s": 899}, {"meters": []}, {}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("changes", "meter_set", "expected"), MEASURED.values(), ids=MEASURED)
+async def test_the_last_hours_of_measured_meters_must_be_told_in_time(
+    changes: dict[str, Any], meter_set: dict[str, Any], expected: dict[str, str], tmp_path: Path
+) -> None:
+    gauge = {"slug": "disk", "event_type": "gauge", "aggregation": "time_weighted", "value_path": "$.gb"}
+    policy = {"grace_ms": meter_set.get("grace_ms", 3_600_000)}
+    content = {"version": 1, "meters": meter_set.get("meters", [gauge]), "policy": policy}
+    (tmp_path / "meters.yaml").write_text(json.dumps(content))
+    settings = load_settings(
+        log_url=f"embedded://{tmp_path}/log.db", redis_url="redis://127.0.0.1:9", secret="x" * 32,
+        meters=str(tmp_path / "meters.yaml"), **changes,
+    )  # fmt: skip
+
+    found = await _measuring(settings)
+
+    assert {finding.what: finding.status for finding in found} == expected
+    assert all(finding.remedy for finding in found if finding.status == "note")

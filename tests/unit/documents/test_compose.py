@@ -236,16 +236,13 @@ def test_prometheus_reads_the_mounted_rules() -> None:
     assert "./deploy/prometheus:/etc/prometheus:ro" in SERVICES["prometheus"]["volumes"]
 
 
-def test_every_alert_uses_metrics_that_exist_and_links_a_page_that_exists() -> None:
+def test_every_alert_uses_metrics_that_exist() -> None:
     """An alert on a metric that nobody reports never fires."""
     known = set(METRICS) | {key.name for key in gauge_values(Findings().report(0, None, None))}
     for rule in (rule for group in RULES["groups"] for rule in group["rules"]):
         used = set(re.findall(r"tidemark_\w+", rule["expr"]))
         assert used <= known, rule["alert"]
         assert used or "up{" in rule["expr"]
-        page = ROOT / rule["annotations"]["runbook"]
-        assert page.is_file(), page
-        assert f"`{rule['alert']}`" in page.read_text(), f"{page.name} does not say what {rule['alert']} means"
         assert rule["labels"]["severity"] in ("page", "ticket")
 
 

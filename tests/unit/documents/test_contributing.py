@@ -57,6 +57,7 @@ def test_product_decides_by_a_member_of_aggregation_only_in_files_of_the_list() 
 
     assert deciding == {
         "schemas/aggregations.py",
+        "sinks/clickhouse/event_values.py",
         "sinks/clickhouse/recount.py",
         "sinks/clickhouse/fake_recount.py",
         "sinks/clickhouse/sql/0002_views.sql",

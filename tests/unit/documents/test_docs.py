@@ -46,7 +46,7 @@ DEVELOPERS_ONLY = (
 # A command at the start of a line, as a person types it, or in the text.
 _COMMAND = r"(?:^ *|`|\$ |tools )(?:\.venv/bin/)?tidemark ((?:[a-z-]+ ?)[^`\n]*)"
 # The packages that have command lines of their own.
-_COMMAND_LINES = ("benchmarks", "demo", "simulation", "stripe_simulator", "tests/torture")
+_COMMAND_LINES = ("benchmarks", "demo", "simulation", "stripe_simulator", "tests/migration", "tests/torture")
 _CODE_BLOCK = re.compile(r"^```.*?^```", re.S | re.M)
 
 
@@ -176,7 +176,8 @@ def test_every_command_in_the_documents_exists(name: str) -> None:
         words = line.split()
         command: click.Command | None = cli
         while isinstance(command, click.Group) and words:
-            command = command.commands.get(words.pop(0).rstrip(".,:;)"))
+            default = command.commands.get(getattr(command, "default", ""))
+            command = command.commands.get(words.pop(0).rstrip(".,:;)"), default)
         if command is None:
             wrong.append(line)
             continue

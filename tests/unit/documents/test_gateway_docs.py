@@ -5,8 +5,13 @@ from __future__ import annotations
 import inspect
 import re
 from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
 
 from emitter import Emitter
+from emitter.testing import FakeEmitter
 
 ROOT = Path(__file__).resolve().parents[3]
 HTTP_API = (ROOT / "docs" / "http-api.md").read_text()
@@ -37,8 +42,30 @@ def test_every_setting_of_the_emitter_is_in_its_documentation_with_its_default()
             assert f"{parameter.default:,}".replace(",", " ").removesuffix(".0") in table
 
 
-def test_the_test_transport_of_the_documentation_works() -> None:
+def _examples(heading: str) -> list[str]:
+    section = EMITTER.partition(f"\n## {heading}")[2].partition("\n## ")[0]
+    return re.findall(r"```python\n(.*?)```", section, re.DOTALL)
+
+
+def test_the_double_of_the_documentation_works() -> None:
     """The test runs the example unchanged."""
-    example = EMITTER.split("```python\n")[2].partition("```")[0]
+    (example,) = _examples("In tests of your application")
 
     exec(example, {})  # noqa: S102  # the documentation's own code
+
+
+async def test_the_web_application_of_the_documentation_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The test runs the example unchanged, with the double instead of the emitter."""
+    usage = FakeEmitter()
+    monkeypatch.setattr("emitter.Emitter", lambda *_, **__: usage)
+    names: dict[str, Any] = {}
+    exec(_examples("A web application")[0], names)  # noqa: S102  # the documentation's own code
+
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(names["app"]), base_url="http://test") as client:
+        for _ in range(2):
+            assert (await client.get("/items/7", headers={"x-request-id": "r"})).json() == {"item": "7"}
+        assert (await client.get("/unknown")).status_code == 404
+
+    assert len(usage.emitted()) == 2
+    (event,) = usage.accepted(type="api.request", account="acme")
+    assert event.data == {"method": "GET", "route": "/items/{item}"}

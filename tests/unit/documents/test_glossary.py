@@ -5,12 +5,15 @@ from __future__ import annotations
 import re
 from typing import Final
 
+from pipeline.cli import cli
+from schemas.control import ControlKind
 from tests.source_tree import PRODUCT, TEXTS, source
 
 PAGE: Final = "docs/glossary.md"
 ENTRIES: Final = re.findall(r"^- \*\*([^*]+)\*\*: (.+)$", source(PAGE), re.M)
 SPOKEN: Final = (*PRODUCT, *sorted(name for name in TEXTS if name.endswith((".md", ".sql")) and name != PAGE))
 
+ROLES: Final = "pipeline.cli.roles"
 # Given-up word → current word.
 GIVEN_UP: Final = {
     r"(?<![/\w])fences?\b|\bfence_|_fence\b|\bfencing\b": "checkpoint",
@@ -56,6 +59,19 @@ def test_every_word_is_used() -> None:
     unused = [term for term, _ in ENTRIES if not re.search(_spelled(term), text)]
 
     assert unused == []
+
+
+def test_lists_are_whole() -> None:
+    """Who reads that there are five roles does not look for the others."""
+    entries = dict(ENTRIES)
+    roles = {
+        name for name, command in cli.commands.items() if command.callback and command.callback.__module__ == ROLES
+    }
+    kinds = {kind.value.replace("_", " ") for kind in ControlKind}
+
+    assert len(roles) > 5
+    assert [each for each in roles if each not in entries["role"]] == []
+    assert [each for each in kinds if each not in entries["control record"]] == []
 
 
 def test_no_given_up_word_is_used() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any, Final
@@ -14,7 +15,12 @@ from aggregators.partitioning import partition_of
 from pipeline.logs import quarantine
 from schemas.meters import MeterSet
 from tests.traffic.generate import METER_SET
-from tests.worlds.gateway import BODY_BYTES_MAX, NOW, Gateway, event, running, tokens
+from tests.worlds.gateway import BODY_BYTES_MAX, NOW, NOW_MS, Gateway, event, running, tokens
+
+if sys.version_info >= (3, 14):
+    from compression import zstd
+else:
+    from backports import zstd
 
 
 @pytest.fixture
@@ -127,6 +133,9 @@ REJECTED: Final = [
     ),
     pytest.param(event(type="api.request", data={"region": "eu"}), "bad_for_one_meter", "data.user", id="one meter"),
     pytest.param(event(data={"x": "x" * 65_536}), "too_large", "", id="too large"),
+    pytest.param(event(type="tidemark.adjusted.tokens"), "reserved_type", "type", id="reserved type"),
+    pytest.param(event(f"m:disk:{'0' * 16}:{NOW_MS}:0"), "reserved_type", "id", id="id of a measured piece"),
+    pytest.param(event(f"c:{'0' * 24}:tokens:{'0' * 24}:0"), "reserved_type", "id", id="id of a correction"),
     pytest.param([event()], "not_an_event", "", id="list in a list"),
     pytest.param(3, "not_an_event", "", id="number"),
     pytest.param(None, "not_an_event", "", id="null"),
@@ -214,6 +223,10 @@ async def test_an_event_nested_deeper_than_workers_can_read_is_refused(gateway: 
     assert [each.get("reason") for each in answer.json()["events"]] == ["too_deep", None]
 
 
+ZSTD: Final = zstd.compress(b"{}" * 99)
+ZSTD_BOMB: Final = zstd.compress(b"0" * 9_000_000)
+_WIDE: Final = zstd.ZstdCompressor(options={zstd.CompressionParameter.window_log: 27})
+ZSTD_WIDE: Final = _WIDE.compress(b"0" * 999) + _WIDE.flush()
 REFUSED: Final = [
     pytest.param(b"x", {"content_type": "text/plain"}, 415, "unsupported_media_type", id="text"),
     pytest.param(b"x", {"content_type": ""}, 415, "unsupported_media_type", id="no content type"),
@@ -227,6 +240,11 @@ REFUSED: Final = [
     pytest.param(gzip.compress(b"0" * 150_000) * 2, {"content_encoding": "gzip"}, 413, "body_too_large", id="members"),
     pytest.param(b"", {"content_encoding": "gzip"}, 400, "bad_gzip", id="no member"),
     pytest.param(gzip.compress(b"0" * 9_000_000), {"content_encoding": "gzip"}, 413, "body_too_large", id="gzip bomb"),
+    pytest.param(b"{}", {"content_encoding": "zstd"}, 400, "bad_zstd", id="not zstd"),
+    pytest.param(ZSTD[:-3], {"content_encoding": "zstd"}, 400, "bad_zstd", id="cut zstd"),
+    pytest.param(ZSTD + b"x" * 20, {"content_encoding": "zstd"}, 400, "bad_zstd", id="behind zstd"),
+    pytest.param(ZSTD_BOMB, {"content_encoding": "zstd"}, 413, "body_too_large", id="zstd bomb"),
+    pytest.param(ZSTD_WIDE, {"content_encoding": "zstd"}, 400, "bad_zstd", id="zstd with a window of 128 MiB"),
     pytest.param(b" " * (BODY_BYTES_MAX + 1), {}, 413, "body_too_large", id="large body"),
     pytest.param(b"[" + b"1," * 10_000 + b"1]", {}, 413, "too_many_events", id="too many events"),
     pytest.param(b"1\n" * 10_001, {"content_type": "application/x-ndjson"}, 413, "too_many_events", id="lines"),
@@ -270,14 +288,15 @@ async def test_a_compressed_body_is_read(gateway: Gateway) -> None:
     assert answer.status_code == 202
 
 
-@pytest.mark.parametrize("encoding", ["gzip", "x-gzip", "GZIP"])
+@pytest.mark.parametrize("encoding", ["gzip", "x-gzip", "GZIP", "zstd", "Zstd"])
 @pytest.mark.parametrize("size", [1, 7, 10_000])
-async def test_a_gzip_body_of_several_members_is_read(gateway: Gateway, encoding: str, size: int) -> None:
-    """RFC 1952, 2.2: members follow each other, as `cat a.gz b.gz` and some log shippers write them."""
+async def test_a_body_of_several_members_is_read(gateway: Gateway, encoding: str, size: int) -> None:
+    """RFC 1952, 2.2, and RFC 8878, 3: members follow each other, as `cat a.gz b.gz` and log shippers write them."""
+    compress = zstd.compress if encoding.lower() == "zstd" else gzip.compress
     plain = json.dumps([event("a"), event("b")]).encode()
-    members = [gzip.compress(plain[start : start + size]) for start in range(0, len(plain), size)]
+    members = [compress(plain[start : start + size]) for start in range(0, len(plain), size)]
 
-    answer = await gateway.post(b"".join([*members, gzip.compress(b"")]), content_encoding=encoding)
+    answer = await gateway.post(b"".join([*members, compress(b"")]), content_encoding=encoding)
 
     assert (answer.status_code, answer.json()["accepted"]) == (202, 2)
 
@@ -310,6 +329,27 @@ async def test_a_key_of_one_account_cannot_write_another_and_nothing_is_quaranti
     assert mixed.json()["events"][1]["reason"] == "forbidden_account"
     assert [each["id"] for each in await gateway.stored()] == ["mine"]
     assert await gateway.quarantined() == []
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        event(subject="other", data={"x": "x" * 65_536}),
+        [[event(subject="other")]],
+        b"[%b" % json.dumps(event()).encode(),
+    ],
+    ids=["too large", "a list in a list", "whose account cannot be read"],
+)
+async def test_what_a_key_of_one_account_may_not_write_is_not_kept_when_it_is_rejected(
+    gateway: Gateway, body: object
+) -> None:
+    """A larger policy.event_bytes_max and a redrive would count it in the other account."""
+    answer = await gateway.post(body, "application/json", key="acme")
+
+    assert (answer.status_code, answer.json()["rejected"]) == (400, 1)
+    assert await gateway.quarantined() == []
+    kept = await gateway.post(event(data={"x": "x" * 65_536}), key="acme")
+    assert (kept.json()["rejected"], len(await gateway.quarantined())) == (1, 1)
 
 
 @pytest.mark.parametrize("space", [b"", b" ", b"\t", b"\x0b", b"\x0c", b"\x1c", b"\xa0", b"\xef\xbb\xbf", b"\x00"])

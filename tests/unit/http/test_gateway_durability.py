@@ -19,6 +19,7 @@ from schemas.meters import MeterSet
 from tests.traffic.generate import METER_SET
 from tests.worlds.deployment import World
 from tests.worlds.gateway import NOW_MS, Gateway, event, running
+from tests.worlds.measured import METERS
 
 
 @pytest.fixture
@@ -289,12 +290,36 @@ async def test_meters_are_listed_for_any_key(gateway: Gateway) -> None:
     assert (await gateway.get("/v1/meters", key="")).status_code == 401
 
 
+async def test_a_measured_meter_says_what_it_reads_of_a_sample(tmp_path: Path) -> None:
+    """Who writes a producer of samples learns from the answer which fields they need. No other meter has them."""
+    counting = {"slug": "plain", "event_type": "e", "aggregation": "count"}
+    measured = MeterSet.model_validate({"version": 1, "meters": [*METERS, counting]})
+
+    async def in_force() -> MeterSet | None:
+        return measured
+
+    async with running(tmp_path, meter_set=in_force) as gateway:
+        listed = {each["slug"]: each for each in (await gateway.get("/v1/meters", key="ingest")).json()["meters"]}
+
+    names = ("per", "series_path", "stands_s_max", "start_path", "session_path", "session_gap_s_max")
+    assert {slug: tuple(meter[name] for name in names) for slug, meter in listed.items()} == {
+        "disk": ("hour", None, None, None, None, None),
+        "boxes": ("minute", "$.box", 5_400, None, None, None),
+        "most": (None, "$.box", None, None, None, None),
+        "jobs": ("hour", None, None, "$.began", None, None),
+        "calls": ("second", None, None, None, "$.call", 2_400),
+        "days": ("hour", None, None, None, "$.call", 100_000),
+        "plain": (None,) * 6,
+    }
+
+
 @pytest.mark.parametrize(
     ("method", "path", "status", "code"),
     [
         pytest.param("GET", "/v1/nothing", 404, "not_found", id="no such path"),
         pytest.param("GET", "/v1/events", 405, "method_not_allowed", id="reading events"),
         pytest.param("PUT", "/v1/usage", 405, "method_not_allowed", id="writing usage"),
+        pytest.param("PATCH", "/v1/accounts/acme", 405, "method_not_allowed", id="a path of two routes"),
     ],
 )
 async def test_wrong_paths_and_methods_are_answered_in_json(
@@ -307,6 +332,7 @@ async def test_wrong_paths_and_methods_are_answered_in_json(
     if status == 405:
         allowed = ", ".join(sorted(answer.headers["allow"].split(", ")))
         assert answer.json()["error"]["message"] == f"this path does not take {method}; it takes {allowed}"
+        assert path != "/v1/accounts/acme" or allowed == "GET, HEAD, PUT"
 
 
 async def test_metrics_count_events_by_answer_in_the_apps_registry(gateway: Gateway) -> None:

@@ -9,7 +9,10 @@ from typing import Any
 import pytest
 
 from schemas.clock import DAY_MS
+from schemas.meters import MeterSet
 from schemas.periods import Billing
+from tests.traffic.generate import METER_SET
+from tests.worlds.deployment import World
 from tests.worlds.gateway import NOW, NOW_MS, Gateway, event, running
 from tests.worlds.relay import relay
 
@@ -100,6 +103,38 @@ async def test_a_period_whose_end_was_moved_to_later_is_found_and_has_that_end(g
     assert await periods_of(gateway, from_="2026-11-23T00:00:00Z") == [
         ("2026-11-01T00:00:00Z", "2026-12-01T00:00:00Z", "open", "7")
     ]
+
+
+async def test_a_level_stands_in_a_period_without_events(tmp_path: Path) -> None:
+    """Three seats are set once in November, and four in January: December has three too, and February four."""
+    seats = next(meter for meter in METER_SET["meters"] if meter["slug"] == "seats")
+    meter_set = MeterSet.model_validate({"version": 1, "meters": [{**seats, "carry_over": True}]})
+    world = World(NOW_MS)
+    await world.start(meter_set.model_dump(mode="json"))
+
+    async def in_force() -> MeterSet:
+        return meter_set
+
+    async with running(tmp_path, world, meter_set=in_force) as gateway:
+        await gateway.post(event("1", type=seats["event_type"], data={"seats": 3}))
+        await relay(gateway)
+        world.clock.ms += 50 * DAY_MS
+        await gateway.post(event("2", type=seats["event_type"], data={"seats": 4}, time="2027-01-10T10:00:00Z"))
+        world.clock.ms += 25 * DAY_MS
+        await gateway.post(event("3", subject="other", type=seats["event_type"], data={"seats": 1}, time=None))
+        await relay(gateway)
+        asked = {"meter": "seats", "account": "acme", "to": "2027-06-01T00:00:00Z"}
+        answers = [
+            (await gateway.get("/v1/usage/periods", **asked, from_=from_)).json()["periods"]
+            for from_ in ("2026-01-01T00:00:00Z", "2026-12-01T00:00:00Z")
+        ]
+
+    rows = [(row["period_start"][:7], row["period_end"][:7], row["value"], row["carried_in"]) for row in answers[0]]
+    assert rows == [
+        ("2026-11", "2026-12", "3", None), ("2026-12", "2027-01", "3", "3"), ("2027-01", "2027-02", "4", "3"),
+        ("2027-02", "2027-03", "4", "4"),
+    ]  # fmt: skip
+    assert answers[1] == answers[0][1:]
 
 
 @pytest.mark.parametrize(

@@ -57,6 +57,23 @@ async def test_an_event_that_was_counted_is_answered_as_a_duplicate(gateway: Gat
     assert {meter["meter"]: meter["value"] for meter in usage.json()["meters"]}["tokens"] == "21"
 
 
+async def test_a_dry_run_says_what_would_become_of_each_event_and_writes_nothing(gateway: Gateway) -> None:
+    """Neither to the log nor to the quarantine, and the metrics do not count the events."""
+    await post(gateway, [event("1")])
+    await gateway.world.fold_all()
+
+    answer = await post(gateway, [event("1"), event("2"), event("bad", time="no")], "?verify=1&dry_run=1")
+
+    assert (answer.status_code, statuses(answer)) == (207, ["duplicate", "accepted", "rejected"])
+    assert answer.json()["dry_run"] is True
+    assert [sent["id"] for sent in await gateway.stored()] == ["1"]
+    assert await gateway.quarantined() == []
+    line = 'tidemark_gateway_events_total{reason="bad_time",status="rejected"} 1.0'
+    assert line not in (await gateway.client.get("/metrics")).text
+    await post(gateway, [event("bad", time="no")], "")
+    assert line in (await gateway.client.get("/metrics")).text
+
+
 async def test_all_duplicates_are_no_error(gateway: Gateway) -> None:
     """A job that runs twice must not fail the second time."""
     await post(gateway, [event("1")])

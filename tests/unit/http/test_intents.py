@@ -47,7 +47,7 @@ async def test_a_report_is_shown_with_its_state_and_the_reason(gateway: Gateway)
         "intents": [
             {
                 "identifier": "tm_held", "account": "acme", "meter": "tokens", "state": "pending", "quantity": "0.05",
-                "instant": "2026-11-21T11:59:59Z", "period_start": "2026-11-01T00:00:00Z",
+                "drawn": None, "instant": "2026-11-21T11:59:59Z", "period_start": "2026-11-01T00:00:00Z",
                 "period_end": "2026-12-01T00:00:00Z", "stripe_customer": None, "hold": "unmapped",
                 "detail": "bind it", "settled_at": None, "in_doubt": False,
             }

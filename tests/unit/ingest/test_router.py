@@ -10,9 +10,10 @@ import pytest
 from aggregators.decode import decode
 from pipeline.ingest.router import RouterProcessor
 from pipeline.logs.fake import FakeLog
+from pipeline.logs.rejected import quarantine_entry
 from pipeline.settings import Settings
 from schemas.clock import DAY_MS
-from schemas.log import EVENTS_TOPIC, INBOX_TOPIC
+from schemas.log import EVENTS_TOPIC, INBOX_TOPIC, REJECTED_TOPIC
 from tests.worlds.clock import ManualClock
 
 EVENT: dict[str, Any] = {
@@ -60,3 +61,41 @@ async def test_a_router_that_forwards_again_after_days_forwards_the_same_event()
     assert first == second
     times = [event.time for _, event in decode(first, 1 << 20).events]
     assert times == ["2026-11-21T12:00:00Z", "2026-11-21T12:00:00Z", EVENT["time"]]
+
+
+async def test_an_event_with_a_reserved_type_goes_to_the_quarantine_and_others_of_its_record_go_on() -> None:
+    """An application cannot adjust a meter (S14). A record that is routed again has the same entry."""
+    log = FakeLog(ManualClock(0))
+    await log.create_topics(Settings(partitions=1).topics())
+    forged = {**EVENT, "id": "forged", "type": "tidemark.adjusted.calls", "data": {"quantity": "-5"}}
+    taken = {**EVENT, "id": f"c:{'0' * 24}:calls:{'0' * 24}:0"}
+    await log.append(INBOX_TOPIC, 0, json.dumps([EVENT, forged, taken]).encode())
+    router = RouterProcessor(log)
+    await router.start_offset(0)
+
+    for _ in range(2):
+        await router.step(0, await log.read(INBOX_TOPIC, 0, 0))
+
+    forwarded = [decode(record.value, 1 << 20) for record in await log.read(EVENTS_TOPIC, 0, 0)]
+    assert [event.id for each in forwarded for _, event in each.events] == ["good", "good"]
+    entries = [quarantine_entry(record) for record in await log.read(REJECTED_TOPIC, 0, 0)]
+    assert {(each.position, each.reason, json.loads(each.value)["id"]) for each in entries} == {
+        ("usage.inbox-0@0.1", "reserved_type", "forged"), ("usage.inbox-0@0.2", "reserved_type", taken["id"]),
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("inner", [b"[]", b" [ ] ", b"[%s]" % json.dumps(EVENT).encode(), b"[1,2]"])
+@pytest.mark.parametrize("others", [b"", b",%s" % json.dumps(EVENT).encode()], ids=["alone", "beside an event"])
+async def test_a_list_in_place_of_an_event_is_rejected_and_not_read_as_a_batch(inner: bytes, others: bytes) -> None:
+    """Forwarded as it is, an empty one would be no event, so nobody would count or keep it."""
+    log = FakeLog(ManualClock(0))
+    await log.create_topics(Settings(partitions=1).topics())
+    await log.append(INBOX_TOPIC, 0, b"[%s%s]" % (inner, others))
+    router = RouterProcessor(log)
+    await router.start_offset(0)
+
+    await router.step(0, await log.read(INBOX_TOPIC, 0, 0))
+
+    forwarded = [decode(record.value or b"", 1 << 20) for record in await log.read(EVENTS_TOPIC, 0, 0)]
+    assert [rejected.raw.strip() for each in forwarded for rejected in each.rejected] == [inner.strip()]
+    assert sum(len(each.events) for each in forwarded) == bool(others)

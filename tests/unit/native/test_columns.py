@@ -13,7 +13,7 @@ from aggregators.columns import Segment
 from schemas.clock import DAY_MS, HOUR_MS, MINUTE_MS
 from schemas.log import EVENTS_TOPIC, Record
 from schemas.rollup import MarkSlice
-from tests.fuzz import fuzz
+from tests.fuzz.core import fuzz_core
 from tests.traffic.odd_records import METER_SET, NOW_MS
 from tests.worlds.native import BothMakers, Share
 
@@ -207,6 +207,6 @@ def test_both_say_the_same_of_any_marks(library: ctypes.CDLL, count: int, sets: 
 
 def test_odd_and_broken_records_of_a_fresh_look(library: ctypes.CDLL) -> None:
     """`make fuzz` takes longer."""
-    _, events, taken = fuzz(1, FUZZED_S, 1 << 60)
+    _, events, taken = fuzz_core(1, FUZZED_S, 1 << 60)
 
     assert events > taken > events // 3 > 0

@@ -46,7 +46,10 @@ def test_sanitizers_find_nothing_while_odd_records_are_read(tmp_path: Path, tabl
     assert compile_to(library, command, flags) == ""
 
     done = subprocess.run(
-        [sys.executable, "-m", "tests.fuzz", "--seconds", str(FUZZED_S), "--seed", "1000", "--library", str(library)],
+        [
+            *(sys.executable, "-m", "tests.fuzz", "core"),
+            *("--seconds", str(FUZZED_S), "--seed", "1000", "--library", str(library)),
+        ],
         env=environment, capture_output=True, text=True, check=False,
     )  # fmt: skip
 

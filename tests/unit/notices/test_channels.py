@@ -410,6 +410,10 @@ CHANNELS: dict[str, tuple[dict[str, str], list[ChannelName]]] = {
         {"mail_url": "smtps://x?from=a@b", "notices_webhook_url": "https://x/", "notices_webhook_secrets": "secrets"},
         [ChannelName.MAIL, ChannelName.WEBHOOK],
     ),
+    "the finance system": (
+        {"journal_webhook_url": "https://x/", "notices_webhook_secrets": "secrets"},
+        [ChannelName.FINANCE],
+    ),
 }
 
 
@@ -431,6 +435,8 @@ async def test_the_settings_say_which_channels_there_are(given: dict[str, str], 
         *(({"stripe_api_base": f"http://{host}"}, "TIDEMARK_STRIPE_API_BASE") for host in NO_HOSTS),
         *(({"mail_url": f"smtp://{host}?from=a@b"}, "TIDEMARK_MAIL_URL") for host in ("a..b", "a" * 70)),
         ({"notices_webhook_url": "https://x/"}, "TIDEMARK_NOTICES_WEBHOOK_SECRETS"),
+        ({"journal_webhook_url": "https://x/"}, "TIDEMARK_NOTICES_WEBHOOK_SECRETS"),
+        ({"journal_webhook_url": "ftp://x"}, "TIDEMARK_JOURNAL_WEBHOOK_URL"),
     ],
 )
 async def test_a_wrong_setting_is_named(given: dict[str, str], setting: str) -> None:

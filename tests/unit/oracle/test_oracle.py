@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 from aiokafka.partitioner import murmur2 as kafka_murmur2
 
-from oracle.model import COUNTERS, Oracle, Place
+from oracle.model import COUNTERS, Oracle
 from oracle.producers import from_producer_files
+from oracle.records import Place
 from oracle.rules import decode, murmur2, partition_of, time_us_of
 from tests.traffic.faults import EVENT_FAULTS, RECORD_FAULTS
 from tests.traffic.generate import METER_SET, Rates, records, rfc3339
@@ -39,6 +40,11 @@ def only_meter(**fields: object) -> dict[str, Any]:
         pytest.param({"time": rfc3339((NOON - 35 * 24 * HOUR) * 1000)}, "deferred", id="late limit itself"),
         pytest.param({"time": rfc3339((NOON - 35 * 24 * HOUR) * 1000 - 1)}, "too_old", id="just beyond the late limit"),
         pytest.param({"time": "1970-01-01T00:00:00Z"}, "too_old", id="first instant"),
+        pytest.param(
+            {"type": "tidemark.adjusted.storage_gb", "data": {"quantity": "1"}, "time": "1970-01-01T00:00:00Z"},
+            "deferred",
+            id="an adjustment is never too old",
+        ),
         pytest.param({"time": None}, "counted", id="time null"),
         pytest.param({"time": "1969-12-31T23:59:59.999999Z"}, "too_far_in_past", id="just before 1970"),
         pytest.param({"time": "0001-01-01T00:00:00Z", "data": {}}, "too_far_in_past", id="time before quantity"),

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from oracle.model import Oracle, Place
+from oracle.model import Oracle
+from oracle.records import Place
 from oracle.rules import binding_of, period_containing
 from tests.traffic.generate import METER_SET, rfc3339
 from tests.worlds.oracle import APRIL, DAY, HOUR, JANUARY_31, MARCH, MAY, NOON, event, feed

@@ -40,7 +40,7 @@ async def test_views_that_agree_are_equal_and_everything_is_compared() -> None:
     assert report.rows == ()
     assert {s.pair: s.compared for s in report.summaries} == {
         Pair.REDIS: 20, Pair.HOURLY: 64, Pair.INTENTS: 16, Pair.STRIPE: 16, Pair.INVOICES: 0, Pair.MIRROR: 0,
-        Pair.ENTITLEMENTS: 0, Pair.FLAGS: 0,
+        Pair.ENTITLEMENTS: 0, Pair.FLAGS: 0, Pair.REVENUE: 0, Pair.CREDITS: 0, Pair.MEASURED: 0,
         Pair.COUNTERS: 4, Pair.DUPLICATES: 0,
     }  # fmt: skip
     assert all(s.equal == s.compared for s in report.summaries)

@@ -362,7 +362,7 @@ async def test_no_difference_is_invented(data: st.DataObject) -> None:
 
 def test_the_recount_shares_no_code_with_the_fold() -> None:
     """The recount may share only the texts of stored values and the report records, or both could share an error. The
-    rating of prices is checked against the amounts of Stripe's invoices."""
+    rating of prices is checked against the amounts of Stripe's invoices, and the sums of revenue against the mirror."""
     imported = {
         node.module
         for path in Path(reconciler.__path__[0]).glob("*.py")
@@ -375,8 +375,10 @@ def test_the_recount_shares_no_code_with_the_fold() -> None:
     ours = {"aggregators", "sinks", "pipeline", "emitter", "stripe_simulator", "portal"}
     assert {module for module in imported if module.split(".")[0] in ours} == {
         "aggregators.codec",
+        "aggregators.mrr",
         "aggregators.quantities",
         "aggregators.rating",
+        "aggregators.recognition",
         "aggregators.report_records",
         "aggregators.stripe_sums",
     }

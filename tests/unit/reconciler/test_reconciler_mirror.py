@@ -15,20 +15,22 @@ from reconciler.report import Report
 from reconciler.views import ReconcilePolicy
 from schemas.billing_events import ObjectKind
 from schemas.clock import DAY_MS, HOUR_MS, MINUTE_MS
-from schemas.side_tables import Row, SideTables
+from schemas.side_tables import TABLE_OF, Row, SideTables
 from tests.worlds.billed import BilledDeployment, billed_deployment, mirrored, remirror
 from tests.worlds.reconciler import DECEMBER_MS, NOVEMBER_MS
 
 
 @pytest_asyncio.fixture
 async def billed() -> AsyncIterator[BilledDeployment]:
-    """A customer with three kinds of lines, a schedule, a canceled subscription and a customer who was deleted."""
+    """A customer with three kinds of lines, a schedule, a canceled subscription, a customer who was deleted, and one
+    who got something back."""
     async with billed_deployment(BilledDeployment) as deployment:
         metered = await deployment.price((10, "0"), ("inf", "2"))
         flat = await flat_price(deployment)
         subscription = await deployment.subscribe("ada", flat, metered)
         await deployment.subscribe("bob", flat)
         await deployment.sdk("v1.customers.delete", await deployment.customer("gone"))
+        await give_back(deployment, flat)
         await deployment.until(NOVEMBER_MS + 9 * DAY_MS)
         await deployment.sdk("v1.subscription_schedules.create", {"from_subscription": subscription})
         (owned,) = (await deployment.sdk("v1.subscriptions.list", {"customer": deployment.customers["bob"]}))["data"]
@@ -65,6 +67,14 @@ async def compared(deployment: BilledDeployment, tables: Any, reads_max: int = 1
     return await deployment.reconcile(policy=ReconcilePolicy(archive_wait_s=1.0, stripe_reads_max=reads_max))
 
 
+async def give_back(deployment: BilledDeployment, price: str) -> None:
+    """A credit note with a refund, and a dispute, of a new customer's first invoice."""
+    customer = await deployment.customer("disputed", "pm_card_createDispute")
+    made = await deployment.sdk("v1.subscriptions.create", {"customer": customer, "items": [{"price": price}]})
+    note = {"invoice": made["latest_invoice"], "amount": 200, "refund_amount": 200}
+    await deployment.sdk("v1.credit_notes.create", note)
+
+
 def about_mirror(report: Report) -> list[tuple[Cause, str]]:
     return [(row.cause, row.detail) for row in report.rows if row.pair is Pair.MIRROR]
 
@@ -76,7 +86,8 @@ async def test_a_mirror_that_has_what_stripe_has_is_equal(billed: BilledDeployme
     report = await compared(billed, tables)
 
     counts = await tables.counts()
-    objects = sum(counts[name] for name in ("stripe_customers", "subscriptions", "subscription_schedules", "invoices"))
+    assert (counts["credit_notes"], counts["refunds"], counts["disputes"]) == (1, 1, 2)
+    objects = sum(counts[name] for name in TABLE_OF.values())
     (summary,) = (each for each in report.summaries if each.pair is Pair.MIRROR)
     assert ([], objects) == (about_mirror(report), summary.equal)
     assert objects >= 7
@@ -93,6 +104,9 @@ async def test_a_mirror_that_has_what_stripe_has_is_equal(billed: BilledDeployme
         pytest.param("subscription_items", "period_end_ms", 5, "subscription_items.period_end_ms", id="item"),
         pytest.param("subscription_schedules", "phases_json", "[]", "phases_json", id="schedule"),
         pytest.param("invoices", "remaining_minor", 1, "remaining_minor", id="invoice"),
+        pytest.param("credit_notes", "status", "void", "status", id="credit note"),
+        pytest.param("refunds", "amount_minor", 7, "amount_minor", id="refund"),
+        pytest.param("disputes", "reason", "duplicate", "reason", id="dispute"),
         pytest.param("invoice_lines", "quantity", "1000001", "invoice_lines.quantity", id="line"),
     ],
 )

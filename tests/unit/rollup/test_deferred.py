@@ -11,8 +11,10 @@ import pytest
 
 from aggregators.deferred import complete_up_to_ms
 from aggregators.meters import successor
+from pipeline.logs.adjustments import append_adjustments
 from reconciler.causes import Cause, Pair
 from reconciler.causes import Verdict as Reconciled
+from schemas.adjustments import adjustment
 from schemas.analytics import DedupOutcome
 from schemas.clock import DAY_MS, HOUR_MS, MINUTE_MS
 from schemas.control import DedupDecision, DedupDecisionRecord, MeterSetRecord
@@ -20,6 +22,7 @@ from schemas.log import REJECTED_TOPIC, position
 from schemas.meters import MeterSet
 from schemas.rollup import Counters, Waiting
 from sinks.redis.fake import FakeLiveView
+from tests.traffic.generate import rfc3339
 from tests.worlds.reconciler import DECEMBER_MS, METER_SET, NOVEMBER_MS, Deployment, late, rows_of, settled
 
 EARLY_MS = NOVEMBER_MS + DAY_MS
@@ -323,6 +326,20 @@ async def test_deferred_events_beyond_the_limit_are_rejected_and_nothing_else_is
     assert moved(await counters(deployment), before) == {"counted": 3, "rejected": 2, "duplicate": 2}
     kept = await deployment.world.records(deployment.partition("ada"), REJECTED_TOPIC)
     assert [dict(record.headers)["tidemark-reason"] for record in kept] == [b"too_many_deferred"] * 2
+    assert (await deployment.reconcile()).verdict is Reconciled.EQUAL
+
+
+async def test_an_adjustment_is_deferred_beyond_the_limit() -> None:
+    """Who told it finds it in the archive and would not tell it again: what a correction gave back would be lost."""
+    deployment = await Deployment().start({**METER_SET, "policy": {"deferred_max": 0}})
+    await late(deployment, EARLY_MS)
+    meter = MeterSet.model_validate(METER_SET).meter("gigabytes")
+    assert meter is not None
+    told = adjustment(meter, "ada", "c:1", rfc3339(EARLY_MS * 1000), -2_000, {})
+    await append_adjustments(deployment.log, deployment.partition("ada"), [told])
+    await judged(deployment)
+
+    assert deployment.totals("ada") == {"gigabytes": "-2000"}
     assert (await deployment.reconcile()).verdict is Reconciled.EQUAL
 
 

@@ -39,7 +39,7 @@ def test_order_and_grouping_of_merges_change_nothing(
 
 @pytest.mark.parametrize(
     ("aggregation", "expected"),
-    [("count", 4), ("sum", -15), ("max", -1), ("min", -7), ("unique", 4), ("latest", -7)],
+    [("count", 4), ("sum", -15), ("max", -1), ("min", -7), ("unique", 4), ("latest", -7), ("duration", -15)],
 )
 def test_four_events_by_hand(aggregation: str, expected: int) -> None:
     """Negative quantities would expose a rule that starts from 0. Of equal times the later position is the latest."""
@@ -53,13 +53,15 @@ def test_four_events_by_hand(aggregation: str, expected: int) -> None:
 def test_letters_of_cells_never_change() -> None:
     """The letters are stored: another letter would read old cells as another aggregation."""
     assert {aggregation.value: aggregation.rule.code for aggregation in Aggregation} == {
-        "count": "c", "sum": "s", "max": "m", "min": "n", "unique": "u", "latest": "l",
+        "count": "c", "sum": "s", "max": "m", "min": "n", "unique": "u", "latest": "l", "time_weighted": "w",
+        "duration": "d",
+        "peak": "p",
     }  # fmt: skip
 
 
 @EVERY
 def test_an_empty_period_shows_0_only_if_quantities_add_up(aggregation: Aggregation) -> None:
     """An empty period has no greatest, least or latest quantity, and 0 would be wrong."""
-    adds_up = {Aggregation.COUNT, Aggregation.SUM, Aggregation.UNIQUE}
+    adds_up = set(Aggregation) - {Aggregation.MAX, Aggregation.MIN, Aggregation.LATEST}
 
     assert (aggregation.rule.empty_minor == 0) is (aggregation in adds_up)

@@ -58,7 +58,7 @@ async def test_nothing_breaks_the_simulator(seed: int, tmp_path: Path) -> None:
     transport = httpx.ASGITransport(create_app(simulator))
     async with httpx.AsyncClient(transport=transport, base_url="http://stripe.test", headers=headers) as http:
         meter = (await http.post("/v1/billing/meters", data=METER)).json()["id"]
-        for _ in range(400):
+        for _ in range(500):
             route = chance.choice(ROUTES)
             path = route.path
             for template in ("{id}", "{customer}", "{product}", "{webhook_endpoint}"):

@@ -70,6 +70,22 @@ async def test_preview_of_a_schedule_and_of_a_new_subscription(shop: Shop) -> No
     assert len((await shop.sdk("v1.subscriptions.list", {"customer": shop.customer}))["data"]) == 1
 
 
+async def test_preview_of_usage_since_a_start_date(shop: Shop) -> None:
+    """Scenario 27: a price for usage that a flat subscription does not have yet, as if it had begun with the period."""
+    await shop.open("2027-02-01")
+    flat, usage = await shop.price(9900), await shop.metered(await shop.meter(), 2)
+    item = (await shop.subscribe({"price": flat}))["items"]["data"][0]["id"]
+    await shop.advance("2027-02-20")
+    await shop.use(70, "2027-02-15")
+    items = [{"id": item, "deleted": True}, {"price": usage}]
+    change: dict[str, Any] = {"items": items, "proration_behavior": "none"}
+
+    assert await preview(shop, **change) == ([0], 0)
+    assert await preview(shop, **change, start_date=at("2027-02-01")) == ([140], 140)
+    assert await preview(shop, **change, start_date=at("2027-02-16")) == ([0], 0)
+    assert await preview(shop) == ([9900], 9900)
+
+
 async def test_preview_of_nothing_is_refused(shop: Shop) -> None:
     """A subscription that ends has no next invoice; an unknown one is a 400."""
     await shop.open("2027-02-01")

@@ -1,4 +1,4 @@
-"""Odd records through the C core and through Python, which must agree: `python -m tests.fuzz --seconds 60`."""
+"""Odd records through the C core and through Python, which must agree: `python -m tests.fuzz core`."""
 
 from __future__ import annotations
 
@@ -6,8 +6,6 @@ import time
 
 import click
 
-from pipeline.native.build import build
-from pipeline.native.load import load
 from schemas.clock import MINUTE_MS
 from tests.traffic.odd_records import METER_SET, NOW_MS, OddRecords
 from tests.worlds.native import BothMakers, BothRows, native_library
@@ -17,7 +15,7 @@ RECORDS_OF_A_SEED = 200
 TAKEN_TOGETHER = 5
 
 
-def fuzz(seed: int, seconds: float, events_max: int, path: str = "") -> tuple[int, int, int]:
+def fuzz_core(seed: int, seconds: float, events_max: int, path: str = "") -> tuple[int, int, int]:
     """Compare for so long, or for so many events. Returns the next seed, the events, and how many the core took."""
     library, ends_s, events, taken = native_library(path), time.monotonic() + seconds, 0, 0
     while time.monotonic() < ends_s and events < events_max:
@@ -34,27 +32,7 @@ def fuzz(seed: int, seconds: float, events_max: int, path: str = "") -> tuple[in
                     rows.compare(offset + number, now_ms, value)
                 events, taken = events + share.events, taken + share.taken
         except BaseException:
-            click.echo(f"seed {seed}, offset {offset}")
+            click.echo(f"replay: python -m tests.fuzz core --seed {seed} (offset {offset})", err=True)
             raise
         seed += 1
     return seed, events, taken
-
-
-@click.command()
-@click.option("--seconds", default=60.0, show_default=True, help="How long.")
-@click.option("--events", "events_max", default=1 << 60, help="How many events at most.")
-@click.option("--seed", default=0, show_default=True, help="Where the seeds begin.")
-@click.option("--library", default="", help="A build of the C core, such as one with sanitizers.")
-def main(seconds: float, events_max: int, seed: int, library: str) -> None:
-    """Compare the C core with Python on broken and odd records."""
-    if not library:
-        said = build()
-        if not load(enabled=True).library:
-            click.echo(said)
-            return
-    reached, events, taken = fuzz(seed, seconds, events_max, library)
-    click.echo(f"the same: {events} events, seeds {seed} to {reached - 1}; the core took {taken}")
-
-
-if __name__ == "__main__":
-    main()

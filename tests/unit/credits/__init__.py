@@ -1,0 +1,1 @@
+"""Credits: grants at Stripe, packs that are bought, and balances."""
