@@ -54,7 +54,7 @@ demo: native ## Run the whole pipeline on this machine, kill it, and prove the c
 	@$(BIN)/python -m demo $(ARGS)
 
 test: .venv/.clients native ## Run all tests on a real broker, Valkey and the ClickHouse engine (ARGS=-k name)
-	@$(BIN)/python -m pytest -n 2 $(ARGS)
+	@$(BIN)/python -m pytest -n 2 --max-worker-restart 1 $(ARGS)
 
 check: .venv/.development ## Lint, types and layer contracts
 	@$(BIN)/ruff check .

@@ -1,7 +1,8 @@
 """The same steps on Stripe's sandbox and on the simulator. Without a key, on two simulators: that tests the suite.
 
-`TIDEMARK_STRIPE_SANDBOX_KEY=sk_test_… make test ARGS="tests/sandbox -n 0 -s"` takes a sandbox, prints what differs
-field by field, and fails if anything does. `docs/stripe-simulator.md` says what the answers settle.
+`TIDEMARK_STRIPE_SANDBOX_KEY=sk_test_… make test ARGS="tests/sandbox -n 0 -s -o faulthandler_timeout=0"` takes a
+sandbox, prints what differs field by field, and fails if anything does. `docs/stripe-simulator.md` says what the
+answers settle.
 """
 
 from __future__ import annotations
