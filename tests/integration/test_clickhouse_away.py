@@ -33,7 +33,6 @@ SCALES: Final = {meter["slug"]: meter.get("scale", 0) for meter in METER_SET["me
 TABLES: Final = (b"usage_events", b"usage_hourly", b"usage_duplicates", b"archive_positions", b"relay_positions")
 
 
-@pytest.mark.timeout(120)
 async def test_clickhouse_down_does_not_stop_live_limits_and_its_views_catch_up_exactly(
     tmp_path: Path, own_valkey: LocalValkey
 ) -> None:
@@ -141,7 +140,6 @@ async def faulty(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[tupl
     await server.stop()
 
 
-@pytest.mark.timeout(120)
 async def test_answers_dropped_after_success_leave_every_view_exact(
     tmp_path: Path, own_valkey: LocalValkey, faulty: tuple[str, RandomFaults]
 ) -> None:

@@ -9,8 +9,6 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import pytest
-
 from pipeline.local.processes import LocalProcess, python
 from tests.integration.deployment import EXIT_OPERATOR, clean_environment, running_dev, tidemark
 
@@ -58,7 +56,6 @@ def counted(folder: Path) -> str:
     return str(values.get("api_requests"))
 
 
-@pytest.mark.timeout(180)
 def test_killed_service_is_named_and_comes_back_and_a_lost_one_is_the_cause(tmp_path: Path) -> None:
     """The roles that end meanwhile are not to blame; at last Valkey cannot come back, and `dev` ends for its sake."""
     command = python("pipeline.cli", "dev", "--port", "0", "--clickhouse-port", "0")
@@ -86,7 +83,6 @@ def test_killed_service_is_named_and_comes_back_and_a_lost_one_is_the_cause(tmp_
     assert "worker" not in said
 
 
-@pytest.mark.timeout(180)
 def test_killed_broker_is_named_and_comes_back(tmp_path: Path) -> None:
     """As Valkey."""
     with running_dev(tmp_path, "--no-example", "--kafka", "--port", "0", "--clickhouse-port", "0") as dev:

@@ -8,8 +8,6 @@ import json
 import random
 from collections.abc import Mapping
 
-import pytest
-
 from oracle.model import Oracle
 from oracle.rules import partition_of
 from pipeline.logs.control_records import append_control
@@ -38,7 +36,6 @@ INBOX_EVENTS = 400
 OUTCOMES = ("counted", "duplicate", "unmetered", "late", "rejected")
 
 
-@pytest.mark.timeout(150)
 async def test_ten_kills_of_the_worker_and_some_of_archive_and_router_change_no_count(deployment: Deployment) -> None:
     """A kill falls between any two instructions; position and content must never part (I2)."""
     chance = random.Random(SEED)

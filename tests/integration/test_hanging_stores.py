@@ -151,7 +151,6 @@ def last_hours() -> dict[str, str]:
     }
 
 
-@pytest.mark.timeout(120)
 async def test_a_hanging_redis_delays_only_live_reads(
     deployment: Deployment, own_valkey: LocalValkey, callers: Callers
 ) -> None:
@@ -200,7 +199,6 @@ async def test_a_hanging_redis_delays_only_live_reads(
     assert restarted(deployment) == {}
 
 
-@pytest.mark.timeout(120)
 async def test_a_worker_ends_when_redis_hangs_for_long_and_goes_on_when_it_answers(
     deployment: Deployment, own_valkey: LocalValkey
 ) -> None:
@@ -243,7 +241,6 @@ async def on_kafka(
             yield made, broker
 
 
-@pytest.mark.timeout(150)
 async def test_a_hanging_broker_is_answered_in_time_and_delays_no_read(
     on_kafka: tuple[Deployment, LocalKafka], own_valkey: LocalValkey, callers: Callers
 ) -> None:
@@ -300,7 +297,6 @@ async def test_a_hanging_broker_is_answered_in_time_and_delays_no_read(
     assert worker.starts == 1
 
 
-@pytest.mark.timeout(120)
 async def test_a_hanging_clickhouse_delays_only_its_own_answers(
     deployment: Deployment, clickhouse_server: RunningClickHouse, callers: Callers
 ) -> None:
@@ -354,7 +350,6 @@ async def said_of_a_hanging_store(
     return lines
 
 
-@pytest.mark.timeout(120)
 async def test_commands_say_in_one_line_that_redis_hangs(deployment: Deployment, own_valkey: LocalValkey) -> None:
     """Within the limit, with the exit code of a failure that may pass."""
     commands = ("meters show", "account show acme", "doctor", "reconcile")
@@ -364,7 +359,6 @@ async def test_commands_say_in_one_line_that_redis_hangs(deployment: Deployment,
     assert all("check that it runs" in line for line in lines.values())
 
 
-@pytest.mark.timeout(120)
 async def test_commands_say_in_one_line_that_clickhouse_hangs(
     deployment: Deployment, clickhouse_server: RunningClickHouse
 ) -> None:
@@ -374,7 +368,6 @@ async def test_commands_say_in_one_line_that_clickhouse_hangs(
     assert all("did not answer in 2.0 s; check that it runs" in line for line in lines.values())
 
 
-@pytest.mark.timeout(120)
 async def test_commands_say_in_one_line_that_postgresql_hangs(
     deployment: Deployment, own_postgres: LocalPostgres
 ) -> None:

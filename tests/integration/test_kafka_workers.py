@@ -39,7 +39,6 @@ async def deployment(tmp_path: Path, clickhouse_database: str, kafka_url: str) -
             yield made
 
 
-@pytest.mark.timeout(180)
 async def test_kill_9_and_rebalances_among_workers_with_mixed_producers_change_no_count(
     deployment: Deployment,
 ) -> None:

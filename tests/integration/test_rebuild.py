@@ -64,7 +64,6 @@ async def built_further(deployment: Deployment, before: int) -> int:
     return reached
 
 
-@pytest.mark.timeout(180)
 async def test_redis_is_rebuilt_under_load_through_kills_and_every_view_is_exact(
     deployment: Deployment, own_valkey: LocalValkey
 ) -> None:
@@ -99,7 +98,6 @@ async def test_redis_is_rebuilt_under_load_through_kills_and_every_view_is_exact
     assert all(key.endswith(":generation-live") or key in of_no_generation for key in kept), kept
 
 
-@pytest.mark.timeout(120)
 async def test_emptied_redis_is_rebuilt_by_the_command_to_the_same_counts(
     deployment: Deployment, own_valkey: LocalValkey
 ) -> None:

@@ -6,8 +6,6 @@ import asyncio
 import contextlib
 from pathlib import Path
 
-import pytest
-
 from pipeline.local.valkey import LocalValkey
 from schemas.errors import Transient
 from sinks.redis.client import Server
@@ -26,7 +24,6 @@ def run_valkey(url: str, *command: str) -> None:
     server.close()
 
 
-@pytest.mark.timeout(120)
 async def test_emptied_redis_is_refused_until_an_operator_has_the_log_folded_again(
     deployment: Deployment, own_valkey: LocalValkey
 ) -> None:
@@ -58,7 +55,6 @@ async def test_emptied_redis_is_refused_until_an_operator_has_the_log_folded_aga
     await check_exact(deployment)
 
 
-@pytest.mark.timeout(120)
 async def test_redis_emptied_under_load_is_noticed_before_anything_is_counted_on_top(
     deployment: Deployment, own_valkey: LocalValkey
 ) -> None:
@@ -84,7 +80,6 @@ async def test_redis_emptied_under_load_is_noticed_before_anything_is_counted_on
     await check_exact(deployment)
 
 
-@pytest.mark.timeout(120)
 async def test_valkey_killed_under_load_and_started_again_changes_no_count(
     deployment: Deployment, own_valkey: LocalValkey
 ) -> None:
@@ -128,7 +123,6 @@ async def folded_at_least(deployment: Deployment, records_least: int) -> None:
     await deployment.until(reached, f"{records_least} records folded")
 
 
-@pytest.mark.timeout(120)
 async def test_stores_of_another_deployment_are_refused(
     deployment: Deployment, own_valkey: LocalValkey, tmp_path: Path
 ) -> None:

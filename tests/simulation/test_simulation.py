@@ -64,7 +64,6 @@ def test_seeds_that_nobody_has_run_before_hold_too(number: int) -> None:
 
 
 # Two processes, one after the other: twenty seconds of an idle core.
-@pytest.mark.timeout(180)
 def test_a_seed_gives_the_same_run_in_another_process() -> None:
     """Whatever the order of sets and dictionaries there."""
     printed = {
@@ -79,7 +78,6 @@ def test_a_seed_gives_the_same_run_in_another_process() -> None:
 
 
 # Forty runs, if the tests above have not run them: a minute of an idle core.
-@pytest.mark.timeout(180)
 def test_every_kind_of_fault_is_really_met() -> None:
     """A kind that never happens proves nothing; rare ones need many seeds."""
     coverage = Coverage()

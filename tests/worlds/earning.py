@@ -24,6 +24,7 @@ from schemas.dunning import Recovery
 from schemas.recognition import FinalLine
 from schemas.revenue import Movement, MovementKind
 from tests.worlds.clock import ManualClock
+from tests.worlds.paged import PATIENCE_S, STOP_S
 
 SECRET: Final = "a-secret-of-the-dashboard-with-forty-chars"
 # Dollars a month of an account, from a day on.
@@ -147,11 +148,12 @@ def served_dashboard(books: Fixed) -> Iterator[str]:
     """The address of the dashboard on a port of this machine, served by a thread."""
     with socket.socket() as listening:
         listening.bind(("127.0.0.1", 0))
-        server = QuietServer(uvicorn.Config(dashboard_app(books), lifespan="off", log_config=None))
-        thread = threading.Thread(target=server.run, args=([listening],))
+        config = uvicorn.Config(dashboard_app(books), lifespan="off", log_config=None, timeout_graceful_shutdown=STOP_S)
+        server = QuietServer(config)
+        thread = threading.Thread(target=server.run, args=([listening],), daemon=True)
         thread.start()
         try:
             yield f"http://127.0.0.1:{listening.getsockname()[1]}/revenue/{token()}/"
         finally:
             server.should_exit = True
-            thread.join()
+            thread.join(PATIENCE_S)

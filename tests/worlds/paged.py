@@ -39,6 +39,9 @@ from tests.worlds.changing import Changing
 from tests.worlds.credited import credit_stores
 from tests.worlds.gateway import Gateway, running
 
+# A machine may be slow; a browser may open a connection while the server stops, and keep it.
+PATIENCE_S: Final = 120
+STOP_S: Final = 2
 SECRET: Final = "a-secret-of-the-page-with-forty-characters"
 CATALOG: Final = """\
 version: 1
@@ -248,6 +251,7 @@ def open_to_browsers(
     async def main() -> None:
         business, stop = kind(now_ms), asyncio.Event()
         loop = asyncio.get_running_loop()
+        stops.append(lambda: loop.call_soon_threadsafe(stop.set))
         with _tcp() as ours, _tcp() as theirs:
             for each in (ours, theirs):
                 each.bind(("127.0.0.1", 0))
@@ -264,10 +268,9 @@ def open_to_browsers(
                         async def whole() -> Any:
                             return await body()
 
-                        return asyncio.run_coroutine_threadsafe(whole(), loop).result(30)
+                        return asyncio.run_coroutine_threadsafe(whole(), loop).result(PATIENCE_S)
 
                     ready.set_result(Open(business, urls[0], urls[1], run))
-                    stops.append(lambda: loop.call_soon_threadsafe(stop.set))
                     await stop.wait()
 
     def begun() -> None:
@@ -279,14 +282,16 @@ def open_to_browsers(
             ready.set_exception(error)
 
     stops: list[Callable[[], object]] = []
-    thread = threading.Thread(target=begun)
+    thread = threading.Thread(target=begun, daemon=True)
     thread.start()
     try:
-        yield ready.result(30)
+        yield ready.result(PATIENCE_S)
     finally:
-        for stop_it in stops:
-            stop_it()
-        thread.join()
+        # The loop is closed already if the start failed.
+        with contextlib.suppress(RuntimeError):
+            for stop_it in stops:
+                stop_it()
+        thread.join(PATIENCE_S)
 
 
 def _tcp() -> socket.socket:
@@ -297,7 +302,7 @@ def _tcp() -> socket.socket:
 @contextlib.asynccontextmanager
 async def serving(app: Any, listening: socket.socket) -> AsyncIterator[None]:
     """Serve an application on a socket, in the loop that runs."""
-    server = QuietServer(uvicorn.Config(app, lifespan="off", log_config=None))
+    server = QuietServer(uvicorn.Config(app, lifespan="off", log_config=None, timeout_graceful_shutdown=STOP_S))
     task = asyncio.create_task(server.serve([listening]))
     try:
         yield

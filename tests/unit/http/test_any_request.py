@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import pytest
-
 from tests.fuzz.api import fuzz_api, served
 
 
 # Ten seconds on two cores that do nothing else.
-@pytest.mark.timeout(180)
 def test_every_route_answers_as_the_document_says() -> None:
     """A program that was made from the document meets nothing that it does not know."""
     with served() as gateway:
