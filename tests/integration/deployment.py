@@ -33,9 +33,9 @@ from tests.traffic.generate import METER_SET, SECOND_US, Rates, TrafficRecord, r
 ROOT: Final = Path(__file__).parents[2]
 SECRET: Final = "a secret of thirty-two characters"
 ACCOUNTS: Final = 60
-PATIENCE_S: Final = 45.0
+PATIENCE_S: Final = 90.0
 STOP_TIMEOUT_S: Final = 40.0
-COMMAND_S: Final = 50.0
+COMMAND_S: Final = 120.0
 EXIT_TRANSIENT: Final = 1
 EXIT_OPERATOR: Final = 3
 

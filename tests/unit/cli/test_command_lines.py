@@ -6,6 +6,7 @@ import asyncio
 import os
 import socket
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 import click
@@ -26,6 +27,14 @@ PARAMETERS = [
     if not getattr(parameter, "is_flag", False)
 ]
 CLOSED = "127.0.0.1:9"
+
+
+def commands(command: click.Command, path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+    """The words of every command and group."""
+    yield path
+    if isinstance(command, click.Group):
+        for name, child in command.commands.items():
+            yield from commands(child, (*path, name))
 
 
 @pytest.fixture
@@ -50,6 +59,21 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
     asyncio.run(make_log())
     return tmp_path
+
+
+@pytest.mark.parametrize("path", list(commands(cli)), ids=lambda path: " ".join(path) or "tidemark")
+def test_help_teaches(path: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever asks gets a sentence or an example, and a line for every option, without a deployment."""
+    monkeypatch.chdir(tmp_path)
+    done = run([*path, "--help"])
+
+    assert done.code == 0, done
+    usage, _, rest = done.out.partition("\n\n")
+    assert usage.startswith("Usage: ")
+    explanation = rest.partition("Options:")[0].strip()
+    assert explanation[:1].isupper()
+    assert "." in explanation or "tidemark " in explanation
+    assert not list(tmp_path.iterdir()), "help must not write anything"
 
 
 @pytest.mark.parametrize(("words", "command", "parameter"), PARAMETERS)
