@@ -77,6 +77,7 @@ async def test_a_store_that_hangs_delays_no_answer_about_accounts(
     monkeypatch.setattr(opening, "scope_of", lambda _base: SCOPE)
     known, late = (OpenedAccountLinks(cast("Base", base), cast("RedisLiveView", None)) for _ in range(2))
     try:
+        await until_opened(known)
         await (await known.catalog()).standing()
         asked = [
             *(each.links("acme") for each in (known, late) for _ in range(20)),
