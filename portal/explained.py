@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from decimal import Decimal
 from fractions import Fraction
+from itertools import groupby
 from typing import Final
 
 from aggregators.periods import anchored_period
@@ -57,6 +58,18 @@ def explain_invoice(
     checks = () if cut else tuple(_sums(invoice, rows, zero))
     says = tuple(_invoice_words(invoice, zero, now_ms))
     return InvoiceExplanation(account, str(invoice["id"]), str(invoice["status"]), total, lines, checks, says, cut)
+
+
+def by_usage(lines: Sequence[LineExplanation]) -> Iterator[Sequence[LineExplanation]]:
+    """The lines in their order, those of the steps of one price together: they share what is said and what proves."""
+
+    def shared(line: LineExplanation) -> tuple[object, ...]:
+        if not (line.kind == "usage" and line.priced):
+            return (line.line,)
+        priced = tuple(part._replace(is_line=False) for part in line.priced)
+        return line.text, line.meter, line.span, priced, line.checks
+
+    yield from (list(group) for _, group in groupby(lines, key=shared))
 
 
 def _place(line: LineExplanation) -> tuple[object, ...]:

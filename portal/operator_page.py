@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import groupby
 from typing import Final
 from urllib.parse import quote
 
 from aggregators.instants import format_instant_ms
 from aggregators.late_usage import text_of
 from aggregators.quantities import decimal_text
+from portal.explained import by_usage
 from portal.markup import Html, badge, h, join, link, notice, table, template
 from portal.operator_boxes import WORDS, Act, Box, Mood, Ref, boxes, verdict
 from portal.operator_facts import AccountFacts, Away, OperatorFacts, RedriveLook
@@ -152,7 +152,7 @@ def _intents(facts: AccountFacts) -> Html:
 
 def invoice_explained(found: InvoiceExplanation) -> Html:
     """Why an invoice says what it says."""
-    cards = [_lines(list(group)) for _, group in groupby(found.lines, key=_usage_of)]
+    cards = map(_lines, by_usage(found.lines))
     return frame(
         f"Why {found.invoice} says {signed_money(found.total)}", "../../../",
         h("nav", link(f"Account {found.account}", "../"), aria_label="Way back"),
@@ -189,13 +189,6 @@ def _holds(*, holds: bool) -> Html:
         else "Something is not explained, or differs: see below."
     )
     return notice(text, "good" if holds else "bad")
-
-
-def _usage_of(line: LineExplanation) -> tuple[object, ...]:
-    """What lines of one usage share: those of the steps of its price stand beside each other, and have one card."""
-    if not (line.kind == "usage" and line.priced):
-        return (line.line,)
-    return line.text, line.meter, line.span, tuple(part._replace(is_line=False) for part in line.priced), line.checks
 
 
 def _lines(lines: Sequence[LineExplanation]) -> Html:

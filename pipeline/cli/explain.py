@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from asyncio import run
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -81,9 +81,9 @@ def explain_show(name: str, account: str, line: str, path: Path | None, as_json:
     if line:
         (only,) = found.lines
         answer = line_answer(only, len(only.hours), None)
-        click.echo(answer.model_dump_json() if as_json else "\n".join(_line(only, hours=True)))
+        click.echo(answer.model_dump_json() if as_json else "\n".join([*_lines([only]), *_hours(only)]))
     else:
-        click.echo(invoice_answer(found).model_dump_json() if as_json else "\n".join(_invoice(found)))
+        click.echo(invoice_answer(found).model_dump_json() if as_json else "\n".join(invoice_text(found)))
     raise SystemExit(0 if found.holds else EXIT_FAILURE)
 
 
@@ -120,33 +120,42 @@ def explain_key(path: Path) -> None:
     click.echo(key_of(settings().secret_bytes(), path))
 
 
-def _invoice(found: InvoiceExplanation) -> Iterator[str]:
+def invoice_text(found: InvoiceExplanation) -> Iterator[str]:
+    """An explanation, line by line of the terminal."""
+    from portal.explained import by_usage
     from portal.words import signed_money
 
     yield f"{found.invoice} of {found.account}: {signed_money(found.total)}"
     yield from (f"  {each}" for each in found.says)
-    for line in found.lines:
+    for lines in by_usage(found.lines):
         yield ""
-        yield from _line(line, hours=False)
+        yield from _lines(lines)
     yield ""
     yield from map(_check, found.checks)
     yield from (f"  NOT EXPLAINED: {each}" for each in found.unexplained)
 
 
-def _line(found: LineExplanation, *, hours: bool) -> Iterator[str]:
-    from aggregators.instants import format_instant_ms
-    from aggregators.late_usage import text_of
+def _lines(lines: Sequence[LineExplanation]) -> Iterator[str]:
+    """A line, or the lines of one usage: what is said of all of them is said once."""
     from portal.words import signed_money
 
-    yield f"{found.line}  {found.text}  {found.quantity}  {signed_money(found.amount)}"
-    yield from (f"  {each}" for each in found.says)
-    for part in found.priced:
-        money = signed_money(found.amount._replace(minor=part.amount_minor))
-        yield f"    {part.text}: {money}{'  ← this line' if part.is_line else ''}"
-    yield from map(_check, found.checks)
-    yield from (f"  NOT EXPLAINED: {each}" for each in found.unexplained)
-    shown = found.hours if hours else ()
-    yield from (f"    {format_instant_ms(hour_ms)}  {text_of(units)}" for hour_ms, units in shown)
+    first = lines[0]
+    for line in lines:
+        yield f"{line.line}  {line.text}  {line.quantity}  {signed_money(line.amount)}"
+    yield from (f"  {each}" for each in dict.fromkeys(each for line in lines for each in line.says))
+    for part in first.priced:
+        money = signed_money(first.amount._replace(minor=part.amount_minor))
+        yield f"    {part.text}: {money}{'  ← this line' if part.is_line and len(lines) == 1 else ''}"
+    yield from map(_check, first.checks)
+    unexplained = dict.fromkeys(each for line in lines for each in line.unexplained)
+    yield from (f"  NOT EXPLAINED: {each}" for each in unexplained)
+
+
+def _hours(found: LineExplanation) -> Iterator[str]:
+    from aggregators.instants import format_instant_ms
+    from aggregators.late_usage import text_of
+
+    yield from (f"    {format_instant_ms(hour_ms)}  {text_of(units)}" for hour_ms, units in found.hours)
 
 
 def _check(check: Check) -> str:
