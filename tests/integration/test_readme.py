@@ -20,7 +20,7 @@ from tests.integration.deployment import running_dev
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
-COUNTED_S = 30.0
+COUNTED_S = 90.0
 
 
 class RunningDev(NamedTuple):

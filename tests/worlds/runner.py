@@ -14,7 +14,7 @@ from pipeline.runner.kafka import KafkaThread
 from pipeline.runner.runner import Runner, RunnerSettings
 from schemas.log import Record
 
-PATIENCE_S = 10.0
+PATIENCE_S = 60.0
 
 
 @dataclass

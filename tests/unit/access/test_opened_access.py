@@ -26,7 +26,7 @@ async def test_a_failure_is_tried_again(failure: Exception, monkeypatch: pytest.
 
     monkeypatch.setattr(access, "turn", turn)
     running = asyncio.create_task(access.run())
-    await asyncio.wait({running, asyncio.ensure_future(again.wait())}, timeout=5, return_when=asyncio.FIRST_COMPLETED)
+    await asyncio.wait({running, asyncio.ensure_future(again.wait())}, timeout=60, return_when=asyncio.FIRST_COMPLETED)
     is_running = not running.done()
     running.cancel()
     await asyncio.gather(running, return_exceptions=True)

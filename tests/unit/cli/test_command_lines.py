@@ -202,7 +202,7 @@ def test_port_that_is_taken_is_one_line(folder: Path, port_in: str) -> None:
             [*python("pipeline.cli"), *line],
             env={**_environment(), **environment},
             capture_output=True,
-            timeout=50,
+            timeout=150,
             check=False,
         )
     text = ended.stderr.decode()
@@ -229,7 +229,7 @@ def test_hostile_arguments_of_the_other_modules_are_a_few_lines(folder: Path, mo
         for line in MODULES[module]
     ]
     for line, process in started:
-        _, err = process.communicate(timeout=50)
+        _, err = process.communicate(timeout=150)
         assert (process.returncode in (1, 2), "Traceback" in err, len(err.splitlines()) <= 12) == (True, False, True), (
             line, err,
         )  # fmt: skip

@@ -35,7 +35,7 @@ def run_script(script: str) -> str:
     """Runs a script in a new Python process; returns its output."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run(
-        [sys.executable, "-c", script], env=environment, text=True, capture_output=True, check=True, timeout=30
+        [sys.executable, "-c", script], env=environment, text=True, capture_output=True, check=True, timeout=90
     )
     return done.stdout
 
@@ -50,7 +50,7 @@ def test_events_pending_at_exit_are_sent() -> None:
     url = server.stdout.readline().strip()
 
     run_script(f"from emitter import Emitter; Emitter({url!r}, 'k', source='s').emit('t', 'acme', id='last')")
-    output, _ = server.communicate("stop\n", timeout=20)
+    output, _ = server.communicate("stop\n", timeout=90)
 
     assert output.strip() == "['last']"
 

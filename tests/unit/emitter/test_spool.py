@@ -48,7 +48,7 @@ os.kill(os.getpid(), signal.SIGKILL)
 """
     done = subprocess.run(
         [sys.executable, "-c", script], env={**os.environ, "PYTHONPATH": str(ROOT)},
-        capture_output=True, text=True, check=False, timeout=30,
+        capture_output=True, text=True, check=False, timeout=90,
     )  # fmt: skip
     assert done.returncode == -9, done.stderr
     ids: list[str] = json.loads(done.stdout)

@@ -22,7 +22,7 @@ from pipeline.local.supervisor import Supervisor
 from schemas.errors import OperatorNeeded, Transient
 from tests.integration.deployment import ROOT
 
-PATIENCE_S = 20.0
+PATIENCE_S = 60.0
 LASTS = ("http.server", "--bind", "127.0.0.1", "0")
 DIES = ("http.server", "--no-such-option")
 # A supervisor with one child; prints the child's process id and waits.

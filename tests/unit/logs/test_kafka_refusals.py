@@ -160,7 +160,7 @@ async def test_an_append_under_way_with_the_old_producer_gets_its_answer(broker:
     # Another node leads the other partition, so the two requests do not wait for each other.
     broker.cluster.leader_for_partition = lambda pair: pair.partition
     slow = asyncio.create_task(log.append(EVENTS_TOPIC, 1, b"slow"))
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         await broker.reached.wait()
 
     with pytest.raises(Transient):

@@ -227,7 +227,7 @@ async def test_a_receiver_that_hangs_holds_up_no_other_channel(world: NoticeWorl
     _, sending = world.notifier(channels=channels)
     sending._channels = {ChannelName.WEBHOOK: Hanging(), ChannelName.MAIL: mail}
     stuck = asyncio.create_task(sending.turn(ChannelName.WEBHOOK))
-    while await asyncio.wait_for(sending.turn(ChannelName.MAIL), 10):
+    while await asyncio.wait_for(sending.turn(ChannelName.MAIL), 60):
         pass
     assert (len(mail.taken), stuck.done()) == (SENT_AT_ONCE + 1, False)
     hangs.set()

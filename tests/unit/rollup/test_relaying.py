@@ -88,4 +88,4 @@ async def test_view_from_before_a_rebuild_ends_the_worker() -> None:
         raise OperatorNeeded("the live view is of generation 1, usage_hourly holds rows of generation 2")
 
     with pytest.raises(OperatorNeeded, match="generation"):
-        await asyncio.wait_for(relaying(lambda: {0}, relay, 0.001), 5)
+        await asyncio.wait_for(relaying(lambda: {0}, relay, 0.001), 60)

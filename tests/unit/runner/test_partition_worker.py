@@ -248,7 +248,7 @@ async def test_a_step_that_never_ends_is_reported_while_it_runs(between: bool) -
         worker.put([record_of(0)])
 
     worker.start()
-    error = await asyncio.wait_for(failure, 10)
+    error = await asyncio.wait_for(failure, 60)
     await worker.close(timeout_s=0.01)
 
     assert isinstance(error, Transient)

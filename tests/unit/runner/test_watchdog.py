@@ -56,7 +56,7 @@ def test_blocked_loop_ends_the_process_with_the_stack(step: str, said: str) -> N
     """Otherwise the process would keep its partitions for ever, alive to the system and dead to everybody else."""
     process = start(step, "blocking_step()")
 
-    _, errors = process.communicate(timeout=20)
+    _, errors = process.communicate(timeout=90)
 
     assert process.returncode == 1
     assert said in errors
@@ -67,7 +67,7 @@ def test_busy_loop_is_not_blocked() -> None:
     """Work in pieces, however much of it, lets the loop run."""
     pieces = "for _ in range(15):\n        time.sleep(0.2)\n        await asyncio.sleep(0)"
 
-    output, errors = start("pass", pieces).communicate(timeout=20)
+    output, errors = start("pass", pieces).communicate(timeout=90)
 
     assert (output, errors) == ("done\n", "")
 
@@ -75,7 +75,7 @@ def test_busy_loop_is_not_blocked() -> None:
 def test_each_line_of_a_roles_log_has_its_time() -> None:
     """Otherwise the lines of several roles cannot be put in order."""
     _, errors = start("pass", "__import__('logging').getLogger('pipeline.http').warning('late')").communicate(
-        timeout=20
+        timeout=90
     )
 
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ WARNING pipeline.http: late\n", errors)
@@ -89,7 +89,7 @@ def test_stopped_process_goes_on() -> None:
     time.sleep(1.5 * BLOCKED_AFTER_S)
     process.send_signal(signal.SIGCONT)
 
-    assert process.communicate(timeout=20) == ("done\n", "")
+    assert process.communicate(timeout=90) == ("done\n", "")
 
 
 def test_every_role_is_watched() -> None:

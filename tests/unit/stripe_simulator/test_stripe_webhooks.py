@@ -431,7 +431,7 @@ async def test_simulator_process_delivers(tmp_path: Path, receiver: Receiver) ->
             form = {"url": receiver.url, "enabled_events[]": "*"}
             secret = (await http.post("/v1/webhook_endpoints", data=form)).json()["secret"]
             await http.post("/v1/customers")
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(60):
                 await receiver.first.wait()
 
     ((body, header),) = receiver.received
