@@ -22,6 +22,9 @@ _SHAPE: Final = re.compile(
     rf"([0-9]{{4}}-[0-9]{{2}}-[0-9]{{2}})[Tt]({_HOUR_MINUTE}:[0-5][0-9])(\.[0-9]+)?([Zz]|[+-]{_HOUR_MINUTE})"
 )
 
+# Of the events that Tidemark writes itself.
+_ADJUSTMENT_ID: Final = re.compile(r"m:[a-z][a-z0-9_]*:[0-9a-f]{16}:[0-9]+:.+|c:[0-9a-f]{24}:[a-z][a-z0-9_]*:.+")
+
 
 def problem(event: Mapping[str, Any], size: int, now_ns: int) -> tuple[str, str] | None:
     """The reason and the detail with which a gateway with the default policy rejects the event; None if it does not.
@@ -34,6 +37,8 @@ def problem(event: Mapping[str, Any], size: int, now_ns: int) -> tuple[str, str]
         return "too_deep", f"nested more than {LEVELS_MAX} levels deep"
     if event["type"].startswith("tidemark."):
         return "reserved_type", "type: only Tidemark may send it"
+    if _ADJUSTMENT_ID.fullmatch(event["id"]):
+        return "reserved_type", "id: only Tidemark's adjustments have ids of this form"
     instant_ns = _instant_ns(event["time"])
     if instant_ns is None:
         return "bad_time", f"time: {event['time']!r} is no RFC 3339 time with an offset"
@@ -74,20 +79,26 @@ def wanting(event: Mapping[str, Any], meters: Iterable[Mapping[str, Any]]) -> li
     of `GET /v1/meters`."""
     data = event["data"]
     wanted = (meter for meter in meters if meter["event_type"] == event["type"] and _passes(data, meter["filters"]))
-    return [meter for meter in wanted if meter["on_bad"] == "reject_event" or not _is_missing(data, meter)]
+    return [meter for meter in wanted if meter["on_bad"] == "reject_event" or _missing(data, meter) is None]
 
 
 def missing_value(event: Mapping[str, Any], wanted: list[Mapping[str, Any]]) -> tuple[str, str] | None:
     """The reason and the detail if one of the `wanting` meters finds no value in the data."""
     for meter in wanted:
-        if _is_missing(event["data"], meter):
-            reason, detail = "missing_quantity", f"{meter['slug']}: {meter['value_path']}"
+        if (path := _missing(event["data"], meter)) is not None:
+            reason, detail = "missing_quantity", f"{meter['slug']}: {path}"
             return (reason, detail) if len(wanted) == 1 else ("bad_for_one_meter", f"{reason}: {detail}")
     return None
 
 
-def _is_missing(data: object, meter: Mapping[str, Any]) -> bool:
-    return meter["value_path"] is not None and _value(data, meter["value_path"]) is None
+def _missing(data: object, meter: Mapping[str, Any]) -> str | None:
+    """The first path of the meter at which the data has nothing."""
+    for name, nothing in (("value_path", (None,)), ("start_path", (None,)), ("session_path", (None, ""))):
+        # A gateway of an earlier version does not name all of them.
+        path = meter.get(name)
+        if path is not None and _value(data, path) in nothing:
+            return str(path)
+    return None
 
 
 def _passes(data: object, filters: Iterable[Mapping[str, Any]]) -> bool:

@@ -19,6 +19,7 @@ from aggregators.meters import Failure, compiled
 from emitter import Emitter, Event, QueueFull
 from emitter.encoding import encoded
 from emitter.testing import FakeEmitter
+from schemas.adjustments import reserved
 from schemas.meters import Filter, FilterOperator, Meter, MeterSet, OnBad
 from tests.worlds.emitter import conserved
 
@@ -195,7 +196,16 @@ METERS: Final = st.lists(
     st.builds(
         Meter, slug=st.just("m"), event_type=st.sampled_from(["t", "u"]), aggregation=st.just("sum"),
         value_path=st.just("$.n.v"), filters=st.lists(FILTERS, max_size=2).map(tuple), on_bad=st.sampled_from(OnBad),
-    ) | st.builds(Meter, slug=st.just("m"), event_type=st.just("t"), aggregation=st.just("count")),
+    )
+    | st.builds(Meter, slug=st.just("m"), event_type=st.just("t"), aggregation=st.just("count"))
+    | st.builds(
+        Meter, slug=st.just("m"), event_type=st.just("t"), aggregation=st.just("duration"),
+        on_bad=st.sampled_from(OnBad), value_path=st.sampled_from([None, "$.n.v"]), start_path=st.just("$.s"),
+    )
+    | st.builds(
+        Meter, slug=st.just("m"), event_type=st.just("t"), aggregation=st.just("duration"),
+        on_bad=st.sampled_from(OnBad), session_path=st.just("$.a"),
+    ),
     max_size=3,
 )  # fmt: skip
 
@@ -205,15 +215,16 @@ METERS: Final = st.lists(
     st.dictionaries(st.sampled_from("ab"), VALUES),
     VALUES,
     st.sampled_from([{}, {"v": 1}, {"v": None}, {"w": 1}, 7]),
+    st.sampled_from([{}, {"s": None}, {"s": NOW.isoformat()}]),
 )
 def test_the_double_finds_missing_values_as_the_gateway_does(
-    meters: list[Meter], scalars: dict[str, Any], inner: Any, quantity: Any
+    meters: list[Meter], scalars: dict[str, Any], inner: Any, quantity: Any, start: dict[str, Any]
 ) -> None:
     """And events that no meter counts. The gateway's judge is the oracle."""
     meter_set = MeterSet(
         version=1, meters=[meter.model_copy(update={"slug": f"m{at}"}) for at, meter in enumerate(meters)]
     )
-    data = {**scalars, "c": {"a": inner}, "n": quantity}
+    data = {**scalars, "c": {"a": inner}, "n": quantity, **start}
     usage = fake(meters=[meter.model_dump(mode="json") for meter in meter_set.meters])
     usage.emit("t", "acme", data, id="a")
 
@@ -240,11 +251,21 @@ def test_check_finds_a_misspelt_type_and_a_missing_value() -> None:
         usage.check()
 
 
-def test_the_double_rejects_a_reserved_type_before_it_looks_at_the_time() -> None:
-    """As the gateway does."""
+@pytest.mark.parametrize(
+    ("event_type", "event_id"),
+    [
+        ("tidemark.adjusted.calls", "a"),
+        ("t", "m:disk:0123456789abcdef:1:x"),
+        ("t", "m:disk:1"),
+        ("t", "c:0123456789abcdef01234567:calls:1"),
+        ("t", "c:0123456789abcdef0123456:calls:1"),
+    ],
+)
+def test_the_double_knows_what_is_reserved(event_type: str, event_id: str) -> None:
+    """As the gateway does, and before it looks at the time."""
     usage = fake()
-    usage.emit("tidemark.adjusted.calls", "acme", {"quantity": "-5"}, id="a", time="yesterday")
+    usage.emit(event_type, "acme", {"quantity": "-5"}, id=event_id, time="yesterday")
 
-    assert [(each.reason, each.detail) for each in usage.rejected()] == [
-        ("reserved_type", "type: only Tidemark may send it")
-    ]
+    why = reserved(event_type, event_id)
+    (found,) = usage.rejected()
+    assert (found.reason, found.detail) == ("reserved_type", why) if why else found.reason == "bad_time"
