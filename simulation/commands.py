@@ -17,13 +17,18 @@ Command = Callable[[Process], Coroutine[Any, Any, None]]
 
 
 async def in_own_process(world: Deployment, name: str, command: Command) -> None:
-    """Run a command in a process of its own, which ends with the command. Raises what the command raises."""
+    """Run a command in a process of its own, which ends with the command.
+
+    Raises what the command raises, and `Killed` if the process died. The caller's own cancellation ends the process.
+    """
     process = Process(name, world.chance(name), world.faults, world.rates, world.trace)
     work = process.run(command(process))
     try:
         await asyncio.wait([work])
     finally:
         process.kill()
+    if work.cancelled():
+        raise Killed(name)
     work.result()
 
 
@@ -52,7 +57,7 @@ class Commands:
             self._runs += 1
             try:
                 await in_own_process(self._world, f"{self._name}.{self._runs}", command)
-            except (Killed, asyncio.CancelledError, Transient, Fenced):
+            except (Killed, Transient, Fenced):
                 await asyncio.sleep(AGAIN_S)
             else:
                 self._doing = None

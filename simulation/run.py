@@ -114,7 +114,8 @@ def _let_go(loop: SimulatedLoop) -> None:
     for task in left:
         task.cancel()
     if left:
-        loop.run_until_complete(asyncio.gather(*left, return_exceptions=True))
+        # One that does not end is said by `World.safety`.
+        loop.run_until_complete(asyncio.wait(left, timeout=REST_S))
     asyncio.set_event_loop(None)
     loop.close()
 
@@ -122,6 +123,8 @@ def _let_go(loop: SimulatedLoop) -> None:
 async def _lived(world: World) -> None:
     await world.start()
     await world.safety()
+    if world.failures:
+        return
     await world.calm()
     await _at_rest(world)
     if not world.failures and await redriven(world):

@@ -290,7 +290,7 @@ class Subscribers:
             command = partial(self._command, account=account, what=what, from_ms=from_ms)
             try:
                 await in_own_process(world, f"operator.{self._runs}", command)
-            except (Killed, asyncio.CancelledError, Transient, Fenced):
+            except (Killed, Transient, Fenced):
                 tries_left -= not world.faults.active
             except InvalidInput as error:
                 # A customer of two accounts at once, or two customers of an account in one minute.

@@ -240,7 +240,9 @@ class World:
         await asyncio.gather(*(asyncio.ensure_future(work) for work in producers))
         for task in tasks:
             task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        # No timeout of a test reaches into this loop.
+        for task in (await asyncio.wait(tasks, timeout=SPAN_S))[1]:
+            self.fail("scheduler", f"does not end: {getattr(task.get_coro(), '__qualname__', task)}")
 
     async def calm(self) -> None:
         """End all faults: start stopped processes and bind every account to a customer."""
