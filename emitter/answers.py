@@ -41,6 +41,18 @@ def event_answers(answer: Answer, ids: Sequence[str]) -> list[EventAnswer] | Non
     return answers
 
 
+def is_refused(answer: Answer) -> bool:
+    """Whether a whole request was refused for what is in the request.
+
+    A proxy answers 400 too, to a missing Host or to HTTP at a TLS port, which says nothing of the events. 413 means that
+    the request is too large for somebody on the way.
+    """
+    if answer.status != 400:
+        return answer.status == 413
+    document = _document(answer)
+    return isinstance(document.get("error"), dict) or isinstance(document.get("events"), list)
+
+
 def error(answer: Answer) -> EventAnswer:
     """The error code and the message, with its field, with which the gateway refused a whole request, if the answer
     contains them."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import http.client
 import threading
 from collections.abc import Mapping
 
@@ -24,15 +23,7 @@ class Pool:
         """Post a body that may be posted twice. Blocks for a bounded time. Raises as `emitter.transport.Transport`."""
         with self._lock:
             transport = self._idle.pop() if self._idle else None
-        if transport is not None and transport.is_connected:
-            try:
-                return self._posted(transport, path, body, headers)
-            except (ConnectionError, http.client.BadStatusLine):
-                # The gateway closed the idle connection.
-                pass
-        return self._posted(HttpTransport(self._gateway_url, self._timeout_s), path, body, headers)
-
-    def _posted(self, transport: HttpTransport, path: str, body: bytes, headers: Mapping[str, str]) -> Answer:
+        transport = transport or HttpTransport(self._gateway_url, self._timeout_s)
         # After an exception the transport has closed its connection.
         answer = transport.post(path, body, headers)
         with self._lock:

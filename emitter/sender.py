@@ -7,7 +7,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Final, NamedTuple
 
-from emitter.answers import error, event_answers, pause_s
+from emitter.answers import error, event_answers, is_refused, pause_s
 from emitter.encoding import Event, batch, encoded
 from emitter.notices import Notices
 from emitter.pending import Entry, PendingEvents
@@ -86,7 +86,7 @@ class Sender:
             answer = self._post(items, again=attempt > 0)
             headers = answer.headers if answer is not None else _NO_HEADERS
             if answer is not None:
-                if answer.status in (400, 413) and event_answers(answer, [item.event.id for item in items]) is None:
+                if is_refused(answer) and event_answers(answer, [item.event.id for item in items]) is None:
                     self._split(items, answer)
                     return
                 items = self._settle(items, answer)

@@ -176,14 +176,17 @@ class Spool:
 
     def to_sync(self) -> list[int]:
         """Descriptors of what was written since the last call: the caller syncs them, and then calls `synced`."""
-        files, self._unsynced = self._unsynced, {}
-        with suppress(OSError):
-            for file in files:
+        try:
+            for file in list(self._unsynced):
                 if file.descriptor >= 0:
                     self._syncing.append(os.dup(file.descriptor))
+                del self._unsynced[file]
             if self._is_folder_unsynced:
-                self._is_folder_unsynced = False
                 self._syncing.append(os.open(self._settings.folder, os.O_RDONLY))
+                self._is_folder_unsynced = False
+        except OSError as error:
+            # No descriptor is free. What is left is synced at the next call.
+            self._failed("write", error)
         return self._syncing
 
     def synced(self, error: OSError | None) -> None:

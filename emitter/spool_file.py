@@ -60,9 +60,10 @@ class SpoolFile:
         while True:
             path = folder / f"{uuid7()}{SUFFIX}"
             descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_EXCL, 0o600)
-            if _locked(descriptor):
+            if _locked(descriptor) and os.fstat(descriptor).st_nlink:
                 return cls(path, descriptor)
-            # Another process looked for files of dead processes in this moment. It removes the empty file.
+            # Another process looked for files of dead processes in this moment. It removes the empty file, perhaps
+            # before this process had the lock: what is written to a file without a name is lost with the process.
             os.close(descriptor)
 
     @classmethod

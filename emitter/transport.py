@@ -7,6 +7,7 @@ import ipaddress
 import os
 import ssl
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Final, NamedTuple, Protocol
 from urllib.parse import urlsplit
 
@@ -68,8 +69,18 @@ class HttpTransport:
         return self.post("/v1/events", body, headers)
 
     def post(self, path: str, body: bytes, headers: Mapping[str, str]) -> Answer:
-        """As `Transport`, for any path. `timeout_s` bounds each wait on the socket."""
-        connection = self._connection or self._connect()
+        """As `Transport`, for any path and a body that may be posted twice. `timeout_s` bounds each wait on the socket.
+
+        A gateway closes connections that were idle for some seconds, which is no failure: the body is posted again.
+        """
+        if self._connection is not None:
+            with suppress(ConnectionError, http.client.BadStatusLine):
+                return self._posted(self._connection, path, body, headers)
+        return self._posted(self._connect(), path, body, headers)
+
+    def _posted(
+        self, connection: http.client.HTTPConnection, path: str, body: bytes, headers: Mapping[str, str]
+    ) -> Answer:
         broken = False
         try:
             try:
@@ -86,11 +97,6 @@ class HttpTransport:
         if broken or response.will_close or len(content) > ANSWER_BYTES_MAX:
             self.close()
         return Answer(response.status, {name.lower(): text for name, text in response.getheaders()}, content)
-
-    @property
-    def is_connected(self) -> bool:
-        """Whether a connection is kept. The gateway may have closed the connection since."""
-        return self._connection is not None
 
     def forget(self) -> None:
         """Forget the connection without closing it. After a fork it belongs to the parent."""

@@ -39,6 +39,8 @@ class UsageMiddleware:
         try:
             body = self._app(environ, starting)
         except BaseException:
+            # Nothing was sent yet, whatever status the application began with.
+            status = 500
             end()
             raise
         return _Body(body, end)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 import threading
 from collections import Counter
 from collections.abc import Mapping
@@ -10,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from emitter import Answer, QueueFull
+from emitter import Answer, Emitter, QueueFull
 from emitter.answers import pause_s
 from tests.worlds.emitter import FakeGateway, conserved, make
 
@@ -124,6 +125,53 @@ def test_an_event_that_spoils_its_request_is_isolated_by_halving() -> None:
     assert reported == ["poison"]
     assert sorted(gateway.stored) == ["0", "1", "2", "3", "4", "6", "7", "8"]
     assert max(gateway.stored.values()) == 1
+
+
+@pytest.mark.parametrize("status", [400, 404, 421, 502])
+def test_what_a_proxy_refuses_is_sent_again(status: int) -> None:
+    """nginx answers 400 to a missing Host and to HTTP at a TLS port: a whole spool was rejected for ever."""
+    page = Answer(status, {"content-type": "text/html"}, b"<h1>400 Bad Request</h1>")
+    gateway = FakeGateway(script=(page, page, page))
+    with make(gateway, flush_interval_s=10) as emitter:
+        for number in range(4):
+            emitter.emit("t", "acme", id=str(number))
+        assert emitter.flush()
+
+    assert gateway.stored == dict.fromkeys("0123", 1)
+    assert (emitter.stats().rejected, len(gateway.requests)) == (0, 4)
+
+
+def test_a_connection_that_the_gateway_closed_while_it_was_idle_is_no_failure() -> None:
+    """Who emits less than once in five seconds was told of an outage with every event."""
+    listening = socket.create_server(("127.0.0.1", 0))
+    closed = threading.Event()
+
+    def serve() -> None:
+        for _ in range(3):
+            connection, _ = listening.accept()
+            body = b""
+            while not body.endswith(b"]"):
+                body += connection.recv(1 << 16)
+            (event,) = json.loads(body.partition(b"\r\n\r\n")[2])
+            content = json.dumps({"events": [{"index": 0, "id": event["id"], "status": "accepted"}]}).encode()
+            connection.sendall(b"HTTP/1.1 202 Accepted\r\nContent-Length: %d\r\n\r\n%s" % (len(content), content))
+            connection.close()
+            closed.set()
+
+    thread = threading.Thread(target=serve, daemon=True)
+    thread.start()
+    address = f"http://127.0.0.1:{listening.getsockname()[1]}"
+    with Emitter(address, "tm_key", source="test", flush_interval_s=0.001) as emitter:
+        for number in range(3):
+            closed.clear()
+            emitter.emit("t", "acme", id=str(number))
+            assert emitter.flush()
+            assert closed.wait(30)
+        stats = emitter.stats()
+    thread.join(30)
+    listening.close()
+
+    assert (stats.accepted, stats.retries, stats.last_error) == (3, 0, "")
 
 
 def test_a_full_queue_that_drops_counts_and_reports() -> None:

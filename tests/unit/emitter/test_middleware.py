@@ -19,6 +19,7 @@ from starlette.responses import StreamingResponse
 
 from emitter import Emitter, asgi, wsgi
 from emitter.request_events import Request, Usage, UsageOf
+from emitter.testing import FakeEmitter
 from tests.worlds.emitter import FakeGateway, make
 
 
@@ -266,3 +267,22 @@ def test_the_wsgi_middleware_keeps_to_the_protocol() -> None:
     assert answered(wrapped, {"QUERY_STRING": ""}).endswith(b"a")
     (event,) = served.events()
     assert event["data"] == {"status": 201}
+
+
+def test_an_application_that_fails_after_it_began_its_answer_has_the_status_500() -> None:
+    """The server has sent nothing yet, and answers 500."""
+    seen: list[int] = []
+
+    def usage(_request: Any, status: int) -> None:
+        seen.append(status)
+
+    def app(_environ: wsgi.Environment, start_response: Callable[..., Any]) -> Iterable[bytes]:
+        start_response("200 OK", [])
+        raise RuntimeError("the template failed")
+
+    environ: dict[str, Any] = {}
+    setup_testing_defaults(environ)
+    with FakeEmitter() as emitter, pytest.raises(RuntimeError):
+        wsgi.UsageMiddleware(app, emitter, usage)(environ, lambda *_: None)
+
+    assert seen == [500]

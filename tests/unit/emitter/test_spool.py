@@ -19,7 +19,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from emitter import Answer, Event, QueueFull
+from emitter import Answer, Event, QueueFull, spool_file
 from emitter.encoding import encoded
 from emitter.spool import Place, Spool, SpoolSettings
 from emitter.spool_file import SpoolFile
@@ -205,6 +205,27 @@ def test_a_living_processs_file_is_left_alone(tmp_path: Path) -> None:
     away.close(0)
 
 
+def test_a_file_that_another_process_removes_before_it_is_locked_is_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The other one looks for files of dead processes and finds an empty one. What was written there had no name."""
+    settings = SpoolSettings(tmp_path, 1_000_000, "each", 1.0)
+    ours, theirs = Spool(settings), Spool(settings)
+    locked, looked = spool_file._locked, list[bool]()
+
+    def interleaved(descriptor: int) -> bool:
+        if not looked:
+            looked.append(True)
+            theirs.adopt()
+        return locked(descriptor)
+
+    monkeypatch.setattr(spool_file, "_locked", interleaved)
+    assert ours.append(b'{"n":1}', in_memory=True) is not None
+    ours.close()
+
+    assert Spool(settings).adopt() == 1
+
+
 def test_many_processes_at_once_adopt_a_file_once(tmp_path: Path) -> None:
     """Whoever has the lock sends."""
     ids = [event_id for _ in range(2) for event_id in left_by_a_dead_process(tmp_path)]
@@ -336,6 +357,30 @@ def test_a_full_disk_is_reported_and_events_are_in_memory_only(tmp_path: Path) -
     gateway.gate.set()
     assert emitter.close()
     assert sorted(gateway.stored) == ["half", "none", "whole"]
+
+
+def test_what_is_not_synced_for_want_of_descriptors_is_reported_and_synced_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`spool_sync="each"` promises that the event survives a power cut."""
+    spool = Spool(SpoolSettings(tmp_path, 1_000_000, "each", 1.0))
+    assert spool.append(b'{"n":0}', in_memory=True) is not None
+    synced: list[int] = []
+    monkeypatch.setattr(os, "fsync", synced.append)
+
+    def none_left(_descriptor: int) -> int:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "dup", none_left)
+        assert spool.append(b'{"n":1}', in_memory=True) is not None
+    assert (synced, spool.problem) == ([], "Too many open files")
+
+    (descriptor,) = spool.to_sync()
+    spool.synced(None)
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(descriptor)
+    spool.close()
 
 
 def test_a_folder_that_cannot_be_written_is_reported_and_events_are_sent(tmp_path: Path) -> None:
