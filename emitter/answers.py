@@ -44,8 +44,8 @@ def event_answers(answer: Answer, ids: Sequence[str]) -> list[EventAnswer] | Non
 def is_refused(answer: Answer) -> bool:
     """Whether a whole request was refused for what is in the request.
 
-    A proxy answers 400 too, to a missing Host or to HTTP at a TLS port, which says nothing of the events. 413 means that
-    the request is too large for somebody on the way.
+    A proxy answers 400 too, to a missing Host or to HTTP at a TLS port, which says nothing of the events. 413 means
+    that the request is too large for somebody on the way.
     """
     if answer.status != 400:
         return answer.status == 413

@@ -167,9 +167,14 @@ async def _any_key(request: Request, _scheme: _Scheme) -> ApiKey:
     return await authorized(request.app.state.dependencies, request)
 
 
+def _account_of(request: Request) -> str | None:
+    account: str | None = request.path_params.get("account")
+    return request.query_params.get("account") if account is None else account
+
+
 async def _reader(request: Request, _scheme: _Scheme) -> ApiKey:
     """A key that may read the account that the request names in its path or query, if it names one."""
-    account = request.path_params.get("account") or request.query_params.get("account")
+    account = _account_of(request)
     return await authorized(request.app.state.dependencies, request, Role.READ, account=account)
 
 
@@ -181,7 +186,7 @@ async def _admin(request: Request, _scheme: _Scheme) -> ApiKey:
 
 async def _operator(request: Request, _scheme: _Scheme) -> ApiKey:
     """A key of the role operator that reaches the account of the path or query, if it names one."""
-    account = request.path_params.get("account") or request.query_params.get("account")
+    account = _account_of(request)
     return await authorized(request.app.state.dependencies, request, Role.OPERATOR, account=account)
 
 
