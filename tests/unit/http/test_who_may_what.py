@@ -96,20 +96,36 @@ def routes(gateway: Gateway) -> set[tuple[str, str]]:
     }
 
 
-async def ask(gateway: Gateway, route: tuple[str, str], key: str) -> httpx.Response:
-    """A request to a route that names the account acme where the route names one."""
+async def ask(gateway: Gateway, route: tuple[str, str], key: str, account: str = "acme") -> httpx.Response:
+    """A request to a route that names the account where the route names one."""
     method, path = route
     headers = {"authorization": f"Bearer {key}"} if key else {}
     parameters = (
-        {"account": "acme"} if path.startswith(("/v1/usage", "/v1/meters/", "/v1/billing", "/v1/no", "/v1/du")) else {}
+        {"account": account} if path.startswith(("/v1/usage", "/v1/meters/", "/v1/billing", "/v1/no", "/v1/du")) else {}
     )
-    url = re.sub(r"\{\w+\}", "x", path.replace("{account}", "acme"))
+    url = re.sub(r"\{\w+\}", "x", path.replace("{account}", account))
     return await gateway.client.request(method, url, headers=headers, params=parameters)
 
 
 async def test_every_route_is_in_the_table_and_no_other(gateway: Gateway) -> None:
     """A new route needs a decision about who may call it."""
     assert routes(gateway) == OPEN | KEYED.keys()
+
+
+async def test_no_name_is_no_account(gateway: Gateway, tmp_path: Path) -> None:
+    """Stores take "" for all accounts or for the deployment: `/v1/accounts//banners` had everybody's payment links."""
+    keys = {
+        (role, account): create_key(tmp_path / "keys.jsonl", role, gateway.world.clock, account)[0]
+        for role in Role
+        for account in (None, "globex")
+    }
+    wrong: list[str] = []
+    for route in OF_AN_ACCOUNT:
+        for (role, account), key in keys.items():
+            status = (await ask(gateway, route, key, "")).status_code
+            allowed = {404} if "{account}" in route[1] else {403} if account else set(range(400, 600)) | {200}
+            wrong += [] if status in allowed else [f"{route}: {status} for {role} of {account}"]
+    assert wrong == []
 
 
 @pytest.mark.parametrize("kept", ["file", "sql"])
