@@ -74,12 +74,13 @@ def routes(served: Served) -> list[Route]:
     """All routes of the page. The order matters: the stylesheets are no tokens."""
     pages = _Pages(served)
     gets: dict[str, Callable[[_Asked], Awaitable[Response]]] = {
-        "": pages.account, "card": pages.card, "plans": pages.plans, "quotes/{quote}": pages.quote,
-        "invoices": pages.invoices, "invoices/{invoice}": pages.invoice, "invoices/{invoice}/lines/{line}": pages.hours,
-        "invoices/{invoice}/lines/{line}/hours/{hour:int}": pages.events,
+        "": pages.account, "card": pages.card, "plans": pages.plans, "quotes/{quote:name}": pages.quote,
+        "invoices": pages.invoices, "invoices/{invoice:name}": pages.invoice,
+        "invoices/{invoice:name}/lines/{line:name}": pages.hours,
+        "invoices/{invoice:name}/lines/{line:name}/hours/{hour:int}": pages.events,
     }  # fmt: skip
     posts: dict[str, Callable[[_Asked], Awaitable[Response]]] = {
-        "quotes": pages.ask, "quotes/{quote}/accept": pages.accept, "credits": pages.buy,
+        "quotes": pages.ask, "quotes/{quote:name}/accept": pages.accept, "credits": pages.buy,
     }  # fmt: skip
     return [
         Route("/page/style.css", lambda _: stylesheet(STYLESHEET)),

@@ -144,7 +144,8 @@ class EventsEndpoint:
         async with self._bodies.read(request) as body:
             deadline_s = asyncio.get_running_loop().time() + ANSWER_TIMEOUT_S
             raws, unreadable, event_id, remedy = entries(request, body)
-            self._rate_limit.take(key, max(len(raws), 1))
+            # What is only judged takes nothing from what the application may send.
+            self._rate_limit.take(key, 0 if is_dry else max(len(raws), 1))
             if unreadable is not None:
                 event_id, reason = _text(event_id, ID_CHARACTERS_MAX), unreadable.reason.value
                 judged = [Judged(unreadable.raw, event_id, None, reason, unreadable.detail, remedy=remedy)]

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
+from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -46,11 +49,14 @@ def refused_s(limit: RateLimit, asked: ApiKey) -> int:
 )
 def test_a_key_sends_its_burst_and_then_waits(per_s: int | None, taken: list[int], wait_s: int) -> None:
     """The bucket after some requests."""
-    limit = RateLimit(ManualClock(NOW_MS))
+    clock = ManualClock(NOW_MS)
+    limit = RateLimit(clock)
     for events in taken:
         limit.take(key(per_s), events)
 
     assert refused_s(limit, key(per_s)) == wait_s
+    clock.ms -= DAY_MS
+    assert refused_s(limit, key(per_s)) == wait_s, "a clock that is set back locks nobody out"
 
 
 def test_over_a_minute_a_key_sends_its_rate_and_one_burst() -> None:
@@ -87,6 +93,45 @@ async def test_a_key_that_is_too_fast_gets_429_and_nothing_is_written(tmp_path: 
 
     assert (first.status_code, second.status_code, third.status_code) == (202, 429, 202)
     assert (second.json()["error"]["code"], second.headers["retry-after"], stored) == ("too_fast", "2", 12)
+
+
+async def test_of_requests_that_are_open_at_once_the_first_one_empties_the_bucket(tmp_path: Path) -> None:
+    """All of them were let in while the bucket was full, and the next request was told to wait for hours."""
+    async with running(tmp_path) as gateway:
+        text, _ = create_key(tmp_path / "keys.jsonl", Role.INGEST, gateway.world.clock, events_per_s=10)
+        headers = {"content-type": "application/json", "authorization": f"Bearer {text}"}
+        begun, go = asyncio.Queue[None](), asyncio.Event()
+
+        async def sent(number: int) -> int:
+            async def body() -> AsyncIterator[bytes]:
+                begun.put_nowait(None)
+                await go.wait()
+                yield json.dumps([event(f"{number}-{at}") for at in range(100)]).encode()
+
+            return (await gateway.client.post("/v1/events", content=body(), headers=headers)).status_code
+
+        sending = [asyncio.create_task(sent(number)) for number in range(4)]
+        for _ in sending:
+            await begun.get()
+        go.set()
+        statuses = await asyncio.gather(*sending)
+        stored = len(await gateway.stored())
+        looked = await gateway.client.post("/v1/events?dry_run=1", content=b"[]", headers=headers)
+
+    assert (sorted(statuses), stored) == ([202, 202, 429, 429], 200)
+    assert (looked.status_code, looked.headers["retry-after"]) == (429, "10")
+
+
+async def test_what_is_only_judged_takes_nothing(tmp_path: Path) -> None:
+    """A look at a large file must not stop the live events of the same key."""
+    async with running(tmp_path) as gateway:
+        text, _ = create_key(tmp_path / "keys.jsonl", Role.INGEST, gateway.world.clock, events_per_s=1)
+        headers = {"content-type": "application/json", "authorization": f"Bearer {text}"}
+        body = json.dumps([event(f"{at}") for at in range(500)]).encode()
+        looked = await gateway.client.post("/v1/events?dry_run=1", content=body, headers=headers)
+        sent = await gateway.client.post("/v1/events", content=body, headers=headers)
+
+    assert (looked.status_code, sent.status_code) == (202, 202)
 
 
 async def test_an_expired_key_is_refused_and_says_so(tmp_path: Path) -> None:

@@ -336,3 +336,9 @@ async def test_an_account_without_a_customer_sees_the_default_plan(served: Serve
 
     assert "Free You pay nothing." in text_of(answer)
     assert "0 of 10" in text_of(answer)
+
+
+@pytest.mark.parametrize("path", ["quotes/a%2Fb", "invoices/a%2Fb", "invoices/a%2Fb/lines/c", "invoices/a/lines/c%2Fd"])
+async def test_an_encoded_slash_is_of_a_name(served: Served, path: str) -> None:
+    """It was a character that no database takes: 500, with a stack trace in the log."""
+    assert (await served.see(path)).status_code == 404
