@@ -97,6 +97,8 @@ def key_list(with_ended: bool, as_json: bool) -> None:
     if _has_sql(deployment):
         stored, now_ms = run(keys.listed(deployment))
         rows += [_row(each, now_ms) for each in stored]
+        if len(stored) == keys.LISTED_MAX:
+            click.echo(f"tidemark: only the {len(stored)} newest keys of PostgreSQL are listed", err=True)
     for row in rows:
         if with_ended or row["state"] in ("valid", "rotated"):
             click.echo(json.dumps(row) if as_json else _line(row))

@@ -13,7 +13,8 @@ from schemas.clock import DAY_MS, HOUR_MS
 from schemas.keys import KEY_ENTITY, KeyStore, StoredKey
 from schemas.side_tables import AuditRow
 
-LISTED_MAX: Final = 1_000
+# Ten times as many as may be valid at once.
+LISTED_MAX: Final = 100_000
 
 
 class KeyWish(NamedTuple):

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.commands import keys as commands
 from pipeline.open import open_base, open_side_tables
 from pipeline.settings import load_settings
 from tests.unit.cli.command_lines import Result, run
@@ -72,6 +73,15 @@ def test_a_key_is_created_listed_rotated_and_revoked(keys: Keys) -> None:
     ]  # fmt: skip
     secret = text.split("_", 2)[2]
     assert not any(secret in line for line in (*keys.lines("history"), *keys.lines("list", "--all")))
+
+
+def test_a_list_that_is_cut_says_so(keys: Keys, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who revokes by the list must know that an old key of an admin may be missing."""
+    monkeypatch.setattr(commands, "LISTED_MAX", 2)
+    for _ in range(2):
+        keys.lines("create", "--role", "admin")
+
+    assert "only the 2 newest keys of PostgreSQL are listed" in keys.run("list").err
 
 
 @pytest.mark.parametrize(
