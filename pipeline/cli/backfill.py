@@ -45,13 +45,17 @@ def backfill(file: Path, kind: str | None, ids: str, event_type: str, is_sent: b
     from pipeline.commands.backfill import Backfill, Shape, format_of, read_events
 
     shape = Shape(tuple(name.strip() for name in ids.split(",")), event_type)
-    events = read_events(file, format_of(file, kind), shape)
+    read_as = format_of(file, kind)
+    events = read_events(file, read_as, shape)
     with _gateway_client() as client:
-        job = Backfill(file, events, _sending(client, is_dry=not is_sent))
-        if again:
+        job = Backfill(file, events, _sending(client, is_dry=not is_sent), f"{client.base_url} {read_as} {shape}")
+        if again and is_sent:
             job.forget()
-        if is_sent and job.progress().is_done:
+        before = job.progress()
+        if is_sent and before.is_done:
             raise InvalidInput("FILE", f"all rows of {file.name} were sent; with --again they are sent again")
+        if is_sent and before.rows:
+            click.echo(f"goes on behind row {before.rows}, where an earlier run stopped", err=True)
         outcome = job.send(_noting()) if is_sent else job.dry_run(_noting())
     _print(outcome, file, is_sent)
     if outcome.progress.rejected:
@@ -73,13 +77,17 @@ def _sending(client: httpx.Client, *, is_dry: bool) -> Send:
     def post(events: Sequence[bytes]) -> Mapping[str, Any]:
         import httpx
 
-        wait_s = 1.0
+        from emitter.answers import pause_s
+
+        asked: Mapping[str, str] = {}
         for attempt in range(TRIES_MAX):
             if attempt:
-                time.sleep(wait_s)
-                wait_s = min(wait_s * 2, WAIT_MAX_S)
+                # A key that may send few events a second has to wait longer than for a gateway that is away.
+                time.sleep(pause_s(attempt - 1, 1.0, WAIT_MAX_S, asked))
+                asked = {}
             try:
                 answer = client.post(path, content=b"\n".join(events))
+                asked = answer.headers
                 document = answer_document(str(client.base_url), answer)
             except httpx.HTTPError as error:
                 problem = f"the gateway did not answer: {error}"

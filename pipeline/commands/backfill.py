@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, date, datetime
 from decimal import Decimal
-from hashlib import blake2b, file_digest
+from hashlib import blake2b, file_digest, sha256
 from itertools import islice
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -91,7 +91,21 @@ def _lines(path: Path) -> Iterator[bytes]:
             if len(line) > BATCH_BYTES_MAX:
                 raise InvalidInput("FILE", f"line {number} has more than {BATCH_BYTES_MAX} bytes: is it NDJSON?")
             if stripped := line.strip():
-                yield stripped
+                yield _rejected_before(stripped) or stripped
+
+
+def _rejected_before(line: bytes) -> bytes | None:
+    """The event of a line of FILE.rejected.ndjson, which somebody corrected there; None of any other line."""
+    if not line.startswith((b'{"row":', b'{"row" :')):
+        return None
+    try:
+        document = json.loads(line)
+    except ValueError:
+        return None
+    if not {"row", "reason", "event"} <= document.keys():
+        return None
+    event = document["event"]
+    return event.encode() if isinstance(event, str) else json.dumps(event, ensure_ascii=False).encode()
 
 
 def _csv_rows(path: Path) -> Iterator[Mapping[str, Any]]:
@@ -161,6 +175,8 @@ def _put(number: int, data: dict[str, Any], name: str, value: Any) -> None:
         data = data.setdefault(key, {})
         if not isinstance(data, dict):
             raise InvalidInput("FILE", f"row {number}: the columns {key!r} and {name!r} cannot both be there")
+    if last in data:
+        raise InvalidInput("FILE", f"row {number}: the column {name!r} and columns below it cannot both be there")
     data[last] = value
 
 
@@ -177,19 +193,20 @@ def _plain(value: object) -> str:
 
 
 class Backfill:
-    """One file and its progress. `send` is called with up to `BATCH_EVENTS` events."""
+    """One file and its progress. `send` is called with up to `BATCH_EVENTS` events. `about`: whatever else makes a run
+    another one, such as the gateway and the options: the progress of a run is not that of another one."""
 
-    def __init__(self, path: Path, events: Iterator[bytes], send: Send) -> None:
+    def __init__(self, path: Path, events: Iterator[bytes], send: Send, about: str = "") -> None:
         self._events = events
         self._send = send
         self._state = path.with_name(f"{path.name}.progress")
         self._rejected = path.with_name(f"{path.name}.rejected.ndjson")
-        self._sha256 = _digest(path)
+        self._sha256 = sha256(f"{_digest(path)} {about}".encode()).hexdigest()
         self.valid: Counter[tuple[str, str]] = Counter()
         self.reasons: Counter[tuple[str, str]] = Counter()
 
     def progress(self) -> Progress:
-        """Where an earlier run of the same bytes stopped. Of another file, nothing."""
+        """Where an earlier run stopped, which sent the same bytes in the same way. Of any other one, nothing."""
         try:
             stored = Progress(**json.loads(self._state.read_text()))
         except (OSError, ValueError, TypeError):

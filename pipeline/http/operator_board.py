@@ -164,7 +164,8 @@ class GatewayBoard:
         """See `Board`."""
         self._stores()
         done = await self._bulk.send(Selection(cause), by, reason)
-        more = "" if done.state is RedriveState.DONE else " It is not done: open the page of the reason again, and send its form."
+        is_done = done.state is RedriveState.DONE
+        more = "" if is_done else " It is not done: open the page of the reason again, and send its form."
         return f"{done.counts.sent} events that were refused as {cause} are sent again.{more}"
 
     def _stores(self) -> OperatorStores:

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import json
+import sys
+import time
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pyarrow as pa
 import pytest
 from pyarrow import parquet
 
 from pipeline.commands.backfill import BATCH_BYTES_MAX, BATCH_EVENTS, Backfill, Progress, Shape, format_of, read_events
 from schemas.errors import InvalidInput, Transient
+from tests.unit.cli.command_lines import run
 
 SHAPE = Shape(("request",), "api.request")
 CSV = "request,account,time,tokens,usage.region\nr-1,acme,2026-10-02T10:00:00Z,7,eu\nr-2,globex,,0.50,\n"
@@ -70,6 +74,7 @@ def test_several_columns_name_a_row_and_no_two_rows_share_an_id(tmp_path: Path) 
         pytest.param("u.csv", "request,account\n1\n", "as many cells", id="too few cells"),
         pytest.param("u.csv", "request,account,account\n", "'account' twice", id="a column twice"),
         pytest.param("u.csv", "request,account,a,a.b\n1,x,1,2\n", "cannot both", id="a value and an object"),
+        pytest.param("u.csv", "request,account,a.b,a\n1,x,2,1\n", "cannot both", id="an object and a value"),
         pytest.param("u.csv", b"request,account\n1,\xff\n", "not CSV in UTF-8", id="not UTF-8"),
         pytest.param("u.parquet", "PAR1", "is not Parquet", id="not Parquet"),
         pytest.param("u.ndjson", b"x" * (BATCH_BYTES_MAX + 1), "line 1 has more", id="no lines"),
@@ -111,9 +116,9 @@ STATUSES = {"accepted": "accepted", "duplicates": "duplicate", "rejected": "reje
 EVENTS = 2 * BATCH_EVENTS + 500
 
 
-def backfill(path: Path, gateway: Gateway) -> Backfill:
+def backfill(path: Path, gateway: Gateway, about: str = "") -> Backfill:
     """A run of the command."""
-    return Backfill(path, read_events(path, "ndjson", Shape()), gateway)
+    return Backfill(path, read_events(path, "ndjson", Shape()), gateway, about)
 
 
 def note(_progress: Progress) -> None:
@@ -188,6 +193,37 @@ def test_a_finished_file_is_not_sent_again_and_a_changed_one_is(path: Path) -> N
     assert (outcome.progress.rows, outcome.progress.duplicates) == (1, 1)
 
 
+def test_a_run_at_another_gateway_begins_at_the_first_row(path: Path) -> None:
+    """One that was stopped at staging went on at production, which lacked the first rows for ever."""
+    staging, production = Gateway(), Gateway()
+    staging.dies_at = 3
+    with pytest.raises(Transient):
+        backfill(path, staging, "https://staging ndjson").send(note)
+
+    outcome = backfill(path, production, "https://production ndjson").send(note)
+
+    assert (outcome.progress.accepted, len(production.events)) == (2_250, 2_250)
+
+
+@pytest.mark.parametrize("spaces", [True, False], ids=["as it was written", "written again by another program"])
+def test_rejected_events_that_were_corrected_are_sent_from_their_file(path: Path, spaces: bool) -> None:
+    """Each line was rejected again, because the line is no event."""
+    gateway = Gateway()
+    backfill(path, gateway).send(note)
+    rejected = path.parent / "events.ndjson.rejected.ndjson"
+    corrected = []
+    for line in rejected.read_text().splitlines():
+        kept = json.loads(line)
+        kept["event"] = kept["event"].replace('7"', '7b"')
+        corrected.append(json.dumps(kept, separators=None if spaces else (",", ":")))
+    rejected.write_text("\n".join(corrected))
+
+    outcome = backfill(rejected, gateway).send(note)
+
+    assert (outcome.progress.accepted, outcome.progress.rejected) == (250, 0)
+    assert {"e-7b", "e-2497b"} < gateway.events.keys()
+
+
 def test_a_garbled_progress_file_only_costs_time(path: Path) -> None:
     """The events are sent again, and each counts once."""
     gateway = Gateway()
@@ -197,3 +233,29 @@ def test_a_garbled_progress_file_only_costs_time(path: Path) -> None:
     outcome = backfill(path, gateway).send(note)
 
     assert (outcome.progress.duplicates, len(gateway.events)) == (2_250, 2_250)
+
+
+def test_the_command_waits_as_the_gateway_asks_and_a_look_forgets_nothing(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A key with few events a second asks for minutes; `--again` without `--send` deleted the progress."""
+    gateway, waited = Gateway(), list[float]()
+    answers = [httpx.Response(429, headers={"retry-after": "200"}, json={"error": {"code": "too_fast"}})]
+
+    def answered(request: httpx.Request) -> httpx.Response:
+        if answers:
+            return answers.pop()
+        return httpx.Response(202, json=gateway(request.content.split(b"\n")))
+
+    client = httpx.Client(transport=httpx.MockTransport(answered), base_url="http://gateway")
+    # The package has the command under the name of its module.
+    monkeypatch.setattr(sys.modules["pipeline.cli.backfill"], "_gateway_client", lambda: client)
+    monkeypatch.setattr(time, "sleep", waited.append)
+    sent = run(["backfill", str(path), "--send"])
+    assert (sent.code, waited) == (1, [200.0])
+    progress = path.with_name("events.ndjson.progress").read_bytes()
+
+    client = httpx.Client(transport=httpx.MockTransport(answered), base_url="http://gateway")
+    assert "Nothing was written" in run(["backfill", str(path), "--again"]).out
+
+    assert path.with_name("events.ndjson.progress").read_bytes() == progress
