@@ -31,6 +31,8 @@ from schemas.credits import (
 UNITS: Final = 10**SCALE_MAX
 # The running total of what credits did not pay. Its rate means nothing.
 STRIPE: Final = ""
+# How the cause of a grant of credits begins that paid a debt which got smaller.
+RETURNED: Final = "return:"
 _FREE: Final = Fraction(0)
 _CATEGORIES: Final = tuple(Category)
 
@@ -260,6 +262,29 @@ class IncludedChanges(NamedTuple):
 
     new: tuple[NewGrant, ...]
     changed: tuple[CreditGrant, ...]
+
+
+class Payer(NamedTuple):
+    """A grant, and the credits of it that paid a debt."""
+
+    grant: CreditGrant
+    credits: int
+
+
+def paid_back(grant: CreditGrant, credits_: int, payers: Sequence[Payer], source: str) -> Iterator[NewGrant]:
+    """The grants of credits that had paid too much of the debt of a void grant, each with the category, the end and the
+    priority of the grant that paid, the last one first. `source` names the usage that shrank."""
+    for payer in reversed(payers):
+        returned = min(credits_, payer.credits)
+        credits_ -= returned
+        if returned:
+            terms = payer.grant
+            # What a plan gives is one grant of each period.
+            category = Category.PROMOTIONAL if terms.category is Category.INCLUDED else terms.category
+            yield NewGrant(
+                grant.account, grant.pool, category, returned, terms.effective_ms,
+                f"{RETURNED}{source}:{grant.id}:{terms.id}", terms.expires_ms, terms.priority,
+            )  # fmt: skip
 
 
 def included_changes(

@@ -240,6 +240,11 @@ class Credits(Protocol):
         """
         ...
 
+    async def lacks_included(self, account: str, pool: str, terms: Terms, now_ms: int) -> bool:
+        """Whether the account's plans give credits of a pool, and no grant has those of the running period yet: the
+        period's first usage, or a look at the balance, makes the grant."""
+        ...
+
     async def of_account(self, account: str) -> AccountCredits:
         """The grants, debts and running totals of an account. Grants and debts are in the order in which they came."""
         ...

@@ -9,6 +9,8 @@ import hashlib
 import logging
 from typing import Final, NamedTuple
 
+from aggregators.credit_terms import terms_of
+from aggregators.credits import available
 from aggregators.packs import (
     chosen,
     invoice_params,
@@ -18,6 +20,7 @@ from aggregators.packs import (
     page_params,
     taxed,
 )
+from pipeline.access.renewal import commerce_of
 from pipeline.changes.pages import PAGE_MS
 from pipeline.credits.giving import customer_now
 from pipeline.credits.stores import PackParts
@@ -182,10 +185,18 @@ async def top_up(parts: PackParts) -> int:
     """Buy a pack for each account that has too few credits left and bought one itself before. Returns how many. Raises
     `Transient` only if SQL does not answer."""
     standing, now_ms, bought = await parts.catalog.standing(), parts.clock.now_ms(), 0
+    commerce = await commerce_of(parts.catalog)
     for name, pool in standing.catalog.credit_pools.items() if standing.catalog else ():
-        if pool.top_up is None:
+        if pool.top_up is None or commerce is None:
             continue
+        terms = terms_of(commerce[1], commerce[0])
         for account in await parts.packs.low(name, pool.top_up.below, now_ms, AT_ONCE):
+            # A card must not pay for what the plan gives with the period's first usage, or for what rolled over.
+            if await parts.credits.lacks_included(account, name, terms, now_ms):
+                continue
+            known = (await parts.credits.of_account(account)).grants
+            if sum(available(grant, now_ms) for grant in known if grant.pool == name) >= pool.top_up.below:
+                continue
             since_ms = min(month_start_ms(now_ms), now_ms - DAY_MS)
             made = await parts.packs.topped(account, name, since_ms)
             if may_top_up(pool.top_up, made, now_ms):

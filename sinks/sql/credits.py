@@ -11,14 +11,17 @@ from fractions import Fraction
 from typing import Any, Final
 
 import msgspec
-from sqlalchemy import Connection, RowMapping, case, delete, func, insert, or_, select, update
+from sqlalchemy import Connection, RowMapping, and_, case, delete, func, insert, or_, select, update
 
 from aggregators.credits import (
+    RETURNED,
     Move,
+    Payer,
     Spent,
     grant_id,
     included_changes,
     moved,
+    paid_back,
     spend,
     undo,
     with_parts,
@@ -37,7 +40,6 @@ from schemas.credits import (
     EntryKind,
     Granted,
     KeptAllocation,
-    Money,
     NewGrant,
     Terms,
     Usage,
@@ -45,6 +47,16 @@ from schemas.credits import (
 from schemas.errors import Fenced, InvalidInput
 from schemas.periods import INSTANT_MAX_MS, INSTANT_MIN_MS
 from sinks.sql import audit
+from sinks.sql.credit_rows import (
+    debts_of,
+    entry_of,
+    grant_of,
+    grant_row,
+    grants_where,
+    of_account,
+    save_debt,
+    save_grant,
+)
 from sinks.sql.credit_tables import (
     credit_allocations,
     credit_coverage,
@@ -58,7 +70,6 @@ from sinks.sql.queries import Head, insert_new, lock_accounts, rows_where, save_
 from sinks.sql.tables import accounts, catalog_versions
 
 CAUSE: Final = "credits"
-_MONEY: Final = ("paid_minor", "currency", "exponent")
 
 
 class SqlCredits(Credits):
@@ -87,14 +98,25 @@ class SqlCredits(Credits):
     async def void(self, account: str, grant: str, actor: str, reason: str, now_ms: int, *, owes: bool) -> CreditGrant:
         return await self._run(lambda connection: _void(connection, account, grant, actor, reason, now_ms, owes))
 
+    async def lacks_included(self, account: str, pool: str, terms: Terms, now_ms: int) -> bool:
+        grant = credit_grants.c
+        of_now = and_(grant.effective_ms <= now_ms, grant.expires_ms > now_ms)
+        is_it = and_(grant.account == account, grant.pool == pool, grant.category == Category.INCLUDED.value, of_now)
+
+        def body(connection: Connection) -> bool:
+            gives = pool in terms.included(billed_now(connection, account, now_ms))
+            return gives and connection.execute(select(grant.id).where(is_it).limit(1)).first() is None
+
+        return await self._run(body)
+
     async def of_account(self, account: str) -> AccountCredits:
-        return await self._run(lambda connection: _of_account(connection, storable(account)))
+        return await self._run(lambda connection: of_account(connection, storable(account)))
 
     async def entries(self, account: str, limit: int, *, after: int = 0, newest: bool = False) -> Sequence[CreditEntry]:
         number = credit_ledger.c.number
         wanted = select(credit_ledger).where(credit_ledger.c.account == storable(account), number > after)
         wanted = wanted.order_by(number.desc() if newest else number).limit(limit)
-        found = await self._run(lambda connection: list(map(_entry, connection.execute(wanted).mappings())))
+        found = await self._run(lambda connection: list(map(entry_of, connection.execute(wanted).mappings())))
         return found[::-1] if newest else found
 
     async def allocations(self, after: str, limit: int) -> Sequence[KeptAllocation]:
@@ -221,7 +243,7 @@ def _include(connection: Connection, account: str, start_ms: int, end_ms: int, t
     if pools and all(has_period for _, has_period in pools):
         return
     included = terms.included(billed_now(connection, account, now_ms))
-    changes = included_changes(account, start_ms, end_ms, included, _grants(connection, is_included))
+    changes = included_changes(account, start_ms, end_ms, included, grants_where(connection, is_included))
     for new in changes.new:
         _insert(connection, new, now_ms)
     for grant in changes.changed:
@@ -232,7 +254,9 @@ def _include(connection: Connection, account: str, start_ms: int, end_ms: int, t
 def _drawable(connection: Connection, account: str, instant_ms: int) -> list[CreditGrant]:
     grant = credit_grants.c
     is_open = or_(grant.expires_ms.is_(None), grant.expires_ms > instant_ms, grant.rolls_until_ms > instant_ms)
-    return _grants(connection, (grant.account == account) & (grant.remaining > 0) & grant.voided_ms.is_(None) & is_open)
+    return grants_where(
+        connection, (grant.account == account) & (grant.remaining > 0) & grant.voided_ms.is_(None) & is_open
+    )
 
 
 def _used(connection: Connection, usage: Usage) -> tuple[list[CreditGrant], list[CreditEntry]]:
@@ -241,9 +265,9 @@ def _used(connection: Connection, usage: Usage) -> tuple[list[CreditGrant], list
     wanted = select(credit_ledger).where(
         entry.account == usage.account, entry.meter == usage.meter, entry.period_start_ms == usage.period_start_ms
     )
-    entries = [_entry(row) for row in connection.execute(wanted.order_by(entry.number)).mappings()]
+    entries = [entry_of(row) for row in connection.execute(wanted.order_by(entry.number)).mappings()]
     rows = rows_where(connection, credit_grants, "id", {each.grant for each in entries})
-    return [_grant_of(row) for row in rows], entries
+    return [grant_of(row) for row in rows], entries
 
 
 def _move(
@@ -264,18 +288,28 @@ def _move(
         if grant.voided_ms is not None:
             entries.append((name, EntryKind.VOID, -grant.remaining))
             if paid := _forgive(connection, grant, -lost, now_ms):
-                key = f"return:{usage.identifier}:{name}"
-                again.append(
-                    NewGrant(
-                        usage.account, grant.pool, grant.category, paid, grant.effective_ms, key, grant.expires_ms,
-                        grant.priority,
-                    )
-                )  # fmt: skip
+                again += paid_back(grant, paid, _payers(connection, grant), usage.identifier)
             grant = grant._replace(remaining=0)
-        _save(connection, grant)
+        save_grant(connection, grant)
     _append(connection, usage.account, entries, usage.identifier, now_ms, usage)
     for new in again:
         _insert(connection, new, now_ms)
+
+
+def _payers(connection: Connection, grant: CreditGrant) -> list[Payer]:
+    """What other grants have paid of the debt of a void grant and did not get back, in the order of the payments."""
+    entry = credit_ledger.c
+    wanted = select(entry.grant_id, entry.credits).where(
+        entry.account == grant.account, entry.kind == EntryKind.DEBT.value, entry.source_key == _debt_key(grant)
+    )
+    found = [(name, -credits_) for name, credits_ in connection.execute(wanted.order_by(entry.number))]
+    grants = {each.id: each for each in of_account(connection, grant.account).grants}
+    back: dict[str, int] = {}
+    for each in grants.values():
+        for name, _ in found:
+            if each.source_key.startswith(RETURNED) and each.source_key.endswith(f":{grant.id}:{name}"):
+                back[name] = back.get(name, 0) + each.credits
+    return [Payer(grants[name], paid - back.get(name, 0)) for name, paid in found]
 
 
 def _append(
@@ -330,7 +364,7 @@ def _grant(connection: Connection, new: NewGrant, actor: str, reason: str, now_m
     _check(new)
     heads = _locked(connection, new.account, now_ms)
     here = (credit_grants.c.account == new.account) & (credit_grants.c.source_key == new.source_key)
-    for known in _grants(connection, here):
+    for known in grants_where(connection, here):
         if (known.pool, known.credits) != (new.pool, new.credits):
             said = f"{known.credits} credits of {known.pool}"
             raise InvalidInput("source_key", f"was given before with {said}: give another key")
@@ -366,15 +400,15 @@ def _insert(connection: Connection, new: NewGrant, now_ms: int) -> CreditGrant:
         name, new.account, new.pool, new.category, new.credits, new.credits, new.priority, new.effective_ms,
         new.expires_ms, new.source_key, now_ms, new.rollover_max, new.rolls_until_ms, paid=new.paid,
     )  # fmt: skip
-    connection.execute(insert(credit_grants), _grant_row(grant))
+    connection.execute(insert(credit_grants), grant_row(grant))
     _append(connection, grant.account, [(name, EntryKind.GRANT, grant.credits)], grant.source_key, now_ms)
-    for debt in _debts(connection, grant.account):
+    for debt in debts_of(connection, grant.account):
         paid = min(debt.open, grant.remaining) if debt.pool == grant.pool else 0
         if paid:
             grant = grant._replace(remaining=grant.remaining - paid)
             _append(connection, grant.account, [(name, EntryKind.DEBT, -paid)], debt.source_key, now_ms)
-            _save_debt(connection, debt._replace(open=debt.open - paid), now_ms)
-    _save(connection, grant)
+            save_debt(connection, debt._replace(open=debt.open - paid), now_ms)
+    save_grant(connection, grant)
     return grant
 
 
@@ -384,7 +418,7 @@ def _void(
     audit.check_said(("actor", actor), ("reason", reason))
     heads = lock_accounts(connection, {storable(account)})
     here = (credit_grants.c.account == storable(account)) & (credit_grants.c.id == storable(name))
-    found = _grants(connection, here)
+    found = grants_where(connection, here)
     if not found:
         message = f"the account has no grant {name[:100]!r}: see `tidemark credits balance`"
         raise InvalidInput("grant", message)
@@ -395,7 +429,7 @@ def _void(
     key = _debt_key(before)
     if before.remaining:
         _append(connection, account, [(name, EntryKind.VOID, -before.remaining)], key, now_ms)
-    _save(connection, after)
+    save_grant(connection, after)
     used = before.credits - before.remaining
     if owes and used:
         debt = Debt(account, key, before.pool, used, used, now_ms)
@@ -412,11 +446,11 @@ def _debt_key(grant: CreditGrant) -> str:
 def _forgive(connection: Connection, grant: CreditGrant, amount: int, now_ms: int) -> int:
     """Credits came back to a grant that is void: its debt, if there is one, gets smaller by as much. Returns how many
     of them other grants have paid."""
-    for debt in _debts(connection, grant.account, is_open=False):
+    for debt in debts_of(connection, grant.account, is_open=False):
         if debt.source_key == _debt_key(grant):
             forgiven = min(debt.open, amount)
             if forgiven:
-                _save_debt(connection, debt._replace(open=debt.open - forgiven), now_ms)
+                save_debt(connection, debt._replace(open=debt.open - forgiven), now_ms)
             return amount - forgiven
     return 0
 
@@ -438,62 +472,3 @@ def _note(
     )  # fmt: skip
     audit.append(connection, [(row, head.audit_hash)])
     save_heads(connection, heads)
-
-
-# Rows.
-
-
-def _of_account(connection: Connection, account: str) -> AccountCredits:
-    coverage: dict[tuple[str, int], list[Coverage]] = {}
-    wanted = select(credit_coverage).where(credit_coverage.c.account == account)
-    for row in connection.execute(wanted).mappings():
-        each = Coverage(row["pool"], Fraction(row["rate"]), row["covered"])
-        coverage.setdefault((row["meter"], row["period_start_ms"]), []).append(each)
-    grants = _grants(connection, credit_grants.c.account == account)
-    debts = _debts(connection, account, is_open=False)
-    return AccountCredits(grants, debts, coverage)
-
-
-def _grants(connection: Connection, where: Any) -> list[CreditGrant]:
-    wanted = select(credit_grants).where(where).order_by(credit_grants.c.made_ms, credit_grants.c.id)
-    return [_grant_of(row) for row in connection.execute(wanted).mappings()]
-
-
-def _debts(connection: Connection, account: str, *, is_open: bool = True) -> list[Debt]:
-    wanted = select(credit_debts).where(credit_debts.c.account == account)
-    if is_open:
-        wanted = wanted.where(credit_debts.c.open > 0)
-    wanted = wanted.order_by(credit_debts.c.made_ms, credit_debts.c.source_key)
-    return [Debt(**row) for row in connection.execute(wanted).mappings()]
-
-
-def _save_debt(connection: Connection, debt: Debt, now_ms: int) -> None:
-    is_it = (credit_debts.c.account == debt.account) & (credit_debts.c.source_key == debt.source_key)
-    values = {"open": debt.open, "settled_ms": None if debt.open else now_ms}
-    connection.execute(update(credit_debts).where(is_it).values(values))
-
-
-def _save(connection: Connection, grant: CreditGrant) -> None:
-    values = {name: getattr(grant, name) for name in ("remaining", "rolled", "voided_ms")}
-    connection.execute(update(credit_grants).where(credit_grants.c.id == grant.id).values(values))
-
-
-def _grant_of(row: Mapping[Any, Any]) -> CreditGrant:
-    values = {name: row[name] for name in CreditGrant._fields if name != "paid"}
-    values["category"] = Category(values["category"])
-    return CreditGrant(
-        **values, paid=None if row["paid_minor"] is None else Money(*(row[name] for name in _MONEY))
-    )  # fmt: skip
-
-
-def _grant_row(grant: CreditGrant) -> dict[str, Any]:
-    row = {**grant._asdict(), "category": grant.category.value}
-    del row["paid"]
-    return row | dict(zip(_MONEY, grant.paid or (None, None, None), strict=True))
-
-
-def _entry(row: RowMapping) -> CreditEntry:
-    return CreditEntry(
-        row["account"], row["number"], row["grant_id"], EntryKind(row["kind"]), row["credits"], row["source_key"],
-        row["at_ms"], row["meter"], row["period_start_ms"],
-    )  # fmt: skip

@@ -9,6 +9,7 @@ from typing import Any, cast
 
 import pytest
 
+from aggregators.credits import available
 from schemas.credits import (
     CREDITS_MAX,
     AccountCredits,
@@ -247,6 +248,23 @@ async def test_what_was_paid_and_is_not_owed_comes_back(credits_: Credits) -> No
     found = await credits_.of_account("acme")
     assert ([debt.open for debt in found.debts], await credits_.wrong()) == ([0], [])
     assert sum(left(found).values()) == 40
+
+
+async def test_what_comes_back_has_the_terms_of_what_paid(credits_: Credits) -> None:
+    """Bought credits had paid the debt of a gift that has ended: they came back as a grant that had ended too."""
+    ended = await give(credits_, 100, expires_ms=2_000, category=Category.PROMOTIONAL)
+    await spend(credits_, used("a", 60))
+    await credits_.void("acme", ended.id, "ann", "refund", NOW_MS, owes=True)
+    await give(credits_, 50, key="invoice:in_2", expires_ms=NOW_MS + 5)
+    await give(credits_, 500, key="invoice:in_3")
+    for name, delta in (("less", -4), ("even less", -10)):
+        await spend(credits_, used(name, delta))
+
+    found = (await credits_.of_account("acme")).grants
+    back = [(each.credits, each.expires_ms, each.category) for each in found if each.source_key.startswith("return:")]
+    assert sorted(back, key=str) == [(4, NOW_MS + 5, Category.PAID), (4, None, Category.PAID), (6, None, Category.PAID)]
+    assert sum(available(each, NOW_MS) for each in found) == 504
+    assert await credits_.wrong() == []
 
 
 async def test_what_makes_no_sense_is_refused(credits_: Credits) -> None:

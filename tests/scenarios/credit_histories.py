@@ -10,7 +10,6 @@ import argparse
 import asyncio
 import time
 from collections.abc import Sequence
-from dataclasses import replace
 from fractions import Fraction
 from random import Random
 from typing import Protocol
@@ -203,7 +202,11 @@ class History:
         new = NewGrant(ACCOUNT, pool, category, size, begins, key, ends, priority)
         self.said.append(f"grant {new}")
         await self.book.grant(new)
-        self.model.grant(ModelGrant(key, pool, category.value, size, priority, begins, ends))
+        self._given(ModelGrant(key, pool, category.value, size, priority, begins, ends))
+
+    def _given(self, grant: ModelGrant) -> None:
+        grant.tie = rules.grant_id(ACCOUNT, grant.name)
+        self.model.grant(grant)
 
     async def _void(self) -> None:
         gifts = [name for name in self.model.grants if name.startswith("gift")]
@@ -226,10 +229,14 @@ class History:
         self.said.append(f"use {usage}")
         self._include(start)
         wanted = self.model.use(meter, start, at, change)
-        for name, paid in self.model.again.items():
-            void, key = self.model.grants[name], f"return:{usage.identifier}:{rules.grant_id(ACCOUNT, name)}"
-            self.model.grant(replace(void, name=key, left=paid, rolled=0, is_void=False))
+        again = dict(self.model.again)
         self.model.again.clear()
+        for (name, payer), paid in again.items():
+            terms = self.model.grants[payer]
+            key = f"return:{usage.identifier}:{rules.grant_id(ACCOUNT, name)}:{rules.grant_id(ACCOUNT, payer)}"
+            category = "promotional" if terms.category == "included" else terms.category
+            new = ModelGrant(key, terms.pool, category, paid, terms.priority, terms.begins, terms.ends)
+            self._given(new)
         self._compare("remainder", wanted, await self.book.use(usage))
         self.draws += 1
 
@@ -249,7 +256,7 @@ class History:
                 ends = start if begin < start else start + PERIOD
                 ends = min([ends, *(other for other in own if other > begin)])
                 grant = ModelGrant(name, pool, "included", gives.credits, 50, begin, ends, gives.rollover_max)
-                self.model.grant(grant)
+                self._given(grant)
                 own[begin] = grant
             for each in own.values():
                 each.ends = min([each.ends or 0, *(begin for begin in own if begin > each.begins)])

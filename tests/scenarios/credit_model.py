@@ -29,6 +29,8 @@ class ModelGrant:
     rolled: int = 0
     size: int = 0
     is_void: bool = False
+    # Among grants of the same terms, the first by this name is drawn first.
+    tie: str = ""
 
     def is_over(self, at: int) -> bool:
         return self.ends is not None and at >= self.ends
@@ -42,10 +44,10 @@ class ModelGrant:
             return 0
         return min(self.left, max(0, self.roll_most - self.rolled))
 
-    def rank(self, at: int) -> tuple[float, ...]:
+    def rank(self, at: int) -> tuple[float | str, ...]:
         end = self.rolls_until if self.is_over(at) else self.ends
         soon = float("inf") if end is None else float(end)
-        return (self.priority, soon, CHEAP_FIRST[self.category], self.begins)
+        return (self.priority, soon, CHEAP_FIRST[self.category], self.begins, self.tie)
 
 
 @dataclass(frozen=True)
@@ -70,7 +72,9 @@ class Model:
     totals: dict[Place, int] = field(default_factory=lambda: defaultdict(int))
     piles: dict[Place, list[str]] = field(default_factory=lambda: defaultdict(list))
     owed: dict[str, int] = field(default_factory=dict)
-    again: dict[str, int] = field(default_factory=dict)
+    # Who paid a debt, credit by credit; and by void grant and payer, what was paid too much.
+    payers: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
+    again: dict[tuple[str, str], int] = field(default_factory=dict)
     _rates: dict[tuple[str, str], tuple[int, int]] = field(default_factory=dict)
 
     def rate(self, pool: ModelPool, meter: str) -> tuple[int, int]:
@@ -93,6 +97,7 @@ class Model:
                 paid = min(owed, grant.left)
                 self.owed[name] -= paid
                 grant.left -= paid
+                self.payers[name] += [grant.name] * paid
         self.grants[grant.name] = grant
 
     def void(self, name: str, *, owes: bool) -> None:
@@ -155,7 +160,8 @@ class Model:
             if self.owed.get(grant.name):
                 self.owed[grant.name] -= 1
             elif grant.name in self.owed:
-                self.again[grant.name] = self.again.get(grant.name, 0) + 1
+                place = grant.name, self.payers[grant.name].pop()
+                self.again[place] = self.again.get(place, 0) + 1
             return
         grant.left += 1
         if grant.is_over(at) and grant.rolled:

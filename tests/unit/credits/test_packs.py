@@ -133,12 +133,14 @@ async def test_a_credit_note_of_the_whole_invoice_takes_the_credits_back() -> No
     assert [left for _, _, left in await business.left()] == [0]
 
 
-async def _draws(business: Credited, calls: int) -> None:
+async def _draws(
+    business: Credited, calls: int, start_ms: int = START_MS, end_ms: int = START_MS + 30 * DAY_MS
+) -> None:
     """Calls are drawn from the ledger."""
     found = await commerce_of(business.sql.catalog)
     assert found is not None
     now_ms = business.clock.now_ms()
-    usage = Usage(f"i{calls}", ACME, "calls", START_MS, START_MS + 30 * DAY_MS, now_ms, calls, 0)
+    usage = Usage(f"i{calls}", ACME, "calls", start_ms, end_ms, now_ms, calls, 0)
     await business.sql.credits.allocate(usage, terms_of(found[1], found[0]), now_ms)
 
 
@@ -177,6 +179,32 @@ async def test_too_few_credits_buy_a_pack_by_themselves() -> None:
     assert [(each.state, each.how) for each in made] == [(PurchaseState.PAID, How.TOP_UP)] * 2
     assert [given for _, given, _ in await business.left()] == [100] * 3
     business.passes(30 * DAY_MS)
+    assert await top_up(business.pack_parts()) == 1
+
+
+PLAN_GIVES: Final = LEDGER.replace("below: 20", "below: 150").replace(
+    '{component: calls, meter: calls, unit: calls, month: {usd: "0.01"}}\n',
+    '{component: calls, meter: calls, unit: calls, month: {usd: "0.01"}}\n'
+    "    credits: [{pool: prepaid, every: period, amount: 1000}]\n",
+)
+
+
+async def test_no_card_pays_for_what_the_plan_gives_in_the_new_period() -> None:
+    """At the period's boundary the old credits have ended, and nobody has made the new ones yet."""
+    business = await begun(PLAN_GIVES)
+    await business.subscribed(FEE, CALLS)
+    end_ms = START_MS + 30 * DAY_MS
+    business.passes(HOUR_MS)
+    await bought(business)
+    await _draws(business, 700, START_MS, end_ms)
+    assert await top_up(business.pack_parts()) == 0
+    business.passes(30 * DAY_MS)
+    await business.settle()
+
+    assert await top_up(business.pack_parts()) == 0
+    await _draws(business, 1, end_ms, end_ms + 31 * DAY_MS)
+    assert await top_up(business.pack_parts()) == 0
+    await _draws(business, 950, end_ms, end_ms + 31 * DAY_MS)
     assert await top_up(business.pack_parts()) == 1
 
 
