@@ -83,12 +83,9 @@ from schemas.meters import Meter
 
 
 class _Name(Convertor[str]):
-    """A name in a path. It may contain everything, also line feeds, and slashes that are encoded.
+    """A name in a path. It may contain everything, also line feeds, and slashes that are encoded."""
 
-    An empty name is none: stores take it for all accounts, or for the deployment.
-    """
-
-    regex = r"[^/]+"
+    regex = r"[^/]*"
 
     def convert(self, value: str) -> str:
         return value.replace(SLASH, "/")

@@ -83,7 +83,8 @@ Instant = Annotated[int, BeforeValidator(_instant), _TIME]
 WholeHour = Annotated[int, BeforeValidator(_whole_hour), _TIME]
 Account = Annotated[str, Field(min_length=1, max_length=NAME_CHARACTERS_MAX)]
 MeterSlug = Annotated[str, Field(min_length=1, description="The meter's slug; `GET /v1/meters` lists them.")]
-AccountInPath = Annotated[str, Path(description="The account, percent-encoded as one part of the path.")]
+# No name is none: stores take it for all accounts, or for the deployment.
+AccountInPath = Annotated[str, Path(min_length=1, description="The account, percent-encoded as one part of the path.")]
 MeterInPath = Annotated[str, Path(description="The meter's slug; `GET /v1/meters` lists them.")]
 
 
