@@ -8,10 +8,13 @@ KRaft node on loopback, for `tidemark dev --kafka` and the tests; not for produc
 
 from __future__ import annotations
 
+import fcntl
+import os
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Final
@@ -34,6 +37,7 @@ COORDINATES: Final = "+".join(
 )
 CLUSTER_ID: Final = "76BLQI7sT_ql1mBfKsOk9Q"
 RESOLVE_TIMEOUT_S: Final = 300.0
+LOCK: Final = Path(tempfile.gettempdir(), f"tidemark-jars-{os.getuid()}.lock")
 
 # The session is short because a killed broker can return only after its old session has ended.
 PROPERTIES: Final = """process.roles=broker,controller
@@ -131,7 +135,10 @@ def broker_jars(progress: Callable[[str], None] = lambda _: None) -> list[str]:
     jgo = Path(sys.executable).with_name("jgo")
     command = [str(jgo), "--class-path-only", "info", "jars", COORDINATES]
     try:
-        done = subprocess.run(command, text=True, capture_output=True, check=True, timeout=RESOLVE_TIMEOUT_S)
+        # jgo fills its folder jar by jar: another process would start a broker with those that are there.
+        with LOCK.open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            done = subprocess.run(command, text=True, capture_output=True, check=True, timeout=RESOLVE_TIMEOUT_S)
     except (subprocess.SubprocessError, OSError) as error:
         detail = getattr(error, "stderr", None) or str(error)
         raise Transient(f"the broker's jars could not be downloaded; check the network: {detail}") from error
